@@ -1,0 +1,1 @@
+"""Causal methods: patching, attribution, ablation. Every sweep runs on `causal/sweep.py`."""

@@ -1,0 +1,1 @@
+"""Models, hook points, taps and interventions: everything that knows mlx modules."""

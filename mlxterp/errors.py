@@ -1,0 +1,112 @@
+"""Every error this library raises on purpose.
+
+A message has three parts: what was asked, what is there, what to do. It repeats the caller's values.
+
+    MlxterpError
+    ├── ModelError
+    │   ├── ModelNotFound          no such bundled model, path or hub id; or it could not be fetched
+    │   ├── UnsupportedArchitecture  the module has no layers we know how to read
+    │   └── CapabilityUnavailable  this model lacks the hook point or method, or it failed its check at load
+    ├── HookError
+    │   ├── UnknownHookPoint       a name that is not in the vocabulary, or a layer that does not exist
+    │   ├── MissingActivation      the trace did not capture what is asked for
+    │   └── InterventionNotFired   an intervention that changed nothing because its hook never ran
+    ├── TokenError                 a text that is not one token, a position out of range
+    ├── PromptPairError
+    │   ├── LengthMismatch         clean and corrupted have different numbers of tokens and no alignment
+    │   └── NoGap                  clean and corrupted give the same metric: nothing to recover
+    ├── MetricError                an unknown metric, or one whose arguments are missing
+    ├── ResultError                a result that cannot be read back, or a component that is not in it
+    └── ContractError
+        ├── ScaffoldError          a directory that exists, an unknown scaffold
+        ├── ProjectError           a directory that is no investigation, or whose files are missing
+        ├── CorruptLog             a line of results.jsonl that cannot be read
+        ├── DeclarationError       a HYPOTHESIS that is not a literal declaration
+        └── UnknownMetricName      a name the MetricRegistry does not hold
+"""
+
+from __future__ import annotations
+
+
+class MlxterpError(Exception):
+    """Base of every error raised on purpose."""
+
+
+class ModelError(MlxterpError):
+    """Something about loading or describing a model."""
+
+
+class ModelNotFound(ModelError):
+    """No bundled model, path or hub id answers to this name."""
+
+
+class UnsupportedArchitecture(ModelError):
+    """The module has no list of layers that can be hooked."""
+
+
+class CapabilityUnavailable(ModelError):
+    """This model does not have the hook point or property, or it failed its check at load."""
+
+
+class HookError(MlxterpError):
+    """Something about hook points and interventions."""
+
+
+class UnknownHookPoint(HookError):
+    """The name is not a hook point, or the layer does not exist."""
+
+
+class MissingActivation(HookError):
+    """The trace did not capture this hook point."""
+
+
+class InterventionNotFired(HookError):
+    """An intervention whose hook never ran: nothing was changed."""
+
+
+class TokenError(MlxterpError):
+    """A text that is not one token, or a position that does not exist."""
+
+
+class PromptPairError(MlxterpError):
+    """Clean and corrupted prompts that cannot be compared."""
+
+
+class LengthMismatch(PromptPairError):
+    """Clean and corrupted prompts have different numbers of tokens."""
+
+
+class NoGap(PromptPairError):
+    """Clean and corrupted runs give the same metric: there is nothing to recover."""
+
+
+class MetricError(MlxterpError):
+    """An unknown metric, or one whose arguments are missing."""
+
+
+class ResultError(MlxterpError):
+    """A result that cannot be read back, or a component it does not hold."""
+
+
+class ContractError(MlxterpError):
+    """Something about the files of an investigation."""
+
+
+class ScaffoldError(ContractError):
+    """A scaffold that cannot be written: the directory is not empty, or the name is unknown."""
+
+
+class ProjectError(ContractError):
+    """A directory that is not an investigation, or whose files are missing or unusable."""
+
+
+class CorruptLog(ContractError):
+    """A line of results.jsonl that cannot be read; names the file and the line."""
+
+
+class DeclarationError(ContractError):
+    """A HYPOTHESIS that is not a literal declaration; names the line and what to write."""
+
+
+class UnknownMetricName(ContractError):
+    """A name that the MetricRegistry does not hold; lists those it does."""
