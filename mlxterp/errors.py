@@ -15,14 +15,27 @@ A message has three parts: what was asked, what is there, what to do. It repeats
     ├── PromptPairError
     │   ├── LengthMismatch         clean and corrupted have different numbers of tokens and no alignment
     │   └── NoGap                  clean and corrupted give the same metric: nothing to recover
+    ├── SweepError                 a sweep over axes or components that do not go together
     ├── MetricError                an unknown metric, or one whose arguments are missing
     ├── ResultError                a result that cannot be read back, or a component that is not in it
+    ├── SettingError               an environment variable with a value that means nothing
     └── ContractError
         ├── ScaffoldError          a directory that exists, an unknown scaffold
         ├── ProjectError           a directory that is no investigation, or whose files are missing
         ├── CorruptLog             a line of results.jsonl that cannot be read
+        ├── EntryError             an ExperimentEntry with a field of the wrong type
         ├── DeclarationError       a HYPOTHESIS that is not a literal declaration
-        └── UnknownMetricName      a name the MetricRegistry does not hold
+        ├── UnknownMetricName      a name the MetricRegistry does not hold
+        ├── OutboxClosed           the pipe to the supervisor is gone
+        └── BudgetReached          no experiment is left in the budget
+
+Warnings, for what works but not as well as it could:
+
+    MlxterpWarning
+    ├── SlowBlas                   MLX on this Linux computes with the reference BLAS
+    ├── PositionsAligned           prompts of different lengths, compared by a stated map
+    ├── SlowSweep                  this architecture needs a whole forward per patch
+    └── TornTail                   the last line of results.jsonl was cut off by a crash
 """
 
 from __future__ import annotations
@@ -80,12 +93,20 @@ class NoGap(PromptPairError):
     """Clean and corrupted runs give the same metric: there is nothing to recover."""
 
 
+class SweepError(MlxterpError):
+    """A sweep, ablation or set of heads that means nothing for this component or model."""
+
+
 class MetricError(MlxterpError):
     """An unknown metric, or one whose arguments are missing."""
 
 
 class ResultError(MlxterpError):
     """A result that cannot be read back, or a component it does not hold."""
+
+
+class SettingError(MlxterpError):
+    """An environment variable of ours holds a value that means nothing."""
 
 
 class ContractError(MlxterpError):
@@ -104,9 +125,41 @@ class CorruptLog(ContractError):
     """A line of results.jsonl that cannot be read; names the file and the line."""
 
 
+class EntryError(ContractError, TypeError):
+    """An ExperimentEntry, or an argument of the log, with a value of the wrong type."""
+
+
 class DeclarationError(ContractError):
     """A HYPOTHESIS that is not a literal declaration; names the line and what to write."""
 
 
 class UnknownMetricName(ContractError):
     """A name that the MetricRegistry does not hold; lists those it does."""
+
+
+class OutboxClosed(ContractError):
+    """The supervisor asked for entries on a pipe that is not there, or is closed."""
+
+
+class BudgetReached(ContractError):
+    """Every experiment of the budget has been run."""
+
+
+class MlxterpWarning(UserWarning):
+    """Base of every warning given on purpose."""
+
+
+class SlowBlas(MlxterpWarning):
+    """MLX computes with the reference BLAS, and no faster one could be given to it."""
+
+
+class TornTail(MlxterpWarning):
+    """The last line of results.jsonl was cut off by a crash, and has been set aside."""
+
+
+class PositionsAligned(MlxterpWarning):
+    """Prompts of different lengths are compared by a stated map of positions."""
+
+
+class SlowSweep(MlxterpWarning):
+    """A sweep takes a whole forward per patch, because rows cannot join a running batch of this architecture."""

@@ -1,0 +1,76 @@
+"""Files of the package, and files written so that a crash leaves the old content or the new, never a part.
+
+Lives here: where `templates/` and `scaffolds/` are, atomic writes, fsync that reaches the disk. Does not live
+here: what the files mean (`mlxterp.autointerpret`, `mlxterp.reports`).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import uuid
+from pathlib import Path
+from typing import Literal
+
+from mlxterp.errors import MlxterpError
+
+
+def locate(kind: Literal["templates", "scaffolds"]) -> Path:
+    """The directory of this name: inside an installed package, else at the top of the checkout."""
+    package = Path(__file__).resolve().parent
+    places = (package / "_data" / kind, package.parent / kind)
+    for place in places:
+        if place.is_dir():
+            return place
+    raise MlxterpError(
+        f"the {kind} of mlxterp are not installed; looked in {' and '.join(str(p) for p in places)}. "
+        "Install the package again: python -m pip install --force-reinstall mlxterp."
+    )
+
+
+def sync(fd: int) -> None:
+    """Pushes what was written to `fd` onto the disk, on macOS also out of the drive's own cache."""
+    if sys.platform == "darwin":
+        import fcntl
+
+        try:
+            fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
+        except OSError:  # network and exFAT volumes do not know it
+            os.fsync(fd)
+    else:
+        os.fsync(fd)
+
+
+def sync_directory(path: Path) -> None:
+    """Makes a created, renamed or removed name in this directory survive a power cut."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def write_all(fd: int, data: bytes) -> None:
+    """Writes every byte: a full disk makes `os.write` return short before it raises."""
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(fd, rest) :]
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Replaces `path` by `data` in one step: a temporary file beside it, fsync, rename, fsync of the
+    directory.
+    """
+    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    try:
+        try:
+            write_all(fd, data)
+            sync(fd)
+        finally:
+            os.close(fd)
+        os.replace(beside, path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+    sync_directory(path.parent)

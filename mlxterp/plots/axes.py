@@ -1,0 +1,87 @@
+"""What heatmaps and bars share: colours, labels, ticks, numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+
+from mlxterp.results.shows import Heatmap, number, visible
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+INK = "#1f2328"
+POSITIVE = "#2b78d0"
+NEGATIVE = "#d8662c"
+WIDTH = 7.4  # inches: a report's column at 8 pt
+FONT = 8.0
+SOFT: dict[str, Any] = {"color": INK, "alpha": 0.75, "parse_math": False}
+_LABEL = 22  # characters of a label that are shown
+
+
+class Area(NamedTuple):
+    """Where a show is drawn, in inches from the bottom of a figure that is `total` high."""
+
+    bottom: float
+    height: float
+    total: float
+
+
+def axes_at(drawn: Figure, at: tuple[float, float, float, float]) -> Axes:
+    axes = drawn.add_axes(at)
+    axes.patch.set_alpha(0)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    return axes
+
+
+def set_ticks(
+    axes: Axes, which: Literal["x", "y"], labels: Sequence[str], pitch: float, lines: float = 0.0
+) -> None:
+    """As many labels along an axis as fit; an entry has `pitch` inches, a line of text takes `lines`."""
+    longest = max((len(shown(label)) for label in labels), default=1)
+    needed = lines if which == "y" else 0.07 * longest + 0.08
+    every = next((n for n in (1, 2, 5, 10, 20, 50, 100) if pitch * n >= needed), len(labels) or 1)
+    at = list(range(0, len(labels), every))
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    axis.set_ticks(at, [shown(labels[i]) for i in at], color=INK)
+    for label in axis.get_ticklabels():
+        label.set_parse_math(False)
+    axes.tick_params(axis=which, length=0, pad=3)
+
+
+def margin(labels: Sequence[str]) -> float:
+    longest = max((len(shown(label)) for label in labels), default=1)
+    return 0.14 + 0.064 * longest
+
+
+def colours(values: np.ndarray[Any, Any], show: Heatmap) -> np.ndarray[Any, Any]:
+    """RGBA: the hue says the sign, the opacity how far the value is from 0 (or from `low`)."""
+    from matplotlib.colors import to_rgb
+
+    limit = max(abs(show.low), abs(show.high)) if show.diverging else show.high - show.low
+    strength = np.nan_to_num((values if show.diverging else values - show.low) / (limit or 1.0))
+    hue = np.where((strength >= 0)[..., None], to_rgb(POSITIVE), to_rgb(NEGATIVE))
+    return np.concatenate([hue, np.clip(np.abs(strength), 0, 1)[..., None]], axis=-1)
+
+
+def shown(text: str, width: int = _LABEL) -> str:
+    """A label on one line, its hidden characters visible, cut with an ellipsis."""
+    text = visible(text).replace("\n", "↵").replace("\t", "⇥")
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def typeset(value: float, digits: int) -> str:
+    return number(float(value), digits).replace("-", "−")
+
+
+def fixed(value: float, among: Sequence[float]) -> str:
+    """A value with as many decimals as its neighbours have."""
+    largest = max((abs(v) for v in among if np.isfinite(v)), default=0.0)
+    if largest >= 1e5 or 0 < largest < 1e-3:
+        return typeset(value, 3)
+    decimals = 3 if largest < 0.1 else 2 if largest < 100 else 0
+    return f"{value:.{decimals}f}".replace("-", "−")

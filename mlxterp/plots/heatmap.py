@@ -1,0 +1,143 @@
+"""A heatmap: cells, labels, the outlined strongest ones, a colour bar."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mlxterp.plots.axes import (
+    FONT,
+    INK,
+    SOFT,
+    WIDTH,
+    Area,
+    axes_at,
+    colours,
+    margin,
+    set_ticks,
+    shown,
+    typeset,
+)
+from mlxterp.results.shows import Heatmap
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_MOST_RECTANGLES = 3000  # above this a picture of pixels, without a title for each cell
+
+
+def heatmap_height(show: Heatmap) -> float:
+    """Inches."""
+    return 0.62 + _cell_height(len(show.row_labels)) * max(1, len(show.row_labels))
+
+
+def _cell_height(n_rows: int) -> float:
+    return min(0.26, max(4.2 / max(1, n_rows), min(0.09, 9.0 / max(1, n_rows))))
+
+
+def draw_heatmap(drawn: Figure, show: Heatmap, area: Area) -> None:
+    """Cells whose colour is their value, the strongest outlined, and what the colours mean beside them."""
+    from matplotlib.patches import Rectangle
+
+    bottom, height, total = area
+    n_rows, n_columns = len(show.row_labels), len(show.column_labels)
+    left, right = margin(show.row_labels) + 0.3, 0.85
+    plot_height = _cell_height(n_rows) * max(1, n_rows)
+    width = min(WIDTH - left - right, 0.62 * max(1, n_columns))
+    at = (left / WIDTH, (bottom + height - plot_height - 0.08) / total, width / WIDTH, plot_height / total)
+    axes = axes_at(drawn, at)
+    axes.set(xlim=(-0.5, max(1, n_columns) - 0.5), ylim=(max(1, n_rows) - 0.5, -0.5))
+    set_ticks(axes, "x", show.column_labels, width / max(1, n_columns))
+    set_ticks(axes, "y", show.row_labels, plot_height / max(1, n_rows), lines=0.13)
+    axes.set_xlabel(shown(show.column_axis), **SOFT)
+    axes.set_ylabel(shown(show.row_axis), **SOFT)
+    values = np.array(show.values, dtype=np.float64).reshape(n_rows, n_columns)
+    painted = colours(values, show)
+    if values.size <= _MOST_RECTANGLES:
+        for i, j in np.ndindex(values.shape):
+            missing = not np.isfinite(values[i, j])
+            axes.add_patch(
+                Rectangle(
+                    (j - 0.5, i - 0.5),
+                    1,
+                    1,
+                    facecolor="none" if missing else tuple(painted[i, j]),
+                    edgecolor=(0.5, 0.5, 0.5, 0.6) if missing else "none",
+                    hatch="////" if missing else None,
+                    linewidth=0,
+                    clip_on=False,
+                    gid=f"cell-{i}-{j}",
+                )
+            )
+    else:
+        axes.imshow(painted, aspect="auto", interpolation="nearest")
+    roomy = width / max(1, n_columns) >= 0.34 and plot_height / max(1, n_rows) >= 0.15
+    for i, j in show.marks:
+        axes.add_patch(
+            Rectangle((j - 0.5, i - 0.5), 1, 1, fill=False, edgecolor=INK, linewidth=1.1, clip_on=False)
+        )
+        if roomy:
+            strong = abs(values[i, j]) > 0.55 * max(abs(show.low), abs(show.high))
+            colour = "white" if strong else INK
+            axes.text(
+                j, i, typeset(values[i, j], 2), ha="center", va="center", color=colour, fontsize=FONT - 1
+            )
+    axes.add_patch(
+        Rectangle(
+            (-0.5, -0.5),
+            n_columns,
+            n_rows,
+            fill=False,
+            edgecolor=INK,
+            alpha=0.35,
+            linewidth=0.6,
+            clip_on=False,
+        )
+    )
+    _colour_bar(drawn, show, (left + width + 0.14, bottom + height - 0.08, plot_height, total))
+
+
+def _colour_bar(drawn: Figure, show: Heatmap, area: tuple[float, float, float, float]) -> None:
+    from matplotlib.patches import Rectangle
+
+    left, top, plot_height, total = area
+    height = min(plot_height, 1.1) if plot_height > 0.6 else plot_height
+    axes = axes_at(drawn, (left / WIDTH, (top - height) / total, 0.1 / WIDTH, height / total))
+    axes.set(xlim=(0, 1), ylim=(show.low, show.high))
+    edges = np.linspace(show.low, show.high, 42)
+    painted = colours((edges[:-1] + edges[1:]) / 2, show)
+    for low, high, colour in zip(edges[:-1], edges[1:], painted, strict=True):
+        axes.add_patch(
+            Rectangle(
+                (0, low), 1, high - low, facecolor=tuple(colour), linewidth=0, clip_on=False, gid="shade"
+            )
+        )
+    axes.add_patch(
+        Rectangle(
+            (0, show.low),
+            1,
+            show.high - show.low,
+            fill=False,
+            edgecolor=INK,
+            alpha=0.35,
+            linewidth=0.6,
+            clip_on=False,
+        )
+    )
+    ticks = (show.low, 0.0, show.high) if show.low < 0 else (show.low, show.high)
+    axes.yaxis.tick_right()
+    axes.set_yticks(ticks, [typeset(tick, 2) for tick in ticks], color=INK, fontsize=FONT - 1)
+    axes.tick_params(length=0, pad=2)
+    axes.set_xticks([])
+    axes.text(
+        0,
+        -0.06 / height,
+        shown(show.unit, 14),
+        transform=axes.transAxes,
+        va="top",
+        color=INK,
+        alpha=0.75,
+        fontsize=FONT - 1,
+        parse_math=False,
+    )

@@ -1,0 +1,92 @@
+"""matplotlib's SVG made fit to stand inside a page: small, no ids that clash, in the page's colour of text.
+
+Only the elements and attributes named here pass; another one is our own mistake and raises.
+"""
+
+from __future__ import annotations
+
+import re
+from xml.etree import ElementTree
+
+from mlxterp.plots.axes import INK, typeset
+from mlxterp.results.shows import Bars, Heatmap, describe, visible
+
+_SVG = "http://www.w3.org/2000/svg"
+_XLINK = "http://www.w3.org/1999/xlink"
+_DROPPED = {"metadata", "style"}
+_ELEMENTS = {"svg", "g", "path", "rect", "text", "defs", "pattern", "clipPath", "image"}
+_ATTRIBUTES = {
+    "d", "style", "x", "y", "width", "height", "transform", "id", "clip-path", "patternUnits", "fill",
+    "viewBox", f"{{{_XLINK}}}href",
+}  # fmt: skip
+_NUMBER = re.compile(r"-?\d+\.\d+")
+_CELL = re.compile(r"cell-(\d+)-(\d+)")
+
+
+def inlined(raw: bytes, show: Heatmap | Bars) -> str:
+    """The SVG as an element of an HTML page, with `show`'s description and a title for every cell or bar."""
+    source = ElementTree.fromstring(raw)
+    box = source.attrib["viewBox"]
+    root = ElementTree.Element("svg", {"xmlns": _SVG, "viewBox": box, "role": "img", "class": "figure"})
+    root.set("aria-label", visible(describe(show)))
+    root.set("stroke-linejoin", "round")
+    if b"xlink:href" in raw:
+        root.set("xmlns:xlink", _XLINK)
+    for child in source:
+        _copy(child, root, show)
+    return ElementTree.tostring(root, encoding="unicode")
+
+
+def _copy(element: ElementTree.Element, parent: ElementTree.Element, show: Heatmap | Bars) -> None:
+    name = element.tag.removeprefix(f"{{{_SVG}}}")
+    if name in _DROPPED:
+        return
+    _require(name in _ELEMENTS, f"element {name!r}")
+    cell = _CELL.fullmatch(element.get("id", ""))
+    if (
+        name == "g" and cell is None and element.get("id") != "shade" and set(element.attrib) <= {"id"}
+    ):  # groups carry only ids; their children stand for themselves
+        for child in element:
+            _copy(child, parent, show)
+        return
+    copied = ElementTree.SubElement(parent, name)
+    if element.get("id", "") == "shade":
+        copied.set("shape-rendering", "crispEdges")
+    if cell is not None:
+        copied.set("pointer-events", "all")  # a cell of value 0 paints nothing, and still has its title
+        copied.set("shape-rendering", "crispEdges")  # neighbours share an edge without a seam
+        ElementTree.SubElement(copied, "title").text = _cell_title(show, int(cell[1]), int(cell[2]))
+    for key, value in element.attrib.items():
+        _require(key in _ATTRIBUTES, f"attribute {key!r}")
+        if key == f"{{{_XLINK}}}href":
+            _require(value.startswith("data:image/png;base64,"), "a link out of the page")
+            copied.set("xlink:href", value)
+        elif key == "id":
+            if name in ("pattern", "clipPath"):
+                copied.set(key, value)
+        elif not (key == "transform" and value.startswith("rotate(-0 ")):
+            copied.set(key, _tidied(value) if key in ("d", "style", "x", "y", "transform") else value)
+    if name == "text":
+        copied.text = element.text
+    for child in element:
+        _copy(child, copied, show)
+
+
+def _tidied(value: str) -> str:
+    value = _NUMBER.sub(lambda found: f"{float(found.group()):.2f}".rstrip("0").rstrip("."), value)
+    value = re.sub(r"font-family: [^;]*;? ?", "", " ".join(value.split()))
+    return value.replace(INK, "currentColor")
+
+
+def _cell_title(show: Heatmap | Bars, row: int, column: int) -> str:
+    if isinstance(show, Heatmap):
+        place = f"{show.column_axis} {show.column_labels[column]}, {show.row_axis} {show.row_labels[row]}"
+        return visible(f"{place}: {typeset(show.values[row][column], 3)}")
+    return visible(f"{show.labels[column]}: {typeset(show.values[column], 3)}")
+
+
+def _require(condition: bool, what: str) -> None:  # noqa: FBT001
+    if not condition:
+        raise AssertionError(
+            f"a figure of mlxterp holds {what}, which mlxterp.plots.inline does not let pass"
+        )

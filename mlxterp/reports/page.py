@@ -1,0 +1,207 @@
+"""Turns templates and values into a page: escaping, figures, atomic writes.
+
+Everything a template prints is escaped by the environment itself, in HTML and in Markdown alike; only
+what this module made (`Markup` in HTML, `Verbatim` in Markdown) passes as it is. Hidden characters become
+visible marks.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from datetime import datetime, timezone
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from mlxterp import plots
+from mlxterp._files import locate, write_atomically
+from mlxterp.errors import ResultError
+from mlxterp.results import AnalysisResult, Table, markdown
+from mlxterp.results.shows import Cell, describe, number, visible
+
+MOST_ROWS = 200
+_LONGEST = 6000
+_HTML_SUFFIXES = (".html", ".htm")
+_MARKDOWN_SUFFIXES = (".md", ".markdown")
+
+
+class Verbatim(str):
+    """Markdown that is printed as it is, because we made it."""
+
+    __slots__ = ()
+
+
+class Page:
+    """One rendering: the environment of its format and the figures it drew.
+
+    Args:
+        format: "html" or "markdown". figures_in: the name of the directory that Markdown links its
+        figures from; None writes descriptions only. include_plots: False leaves figures out and writes
+        their descriptions.
+    """
+
+    def __init__(self, format: str, *, figures_in: str | None = None, include_plots: bool = True) -> None:
+        if format not in ("html", "markdown"):
+            raise ResultError(f"no report format {format!r}. Formats are: markdown, html.")
+        self.is_html = format == "html"
+        self.files: dict[str, bytes] = {}
+        self._figures_in = figures_in
+        self._include_plots = include_plots
+
+    def render(self, template: str, **values: Any) -> str:
+        """The page of this template, `templates/<template>.html.j2` or `.md.j2`."""
+        environment = _html() if self.is_html else _markdown()
+        name = f"{template}.{'html' if self.is_html else 'md'}.j2"
+        text = environment.get_template(name).render(page=self, made=_now(), **values)
+        return text if self.is_html else re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
+
+    def figure(self, show: plots.Drawable) -> str:
+        """The figure itself in HTML; in Markdown a link to a PNG file, with its description."""
+        if not self._include_plots:
+            return self._described(show)
+        if self.is_html:
+            return Markup(plots.svg(show))
+        if self._figures_in is None:
+            return self._described(show)
+        name = f"{len(self.files) + 1:03d}-{_slug(show.title)}.png"
+        self.files[name] = plots.png(show)
+        alt = markdown.escape(describe(show))
+        return Verbatim(f"![{alt}]({self._figures_in}/{name})")
+
+    def _described(self, show: plots.Drawable) -> str:
+        return Markup("<p>{}</p>").format(visible(describe(show))) if self.is_html else describe(show)
+
+    def table(self, show: Table) -> Table:
+        """The table with at most MOST_ROWS rows, saying so when rows are left out."""
+        if len(show.rows) <= MOST_ROWS:
+            return show
+        left_out = f"The first {MOST_ROWS} of {len(show.rows)} rows. {show.caption}".strip()
+        return Table(title=show.title, columns=show.columns, rows=show.rows[:MOST_ROWS], caption=left_out)
+
+
+def format_of(path: Path) -> str:
+    """ "html" or "markdown", by the suffix of the file."""
+    suffix = path.suffix.lower()
+    if suffix in _HTML_SUFFIXES:
+        return "html"
+    if suffix in _MARKDOWN_SUFFIXES:
+        return "markdown"
+    raise ResultError(
+        f"a report cannot be written to {path.name!r}: its suffix names no format. "
+        f"Use one of {', '.join(_MARKDOWN_SUFFIXES + _HTML_SUFFIXES)}."
+    )
+
+
+def write(path: Path, text: str, figures: dict[str, bytes]) -> None:
+    """Writes the page and its figures; figures of an earlier version that it no longer links are removed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f"{path.stem}_files")
+    if figures:
+        if beside.is_symlink() or (beside.exists() and not beside.is_dir()):
+            raise ResultError(
+                f"figures of {path.name} go to {beside.name}/, which is a link or a file. Move it away."
+            )
+        beside.mkdir(exist_ok=True)
+        for name, content in figures.items():
+            write_atomically(beside / name, content)
+    write_atomically(path, text.encode("utf-8"))
+    if format_of(path) == "markdown" and beside.is_dir() and not beside.is_symlink():
+        for old in beside.glob("[0-9][0-9][0-9]-*.png"):
+            if old.name not in figures:
+                old.unlink()
+
+
+@lru_cache(maxsize=1)
+def _html() -> Environment:
+    return _environment(autoescape=True, finalize=lambda value: _shown(value))
+
+
+@lru_cache(maxsize=1)
+def _markdown() -> Environment:
+    return _environment(autoescape=False, finalize=_in_markdown)
+
+
+def _environment(*, autoescape: bool, finalize: Callable[[Any], Any]) -> Environment:
+    # autoescape is set outright: select_autoescape() looks at the last suffix, and ".html.j2" ends in ".j2".
+    environment = Environment(
+        loader=FileSystemLoader(str(locate("templates"))),
+        autoescape=autoescape,
+        finalize=finalize,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "cell": cell,
+        "is_number": lambda value: isinstance(value, (int, float)) and not isinstance(value, bool),
+        "clip": clip,
+        "fenced": lambda text, language="": Verbatim(markdown.fenced(text, language)),
+        "md_table": lambda shown: Verbatim(markdown.table(shown)),
+        "md_lines": lambda text: Verbatim(markdown.paragraphs(clip(text))),
+        "value_text": markdown.value_text,
+    }
+    environment.tests |= {
+        "table": lambda show: isinstance(show, Table),
+        "drawable": lambda show: bool(plots.drawables([show])),
+    }
+    return environment
+
+
+def _shown(value: Any) -> Any:
+    return visible(value) if type(value) is str else value
+
+
+def _in_markdown(value: Any) -> Any:
+    if isinstance(value, Verbatim):
+        return value
+    return markdown.escape(value) if isinstance(value, str) else value
+
+
+def cell(value: Cell) -> str:
+    """A table's cell: numbers rounded with a typographic minus, nothing for None."""
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return value
+    return number(value).replace("-", "−") if not isinstance(value, bool) else number(value)
+
+
+def clip(text: str, longest: int = _LONGEST) -> str:
+    """The text, cut when it is longer than its place can use."""
+    return text if len(text) <= longest else f"{text[:longest].rstrip()} …"
+
+
+def duration(seconds: float) -> str:
+    """`0.4 s`, `41 s`, `3 min 12 s`, `7 h 12 min`."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def moment(timestamp: float | None) -> str:
+    """`2026-03-01 22:14 UTC`; empty when it is not known."""
+    if timestamp is None or not 0 <= timestamp < 250_000_000_000:
+        return ""
+    return datetime.fromtimestamp(timestamp, tz=timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def _now() -> str:
+    return datetime.now(tz=timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def _slug(text: str) -> str:
+    return "-".join(re.findall(r"[a-z0-9]+", text.lower()))[:40].strip("-") or "figure"
+
+
+def titled(results: list[AnalysisResult], title: str | None) -> str:
+    """The given title, or the only result's own."""
+    return title or (results[0].title if len(results) == 1 else "Analysis report")
