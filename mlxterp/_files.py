@@ -58,9 +58,7 @@ def write_all(fd: int, data: bytes) -> None:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Replaces `path` by `data` in one step: a temporary file beside it, fsync, rename, fsync of the
-    directory.
-    """
+    """Replaces `path` by `data` in one step: a file beside it, fsync, rename, fsync of the directory."""
     beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
     try:

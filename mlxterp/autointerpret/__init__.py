@@ -3,3 +3,38 @@
 Not to be confused with `mlxterp.auto_interp` (an LLM labels SAE features) or `autointerp` (the command that
 supervises an investigation).
 """
+
+from __future__ import annotations
+
+from mlxterp.autointerpret.contract import FILES, Project, ProjectConfig, load_project
+from mlxterp.autointerpret.declaration import read_hypothesis
+from mlxterp.autointerpret.entry import ExperimentEntry
+from mlxterp.autointerpret.hypothesis import Hypothesis, InterventionClaim
+from mlxterp.autointerpret.log import ExperimentLog
+from mlxterp.autointerpret.loop import AutoInterpret
+from mlxterp.autointerpret.registry import MetricRegistry
+from mlxterp.autointerpret.scaffold import init_autointerpret, scaffolds
+from mlxterp.autointerpret.seals import Seal, SealProblem
+from mlxterp.autointerpret.verdict import Evidence, Measured, Verdict, decide
+
+__all__ = [
+    "FILES",
+    "AutoInterpret",
+    "Evidence",
+    "ExperimentEntry",
+    "ExperimentLog",
+    "Hypothesis",
+    "InterventionClaim",
+    "Measured",
+    "MetricRegistry",
+    "Project",
+    "ProjectConfig",
+    "Seal",
+    "SealProblem",
+    "Verdict",
+    "decide",
+    "init_autointerpret",
+    "load_project",
+    "read_hypothesis",
+    "scaffolds",
+]

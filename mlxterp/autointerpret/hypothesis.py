@@ -1,0 +1,238 @@
+"""What an experiment declares before it runs: a claim as data, which a judge can measure again without the
+agent's code.
+
+Lives here: the declaration's fields and what they may hold, its digest. Does not live here: reading it out of
+experiment.py (`declaration.py`), deciding it (`verdict.py`).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from mlxterp.autointerpret.contract import digest
+from mlxterp.autointerpret.encoding import clean_text, plain
+from mlxterp.errors import DeclarationError
+
+OUTCOMES = ("supported", "refuted", "ruled_out")
+DIRECTIONS = ("increase", "decrease")
+OPERATIONS = ("patch", "zero", "mean", "resample", "replace", "add", "scale", "clamp", "noise", "project_out")
+SOURCES = ("clean", "corrupted")
+
+_SITE = re.compile(r"(L\d+\.)?[a-z_]+(\.[hH]\d+)?(@-?\d+)?")
+_FORECAST_SUM = 1e-6
+
+
+@dataclass(frozen=True)
+class InterventionClaim:
+    """What is done at the sites: `InterventionClaim("patch", source="clean")`.
+
+    Attributes:
+        op: one of `OPERATIONS`.
+        source: for "patch", the run whose activation is put in: "clean" into the corrupted run (denoising:
+            what is sufficient), "corrupted" into the clean run (noising: what is necessary).
+        value: the number of "scale", "add", "noise" and "clamp".
+        align: how positions of the two prompts correspond, "strict" or "auto".
+    """
+
+    op: str
+    source: str = "clean"
+    value: float | None = None
+    align: str = "strict"
+
+    def __post_init__(self) -> None:
+        _raise_first(_intervention_problems(self.to_dict()))
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"op": self.op, "source": self.source, "value": self.value, "align": self.align}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hypothesis:
+    """A claim that can turn out wrong, written as literals in experiment.py:
+
+        HYPOTHESIS = Hypothesis(
+            id="H017",
+            claim="Head 9.6 moves the answer to the last position.",
+            site=["L9.z.h6"],
+            intervention=InterventionClaim("patch", source="clean"),
+            metric="logit_diff",
+            direction="increase",
+            sesoi=0.1,
+            forecast={"supported": 0.7, "refuted": 0.05, "ruled_out": 0.25},
+            rivals=["Any head of layer 9 does as well."],
+            falsified_if="the effect on held-out pairs is below 0.1",
+        )
+
+    Attributes:
+        id: the researcher's own name for it.
+        claim: one sentence.
+        site: hook points, "L9.z", with a head "L9.z.h6", with a position "L9.z.h6@-1".
+        intervention: what is done there.
+        metric: a name that setup.py's `metrics` holds.
+        direction: where the intervention moves the metric.
+        sesoi: the smallest effect of interest, above 0, in units of recovered metric.
+        forecast: the probability given to each of `OUTCOMES` before the run; they sum to 1.
+        rivals: at least one other explanation of the effect that is expected.
+        falsified_if: the observation that would make the claim wrong.
+        slices: named parts of the dataset in each of which the sign must hold.
+        builds_on: ids of entries this depends on; they are named when one of those is retracted.
+        replicates: the id of the entry this repeats on purpose, or "".
+    """
+
+    id: str
+    claim: str
+    site: Sequence[str]
+    intervention: InterventionClaim
+    metric: str
+    direction: str
+    sesoi: float
+    forecast: Mapping[str, float]
+    rivals: Sequence[str]
+    falsified_if: str
+    slices: Sequence[str] = field(default=())
+    builds_on: Sequence[str] = field(default=())
+    replicates: str = ""
+
+    def __post_init__(self) -> None:
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        _raise_first(problems(values))
+        for name in _TEXT_LISTS:
+            object.__setattr__(self, name, tuple(values[name]))
+        object.__setattr__(self, "sesoi", float(self.sesoi))
+        object.__setattr__(self, "forecast", {outcome: float(self.forecast[outcome]) for outcome in OUTCOMES})
+
+    @property
+    def sha256(self) -> str:
+        """The digest of the declaration's content: equal for two spellings of the same claim."""
+        return digest(json.dumps(self.to_dict(), sort_keys=True, ensure_ascii=True, allow_nan=False).encode())
+
+    def to_dict(self) -> dict[str, Any]:
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        values["intervention"] = self.intervention.to_dict()
+        return dict(plain(values).value)
+
+    def declared(self) -> dict[str, Any]:
+        """What the log's `record["declared"]` holds: the fields and their digest."""
+        return {**self.to_dict(), "sha256": self.sha256}
+
+    @staticmethod
+    def from_dict(data: Mapping[str, Any]) -> Hypothesis:
+        """The inverse of `to_dict` and of `declared`."""
+        values = {name: value for name, value in data.items() if name != "sha256"}
+        names = {each.name for each in fields(Hypothesis)}
+        needed = names - _TEXT_LISTS_OPTIONAL - {"replicates"}
+        if set(values) - names or needed - set(values):
+            raise DeclarationError(
+                f"a declaration with unknown fields {sorted(set(values) - names)} and without "
+                f"{sorted(needed - set(values))}. Its fields are: {', '.join(sorted(names))}."
+            )
+        done = values["intervention"]
+        if isinstance(done, Mapping):
+            unknown = set(done) - {each.name for each in fields(InterventionClaim)}
+            if unknown or "op" not in done:
+                raise DeclarationError(
+                    f"intervention: {dict(done)!r}. Its fields are: op, source, value, align."
+                )
+            values["intervention"] = InterventionClaim(**done)
+        return Hypothesis(**values)
+
+
+_TEXT_LISTS = ("site", "rivals", "slices", "builds_on")
+_TEXT_LISTS_OPTIONAL = frozenset({"slices", "builds_on"})
+
+
+def problems(values: Mapping[str, Any]) -> dict[str, str]:
+    """For each field whose value cannot stand: what it is and what to write instead."""
+    found: dict[str, str] = {}
+    for name in ("id", "claim", "metric", "falsified_if"):
+        if name in values and not _is_text(values[name]):
+            found[name] = f"{name} is {_shown(values[name])}. Write a text that is not empty."
+    if not isinstance(values.get("replicates", ""), str):
+        found["replicates"] = (
+            f"replicates is {_shown(values['replicates'])}. Write the id of an entry, such as '0042'."
+        )
+    for name in _TEXT_LISTS:
+        value = values.get(name, ())
+        if not isinstance(value, (list, tuple)) or not all(_is_text(item) for item in value):
+            found[name] = f"{name} is {_shown(value)}. Write a list of texts, such as {_EXAMPLES[name]}."
+    for name in ("site", "rivals"):
+        if name in values and name not in found and not values[name]:
+            found[name] = f"{name} is empty. Write at least one, such as {_EXAMPLES[name]}."
+    sites = values.get("site", ()) if "site" not in found else ()
+    odd = [site for site in sites if not _SITE.fullmatch(site)]
+    if odd:
+        found["site"] = (
+            f"{_shown(odd[0])} names no site. Write a hook point: 'L9.z', 'L9.z.h6' or 'L9.resid_post@-1'."
+        )
+    if "direction" in values and values["direction"] not in DIRECTIONS:
+        found["direction"] = f"direction is {_shown(values['direction'])}. Write 'increase' or 'decrease'."
+    if "sesoi" in values and not (_is_number(values["sesoi"]) and values["sesoi"] > 0):
+        found["sesoi"] = (
+            f"sesoi is {_shown(values['sesoi'])}. Write a number above 0: the smallest effect of interest."
+        )
+    if "intervention" in values and not isinstance(values["intervention"], InterventionClaim):
+        found["intervention"] = (
+            f"intervention is {_shown(values['intervention'])}. "
+            "Write InterventionClaim('patch', source='clean')."
+        )
+    if "forecast" in values:
+        found |= _forecast_problems(values["forecast"])
+    return found
+
+
+_EXAMPLES = {
+    "site": "['L9.z.h6']",
+    "rivals": "['Any head of layer 9 does as well.']",
+    "slices": "['long prompts']",
+    "builds_on": "['0042']",
+}
+
+
+def _forecast_problems(forecast: Any) -> dict[str, str]:
+    wanted = "Write {'supported': 0.6, 'refuted': 0.1, 'ruled_out': 0.3}: probabilities that sum to 1."
+    if not isinstance(forecast, Mapping) or set(forecast) != set(OUTCOMES):
+        return {"forecast": f"forecast is {_shown(forecast)}. {wanted}"}
+    if not all(_is_number(p) and 0 <= p <= 1 for p in forecast.values()):
+        return {"forecast": f"forecast is {_shown(forecast)}, and a probability is from 0 to 1. {wanted}"}
+    total = math.fsum(forecast.values())
+    if abs(total - 1) > _FORECAST_SUM:
+        return {"forecast": f"forecast sums to {total:g}. {wanted}"}
+    return {}
+
+
+def _intervention_problems(values: Mapping[str, Any]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for name, allowed in (("op", OPERATIONS), ("source", SOURCES), ("align", ("strict", "auto"))):
+        if values[name] not in allowed:
+            found[name] = (
+                f"{name} of the intervention is {_shown(values[name])}. Write one of: {', '.join(allowed)}."
+            )
+    if values["value"] is not None and not _is_number(values["value"]):
+        found["value"] = (
+            f"value of the intervention is {_shown(values['value'])}. Write a finite number, or leave it out."
+        )
+    return found
+
+
+def _raise_first(found: Mapping[str, str]) -> None:
+    if found:
+        raise DeclarationError(" ".join(found.values()))
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip()) and clean_text(value) == value
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) < 1e300
+
+
+def _shown(value: Any) -> str:
+    # By way of plain values: repr of an integer of thousands of digits raises.
+    text = repr(plain(value).value)
+    return text if len(text) <= 80 else text[:77] + "..."

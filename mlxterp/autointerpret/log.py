@@ -1,0 +1,284 @@
+"""The experiment log: results.jsonl, one entry a line, append-only.
+
+Lives here: appending, strict and tolerant reading, what the log says in a few lines of text. Does not live
+here: the bytes and the lock (`logfile.py`), the fields of an entry (`entry.py`), seals (`seals.py`).
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mlxterp._files import write_atomically
+from mlxterp.autointerpret import seals
+from mlxterp.autointerpret.encoding import MAX_LINE, LineError, decode_object, encode_object
+from mlxterp.autointerpret.entry import ExperimentEntry
+from mlxterp.autointerpret.logfile import LogFile, Place
+from mlxterp.autointerpret.outbox import outbox
+from mlxterp.autointerpret.seals import Seal, SealProblem
+from mlxterp.errors import CorruptLog, EntryError, TornTail
+
+_LAST_SHOWN = 5
+
+
+class Line(NamedTuple):
+    """A line of the log: its number from 1, its entry, its bytes without the line feed."""
+
+    number: int
+    entry: ExperimentEntry
+    raw: bytes
+
+
+class LineProblem(NamedTuple):
+    """A line that cannot be read, and why."""
+
+    line: int
+    what: str
+
+
+@dataclass(frozen=True)
+class Scan:
+    """Everything in the log that can be read, and what cannot."""
+
+    entries: tuple[ExperimentEntry, ...]
+    problems: tuple[LineProblem, ...]
+    torn: bytes
+
+
+class ExperimentLog:
+    """The log of an investigation.
+
+    `append` waits until the entry is on the disk (a few milliseconds). Several processes and threads may
+    append to one log; each entry gets its own id. Under supervision `append` reports to the supervisor
+    instead, which decides what the entry is worth and writes the line; reading works from the file as always.
+
+    Args:
+        path: the file; made at the first append. A symlink, a FIFO or a directory is refused.
+        clock: seconds since 1970, for the timestamp of entries that have none.
+    """
+
+    def __init__(self, path: str | Path = "results.jsonl", *, clock: Callable[[], float] = time.time) -> None:
+        self.path = Path(path)
+        self._file = LogFile(self.path)
+        self._clock = clock
+
+    def append(self, entry: ExperimentEntry) -> ExperimentEntry:
+        """Logs the entry and returns it as logged, with its id and timestamp.
+
+        Under supervision the returned entry has the id "": the supervisor gives it one when it logs it.
+
+        Raises:
+            OutboxClosed: a supervisor asked for entries, and its pipe is gone.
+            ProjectError: the path is no regular file, or its directory does not exist.
+            OSError: the disk is full or read-only; the log is as it was.
+        """
+        stamped = self._stamped(entry, "append")
+        supervisor = outbox()
+        if supervisor is not None:
+            pending = replace(stamped, experiment_id="")
+            supervisor.send({"type": "entry", "entry": pending.to_dict()})
+            return pending
+        return self._append(lambda place: replace(stamped, experiment_id=place.experiment_id))
+
+    def append_sealed(self, entry: ExperimentEntry, record: Mapping[str, Any]) -> ExperimentEntry:
+        """Logs the entry with the supervisor's evidence, which gets `schema`, `seq`, `at` and `seal`.
+
+        `record["uid"]` names the experiment: a uid that the log has already is returned as it was logged, so
+        that an append can be repeated after a crash. Writes the file also when an outbox is set.
+        """
+        uid = record.get("uid")
+        if not isinstance(uid, str) or not uid:
+            raise EntryError(
+                f"record['uid'] is {uid!r}. Give the text that names this experiment, the same when repeated."
+            )
+        stamped = replace(self._stamped(entry, "append_sealed"), record=dict(record)).plain()
+        evidence = stamped.record or {}
+
+        def sealed(place: Place) -> ExperimentEntry:
+            first = {
+                "schema": seals.SCHEMA,
+                "seq": place.number,
+                "uid": uid,
+                "at": place.at,
+                "seal": place.seal,
+            }
+            rest = {name: value for name, value in evidence.items() if name not in first}
+            return replace(stamped, experiment_id=place.experiment_id, record={**first, **rest})
+
+        return self._append(sealed, uid=uid)
+
+    def repair(self) -> bytes:
+        """Ends a line that a crash cut off: sets the fragment aside in `<name>.torn` and returns it (usually
+        empty).
+
+        Every append does this first; a supervisor calls it once at start.
+        """
+        return self._file.mend()
+
+    def entries(self) -> list[ExperimentEntry]:
+        """Every entry, oldest first. CorruptLog names the first line that cannot be read."""
+        return [line.entry for line in self.read_lines()]
+
+    def informative_entries(self) -> list[ExperimentEntry]:
+        """The entries whose `informative` is True."""
+        return [entry for entry in self.entries() if entry.informative]
+
+    def read_lines(self) -> Iterator[Line]:
+        """Every line with its number and bytes, strictly; warns of a torn last line, which it leaves out.
+
+        Raises:
+            CorruptLog: naming file, line number and what is wrong there.
+        """
+        read = _Reader(self.raw())
+        for number, raw in read.lines():
+            try:
+                yield Line(number, _entry(raw), raw)
+            except (LineError, EntryError) as problem:
+                raise CorruptLog(
+                    f"{self.path}, line {number}: {problem}. `ExperimentLog.scan()` reads the other lines; "
+                    "a supervisor restores the line from its journal."
+                ) from None
+        if read.torn:
+            warnings.warn(
+                f"{self.path}: the last {len(read.torn)} bytes are a line that a crash cut off; the next "
+                f"append moves them to {self.path.name}.torn",
+                TornTail,
+                stacklevel=2,
+            )
+
+    def scan(self) -> Scan:
+        """What `entries` reads, without refusing: unreadable lines and a torn tail stand beside them."""
+        read, entries, problems = _Reader(self.raw()), [], []
+        for number, raw in read.lines():
+            try:
+                entries.append(_entry(raw))
+            except (LineError, EntryError) as problem:
+                problems.append(LineProblem(number, str(problem)))
+        return Scan(tuple(entries), tuple(problems), read.torn)
+
+    def __len__(self) -> int:
+        """How many lines hold something; reads the file, and parses nothing."""
+        return sum(1 for _ in _Reader(self.raw()).lines())
+
+    def __bool__(self) -> bool:
+        """A log is true also while it is empty."""
+        return True
+
+    def summary(self) -> str:
+        """How many experiments, by which methods, how many informative, and the last conclusions, as text."""
+        return describe(self.entries(), self.path.name)
+
+    def verify(self, anchors: Iterable[Seal] = ()) -> list[SealProblem]:
+        """Where the log disagrees with its own seals, or with seals kept elsewhere; empty if it does not."""
+        return seals.check(self.raw(), anchors)
+
+    def seal(self) -> Seal:
+        """The seal of all complete lines as they are now: the anchor to keep outside the project."""
+        place = self._file.place()
+        return Seal(place.at, place.seal)
+
+    def raw(self) -> bytes:
+        """Every byte of the log, a torn last line included."""
+        return self._file.read()
+
+    def prefix_bytes(self, size: int) -> bytes:
+        """The first `size` bytes: what the log was when it had that size."""
+        return self.raw()[:size]
+
+    def restore(self, content: bytes) -> None:
+        """Replaces the whole file in one step, for a supervisor that found it changed and kept a copy."""
+        write_atomically(self.path, content)
+
+    def _stamped(self, entry: ExperimentEntry, caller: str) -> ExperimentEntry:
+        if not isinstance(entry, ExperimentEntry):
+            raise EntryError(
+                f"{caller} was given a {type(entry).__name__}. Give an ExperimentEntry(hypothesis=…, "
+                "method=…, result={…}, informative=…, conclusion=…, duration_seconds=…)."
+            )
+        plain = entry.plain()
+        return plain if plain.timestamp is not None else replace(plain, timestamp=float(self._clock()))
+
+    def _append(self, finish: Callable[[Place], ExperimentEntry], *, uid: str = "") -> ExperimentEntry:
+        def line(place: Place) -> bytes:
+            encoded = encode_object(finish(place).to_dict())
+            if len(encoded) > MAX_LINE:
+                raise EntryError(
+                    f"this entry needs a line of {len(encoded):,} bytes; a line may have {MAX_LINE:,}."
+                )
+            return encoded
+
+        appended = self._file.append(line, uid=uid)
+        if appended.set_aside:
+            warnings.warn(
+                f"{self.path}: {len(appended.set_aside)} bytes of a line that a crash cut off were moved to "
+                f"{self.path.name}.torn",
+                TornTail,
+                stacklevel=3,
+            )
+        return _entry(appended.line.rstrip(b"\n"))
+
+
+class _Reader:
+    """Lines, split at line feeds only: other characters that end lines are text inside JSON."""
+
+    def __init__(self, raw: bytes) -> None:
+        *self._lines, rest = raw.split(b"\n")
+        self.torn = rest
+        if rest and _is_entry(rest):  # only the line feed is missing
+            self._lines.append(rest)
+            self.torn = b""
+
+    def lines(self) -> Iterator[tuple[int, bytes]]:
+        return ((number, line) for number, line in enumerate(self._lines, 1) if line.strip())
+
+
+def _entry(raw: bytes) -> ExperimentEntry:
+    return ExperimentEntry.from_dict(decode_object(raw))
+
+
+def _is_entry(raw: bytes) -> bool:
+    try:
+        _entry(raw)
+    except (LineError, EntryError):
+        return False
+    return True
+
+
+def describe(entries: Iterable[ExperimentEntry], name: str = "log") -> str:
+    """The text of `ExperimentLog.summary` for these entries."""
+    every = list(entries)
+    if not every:
+        return f"{name}: no experiments yet"
+    informative = sum(entry.informative for entry in every)
+    seconds = sum(entry.duration_seconds or 0.0 for entry in every)
+    done = _count(len(every), "experiment")
+    lines = [f"{name}: {done}, {informative} informative, {seconds:.1f} s of experiments"]
+    verdicts = Counter(_verdict(entry) for entry in every)
+    if set(verdicts) != {""}:
+        told = (f"{verdict or 'without a verdict'} {n}" for verdict, n in verdicts.most_common())
+        lines.append(f"  verdicts: {', '.join(told)}")
+    methods = Counter(entry.method for entry in every)
+    useful = Counter(entry.method for entry in every if entry.informative)
+    lines.append("  methods:")
+    lines += [f"    {method}: {n}, {useful[method]} informative" for method, n in methods.most_common()]
+    lines.append("  last conclusions:")
+    for entry in every[-_LAST_SHOWN:]:
+        mark = "informative" if entry.informative else "not informative"
+        lines.append(
+            f"    [{entry.experiment_id or '----'}] {' '.join(entry.conclusion.split())[:200]} ({mark})"
+        )
+    return "\n".join(lines)
+
+
+def _verdict(entry: ExperimentEntry) -> str:
+    verdict = (entry.record or entry.metadata).get("verdict")
+    return verdict if isinstance(verdict, str) else ""
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n} {noun}{'' if n == 1 else 's'}"

@@ -1,0 +1,288 @@
+"""The bytes of results.jsonl: opened safely, locked, appended to so that a crash at any byte loses nothing.
+
+Lives here: the lock, the torn tail, what is known of the file between two appends. Does not live here:
+entries (`entry.py`), reading and summarising them (`log.py`), checking seals (`seals.py`).
+
+The file is opened for each append and locked by `flock`; between two appends only what others added is read.
+Writers that do not take the lock are counted and sealed over, not trusted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import stat
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from mlxterp._files import sync, sync_directory, write_all
+from mlxterp.autointerpret.encoding import LineError, decode_object
+from mlxterp.errors import ProjectError
+
+LOCK_TIMEOUT = 60.0
+_CHUNK = 1 << 20
+_LAST = 512
+_FLAGS = os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+
+
+class Place(NamedTuple):
+    """Where the next line goes: its number, the bytes before it, their SHA-256, a free experiment id."""
+
+    number: int
+    at: int
+    seal: str
+    experiment_id: str
+
+
+class Appended(NamedTuple):
+    """What an append did: the line as it stands in the file, the fragment it set aside (usually none)."""
+
+    line: bytes
+    set_aside: bytes
+
+
+@dataclass
+class _Known:
+    """What has been read of one file, up to and including its last line feed."""
+
+    device: int = -1
+    inode: int = -1
+    size: int = 0
+    lines: int = 0
+    last: bytes = b""
+    ids: set[str] = field(default_factory=set)
+    uids: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.sha = hashlib.sha256()
+
+    def take(self, line: bytes) -> None:
+        """Accounts for one more line, line feed included."""
+        experiment_id, uid = _names(line)
+        self.ids.add(experiment_id)
+        if uid:
+            self.uids.setdefault(uid, (self.size, len(line)))
+        self.sha.update(line)
+        self.size += len(line)
+        self.lines += 1
+        self.last = (self.last + line)[-_LAST:]
+
+    def place(self) -> Place:
+        number = self.lines + 1
+        free = number
+        while f"{free:04d}" in self.ids:
+            free += 1
+        return Place(number, self.size, self.sha.hexdigest(), f"{free:04d}")
+
+
+class LogFile:
+    """One results.jsonl. Threads and processes may use the same path; each append is one exclusive turn."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._known = _Known()
+
+    def read(self) -> bytes:
+        """Every byte, read while no append is under way; nothing when there is no file yet."""
+        with self._locked(os.O_RDONLY, fcntl.LOCK_SH) as fd:
+            return b"" if fd is None else _pread(fd, 0, os.fstat(fd).st_size)
+
+    def append(self, build: Callable[[Place], bytes], *, uid: str = "") -> Appended:
+        """Writes the line that `build` makes for its place, and waits until it is on the disk.
+
+        A line that already carries `uid` is returned instead: the same record offered twice is logged once.
+        """
+        with self._locked(os.O_RDWR | os.O_CREAT, fcntl.LOCK_EX) as fd:
+            assert fd is not None
+            set_aside = self._mend(fd)
+            if uid in self._known.uids:
+                at, length = self._known.uids[uid]
+                return Appended(_pread(fd, at, length), set_aside)
+            line = build(self._known.place())
+            self._write(fd, line)
+            self._known.take(line)
+            return Appended(line, set_aside)
+
+    def mend(self) -> bytes:
+        """Completes a last line that lacks only its line feed; sets aside and returns any other torn one."""
+        if not os.path.lexists(self.path):
+            return b""
+        with self._locked(os.O_RDWR, fcntl.LOCK_EX) as fd:
+            return b"" if fd is None else self._mend(fd)
+
+    def place(self) -> Place:
+        """Where the next line would go; the seal is that of the whole file as it is."""
+        with self._locked(os.O_RDONLY, fcntl.LOCK_EX) as fd:
+            if fd is None:
+                return _Known().place()
+            self._catch_up(fd)
+            return self._known.place()
+
+    @contextlib.contextmanager
+    def _locked(self, flags: int, lock: int) -> Iterator[int | None]:
+        """An open, locked descriptor of the file that has this name now; None if it does not exist."""
+        while True:
+            fd = self._open(flags)
+            if fd is None:
+                yield None
+                return
+            try:
+                _take_lock(fd, lock, self.path)
+                # Whoever replaced the file while we waited left us holding the lock of a file without a name.
+                if _still_named(fd, self.path):
+                    yield fd
+                    return
+            finally:
+                os.close(fd)
+
+    def _open(self, flags: int) -> int | None:
+        try:
+            fd = os.open(self.path, flags | _FLAGS, 0o666)
+        except FileNotFoundError:
+            if not flags & os.O_CREAT:
+                return None
+            raise ProjectError(
+                f"cannot log to {str(self.path)!r}: there is no directory {str(self.path.parent)!r}. "
+                "Create it first."
+            ) from None
+        except OSError as problem:
+            if problem.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+                raise _irregular(self.path) from None
+            raise
+        if stat.S_ISREG(os.fstat(fd).st_mode):
+            return fd
+        os.close(fd)
+        raise _irregular(self.path)
+
+    def _catch_up(self, fd: int) -> bytes:
+        """Reads what was added since the last turn; returns the bytes after the last line feed."""
+        known, now = self._known, os.fstat(fd)
+        same = (known.device, known.inode) == (now.st_dev, now.st_ino) and now.st_size >= known.size
+        if not same or _pread(fd, known.size - len(known.last), len(known.last)) != known.last:
+            known = self._known = _Known(now.st_dev, now.st_ino)
+        rest, position = b"", known.size
+        while position < now.st_size:
+            chunk = _pread(fd, position, min(_CHUNK, now.st_size - position))
+            position += len(chunk)
+            *lines, rest = (rest + chunk).split(b"\n")
+            for line in lines:
+                known.take(line + b"\n")
+        return rest
+
+    def _mend(self, fd: int) -> bytes:
+        fragment = self._catch_up(fd)
+        if not fragment:
+            return b""
+        if _is_whole(fragment):
+            self._write(fd, b"\n")
+            self._known.take(fragment + b"\n")
+            return b""
+        # First the copy, then the cut: a crash between the two leaves the fragment in both places.
+        torn = self.path.with_name(self.path.name + ".torn")
+        beside = os.open(torn, os.O_WRONLY | os.O_CREAT | _FLAGS, 0o666)
+        try:
+            write_all(beside, fragment + b"\n")
+            sync(beside)
+        finally:
+            os.close(beside)
+        sync_directory(self.path.parent)
+        os.ftruncate(fd, self._known.size)
+        return fragment
+
+    def _write(self, fd: int, data: bytes) -> None:
+        before = os.fstat(fd).st_size
+        try:
+            write_all(fd, data)
+        except OSError as problem:
+            with contextlib.suppress(OSError):  # if it cannot be cut back now, the next append sets it aside
+                os.ftruncate(fd, before)
+            raise _not_logged(problem, self.path, "nothing was added to the log") from problem
+        try:
+            sync(fd)
+        except OSError as problem:
+            self._known = _Known()
+            raise _not_logged(
+                problem, self.path, "the line was written but may not be on the disk"
+            ) from problem
+        if before == 0:
+            sync_directory(self.path.parent)
+
+
+def _pread(fd: int, at: int, length: int) -> bytes:
+    parts = []
+    while length > 0 and (part := os.pread(fd, length, at)):
+        parts.append(part)
+        at, length = at + len(part), length - len(part)
+    return b"".join(parts)
+
+
+def _still_named(fd: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(fd), os.lstat(path))
+    except FileNotFoundError:
+        return False
+
+
+def _take_lock(fd: int, lock: int, path: Path) -> None:
+    deadline, pause = time.monotonic() + LOCK_TIMEOUT, 0.0005
+    while True:
+        try:
+            fcntl.flock(fd, lock | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise TimeoutError(
+                    errno.ETIMEDOUT,
+                    f"another process has held the lock of the log for {LOCK_TIMEOUT:.0f} s; find it with "
+                    "`lsof` and let it go on, or end it",
+                    str(path),
+                ) from None
+        time.sleep(pause)
+        pause = min(2 * pause, 0.02)
+
+
+def _names(line: bytes) -> tuple[str, str]:
+    """The experiment id and the uid of a line, "" where there is none; a line nobody can read has neither."""
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        return "", ""
+    if type(value) is not dict:
+        return "", ""
+    record = value.get("record")
+    found = (value.get("experiment_id"), record.get("uid") if type(record) is dict else None)
+    return (found[0] if type(found[0]) is str else "", found[1] if type(found[1]) is str else "")
+
+
+def _is_whole(fragment: bytes) -> bool:
+    # A proper prefix of a JSON object is never a JSON object, so only the line feed can be missing.
+    try:
+        decode_object(fragment)
+    except LineError:
+        return False
+    return True
+
+
+def _irregular(path: Path) -> ProjectError:
+    kinds = (("a symbolic link", stat.S_ISLNK), ("a directory", stat.S_ISDIR), ("a FIFO", stat.S_ISFIFO))
+    mode = os.lstat(path).st_mode
+    kind = next((name for name, is_kind in kinds if is_kind(mode)), "not a regular file")
+    return ProjectError(
+        f"cannot use {str(path)!r} as a log: it is {kind}. The log must be a regular file; "
+        "move what is there away."
+    )
+
+
+def _not_logged(problem: OSError, path: Path, state: str) -> OSError:
+    return OSError(
+        problem.errno,
+        f"{problem.strerror}; {state}. Make room or give access, then append the entry again",
+        str(path),
+    )

@@ -1,0 +1,20 @@
+"""Models that every test may use: tiny, random, made once."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from mlxterp.core.model import InterpretableModel
+
+
+@pytest.fixture(scope="session")
+def tiny_llama() -> InterpretableModel:
+    """Grouped-query attention, RMS norms, untied unembedding; 3 layers, 4 heads, 2 key/value heads."""
+    # Here and not above: tests of the machinery do without mlx.
+    from mlxterp.core.model import InterpretableModel
+    from tests.tiny_models import ByteTokenizer, tiny_module
+
+    return InterpretableModel(tiny_module("llama"), ByteTokenizer())
