@@ -1,1 +1,12 @@
-"""Models, hook points, taps and interventions: everything that knows mlx modules."""
+"""Models, hook points, taps and interventions: everything that knows mlx modules.
+
+Importing this package loads mlx and, on Linux, gives it a fast BLAS (`blas.py`).
+"""
+
+import mlx.core
+
+from mlxterp.core import blas
+
+blas.install()
+
+__all__ = ["blas", "mlx"]
