@@ -1,1 +1,139 @@
-"""Who proposes the next experiment: a script, Claude Code, an API model, or a person with an editor."""
+"""Who proposes the next experiment: a script, Claude Code, an API model, or a person with an editor.
+
+Here live the values that pass between the supervisor and a researcher. How one researcher works lives in its
+own module; what becomes of a proposal is the supervisor's affair, and a driver has no vote in it.
+
+A driver works in turns. Within one turn it may write `experiment.py` once and be idle (the scripted
+researcher), or write it many times while the supervisor runs each new version (Claude Code): `tell` is
+called after every experiment, whether or not the turn has ended.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from mlxterp.autointerpret.entry import ExperimentEntry
+
+
+@dataclass(frozen=True)
+class Working:
+    """A turn is under way; `doing` says in one line what the researcher is at, for the live screen."""
+
+    doing: str = ""
+
+
+@dataclass(frozen=True)
+class Idle:
+    """No turn is under way: the next one may begin."""
+
+
+@dataclass(frozen=True)
+class Done:
+    """The researcher has nothing left to propose, for instance because the question is answered."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Failed:
+    """The researcher cannot go on: its program is missing, its key is refused, its service stays away."""
+
+    reason: str
+
+
+DriverState = Working | Idle | Done | Failed
+
+WORKING = Working()
+IDLE = Idle()
+
+
+@dataclass(frozen=True)
+class BudgetState:
+    """What has been spent and what is left. None under `*_left` is no limit; None under `usd` or `tokens` is
+    unknown."""
+
+    experiments: int = 0
+    experiments_left: int | None = None
+    seconds: float = 0.0
+    seconds_left: float | None = None
+    usd: float | None = None
+    usd_left: float | None = None
+    tokens: int | None = None
+    tokens_left: int | None = None
+
+
+def _charge_nothing(usd: float | None, tokens: int | None) -> None:
+    """Stands where no budget listens."""
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What a researcher may know when a turn begins.
+
+    Attributes:
+        project: the directory of the investigation.
+        entries: every line of the log so far, in order.
+        budget: what is left.
+        last: the newest entry, or None before the first.
+        deadline_left: seconds until the investigation must end; None when nothing limits its time.
+        steer: the text of `steer.md`, the guidance a person left for the time between experiments.
+        facts: what `setup.py` gave when it was imported: model, metrics, question, size of the dataset.
+        charge: called by a driver that costs money, on the supervisor's thread, with dollars and tokens just
+        spent.
+    """
+
+    project: Path
+    entries: list[ExperimentEntry]
+    budget: BudgetState
+    last: ExperimentEntry | None
+    deadline_left: float | None = None
+    steer: str = ""
+    facts: Mapping[str, object] = field(default_factory=dict)
+    charge: Callable[[float | None, int | None], None] = _charge_nothing
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a researcher hears after a proposal.
+
+    Attributes:
+        run: the number of the run, or None when nothing ran (the file did not parse, or these bytes ran
+        before).
+        entries: the lines that the run added to the log.
+        text: verdict, reasons, failing check and budget in words, at most 2 kB.
+    """
+
+    run: int | None
+    entries: tuple[ExperimentEntry, ...]
+    text: str
+
+
+class Driver(Protocol):
+    """A researcher. Every method returns at once; none waits for an experiment.
+
+    `begin_turn` starts one turn. `poll` says how it stands. `tell` delivers the outcome of an experiment,
+    also in the middle of a turn. `close` ends whatever the driver started, within two seconds.
+    """
+
+    @property
+    def name(self) -> str:
+        """Who proposes, as written to the log: "scripted", "claude-code", "external"."""
+
+    @property
+    def model(self) -> str | None:
+        """The language model that proposes, or None."""
+
+    @property
+    def session(self) -> str | None:
+        """The researcher's own name for its conversation, or None."""
+
+    def begin_turn(self, situation: Situation) -> None: ...
+
+    def poll(self) -> DriverState: ...
+
+    def tell(self, told: Told) -> None: ...
+
+    def close(self) -> None: ...

@@ -1,0 +1,149 @@
+"""Small questions to the operating system: is this really a file, what may a child see, who still runs.
+
+Lives here: what more than one room of the machinery needs and what has no state worth a class of its own.
+Does not live here: writing files durably (`mlxterp._files`), starting processes (`child.py`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import signal
+import stat
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from mlxterp.autointerpret.contract import OUTBOX_ENV
+from mlxterp_agent.errors import DiskFull
+
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+
+_PASSED_ON = re.compile(
+    r"PATH|HOME|LANG|LC_\w+|TERM|TZ|VIRTUAL_ENV|XDG_CACHE_HOME|MLXTERP_\w+|OPENBLAS_\w+|OMP_NUM_THREADS|PIP_\w+"
+    r"|SSL_CERT\w*|REQUESTS_CA_BUNDLE|HF_\w+|(?:https?|no|all)_proxy|(?:HTTPS?|NO|ALL)_PROXY"
+)
+_SECRET_NAME = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL", re.IGNORECASE)
+_SECRET_VALUE = re.compile(r"://[^/@\s]+@")
+
+
+class NotRegular(Exception):
+    """At this path is no file of its own, but a link, a directory or a pipe; or it is larger than allowed."""
+
+
+def read_regular(path: Path, *, limit: int | None = None) -> bytes:
+    """The bytes of a regular file. A symbolic link is not followed, and a pipe does not block.
+
+    Raises:
+        NotRegular: in words that continue "experiment.py is …".
+        OSError: the file is missing or cannot be read.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as problem:
+        if problem.errno in (errno.ELOOP, errno.EMLINK):
+            raise NotRegular("a symbolic link, and it must be a file of its own") from None
+        if problem.errno == errno.ENXIO:
+            raise NotRegular("a socket or a device, and it must be a file") from None
+        raise
+    with open(fd, "rb") as file:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise NotRegular("not a regular file")
+        if limit is not None and status.st_size > limit:
+            raise NotRegular(f"{status.st_size:,} bytes long, and at most {limit:,} are read")
+        data = file.read() if limit is None else file.read(limit + 1)
+    if limit is not None and len(data) > limit:
+        raise NotRegular(f"longer than {limit:,} bytes")
+    return data
+
+
+@contextlib.contextmanager
+def disk_full_in_words(path: Path) -> Iterator[None]:
+    """Turns "no space left" and "quota exceeded" into DiskFull; other errors pass."""
+    try:
+        yield
+    except OSError as problem:
+        if problem.errno not in _FULL:
+            raise
+        raise DiskFull(
+            f"could not write {path}: {os.strerror(problem.errno or errno.ENOSPC)}. "
+            "Nothing that was logged is lost. Free some space there, then start again."
+        ) from problem
+
+
+def is_disk_full(problem: OSError) -> bool:
+    """Whether this is "no space left on device" or "quota exceeded"."""
+    return problem.errno in _FULL
+
+
+def child_environment(parent: Mapping[str, str], *, outbox: int, tmp: Path) -> dict[str, str]:
+    """The environment of an experiment: an allow-list, without what looks like a secret.
+
+    A name that holds KEY, TOKEN, SECRET, PASSWORD or CREDENTIAL is left out even when the list has it, and so
+    is a URL with a user name in it, such as a private package index. `AUTOINTERP_*` stays behind, except for
+    the outbox.
+    """
+    passed = {
+        name: value
+        for name, value in parent.items()
+        if _PASSED_ON.fullmatch(name) and not _SECRET_NAME.search(name) and not _SECRET_VALUE.search(value)
+    }
+    return {**passed, "TMPDIR": str(tmp), "PYTHONHASHSEED": "0", OUTBOX_ENV: f"fd:{outbox}"}
+
+
+def boot_id() -> str:
+    """Names this boot of the machine: clocks that count from the boot are comparable only within it."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        import psutil
+
+        return f"booted at {psutil.boot_time():.0f}"
+
+
+def oom_kills() -> int | None:
+    """How often the kernel ended a process for lack of memory since the boot; None where it does not say."""
+    try:
+        lines = Path("/proc/vmstat").read_text().splitlines()
+    except OSError:
+        return None
+    counts = [int(line.split()[1]) for line in lines if line.startswith("oom_kill ")]
+    return counts[0] if counts else None
+
+
+class Descendants:
+    """The processes below one process, remembered while it lives, so that those that left it can be ended
+    afterwards.
+
+    Needed where the kernel has no subreaper (macOS): a walk sees what runs at that moment, and a process that
+    forks away between two looks is missed. A process is known by its id *and* its start time, never by the id
+    alone.
+    """
+
+    def __init__(self, root: int) -> None:
+        self._root = root
+        self._seen: dict[int, float] = {}
+
+    def look(self) -> None:
+        """Remembers who is there now."""
+        import psutil
+
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            for process in psutil.Process(self._root).children(recursive=True):
+                with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+                    self._seen[process.pid] = process.create_time()
+
+    def end(self) -> int:
+        """Ends those that still run; how many there were."""
+        import psutil
+
+        ended = 0
+        for pid, started in self._seen.items():
+            with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied, ProcessLookupError):
+                process = psutil.Process(pid)
+                if process.create_time() == started and process.status() != psutil.STATUS_ZOMBIE:
+                    process.send_signal(signal.SIGKILL)
+                    ended += 1
+        return ended

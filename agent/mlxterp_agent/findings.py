@@ -1,0 +1,170 @@
+"""The folder of a kept entry: finding.md, result.json, the experiment.py that ran, and a figure.
+
+The files are made from one log line and the bytes that ran, so a folder that is missing after a crash is
+made again with the same bytes. Writing is careful about links: `findings/` must be a real directory. Nothing
+here decides what is kept, and nothing commits.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator, Mapping
+from datetime import datetime, timezone
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from mlxterp._files import locate, sync_directory, write_atomically
+from mlxterp.autointerpret.entry import ExperimentEntry
+from mlxterp.errors import MlxterpError, ProjectError
+from mlxterp_agent.text import one_line, plain, slug
+
+_FIGURES = 4
+_NUMBERS = 60
+
+
+def folder_of(entry: ExperimentEntry) -> str:
+    """Where a kept entry's files go, relative to the project: "findings/0007-the-head-that-copies"."""
+    return f"findings/{entry.experiment_id}-{slug(entry.conclusion or entry.hypothesis)}"
+
+
+def finding_files(entry: ExperimentEntry, source: bytes) -> dict[str, bytes]:
+    """Every file of a kept entry by its path in the project. A figure that cannot be drawn is noted in
+    finding.md."""
+    figures, notes = _figures(entry)
+    files = {
+        "finding.md": _finding_text(entry, tuple(figures), tuple(notes)).encode(),
+        "result.json": (
+            json.dumps(entry_json(entry), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        ).encode(),
+        "experiment.py": source,
+        **figures,
+    }
+    folder = folder_of(entry)
+    return {f"{folder}/{name}": content for name, content in files.items()}
+
+
+def write_files(project: Path, files: Mapping[str, bytes]) -> None:
+    """Writes each file beside its place, flushes it to the disk and renames it there.
+
+    Raises:
+        ProjectError: `findings/` or the entry's folder is a link or no directory.
+    """
+    for name, content in files.items():
+        path = project / name
+        _real_folder(project, path.parent)
+        write_atomically(path, content)
+
+
+def missing(project: Path, entry: ExperimentEntry) -> bool:
+    """Whether the entry's folder lacks its finding.md, the file that is renamed into place last."""
+    return not (project / folder_of(entry) / "finding.md").is_file()
+
+
+def entry_json(entry: ExperimentEntry) -> dict[str, Any]:
+    """The log line as plain values, the guide's fields first."""
+    return entry.to_dict()
+
+
+def analyses(value: Any) -> Iterator[dict[str, Any]]:
+    """The analysis results inside an entry's `result`, outermost first."""
+    from mlxterp.results import is_result
+
+    if is_result(value):
+        yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from analyses(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from analyses(item)
+
+
+def _figures(entry: ExperimentEntry) -> tuple[dict[str, bytes], list[str]]:
+    drawn: dict[str, bytes] = {}
+    notes: list[str] = []
+    for count, found in enumerate(analyses(entry.result), start=1):
+        if count > _FIGURES:
+            notes.append(f"more than {_FIGURES} analyses; the others are in result.json")
+            break
+        name = "figure.svg" if count == 1 else f"figure-{count}.svg"
+        try:
+            drawn[name] = _draw(found)
+        except (MlxterpError, ValueError, TypeError, KeyError, IndexError, ArithmeticError, OSError) as error:
+            notes.append(f"{name} could not be drawn: {type(error).__name__}: {one_line(str(error), 200)}")
+    return drawn, notes
+
+
+def _draw(found: dict[str, Any]) -> bytes:
+    import matplotlib
+
+    from mlxterp.results import AnalysisResult
+
+    with matplotlib.rc_context({"svg.hashsalt": "autointerp"}):
+        figure = AnalysisResult.from_dict(found).plot()
+        out = io.BytesIO()
+        figure.savefig(out, format="svg", metadata={"Date": None})
+    return out.getvalue()
+
+
+def _finding_text(entry: ExperimentEntry, figures: tuple[str, ...], notes: tuple[str, ...]) -> str:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    page = Environment(  # the output is Markdown; every foreign text passes the `prose` filter
+        loader=FileSystemLoader(str(locate("templates"))),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,
+    )
+    page.filters["prose"] = prose
+    record = entry.record or {}
+    when = datetime.fromtimestamp(entry.timestamp or 0.0, tz=timezone.utc)
+    return page.get_template("finding.md.j2").render(
+        entry=entry,
+        record=record,
+        when=when.strftime("%Y-%m-%d %H:%M UTC"),
+        title=one_line(entry.conclusion or entry.hypothesis, 120),
+        numbers=[(name.removeprefix("numbers."), value) for name, value in _numbers(entry.result)][:_NUMBERS],
+        figures=figures,
+        notes=notes,
+    )
+
+
+def prose(text: object) -> str:
+    """Foreign text on one line, with nothing in it that Markdown or HTML would act on."""
+    flat = escape(" ".join(plain(str(text)).split()), quote=False)
+    for mark in ("\\", "`", "*", "_", "[", "]", "|", "#", "!"):
+        flat = flat.replace(mark, f"\\{mark}")
+    return flat
+
+
+def _numbers(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    if isinstance(value, dict) and "kind" in value:
+        return
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from _numbers(item, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, bool):
+        yield path, "yes" if value else "no"
+    elif isinstance(value, int | float):
+        yield path, f"{value:.4g}" if isinstance(value, float) else str(value)
+    elif isinstance(value, str) and path:
+        yield path, one_line(value, 200)
+    elif isinstance(value, list) and value and all(isinstance(item, int | float | str) for item in value):
+        words = [f"{item:.4g}" if isinstance(item, float) else str(item) for item in value]
+        yield path, one_line(", ".join(words), 200)
+
+
+def _real_folder(project: Path, folder: Path) -> None:
+    for each in (project / "findings", folder):
+        if each.is_symlink() or (each.exists() and not each.is_dir()):
+            raise ProjectError(
+                f"a finding was to be written to {folder}, but {each} is a link or a file, not a directory. "
+                "Remove it and start again: the log is complete, and the folder is made from it."
+            )
+        if not each.exists():
+            each.mkdir()
+            sync_directory(each.parent)

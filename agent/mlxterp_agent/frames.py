@@ -1,0 +1,143 @@
+"""What a child says on its outbox, read strictly: JSON lines of four kinds, each at its time.
+
+    ready         setup.py was imported; `facts` about it
+    setup_error   it was not; `error`, `traceback`
+    entry         `ExperimentLog.append` was called; `entry`
+    done          the experiment ended by itself; `status`, `error`, `traceback`
+
+The experiment has the pipe too and can write anything, so nothing here raises: what does not fit is a bad
+frame. A forged frame that fits is believed as far as a report is ever believed; what counts is measured
+elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mlxterp.autointerpret.encoding import MAX_LINE, LineError, decode_object
+from mlxterp.autointerpret.entry import ExperimentEntry
+from mlxterp.errors import EntryError
+
+MAX_TOTAL = 64_000_000
+MAX_ENTRIES = 64
+_MAX_BAD = 20
+_MAX_TEXT = 20_000
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Why something failed: one sentence, and where."""
+
+    error: str
+    traceback: str | None
+
+
+@dataclass(frozen=True)
+class Done:
+    """The experiment's own report of its end; `problem` is None if it ran through."""
+
+    problem: Problem | None
+
+
+class Frames:
+    """Collects the frames of one child. Not thread-safe: the child's pump feeds it under its lock.
+
+    Attributes:
+        facts: what `ready` brought; None before.
+        setup_error: None unless setup.py failed.
+        entries: fields of the entries, valid as ExperimentEntry, none with a record.
+        bad: what did not fit, in words; at most twenty.
+        done: None until the experiment reported its end.
+    """
+
+    def __init__(self) -> None:
+        self.facts: dict[str, Any] | None = None
+        self.setup_error: Problem | None = None
+        self.entries: list[dict[str, Any]] = []
+        self.bad: list[str] = []
+        self.done: Done | None = None
+        self._running = False
+        self._partial = bytearray()
+        self._skipping = False
+        self._total = 0
+
+    def expect_entries(self) -> None:
+        """The experiment starts now: entries before this moment are not its own."""
+        self._running = True
+
+    def feed(self, chunk: bytes) -> None:
+        """Takes what the pipe gave."""
+        self._total += len(chunk)
+        if self._total > MAX_TOTAL:
+            if self._total - len(chunk) <= MAX_TOTAL:
+                self._refuse(f"more than {MAX_TOTAL:,} bytes were reported; the rest is not read")
+            self._partial.clear()
+            return
+        *lines, rest = chunk.split(b"\n")
+        for line in lines:
+            self._line(bytes(self._partial) + line)
+            self._partial.clear()
+            self._skipping = False
+        self._partial += rest
+        if len(self._partial) > MAX_LINE and not self._skipping:
+            self._refuse(f"a frame is longer than {MAX_LINE:,} bytes")
+            self._skipping = True
+        if self._skipping:
+            self._partial.clear()
+
+    def end(self) -> None:
+        """The pipe is closed."""
+        if self._partial:
+            self._refuse("the last frame was cut off")
+            self._partial.clear()
+
+    def _line(self, line: bytes) -> None:
+        if self._skipping:
+            return
+        try:
+            frame = decode_object(line)
+        except LineError as problem:
+            self._refuse(f"a frame cannot be read: {problem}")
+            return
+        match frame.get("type"):
+            case "ready" if not self._running and self.facts is None and self.setup_error is None:
+                facts = frame.get("facts")
+                self.facts = facts if isinstance(facts, dict) else {}
+            case "setup_error" if not self._running and self.facts is None and self.setup_error is None:
+                self.setup_error = _problem(frame)
+            case "entry" if self._running and self.done is None:
+                self._entry(frame)
+            case "done" if self._running and self.done is None and frame.get("status") in ("ok", "error"):
+                self.done = Done(None if frame["status"] == "ok" else _problem(frame))
+            case "ready" | "setup_error" | "entry" | "done" as kind:
+                self._refuse(f"a frame {kind!r} came when none was expected")
+            case other:
+                self._refuse(f"a frame of unknown type {str(other)[:40]!r}")
+
+    def _entry(self, frame: Mapping[str, Any]) -> None:
+        fields = frame.get("entry")
+        if not isinstance(fields, dict):
+            self._refuse("an entry frame without an entry")
+        elif fields.get("record") is not None:
+            self._refuse("an entry that brings a record, which only the supervisor writes")
+        elif len(self.entries) >= MAX_ENTRIES:
+            self._refuse(f"more than {MAX_ENTRIES} entries in one experiment; the rest is not logged")
+        else:
+            try:
+                self.entries.append(ExperimentEntry.from_dict(fields).to_dict())
+            except EntryError as problem:
+                self._refuse(f"an entry that cannot be logged: {problem}")
+
+    def _refuse(self, why: str) -> None:
+        if len(self.bad) < _MAX_BAD:
+            self.bad.append(why)
+
+
+def _problem(frame: Mapping[str, Any]) -> Problem:
+    error, trace = frame.get("error"), frame.get("traceback")
+    return Problem(
+        error[:_MAX_TEXT] if isinstance(error, str) and error else "no reason was given",
+        trace[:_MAX_TEXT] if isinstance(trace, str) and trace else None,
+    )

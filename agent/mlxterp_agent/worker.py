@@ -1,0 +1,222 @@
+"""What runs in the child: imports the sealed setup.py, waits, runs one experiment, reports its end.
+
+Run as a program by `warden.py`, standard library only. Orders come as JSON lines on standard input, frames go
+to the outbox (`frames.py`). The bytes of setup.py and of the experiment are read, compared with the digest in
+the order and compiled here: a changed file, a planted `__pycache__` or a module that shadows `setup` cannot
+take their place. Both are compiled under the names they have in the project, so a traceback reads as if they
+had been run there.
+
+Does not cover: a hostile program. It shares this process, and can write to the outbox what it likes.
+"""
+
+import os
+import sys
+
+# Python puts the directory of this file first on the path; an experiment must not find the machinery's
+# modules there.
+sys.path[:] = [entry for entry in sys.path if entry not in ("", os.path.dirname(os.path.abspath(__file__)))]
+
+import atexit  # noqa: E402
+import contextlib  # noqa: E402
+import faulthandler  # noqa: E402
+import hashlib  # noqa: E402
+import json  # noqa: E402
+import linecache  # noqa: E402
+import resource  # noqa: E402
+import signal  # noqa: E402
+import traceback  # noqa: E402
+import types  # noqa: E402
+from collections.abc import Mapping, Sized  # noqa: E402
+from typing import Any, NoReturn  # noqa: E402
+
+PDEATHSIG = 1
+MAX_TRACE = 8000
+
+
+class TimeIsUp(BaseException):
+    """SIGTERM came. Not an Exception: an experiment that catches those must not swallow it."""
+
+
+class Report:
+    """Sends frames; the last one when the experiment's threads and its own exit handlers have ended."""
+
+    def __init__(self, outbox: int) -> None:
+        self._outbox = outbox
+        self._last: dict[str, Any] | None = None
+
+    def send(self, **frame: Any) -> None:
+        rest = memoryview(json.dumps(frame, ensure_ascii=True).encode("ascii") + b"\n")
+        while rest:
+            rest = rest[os.write(self._outbox, rest) :]
+
+    def at_the_end(self, **frame: Any) -> None:
+        self._last = frame
+
+    def finish(self) -> None:
+        # Registered before anything of the experiment's, so called after all of it. `os._exit` spares the
+        # teardown of a loaded model, and crashes in it.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                stream.flush()  # type: ignore[union-attr]
+        if self._last is not None:
+            with contextlib.suppress(OSError):
+                self.send(**self._last)
+        os._exit(0 if self._last is not None and self._last.get("status") == "ok" else 1)
+
+
+def main() -> None:
+    _belong_to(int(sys.argv[1]))
+    outbox = int(os.environ["AUTOINTERP_OUTBOX"].removeprefix("fd:"))
+    os.set_inheritable(outbox, False)  # noqa: FBT003
+    orders = _take_orders_from_stdin()
+    order = json.loads(orders.readline() or b"null")
+    if order is None:
+        return
+    report, project = Report(outbox), order["project"]
+    atexit.register(report.finish)
+    sys.path.append(project)
+    sys.argv = [os.path.join(project, "experiment.py")]
+    imported = _import_setup(project, order)
+    report.send(**imported)
+    if imported["type"] == "setup_error":
+        return
+    order = json.loads(orders.readline() or b"null")
+    if order is None:
+        os._exit(0)
+    orders.close()
+    sys.dont_write_bytecode = True
+    signal.signal(signal.SIGTERM, _time_is_up)
+    report.at_the_end(**_run(project, order))
+
+
+def _belong_to(parent: int) -> None:
+    """Ends with the warden; leaves no core file; is the one to go when memory runs out."""
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None).prctl(PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+            file.write("1000")
+    if os.getppid() != parent:
+        os._exit(1)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    os.umask(0o022)
+    faulthandler.enable()
+
+
+def _take_orders_from_stdin() -> Any:
+    """The pipe moves away from descriptor 0: `input()` in an experiment finds an end of file, not its
+    orders."""
+    orders = open(os.dup(0), "rb", buffering=0)  # noqa: SIM115 - it lives as long as the process
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+    return orders
+
+
+def _import_setup(project: str, order: Mapping[str, Any]) -> dict[str, Any]:
+    """Makes the module `setup` from the sealed bytes: a frame "ready", or "setup_error"."""
+    path = os.path.join(project, "setup.py")
+    setup = types.ModuleType("setup")
+    setup.__file__ = path
+    try:
+        code = _compiled(order["setup"], order["sha"], path)
+        sys.modules["setup"] = setup
+        exec(code, setup.__dict__)
+        facts = _facts(setup)
+    except SystemExit as end:
+        return {
+            "type": "setup_error",
+            "error": f"setup.py ended the program: exit({end.code!r})",
+            "traceback": None,
+        }
+    except BaseException as error:  # noqa: BLE001 - whatever other people's code raises is reported
+        return {"type": "setup_error", "error": _in_one_line(error), "traceback": _trace(error, project)}
+    return {"type": "ready", "facts": facts}
+
+
+def _run(project: str, order: Mapping[str, Any]) -> dict[str, Any]:
+    """Runs the frozen experiment as `__main__`: the frame "done"."""
+    path = os.path.join(project, "experiment.py")
+    main_module = types.ModuleType("__main__")
+    main_module.__file__ = path
+    ended: dict[str, Any] = {"type": "done", "status": "ok", "error": None, "traceback": None}
+    try:
+        code = _compiled(order["experiment"], order["sha"], path)
+        sys.modules["__main__"] = main_module
+        exec(code, main_module.__dict__)
+    except SystemExit as end:
+        if end.code not in (None, 0):
+            ended |= {"status": "error", "error": f"experiment.py ended with exit({end.code!r})"}
+    except BaseException as error:  # noqa: BLE001 - whatever other people's code raises is reported
+        ended |= {"status": "error", "error": _in_one_line(error), "traceback": _trace(error, project)}
+    return ended
+
+
+def _compiled(source: str, sha: str, name: str) -> types.CodeType:
+    with open(source, "rb") as file:
+        data = file.read()
+    if hashlib.sha256(data).hexdigest() != sha:
+        raise RuntimeError(f"{source} was changed between its digest and its run")
+    lines = data.decode("utf-8", "replace").splitlines(keepends=True)
+    # Without a time of modification the cache does not look at the file again, which may have changed
+    # meanwhile.
+    linecache.cache[name] = (len(data), None, lines, name)
+    return compile(data, name, "exec", dont_inherit=True)
+
+
+def _facts(setup: types.ModuleType) -> dict[str, Any]:
+    """What setup.py offers, for the live screen and the records: plain values, None for what it does not
+    have."""
+    model, dataset = getattr(setup, "model", None), getattr(setup, "dataset", None)
+    return {
+        "model": model if isinstance(model, str) else _text(getattr(model, "name", None)),
+        "model_digest": _text(getattr(model, "digest", None)),
+        "blas": _text(getattr(model, "blas", None)),
+        "dataset": len(dataset) if isinstance(dataset, Sized) else None,
+        "metrics": _names(getattr(setup, "metrics", None)),
+        "question": _text(getattr(setup, "QUESTION", None)),
+    }
+
+
+def _text(value: object) -> "str | None":
+    return None if value is None else str(value)
+
+
+def _names(metrics: object) -> "list[str]":
+    names = getattr(metrics, "names", None)
+    listed = names() if callable(names) else metrics
+    return [str(name) for name in listed] if isinstance(listed, (list, tuple, set, Mapping)) else []
+
+
+def _in_one_line(error: BaseException) -> str:
+    return traceback.format_exception_only(error)[-1].strip()
+
+
+def _trace(error: BaseException, project: str) -> str:
+    """The traceback without the frames of libraries, except for the last: where it was called, and where it
+    raised."""
+    whole = traceback.TracebackException.from_exception(error)
+    _trim(whole, project, set())
+    text = "".join(whole.format())
+    return text if len(text) <= MAX_TRACE else f"{text[: MAX_TRACE // 2]}\n  […]\n{text[-MAX_TRACE // 2 :]}"
+
+
+def _trim(part: "traceback.TracebackException | None", project: str, seen: "set[int]") -> None:
+    if part is None or id(part) in seen:
+        return
+    seen.add(id(part))
+    frames = [frame for frame in part.stack if frame.filename != __file__]
+    kept = [frame for frame in frames[:-1] if frame.filename.startswith(project + os.sep)] + frames[-1:]
+    part.stack = traceback.StackSummary.from_list(kept)
+    _trim(part.__cause__, project, seen)
+    _trim(part.__context__, project, seen)
+
+
+def _time_is_up(*_: object) -> NoReturn:
+    raise TimeIsUp("the time box is over, or the run was stopped")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,297 @@
+"""Activation patching: put one run's activation into the other, see how much of the behaviour follows.
+
+What lives here: which sites a sweep visits, and what is put there. What doesn't: the forward passes
+(`sweep.py`), pairs and baselines (`pair.py`), from metrics to effects (`effects.py`).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias, get_args
+
+import mlx.core as mx
+import numpy as np
+
+from mlxterp.causal import sweep
+from mlxterp.causal.alignment import Align
+from mlxterp.causal.effects import effects
+from mlxterp.causal.pair import Prepared, PromptPair, as_pairs, prepare
+from mlxterp.causal.prompts import Ids, Prompt, str_tokens
+from mlxterp.core import interventions
+from mlxterp.core.hook_points import HookPoint, axes, component_name
+from mlxterp.core.model import InterpretableModel
+from mlxterp.errors import SweepError, TokenError
+from mlxterp.metrics import Floats, Metric, MetricFunction
+from mlxterp.results import PatchingResult
+
+By: TypeAlias = Literal["layer", "layer_pos", "layer_head", "layer_pos_head"]
+Direction: TypeAlias = Literal["denoising", "noising"]
+Progress: TypeAlias = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class _Site:
+    """One cell of a sweep: base positions with the source position of each, and a head or all of them."""
+
+    layer: int
+    positions: tuple[tuple[int, int], ...]
+    head: int | None
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """The sites of a sweep: all combinations along its axes; any other axis is patched all at once."""
+
+    axes: tuple[str, ...]
+    layers: tuple[int, ...]
+    positions: tuple[tuple[int, int], ...]  # (base, source)
+    heads: tuple[int | None, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(len(entries) for entries in self.indices().values())
+
+    def indices(self) -> dict[str, tuple[int, ...]]:
+        """The numbers along each axis, in the axes' order."""
+        every = {
+            "layer": self.layers,
+            "pos": tuple(base for base, _ in self.positions),
+            "head": tuple(head for head in self.heads if head is not None),
+        }
+        return {axis: every[axis] for axis in self.axes}
+
+    def sites(self) -> list[_Site]:
+        cells = [(entry,) for entry in self.positions] if "pos" in self.axes else [self.positions]
+        return [_Site(*site) for site in itertools.product(self.layers, cells, self.heads)]
+
+
+@dataclass(frozen=True)
+class _Runs:
+    """Which run is patched (base) and which one the activations come from (source)."""
+
+    base: Ids
+    source: Ids
+    base_metric: Floats
+    positions: tuple[tuple[int, int], ...]
+    same_until: int
+
+    def changes(self, position: tuple[int, int]) -> bool:
+        """Whether the activations can differ: below the first difference both runs hold the same ones."""
+        base, source = position
+        return base != source or base >= self.same_until
+
+
+def activation_patching(
+    model: InterpretableModel,
+    clean: Prompt | PromptPair | Sequence[PromptPair],
+    corrupted: Prompt | None = None,
+    *,
+    component: str = "resid_pre",
+    by: By | None = None,
+    metric: str | MetricFunction | Metric | None = None,
+    answer: str | int | None = None,
+    foil: str | int | None = None,
+    direction: Direction = "denoising",
+    align: Align = "strict",
+    layers: Sequence[int] | None = None,
+    positions: Sequence[int] | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> PatchingResult:
+    """The effect of patching each site of `component`, one site at a time.
+
+    Denoising puts the clean activation into the corrupted run (what is sufficient); 0 = as corrupted, 1 = as
+    clean. Noising puts the corrupted activation into the clean run (what is necessary); 0 = as clean, 1 = as
+    corrupted. The two are not each other's complement.
+
+        denoising  (m_patched − m_corrupted) / (m_clean − m_corrupted)
+        noising    (m_clean − m_patched) / (m_clean − m_corrupted)
+
+    Over several pairs an effect is the ratio of means, with every pair's own effect beside it and a 95 %
+    bootstrap interval. Positions before the first token that differs have an effect of exactly 0 and are not
+    run.
+
+    Args:
+        clean, corrupted: two prompts; or one PromptPair, or a list of them, and no `corrupted`.
+        component: resid_pre, resid_mid, resid_post, attn_out, mlp_out, z, q, k, v, pattern; or the short
+            names mlp, attn, attn_head.
+        by: "layer", "layer_pos", "layer_head" or "layer_pos_head"; by default "layer_head" for what has heads
+            and "layer" for what hasn't. k and v have one head per key/value head.
+        metric: a name or callable, see `mlxterp.metrics.resolve`; `logit_diff` if answer and foil are given,
+            else "l2".
+        answer, foil: one token each, as text or id; with pairs, instead of each one's own.
+        align: how positions of prompts of different lengths correspond, see `alignment.py`.
+        layers, positions: sweep only these; positions are the patched run's, negative ones count from the
+            end.
+        seed: of the bootstrap.
+        progress: called with (rows done, rows in all).
+
+    Returns:
+        effects with axes in the order of `by`.
+
+    Raises:
+        LengthMismatch, NoGap, PromptPairError: see `pair.prepare`.
+        SweepError: axes that the component does not have.
+        CapabilityUnavailable: this model has no such component.
+
+    Source: Zhang & Nanda 2023 (2309.16042), Heimersheim & Nanda 2024 (2404.15255).
+    """
+    if direction not in get_args(Direction):
+        raise SweepError(
+            f"direction {direction!r} is not known. Choose one of: {', '.join(get_args(Direction))}."
+        )
+    name = component_name(component)
+    chosen = _axes_of(name, by)
+    model.architecture.require(name)
+    prepared = prepare(model, as_pairs(clean, corrupted, answer=answer, foil=foil), metric, align=align)
+    if name == "pattern" and prepared.alignment.kind != "strict":
+        raise SweepError(
+            "patterns have a source axis as long as the prompt, so they cannot be patched between prompts "
+            "of different lengths. Use prompts of the same length, or component='z'."
+        )
+    runs = _runs(prepared, direction)
+    grid = _Grid(
+        axes=chosen,
+        layers=_within(layers, model.n_layers, "layers"),
+        positions=_swept_positions(positions, runs),
+        heads=tuple(range(sweep.n_heads_of(model, name))) if "head" in chosen else (None,),
+    )
+    values = _patched_metrics(model, prepared, runs, name, grid.sites(), progress)
+    one, zero = prepared.clean_metric, prepared.corrupted_metric
+    if direction == "noising":
+        one, zero = zero, one
+    found = effects(values.reshape(len(values), *grid.shape), one=one, zero=zero, seed=seed)
+    return PatchingResult(
+        effects=found.effects,
+        axes=chosen,
+        component=name,
+        by="_".join(chosen),
+        direction=direction,
+        metric=prepared.metric.name,
+        clean_metric=float(prepared.clean_metric.mean()),
+        corrupted_metric=float(prepared.corrupted_metric.mean()),
+        labels={"pos": _token_labels(model, prepared, direction, grid.positions)} if "pos" in chosen else {},
+        indices=grid.indices(),
+        per_example=found.per_example if len(prepared.pairs) > 1 else None,
+        ci_low=found.low,
+        ci_high=found.high,
+        measured_on=prepared.measured_on(model) | {"direction": direction, "bootstrap_seed": seed},
+    )
+
+
+def _axes_of(name: str, by: str | None) -> tuple[str, ...]:
+    has_heads = axes(HookPoint(name, 0)).head is not None
+    if by is None:
+        by = "layer_head" if has_heads else "layer"
+    if by not in get_args(By):
+        raise SweepError(f"by={by!r} is not known. Choose one of: {', '.join(get_args(By))}.")
+    if by.endswith("head") and not has_heads:
+        raise SweepError(
+            f"by={by!r} asks for heads, and {name} has none: it is a vector of the residual stream. Per "
+            "head there are z (what each head hands to W_O), q, k, v and pattern."
+        )
+    return tuple(by.split("_"))
+
+
+def _runs(prepared: Prepared, direction: Direction) -> _Runs:
+    pairs, same_until = prepared.alignment.positions, prepared.alignment.same_until
+    if direction == "denoising":
+        flipped = tuple(sorted((x, c) for c, x in pairs))
+        return _Runs(prepared.corrupted, prepared.clean, prepared.corrupted_metric, flipped, same_until)
+    return _Runs(prepared.clean, prepared.corrupted, prepared.clean_metric, tuple(sorted(pairs)), same_until)
+
+
+def _patched_metrics(
+    model: InterpretableModel,
+    prepared: Prepared,
+    runs: _Runs,
+    name: str,
+    sites: Sequence[_Site],
+    progress: Progress | None,
+) -> Floats:
+    """The metric `[n_examples, n_sites]` with each site patched; sites that change nothing keep the base
+    value."""
+    values = np.repeat(runs.base_metric[:, None], len(sites), axis=1)
+    touched = [(i, tuple(filter(runs.changes, site.positions))) for i, site in enumerate(sites)]
+    touched = [(i, positions) for i, positions in touched if positions]
+    layers = sorted({sites[i].layer for i, _ in touched})
+    source = sweep.capture(model, runs.source, [HookPoint(name, layer) for layer in layers])
+    where: list[tuple[int, int]] = []
+    rows: list[sweep.Row] = []
+    for i, positions in touched:
+        for example in range(len(values)):
+            point = HookPoint(name, sites[i].layer)
+            edit = _replacement(point, source[point][example : example + 1], positions, sites[i].head)
+            where.append((example, i))
+            rows.append(sweep.Row(example, (edit,)))
+    if rows:
+        found = sweep.run_rows(
+            model,
+            runs.base,
+            rows,
+            lambda logits, examples: prepared.metric(logits, prepared.targets.take(examples)),
+            progress=progress,
+        )
+        values[tuple(np.array(where).T)] = found
+    return values
+
+
+def _replacement(
+    point: HookPoint, source: mx.array, positions: tuple[tuple[int, int], ...], head: int | None
+) -> interventions.Intervention:
+    where = axes(point)
+    value = mx.take(source, mx.array([s for _, s in positions]), axis=where.pos)
+    if head is not None and where.head is not None:
+        value = mx.take(value, mx.array([head]), axis=where.head)
+    return interventions.replace(point, value, positions=[b for b, _ in positions], heads=head)
+
+
+def _swept_positions(positions: Sequence[int] | None, runs: _Runs) -> tuple[tuple[int, int], ...]:
+    if positions is None:
+        return runs.positions
+    wanted = _within(positions, runs.base.shape[1], "positions")
+    known = dict(runs.positions)
+    missing = [p for p in wanted if p not in known]
+    if missing:
+        raise TokenError(
+            f"positions {missing} have no counterpart in the other prompt under this alignment. Aligned "
+            f"are: {sorted(known)}."
+        )
+    return tuple((p, known[p]) for p in wanted)
+
+
+def _within(chosen: Sequence[int] | None, size: int, what: str) -> tuple[int, ...]:
+    if chosen is None:
+        return tuple(range(size))
+    outside = [i for i in chosen if not -size <= i < size]
+    if outside or not len(chosen):
+        raise SweepError(
+            f"{what}={list(chosen)}: {f'{outside} do not exist' if outside else 'there is none to sweep'}. "
+            f"There are {what} 0 to {size - 1}; negative ones count from the end."
+        )
+    unique = tuple(sorted({i % size for i in chosen}))
+    if len(unique) != len(chosen):
+        raise SweepError(f"{what}={list(chosen)} names one twice. List each once.")
+    return unique
+
+
+def _token_labels(
+    model: InterpretableModel, prepared: Prepared, direction: Direction, swept: Sequence[tuple[int, int]]
+) -> tuple[str, ...]:
+    """The clean token at each position, with the corrupted one beside it where they differ."""
+    labels = []
+    for base, source in swept:
+        c, x = (source, base) if direction == "denoising" else (base, source)
+        clean, corrupted = prepared.clean[:, c], prepared.corrupted[:, x]
+        names = [_one_label(model, clean)]
+        if not np.array_equal(clean, corrupted):
+            names.append(_one_label(model, corrupted))
+        labels.append("/".join(names))
+    return tuple(labels)
+
+
+def _one_label(model: InterpretableModel, token_ids: Ids) -> str:
+    first = str_tokens(model, token_ids[:1])[0]
+    return first if len(set(token_ids.tolist())) == 1 else f"{first}…"

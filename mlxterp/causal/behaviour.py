@@ -1,0 +1,76 @@
+"""The behaviour itself: how a model answers clean and corrupted prompts, before anything is patched."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from mlxterp import metrics
+from mlxterp.causal import sweep
+from mlxterp.causal.pair import PromptPair, describe
+from mlxterp.causal.prompts import Prompt, facts_of, prompt_text, str_tokens, token_id, token_rows
+from mlxterp.core.model import InterpretableModel
+from mlxterp.errors import PromptPairError
+from mlxterp.results import MetricsResult, MetricsRow
+
+
+def behaviour(model: InterpretableModel, pairs: PromptPair | Sequence[PromptPair]) -> MetricsResult:
+    """Logit difference, probability and rank of the answer, on each clean and each corrupted prompt.
+
+    Costs two forwards per pair. Prompts may differ in length: nothing is compared position by position.
+
+    Returns:
+        for each pair a row for its clean and one for its corrupted run, both about the pair's answer against
+        its foil; a corrupted prompt that does its work prefers the foil. `totals` holds the share of pairs
+        for which the clean run prefers the answer and the corrupted one the foil.
+
+    Raises:
+        PromptPairError: a pair without an answer.
+    """
+    listed = (pairs,) if isinstance(pairs, PromptPair) else tuple(pairs)
+    if not listed:
+        raise PromptPairError("no prompt pairs were given. Pass at least one PromptPair.")
+    rows: list[MetricsRow] = []
+    for i, pair in enumerate(listed):
+        if pair.answer is None:
+            raise PromptPairError(
+                f"pair {i} has no answer, so its rank and probability mean nothing. Give one."
+            )
+        rows.append(_row(model, pair.clean, pair.answer, pair.foil, "clean"))
+        rows.append(_row(model, pair.corrupted, pair.answer, pair.foil, "corrupted"))
+    totals: dict[str, float] = {}
+    diffs = [
+        [r.logit_diff for r in rows if r.run == run and r.logit_diff is not None]
+        for run in ("clean", "corrupted")
+    ]
+    if diffs[0]:
+        both = [c > 0 > x for c, x in zip(*diffs, strict=True)]
+        totals["clean prefers the answer, corrupted the foil"] = float(np.mean(both))
+    return MetricsResult(
+        rows=tuple(rows),
+        totals=totals,
+        measured_on=facts_of(model) | {"prompts": [describe(model, pair) for pair in listed]},
+    )
+
+
+def _row(
+    model: InterpretableModel, prompt: Prompt, answer: str | int, foil: str | int | None, run: str
+) -> MetricsRow:
+    logits = sweep.answer_logits(model, token_rows(model, [prompt], run))
+    right = token_id(model, answer)
+    wrong = None if foil is None else token_id(model, foil)
+    return MetricsRow(
+        prompt=prompt_text(model, prompt),
+        answer=_shown(model, right),
+        foil=None if wrong is None else _shown(model, wrong),
+        logit_diff=None if wrong is None else float(metrics.logit_diff(logits, [right], [wrong])[0]),
+        prob=float(metrics.prob(logits, [right])[0]),
+        rank=int(metrics.rank(logits, [right])[0]),
+        top_token=_shown(model, int(logits[0].argmax())),
+        run=run,
+    )
+
+
+def _shown(model: InterpretableModel, token: int) -> str:
+    return str_tokens(model, [token])[0]

@@ -1,0 +1,290 @@
+"""The fast engine of sweeps: rows that join a running batch where they first differ from their prompt.
+
+A row is its prompt's run up to a layer and up to a position. So the prompts run once, keeping the residual
+stream after every block and all keys and values. Then a batch of rows grows layer by layer, each row joining
+with its prompt's residual stream where its first edit is made; and rows whose first edit is at position p
+carry only the tokens from p on, with their prompt's keys and values before them, as in generation with a
+cache.
+
+What lives here: a pass, and how rows are spread over passes. What doesn't: what the rows are for, and the
+fallback (`sweep.py`). The model's own code runs, through its blocks and its cache arguments; nothing is known
+of its family. So a pass checks itself: among its rows is one without edits, which must come out as its prompt
+did.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from mlxterp.causal.rows import Ids, Logits, Row, last, last_position_only
+from mlxterp.core import engine, interventions
+from mlxterp.core.hook_points import HookPoint, axes
+from mlxterp.core.interventions import Intervention
+from mlxterp.core.model import InterpretableModel
+from mlxterp.core.selection import Window
+from mlxterp.core.taps import Around, tapped
+
+AGREEMENT = 1e-3
+"""How far an unpatched row may come out from its prompt, relative to the largest logit, in a pass that is
+right."""
+
+PASS_COST = 64
+"""What one more pass costs, in tokens through all layers: its early layers are too small for the matmuls to
+be fast."""
+
+
+class CannotJoin(Exception):
+    """Rows that joined a running batch did not come out as they should."""
+
+
+@dataclass(frozen=True, eq=False)
+class Base:
+    """The prompts' own run.
+
+    Attributes:
+        tokens: `[n, length]`.
+        after: the residual stream after each block, `[n, length, d_model]`.
+        caches: per layer the keys and values of all positions; None if the model keeps none.
+        logits: at the last position.
+    """
+
+    tokens: Ids
+    after: tuple[mx.array, ...]
+    caches: tuple[tuple[mx.array, mx.array], ...] | None
+    logits: Logits
+
+
+class _Recorder:
+    """A cache that starts empty and remembers what a layer gave it."""
+
+    offset = 0
+
+    def __init__(self) -> None:
+        self.seen: tuple[mx.array, mx.array] | None = None
+
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+        self.seen = (keys, values)
+        return keys, values
+
+    def make_mask(self, n: int, *, return_array: bool = False, window_size: int | None = None) -> Any:
+        return _mask(n, 0, return_array=return_array, window_size=window_size)
+
+
+class _Prefix:
+    """A cache that holds the prompts' keys and values before a position, for each row of the live batch."""
+
+    def __init__(self, start: int, recorded: tuple[mx.array, mx.array], bases: Sequence[int]) -> None:
+        self.offset = start
+        self._recorded = recorded
+        self._bases = bases
+
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+        index = mx.array(list(self._bases))
+        before = (mx.take(part[:, :, : self.offset], index, axis=0) for part in self._recorded)
+        new = (keys, values)
+        k, v = (mx.concatenate([old, given], axis=2) for old, given in zip(before, new, strict=True))
+        return k, v
+
+    def make_mask(self, n: int, *, return_array: bool = False, window_size: int | None = None) -> Any:
+        return _mask(n, self.offset, return_array=return_array, window_size=window_size)
+
+
+def _mask(n: int, offset: int, *, return_array: bool, window_size: int | None) -> Any:
+    """What mlx-lm's own cache answers: no mask for one token, a name where that will do, else booleans."""
+    if window_size is None and not return_array:
+        return None if n == 1 else "causal"
+    dest, src = mx.arange(offset, offset + n)[:, None], mx.arange(offset + n)[None]
+    mask = dest >= src
+    return mask if window_size is None else mask & (dest < src + window_size)
+
+
+def run_base(model: InterpretableModel, tokens: Ids) -> Base:
+    """One forward of the prompts, with everything that rows may join with."""
+    n_layers = model.n_layers
+    pre = [HookPoint("resid_pre", layer) for layer in range(1, n_layers)]
+    points = [*pre, HookPoint("resid_post", n_layers - 1)]
+    recorders = [_Recorder() for _ in range(n_layers)] if model.architecture.takes_cache else None
+    with last_position_only(model, ()):
+        logits, seen, _ = engine.run(model.architecture, mx.array(tokens), capture=points, cache=recorders)
+        found = last(logits)
+    caches = tuple(recorder.seen for recorder in recorders or () if recorder.seen is not None)
+    after = tuple(seen[point] for point in points)
+    mx.eval(after, caches)
+    return Base(tokens, after, caches if len(caches) == n_layers else None, found)
+
+
+def passes(rows: Sequence[Row], base: Base) -> Iterator[tuple[int, list[int]]]:
+    """(start, indices of rows): a pass carries the tokens from `start` on. Later starts are cheaper per
+    row."""
+    length, n_layers = base.tokens.shape[1], len(base.after)
+    joins = [row.joins_after(n_layers) for row in rows]
+    first = [0 if base.caches is None else row.first_position(length) for row in rows]
+    work = dict.fromkeys(sorted(set(first)), 0)
+    for p, join in zip(first, joins, strict=True):
+        work[p] += n_layers - 1 - join
+    starts = _starts(work, length, PASS_COST * n_layers)
+    for start, until in zip(starts, [*starts[1:], length], strict=True):
+        mine = [r for r in range(len(rows)) if start <= first[r] < until]
+        # Rows that join at neighbouring layers share a batch, so that late ones don't wait through early
+        # layers.
+        yield start, sorted(mine, key=lambda r: joins[r])
+
+
+def _starts(work: dict[int, int], length: int, pass_cost: int) -> list[int]:
+    """The cheapest starts of passes, ascending, for this much work (row-layers) at each first position."""
+    positions = list(work)
+    # best[i]: cost and starts for the rows whose first position is positions[i] or later.
+    best: list[tuple[int, list[int]]] = [(0, [])]
+    for i in range(len(positions) - 1, -1, -1):
+        total, options = 0, []
+        for j in range(i, len(positions)):
+            total += work[positions[j]]
+            cost, later = best[len(positions) - 1 - j]
+            options.append((pass_cost + total * (length - positions[i]) + cost, [positions[i], *later]))
+        best.append(min(options))
+    return best[-1][1]
+
+
+@dataclass(eq=False)
+class _Live:
+    """The batch of one pass. Rows are in the order in which they join."""
+
+    base: Base
+    start: int
+    rows: list[Row]
+    joins: list[int]
+    edits: dict[HookPoint, dict[int, list[Intervention]]] = field(default_factory=dict)  # → place → its edits
+
+    def __post_init__(self) -> None:
+        for place, row in enumerate(self.rows):
+            for edit in row.edits:
+                self.edits.setdefault(edit.point, {}).setdefault(place, []).append(edit)
+
+    def before(self, block: int) -> list[int]:
+        """The prompts of the rows that are live when this block is called."""
+        return [row.base for row, joins in zip(self.rows, self.joins, strict=True) if joins < block]
+
+    def joining(self, block: int) -> list[int]:
+        """The prompts of the rows that join after this block."""
+        return [row.base for row, joins in zip(self.rows, self.joins, strict=True) if joins == block]
+
+    def tokens(self) -> Ids:
+        """What the forward is called with: the rows from the embedding on, or one row that no block will
+        see."""
+        return self.base.tokens[self.before(0) or [0], self.start :]
+
+    def caches(self, n_layers: int) -> list[_Prefix] | None:
+        if not self.start or self.base.caches is None:
+            return None
+        return [_Prefix(self.start, self.base.caches[layer], self.before(layer)) for layer in range(n_layers)]
+
+    def tap(self, block: int) -> Around | None:
+        """What happens around a block: it is left out while no row is live, and rows join behind it."""
+        live, bases = bool(self.before(block)), self.joining(block)
+        if not bases:
+            return None if live else _left_out
+        new = self.base.after[block][:, self.start :][mx.array(bases)]
+
+        def around(call: Callable[..., Any], h: mx.array, *args: Any, **kwargs: Any) -> Any:
+            if not live:
+                return new
+            y = call(h, *args, **kwargs)
+            if isinstance(y, tuple):
+                return (mx.concatenate([y[0], new]), *y[1:])
+            return mx.concatenate([y, new])
+
+        return around
+
+    def interventions(self) -> list[Intervention]:
+        """All rows' edits, one intervention per hook point."""
+        return [interventions.edit(point, self._edit_at(point)) for point in self.edits]
+
+    def _edit_at(self, point: HookPoint) -> Callable[[mx.array], mx.array]:
+        length, pos = self.base.tokens.shape[1], axes(point).pos
+
+        def edit_rows(x: mx.array) -> mx.array:
+            # Keys and values come with the prefix before them, everything else from `start` on.
+            start = 0 if point.is_module_path or point.name == "logits" else length - x.shape[pos]
+            return _edit_rows(x, self.edits[point], start, length)
+
+        return edit_rows
+
+
+def _left_out(_: Callable[..., Any], h: mx.array, *__: Any, **___: Any) -> mx.array:
+    return h
+
+
+def _edit_rows(x: mx.array, edits: dict[int, list[Intervention]], start: int, length: int) -> mx.array:
+    """`x` with each listed row put through its interventions; the rest untouched."""
+    pieces: list[mx.array] = []
+    upto = 0
+    for begin, end, chain in _runs(edits):
+        if begin > upto:
+            pieces.append(x[upto:begin])
+        part = x[begin:end]
+        for edit in chain:
+            changed = edit.apply(part, Window(start, (length,) * (end - begin)))
+            part = part if changed is None else changed
+        pieces.append(part)
+        upto = end
+    if upto < x.shape[0]:
+        pieces.append(x[upto:])
+    return mx.concatenate(pieces)
+
+
+def _runs(edits: dict[int, list[Intervention]]) -> Iterator[tuple[int, int, list[Intervention]]]:
+    """Neighbouring rows with the very same interventions, as one range."""
+    places = sorted(edits)
+    begin = 0
+    for i in range(1, len(places) + 1):
+        ends = i == len(places) or places[i] != places[i - 1] + 1 or edits[places[i]] != edits[places[begin]]
+        if ends:
+            yield places[begin], places[i - 1] + 1, edits[places[begin]]
+            begin = i
+
+
+def run_pass(model: InterpretableModel, base: Base, rows: Sequence[Row], start: int) -> Logits:
+    """Logits of each row at the last position.
+
+    Raises:
+        CannotJoin: this architecture keeps something per row, or per position, that a joining row lacks.
+    """
+    n_layers = model.n_layers
+    joins = [row.joins_after(n_layers) for row in rows]
+    order = sorted(range(len(rows)), key=lambda i: joins[i])
+    unpatched = Row(rows[order[0]].base, ())
+    live = _Live(
+        base, start, [unpatched, *(rows[i] for i in order)], [joins[order[0]], *(joins[i] for i in order)]
+    )
+    taps: list[tuple[nn.Module, Around]] = []
+    for block, layer in enumerate(model.architecture.layers):
+        tap = live.tap(block)
+        if tap is not None:
+            taps.append((layer.block, tap))
+    try:
+        with last_position_only(model, rows), tapped(taps):
+            logits, _, _ = engine.run(
+                model.architecture,
+                mx.array(live.tokens()),
+                interventions=live.interventions(),
+                cache=live.caches(n_layers),
+                start=start,
+            )
+            found = last(logits)
+    except (ValueError, TypeError, AttributeError) as problem:  # shapes, arguments or a cache of another kind
+        raise CannotJoin(str(problem)) from problem
+    if len(found) != len(rows) + 1:
+        raise CannotJoin(f"{len(found)} rows came out where {len(rows) + 1} were running")
+    expected = base.logits[unpatched.base]
+    away = float(np.abs(found[0] - expected).max())
+    if not away <= AGREEMENT * max(1.0, float(np.abs(expected).max())):
+        raise CannotJoin(f"an unpatched row came out {away:.2g} from its prompt")
+    logits_of = np.empty_like(found[1:])
+    logits_of[order] = found[1:]
+    return logits_of

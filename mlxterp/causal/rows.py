@@ -1,0 +1,79 @@
+"""Rows of a sweep: one patched run each, and what follows from its edits: where it first differs from its
+prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import mlx.core as mx
+import numpy as np
+from numpy.typing import NDArray
+
+from mlxterp.core.hook_points import HookPoint
+from mlxterp.core.interventions import Intervention
+from mlxterp.core.model import InterpretableModel
+from mlxterp.core.taps import tapped
+
+Ids: TypeAlias = NDArray[np.int64]
+Logits: TypeAlias = NDArray[np.float32]
+
+_BEHIND_THE_BLOCKS = ("final_norm", "logits")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One patched run: the index of its prompt among the base tokens, and what is done to it."""
+
+    base: int
+    edits: tuple[Intervention, ...]
+
+    def joins_after(self, n_layers: int) -> int:
+        """The last block in which this row is still its prompt; −1: it differs from the embedding on."""
+        return min((_unchanged_through(edit.point, n_layers) for edit in self.edits), default=n_layers - 1)
+
+    def first_position(self, length: int) -> int:
+        """The first position that an edit touches: everything before it is as in the prompt."""
+        return min((_first_position(edit, length) for edit in self.edits), default=length - 1)
+
+
+def _unchanged_through(point: HookPoint, n_layers: int) -> int:
+    if point.name in _BEHIND_THE_BLOCKS:
+        return n_layers - 1
+    if point.layer is None:  # the embedding, or any module of the tree
+        return -1
+    return point.layer if point.name == "resid_post" else point.layer - 1
+
+
+def _first_position(edit: Intervention, length: int) -> int:
+    positions = edit.where.positions
+    if positions is None or edit.point.is_module_path:
+        return 0
+    if isinstance(positions, slice):
+        return min(range(*positions.indices(length)), default=0)
+    first = min(p + length if p < 0 else p for p in positions)
+    return first if 0 <= first < length else 0  # one that does not exist is refused where it is applied
+
+
+@contextmanager
+def last_position_only(model: InterpretableModel, rows: Sequence[Row]) -> Iterator[None]:
+    """While the block runs, norm and unembedding see the last position only: logits are [batch, 1, d_vocab].
+
+    Not where an edit is made behind the last block, which may name any position.
+    """
+    norm = model.architecture.norm_module
+    points = {edit.point for row in rows for edit in row.edits}
+    behind = any(point.name in _BEHIND_THE_BLOCKS or point.is_module_path for point in points)
+    with tapped([] if norm is None or behind else [(norm, _sees_last)]):
+        yield
+
+
+def _sees_last(call: Callable[..., Any], h: mx.array, *args: Any, **kwargs: Any) -> Any:
+    return call(h[:, -1:], *args, **kwargs)
+
+
+def last(logits: mx.array) -> Logits:
+    """Float32 logits `[n, d_vocab]` at the last position."""
+    return np.array(logits[:, -1].astype(mx.float32))

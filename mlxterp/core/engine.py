@@ -1,0 +1,270 @@
+"""One forward of a model with activations edited and captured.
+
+The model's own code runs; taps stand at the modules whose input or output a hook point names, only where
+something is asked, and are gone afterwards whatever happens. Nothing is evaluated here: captures are lazy
+arrays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from mlxterp.core import attention, blas
+from mlxterp.core.architectures import Architecture, Layer, stream
+from mlxterp.core.hook_points import LAYER_NAMES, HookPoint
+from mlxterp.core.interventions import Intervention
+from mlxterp.core.selection import Window
+from mlxterp.core.taps import Around, renamed, tapped
+from mlxterp.errors import HookError, InterventionNotFired, MissingActivation
+
+Tap = tuple[nn.Module, Around]
+Edits = dict[HookPoint, list[Intervention]]
+_IN_ATTENTION_FUNCTION = ("q", "k", "v", "pattern")
+
+
+@dataclass(eq=False)
+class Visit:
+    """What one run asks for and has seen so far."""
+
+    edits: Edits
+    wanted: frozenset[HookPoint]
+    window: Window
+    captured: dict[HookPoint, mx.array] = field(default_factory=dict)
+    fired: set[Intervention] = field(default_factory=set)
+    layer: int = -1
+    resid_pre: mx.array | None = None
+
+    def asks(self, point: HookPoint) -> bool:
+        return point in self.wanted or point in self.edits
+
+    def at(self, point: HookPoint, x: mx.array, *, start: int | None = None) -> mx.array:
+        """The activation to go on with: edited, and noted if it is wanted. Unasked, `x` itself."""
+        window = self.window if start is None else Window(start, self.window.lengths, self.window.grows)
+        for intervention in self.edits.get(point, ()):
+            edited = intervention.apply(x, window)
+            if edited is not None:
+                self.fired.add(intervention)
+                x = edited
+        if point in self.wanted:
+            # A handle of its own: a model's `h += ...` would change the captured array under our hands.
+            self.captured[point] = x[...]
+        return x
+
+
+def run(
+    architecture: Architecture,
+    tokens: mx.array,
+    *,
+    interventions: Sequence[Intervention] = (),
+    capture: Iterable[HookPoint] = (),
+    lengths: tuple[int, ...] | None = None,
+    cache: list[Any] | None = None,
+    start: int = 0,
+    grows: bool = False,
+) -> tuple[mx.array, dict[HookPoint, mx.array], set[Intervention]]:
+    """Logits [batch, pos, d_vocab], what was captured, and which interventions changed something.
+
+    Args:
+        architecture: of the model to run.
+        tokens: [batch, pos].
+        interventions: edits, in order; at one hook point, each sees what the one before left.
+        capture: hook points whose activation, after any edits there, is wanted.
+        lengths: how many tokens of each row are its own, the rest being padding on the right.
+        cache: one per layer; `start` is then the position of the first token.
+        grows: later calls bring later positions, so an intervention may wait for its own.
+    """
+    edits: Edits = {}
+    for intervention in interventions:
+        edits.setdefault(intervention.point, []).append(intervention)
+    wanted = frozenset(capture)
+    for point in (*edits, *wanted):
+        architecture.require_point(point)
+    window = Window(start, lengths or (start + tokens.shape[1],) * tokens.shape[0], grows)
+    visit = Visit(edits, wanted, window)
+    blas.use_idle_cores()
+    logits = forward(architecture, visit, tokens, cache)
+    _check(visit, interventions)
+    return logits, visit.captured, visit.fired
+
+
+def forward(
+    architecture: Architecture, visit: Visit, tokens: mx.array, cache: list[Any] | None = None
+) -> mx.array:
+    """The model's logits, with `visit` asked at every hook point it names."""
+    with _hooked(architecture, visit):
+        logits = architecture.forward(tokens, cache)
+    return visit.at(HookPoint("logits"), logits)
+
+
+def _check(visit: Visit, interventions: Sequence[Intervention]) -> None:
+    silent = [point for point in visit.wanted if point not in visit.captured]
+    if silent:
+        raise MissingActivation(
+            f"{silent[0]}: the model ran without calling this module, so there is nothing to see. "
+            "Leave it out."
+        )
+    if not visit.window.grows:
+        raise_unfired(interventions, visit.fired)
+
+
+def raise_unfired(interventions: Iterable[Intervention], fired: set[Intervention]) -> None:
+    """Raises InterventionNotFired for the first intervention that changed nothing."""
+    for intervention in interventions:
+        if intervention not in fired:
+            raise InterventionNotFired(
+                f"{intervention}: the run never came to this place, so nothing was changed. "
+                "Check that the model calls this module, and that the positions were reached."
+            )
+
+
+@contextmanager
+def _hooked(architecture: Architecture, visit: Visit) -> Iterator[None]:
+    taps, namespaces = _taps(architecture, visit)
+    if not taps:
+        yield
+        return
+    if architecture.running:
+        raise HookError(
+            "The model was called from inside one of its own runs, by an edit function. "
+            "Compute what the edit needs before the run."
+        )
+    architecture.running = True
+    try:
+        stand_ins = [(names, _attention(visit, names[attention.NAME])) for names in namespaces]
+        with tapped(taps), renamed(attention.NAME, stand_ins):
+            yield
+    finally:
+        architecture.running = False
+
+
+def _taps(architecture: Architecture, visit: Visit) -> tuple[list[Tap], list[dict[str, Any]]]:
+    """Taps on the modules this run touches, and the namespaces whose attention function it needs to see."""
+    taps: list[Tap] = []
+    namespaces: list[dict[str, Any]] = []
+    touched = {point.layer for point in (*visit.edits, *visit.wanted) if point.layer is not None}
+    if visit.asks(HookPoint("embed")):
+        touched.add(0)
+    for index in sorted(touched):
+        layer = architecture.layers[index]
+        taps.extend(_layer_taps(architecture, layer, index, visit))
+        if any(visit.asks(HookPoint(name, index)) for name in _IN_ATTENTION_FUNCTION):
+            namespaces += [] if any(layer.namespace is known for known in namespaces) else [layer.namespace]
+    if visit.asks(HookPoint("final_norm")) and architecture.norm_module is not None:
+        taps.append((architecture.norm_module, _output(visit, HookPoint("final_norm"))))
+    for point in {*visit.edits, *visit.wanted}:
+        if point.is_module_path:
+            taps.append((architecture.module_at(point.name), _output(visit, point)))
+    return taps, namespaces
+
+
+def _layer_taps(architecture: Architecture, layer: Layer, index: int, visit: Visit) -> Iterator[Tap]:
+    here = {name: HookPoint(name, index) for name in LAYER_NAMES}
+    mid = here["resid_mid"] if visit.asks(here["resid_mid"]) else None
+    if layer.out_proj is not None and visit.asks(here["z"]):
+        yield layer.out_proj, _heads_input(visit, here["z"], layer.n_heads or 1)
+    if layer.attn_adds is not None and (visit.asks(here["attn_out"]) or mid):
+        yield layer.attn_adds, _output(visit, here["attn_out"], architecture.attn_scale, mid)
+    if layer.mlp_adds is not None and visit.asks(here["mlp_out"]):
+        yield layer.mlp_adds, _output(visit, here["mlp_out"], architecture.mlp_scale)
+    yield layer.block, _block(visit, here, index)
+
+
+def _block(visit: Visit, here: dict[str, HookPoint], index: int) -> Around:
+    def around(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        h, rest, named = stream(args, kwargs)
+        visit.layer = index
+        if index == 0:
+            h = visit.at(HookPoint("embed"), h)
+        visit.resid_pre = h = visit.at(here["resid_pre"], h)
+        try:
+            return _first(call(h, *rest, **named), lambda y: visit.at(here["resid_post"], y))
+        finally:
+            visit.layer = -1
+
+    return around
+
+
+def _output(visit: Visit, point: HookPoint, factor: float = 1.0, mid: HookPoint | None = None) -> Around:
+    """A tap on what a module adds to the residual stream: its output times `factor`."""
+
+    def added(y: mx.array) -> mx.array:
+        contribution = y if factor == 1.0 else y * factor
+        edited = visit.at(point, contribution)
+        if mid is not None:
+            edited = _through_mid(visit, mid, edited)
+        if edited is contribution:
+            return y
+        return edited if factor == 1.0 else edited / factor
+
+    return lambda call, *args, **kwargs: _first(call(*args, **kwargs), added)
+
+
+def _through_mid(visit: Visit, mid: HookPoint, attn_out: mx.array) -> mx.array:
+    # The block adds attention to its own local copy of the residual, so changing what the second norm *sees*
+    # would leave the skip path unpatched. Writing the difference at attn_out moves both, and equals the
+    # hand-written forward (tests/core/test_architectures.py).
+    assert visit.resid_pre is not None
+    resid = visit.resid_pre + attn_out
+    edited = visit.at(mid, resid)
+    return attn_out if edited is resid else attn_out + (edited - resid)
+
+
+def _heads_input(visit: Visit, point: HookPoint, n_heads: int) -> Around:
+    """A tap on the input of an output projection, seen as heads."""
+
+    def around(call: Callable[..., Any], x: mx.array, *args: Any, **kwargs: Any) -> Any:
+        z = x.reshape(*x.shape[:-1], n_heads, -1)
+        edited = visit.at(point, z)
+        return call(x if edited is z else edited.reshape(x.shape), *args, **kwargs)
+
+    return around
+
+
+def _attention(visit: Visit, original: Callable[..., mx.array]) -> Callable[..., mx.array]:
+    """What stands in for the attention function while a run looks at q, k, v or pattern."""
+
+    def attend(
+        queries: mx.array,
+        keys: mx.array,
+        values: mx.array,
+        cache: Any = None,
+        scale: float = 1.0,
+        mask: mx.array | str | None = None,
+        **rest: Any,
+    ) -> mx.array:
+        if visit.layer < 0:
+            return original(queries, keys, values, cache, scale=scale, mask=mask, **rest)
+        point = {name: HookPoint(name, visit.layer) for name in _IN_ATTENTION_FUNCTION}
+        queries = _by_position(visit, point["q"], queries, None)
+        keys = _by_position(visit, point["k"], keys, 0)  # a cache puts all earlier keys in front
+        values = _by_position(visit, point["v"], values, 0)
+        if visit.asks(point["pattern"]):
+            probabilities = attention.pattern(queries, keys, scale=scale, mask=mask, sinks=rest.get("sinks"))
+            edited = visit.at(point["pattern"], probabilities)
+            if edited is not probabilities:
+                return attention.attend(edited, values)
+        return original(queries, keys, values, cache, scale=scale, mask=mask, **rest)
+
+    return attend
+
+
+def _by_position(visit: Visit, point: HookPoint, x: mx.array, start: int | None) -> mx.array:
+    """Visits [batch, head, pos, d_head] as [batch, pos, head, d_head]."""
+    if not visit.asks(point):
+        return x
+    seen = x.swapaxes(1, 2)
+    edited = visit.at(point, seen, start=start)
+    return x if edited is seen else edited.swapaxes(1, 2)
+
+
+def _first(y: Any, change: Callable[[mx.array], mx.array]) -> Any:
+    """Changes a module's output; of a tuple, its first entry."""
+    if isinstance(y, tuple):
+        return (change(y[0]), *y[1:])
+    return change(y)

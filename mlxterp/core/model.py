@@ -1,0 +1,275 @@
+"""InterpretableModel: a model whose activations can be read and edited by name.
+
+What lives here: wrapping, tokens in and out, one run, a trace, a generation. What doesn't: analyses, which
+take a model as an argument (`mlxterp.causal`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from mlx.utils import tree_flatten
+
+from mlxterp.core import blas, engine, loading, probe
+from mlxterp.core.anatomy import describe
+from mlxterp.core.architectures import Architecture, Capability
+from mlxterp.core.families import Family
+from mlxterp.core.generate import Generation, Sampling, generate
+from mlxterp.core.hook_points import HookPoint, expand
+from mlxterp.core.interventions import Intervention
+from mlxterp.core.tokens import Padded, Prompt, TextTokens, Tokens, as_rows, pad
+from mlxterp.core.trace import Trace
+from mlxterp.errors import CapabilityUnavailable, ModelError, TokenError
+
+Capture = str | HookPoint | Iterable[str | HookPoint]
+
+
+class InterpretableModel:
+    """A model, its tokenizer, and names for the places inside it.
+
+    Args:
+        model: "smollm2-135m" or "toy-induction"; a GGUF file; a directory or hub id for mlx-lm; or a module.
+        tokenizer: for a module; without one, prompts are token ids.
+        quantized: keep the weights of a bundled model or GGUF file quantised.
+        dtype: what to cast the weights to, as in `mx.float32`; by default they stay as they came.
+        family: how the blocks of a module of your own differ from the common ones (`families.py`).
+        verify: check by two forwards of five tokens that the hook points mean what they say (`probe.py`).
+        progress: told what is going on while a model is fetched and loaded.
+
+    Raises:
+        ModelNotFound: nothing answers to the name; the message says what was tried.
+        UnsupportedArchitecture: the module has no blocks that can be hooked.
+    """
+
+    def __init__(
+        self,
+        model: str | nn.Module,
+        tokenizer: Any = None,
+        *,
+        quantized: bool = False,
+        dtype: mx.Dtype | None = None,
+        family: Family | None = None,
+        verify: bool = True,
+        progress: Callable[[str], None] | None = None,
+    ) -> None:
+        if isinstance(model, nn.Module):
+            if quantized:
+                raise ModelError(
+                    "quantized=True is for models loaded by name. Quantise a module with nn.quantize."
+                )
+            loaded = loading.Loaded(type(model).__module__.rsplit(".", 1)[-1], model, tokenizer)
+        else:
+            loaded = loading.load(model, quantized=quantized, progress=progress)
+        self.name = loaded.name
+        self.facts: Mapping[str, Any] = loaded.facts
+        self.model = loaded.module
+        if dtype is not None:
+            self.model.set_dtype(dtype)
+        self.tokenizer = loaded.tokenizer if tokenizer is None else tokenizer
+        self._text = TextTokens(self.tokenizer)
+        self.architecture: Architecture = describe(self.model, family)
+        probe.measure(self.architecture)
+        if verify:
+            probe.verify(self.architecture)
+
+    def __repr__(self) -> str:
+        return f"InterpretableModel({self.name!r}, n_layers={self.n_layers}, d_model={self.d_model})"
+
+    # what it is
+
+    @property
+    def n_layers(self) -> int:
+        return len(self.architecture.layers)
+
+    @property
+    def n_heads(self) -> int:
+        return self._known(self.architecture.n_heads, "n_heads")
+
+    @property
+    def n_kv_heads(self) -> int:
+        return self._known(self.architecture.n_kv_heads, "n_kv_heads")
+
+    @property
+    def d_model(self) -> int:
+        return self.architecture.d_model
+
+    @property
+    def d_vocab(self) -> int:
+        return self.architecture.d_vocab
+
+    @cached_property
+    def d_head(self) -> int:
+        """The width of one head's z."""
+        return int(self.architecture.w_o(0).shape[1])
+
+    @property
+    def capabilities(self) -> Mapping[str, Capability]:
+        """For each hook point and part, whether this model has it, and if not, why."""
+        return self.architecture.capabilities
+
+    @property
+    def blas(self) -> blas.BlasInfo:
+        """Which library multiplies matrices here."""
+        return blas.which()
+
+    @cached_property
+    def digest(self) -> str:
+        """A sha256 that tells these weights from others.
+
+        Of the names, shapes and types of all arrays and 64 values of each: cheap, so a change of a few
+        weights can escape it.
+        """
+        seen = hashlib.sha256(type(self.model).__module__.encode())
+        for path, array in sorted(tree_flatten(self.model.parameters())):
+            flat = array.reshape(-1)
+            spread = flat[mx.array(np.linspace(0, flat.size - 1, num=min(flat.size, 64)).astype(np.int32))]
+            seen.update(f"{path} {array.shape} {array.dtype}".encode())
+            seen.update(np.array(spread.view(mx.uint8)).tobytes())
+        return seen.hexdigest()
+
+    def _known(self, number: int | None, name: str) -> int:
+        if number is None:
+            raise CapabilityUnavailable(
+                f"{self.name}: {name} is not known; its attention modules do not say it."
+            )
+        return number
+
+    # tokens
+
+    def to_tokens(self, prompt: Prompt | Sequence[Prompt]) -> Tokens | list[Tokens]:
+        """Token ids [1, pos] of a text or of ids; of a list of prompts, a list of such arrays."""
+        if _is_list_of_prompts(prompt):
+            return [self._one_prompt(p) for p in prompt]
+        return self._one_prompt(prompt)
+
+    def _one_prompt(self, prompt: Any) -> Tokens:
+        ids = self._text.encode(prompt) if isinstance(prompt, str) else prompt
+        return self._checked(as_rows(ids))
+
+    def to_str_tokens(self, prompt: Prompt) -> list[str]:
+        """The text of each token."""
+        return self._text.split(self._row(prompt))
+
+    def to_single_token(self, text: str) -> int:
+        """The one token that `text` is; raises TokenError showing the split if it is not one."""
+        return self._text.single(text)
+
+    def to_string(self, tokens: Iterable[int]) -> str:
+        """The text of these token ids."""
+        return self._text.decode(tokens)
+
+    def _row(self, prompt: Prompt) -> list[int]:
+        rows = self._batch(prompt)
+        if len(rows.lengths) != 1:
+            raise TokenError(f"One prompt is wanted here; {len(rows.lengths)} were given.")
+        return [int(i) for i in rows.tokens[0]]
+
+    def _batch(self, prompt: Prompt | Sequence[Prompt]) -> Padded:
+        tokens = self.to_tokens(prompt)
+        return pad(tokens if isinstance(tokens, list) else [tokens])
+
+    def _checked(self, tokens: Tokens) -> Tokens:
+        if tokens.min() < 0 or tokens.max() >= self.d_vocab:
+            raise TokenError(
+                f"Token ids {tokens.min()} to {tokens.max()} were given; "
+                f"this model has 0 to {self.d_vocab - 1}."
+            )
+        return tokens
+
+    # running it
+
+    def run(
+        self,
+        tokens: mx.array | Tokens,
+        *,
+        interventions: Sequence[Intervention] = (),
+        capture: Capture = (),
+        lengths: Sequence[int] | None = None,
+    ) -> tuple[mx.array, dict[HookPoint, mx.array]]:
+        """Logits [batch, pos, d_vocab] and what was captured; the engine under everything else.
+
+        Args:
+            tokens: [batch, pos]; rows of unequal length padded on the right, with their `lengths`.
+            interventions: edits; `rows=` restricts one to batch rows, and a value may have a batch axis.
+            capture: hook points; "resid_pre" is every layer's, "L9.z" only itself.
+
+        Raises:
+            UnknownHookPoint, CapabilityUnavailable: listing what there is.
+            InterventionNotFired: an edit changed nothing.
+        """
+        ids = tokens if isinstance(tokens, mx.array) else mx.array(self._checked(as_rows(tokens)))
+        logits, captured, _ = engine.run(
+            self.architecture,
+            ids,
+            interventions=interventions,
+            capture=expand(capture, self.n_layers),
+            lengths=None if lengths is None else tuple(lengths),
+        )
+        return logits, captured
+
+    def trace(
+        self,
+        prompt: Prompt | Sequence[Prompt],
+        *,
+        capture: Capture = (),
+        interventions: Sequence[Intervention] = (),
+    ) -> Trace:
+        """One run of a text, token ids, or a list of them, with the activations asked for.
+
+        A list is one batch, padded on the right; causal attention makes each row what it is alone. Nothing is
+        computed before it is looked at.
+        """
+        batch = self._batch(prompt)
+        logits, captured = self.run(
+            batch.tokens, interventions=interventions, capture=capture, lengths=batch.lengths
+        )
+        return Trace(batch, logits, captured, self._text.split)
+
+    def logits(
+        self, prompt: Prompt | Sequence[Prompt], *, interventions: Sequence[Intervention] = ()
+    ) -> mx.array:
+        """Logits [batch, pos, d_vocab]."""
+        return self.trace(prompt, interventions=interventions).logits
+
+    def generate(
+        self,
+        prompt: Prompt,
+        *,
+        max_new_tokens: int = 32,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int = 0,
+        interventions: Sequence[Intervention] = (),
+        stop_at_end: bool = True,
+    ) -> Generation:
+        """Continues a prompt, greedily at temperature 0.
+
+        Positions of interventions are absolute, negative ones count from the prompt's end. An intervention at
+        all positions acts on every new token too; `positions=slice(n, None)` acts from n on.
+        """
+        return generate(
+            self.architecture,
+            self._row(prompt),
+            max_new_tokens=max_new_tokens,
+            sampling=Sampling(temperature, top_k, top_p),
+            seed=seed,
+            end=self._text.eos_ids if stop_at_end else frozenset(),
+            interventions=interventions,
+            decode=self._text.decode if self.tokenizer is not None else lambda _: "",
+        )
+
+    def unembedding(self, token_ids: int | Sequence[int] | Tokens | mx.array) -> mx.array:
+        """Rows of W_U in float32 [n, d_model], dequantised."""
+        return self.architecture.unembed_rows(mx.array(np.atleast_1d(np.array(token_ids))))
+
+
+def _is_list_of_prompts(prompt: Any) -> bool:
+    """Whether these are several prompts, and not the ids of one."""
+    return isinstance(prompt, list | tuple) and bool(prompt) and not isinstance(prompt[0], int | np.integer)

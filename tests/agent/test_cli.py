@@ -1,0 +1,409 @@
+"""The command: what it prints, with which number it ends, what it leaves alone."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from typing import NamedTuple
+
+import pytest
+
+from mlxterp.autointerpret.scaffold import scaffolds
+from mlxterp_agent import exits
+from mlxterp_agent.cli import app
+from mlxterp_agent.drivers.external import External
+from mlxterp_agent.endings import end_of
+from mlxterp_agent.live import Event, SetupReady
+from mlxterp_agent.options import Options, UsageError, merge, next_time
+from mlxterp_agent.state import ProjectLock, open_state
+from mlxterp_agent.supervisor import run
+from tests.agent.fakes import entries, git, make_project, source, supervise, verdicts
+
+
+class Said(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def autointerp(capsys: pytest.CaptureFixture[str]) -> Callable[..., Said]:
+    """The command, in this process."""
+
+    def call(*arguments: object) -> Said:
+        capsys.readouterr()
+        code = end_of(lambda: app([str(each) for each in arguments]))
+        return Said(code, *capsys.readouterr())
+
+    return call
+
+
+def test_help_loads_nothing_heavy():
+    heavy = ("mlx", "mlx_lm", "matplotlib", "git", "anthropic", "numpy", "pydantic", "watchdog")
+    code = (
+        "import sys\nfrom mlxterp_agent.cli import main\nsys.argv = ['autointerp', '--help']\n"
+        f"try:\n    main()\nfinally:\n    print([m for m in {heavy!r} if m in sys.modules])"
+    )
+
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+
+    assert said.splitlines()[-1] == "[]"
+
+
+def test_help_documents_every_exit_code(autointerp):
+    said = autointerp("--help")
+
+    assert said.code == exits.FINISHED
+    assert all(meaning in said.out for meaning in exits.MEANING.values())
+
+
+def test_the_version_is_one_line(autointerp):
+    from mlxterp import __version__
+
+    assert autointerp("--version") == (0, f"autointerp {__version__}\n", "")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("start", "--nonsense"),
+        ("frobnicate",),
+        ("start", "DIR", "--hours", "0"),
+        ("start", "DIR", "--hours", "nan"),
+        ("start", "DIR", "--max-experiments", "0"),
+        ("start", "DIR", "--max-usd", "-1"),
+        ("start", "DIR", "--until", "25:00"),
+        ("start", "DIR", "--agent", "somebody"),
+        ("start", "DIR", "--model", "another"),
+    ],
+)
+def test_a_command_line_that_means_nothing_ends_with_2(autointerp, project, arguments):
+    said = autointerp(*(str(project) if each == "DIR" else each for each in arguments))
+
+    assert said.code == exits.USAGE
+    assert said.err
+    assert "Traceback" not in said.err
+
+
+@pytest.mark.parametrize("command", ["watch", "run", "status", "log", "report", "verify"])
+def test_a_directory_that_is_no_investigation_is_named_with_what_makes_one(autointerp, tmp_path, command):
+    said = autointerp(command, tmp_path)
+
+    assert said.code == exits.PROJECT
+    assert str(tmp_path) in said.err
+    assert "autointerp init" in said.err
+
+
+def test_a_missing_setup_py_is_named(autointerp, project):
+    (project / "setup.py").unlink()
+
+    said = autointerp("watch", project)
+
+    assert said.code == exits.PROJECT
+    assert "setup.py is missing" in said.err
+
+
+def test_a_setup_py_that_raises_is_shown_with_its_line(autointerp, project):
+    (project / "setup.py").write_text("\nraise RuntimeError('the weights are \x1b[31mnot here')\n")
+
+    (project / "experiment.py").write_text("x = 1\n")
+
+    said = autointerp("run", project)
+
+    assert said.code == exits.PROJECT
+    assert "RuntimeError: the weights are not here" in said.err
+    assert "line 2" in said.err
+    assert "\x1b" not in said.err
+
+
+def test_run_prints_the_verdict_of_the_current_experiment(autointerp, project):
+    (project / "experiment.py").write_text(source("alpha"))
+
+    said = autointerp("run", project)
+
+    assert said.code == exits.FINISHED
+    assert said.out.startswith("0001 lead: alpha was found\n")
+    assert len(said.out.encode()) <= 2001
+    assert verdicts(project) == ["lead"]
+
+
+def test_run_prints_the_line_itself_for_a_program(autointerp, project):
+    (project / "experiment.py").write_text(source("alpha"))
+
+    said = autointerp("run", project, "--json")
+
+    assert json.loads(said.out) == entries(project)[0].to_dict()
+
+
+def test_run_a_second_time_says_what_came_of_it_and_runs_nothing(autointerp, project):
+    (project / "experiment.py").write_text(source("alpha"))
+    autointerp("run", project)
+
+    said = autointerp("run", project)
+
+    assert said.code == exits.FINISHED
+    assert "ran before as 0001" in said.out
+    assert len(entries(project)) == 1
+
+
+def test_run_of_a_file_that_does_not_parse_names_the_line(autointerp, project):
+    (project / "experiment.py").write_text("x = 1\ndef broken(\n")
+
+    said = autointerp("run", project)
+
+    assert said.code == exits.PROJECT
+    assert "line 2" in said.out
+    assert entries(project) == []
+
+
+def test_run_keeps_to_its_own_time_box(autointerp, project):
+    (project / "experiment.py").write_text(source("hang"))
+
+    said = autointerp("run", project, "--time-per-experiment", 1)
+
+    assert said.code == exits.FINISHED
+    assert "time box of 1 s" in said.out
+
+
+def test_run_beside_a_supervisor_waits_for_its_verdict(autointerp, project):
+    ready = threading.Event()
+    answer: list[Said] = []
+
+    def beside() -> None:
+        ready.wait(20)
+        (project / "experiment.py").write_text(source("slow"))
+        command = [sys.executable, "-m", "mlxterp_agent.cli", "run", str(project)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        answer.append(Said(done.returncode, done.stdout, done.stderr))
+
+    def listen(event: Event) -> None:
+        if isinstance(event, SetupReady):
+            ready.set()
+
+    asking = threading.Thread(target=beside)
+    asking.start()
+    run(project, External(), Options(max_experiments=1), listen)
+    asking.join()
+
+    assert answer[0].code == exits.FINISHED
+    assert answer[0].out.startswith("0001 lead: slow was found")
+    assert len(entries(project)) == 1
+
+
+def test_two_supervisors_on_one_directory_end_the_second_with_75(autointerp, project):
+    with ProjectLock(open_state(project)):
+        said = autointerp("watch", project)
+
+    assert said.code == exits.LOCKED
+    assert str(os.getpid()) in said.err
+
+
+def test_status_log_and_verify_work_without_the_lock_and_before_the_first_run(autointerp, project):
+    with ProjectLock(open_state(project)):
+        status, log, checks = (autointerp(command, project) for command in ("status", "log", "verify"))
+
+    assert "supervised by process" in status.out
+    assert log.out == "no experiment yet\n"
+    assert checks.code == exits.CONTRACT  # there is no repository yet, and it says so
+    assert "there is no repository" in checks.out
+
+
+def test_status_says_what_was_found_and_what_is_left(autointerp, project):
+    supervise(project, ["alpha", "dull"], options=Options(max_experiments=7))
+
+    text, fields = autointerp("status", project).out, json.loads(autointerp("status", project, "--json").out)
+
+    assert "What is the mean?" in text
+    assert "1 lead, 1 note" in text
+    assert "2 experiments, 5 left" in text
+    assert "every proposal was made" in text
+    assert fields["verdicts"] == {"lead": 1, "note": 1}
+    assert fields["experiments_left"] == 5
+    assert fields["supervised_by"] is None
+
+
+def test_log_is_a_table_for_people_and_lines_for_programs(autointerp, project):
+    supervise(project, ["alpha", "dull"])
+
+    table = autointerp("log", project).out.splitlines()
+    lines = [json.loads(line) for line in autointerp("log", project, "--json").out.splitlines()]
+
+    assert [line.split()[:2] for line in table] == [["0001", "lead"], ["0002", "note"]]
+    assert lines == [entry.to_dict() for entry in entries(project)]
+    assert len(autointerp("log", project, "--kept").out.splitlines()) == 1
+    assert autointerp("log", project, "-n", 1).out.startswith("  0002")
+
+
+def test_watch_ends_with_what_was_found_where_the_report_is_and_how_to_go_on(autointerp, project):
+    (project / "experiment.py").write_text(source("alpha"))
+
+    said = autointerp("watch", project, "--max-experiments", 1)
+
+    assert said.code == exits.FINISHED
+    assert "0001 lead: alpha was found" in said.out
+    assert "report.html" in said.out
+    assert "--max-experiments 2" in said.out
+    assert (project / "report.html").stat().st_size > 1000
+    assert (project / "report.md").exists()
+
+
+def test_watch_as_json_is_json_from_the_first_line_to_the_last(autointerp, project):
+    (project / "experiment.py").write_text(source("alpha"))
+
+    said = autointerp("watch", project, "--max-experiments", 1, "--json")
+
+    lines = [json.loads(line) for line in said.out.splitlines()]
+    assert lines[0]["event"] == "started"
+    assert [line["verdict"] for line in lines if line["event"] == "decided"] == ["lead"]
+    assert lines[-1] == {
+        "event": "ended",
+        "reason": "the budget of 1 experiments is used up",
+        "exit_code": 0,
+        "report": True,
+    }
+
+
+def test_init_makes_an_investigation_in_a_repository_of_its_own(autointerp, tmp_path):
+    target = tmp_path / "deep" / "er"
+
+    said = autointerp("init", target, "--model", "toy-induction", "--question", "Why?")
+
+    assert said.code == exits.FINISHED
+    assert git(target, "log", "--format=%s") == "Begin the investigation"
+    assert git(target, "status", "--short") == ""
+    assert "Why?" in (target / "program.md").read_text()
+
+
+def test_init_overwrites_nothing(autointerp, project):
+    before = {path: path.read_bytes() for path in project.rglob("*") if path.is_file()}
+
+    said = autointerp("init", project)
+
+    assert said.code == exits.PROJECT
+    assert {path: path.read_bytes() for path in project.rglob("*") if path.is_file()} == before
+
+
+def test_an_unknown_scaffold_is_answered_with_those_there_are(autointerp, tmp_path):
+    said = autointerp("init", tmp_path / "new", "--scaffold", "nonsense")
+
+    assert said.code == exits.PROJECT
+    assert all(name in said.err for name in scaffolds())
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("agent", ["claude", "api"])
+def test_a_researcher_of_a_later_version_is_refused_in_words(autointerp, tmp_path, agent):
+    said = autointerp("start", tmp_path / "new", "--agent", agent)
+
+    assert said.code == exits.RESEARCHER
+    assert "--agent scripted" in said.err
+    assert not (tmp_path / "new").exists()
+
+
+def test_start_says_which_researcher_it_took_and_goes_on_where_it_stopped(autointerp, project):
+    (project / "experiment.py").write_text(source("alpha"))
+
+    first = autointerp("start", project, "--agent", "none", "--max-experiments", 1)
+    second = autointerp("start", project, "--agent", "none", "--max-experiments", 1)
+
+    assert first.out.startswith(f"going on with {project}\n")
+    assert "[nobody in particular" in first.out
+    assert second.code == exits.FINISHED
+    assert "resuming after 1" in second.out
+    assert len(entries(project)) == 1
+
+
+def test_start_without_a_directory_goes_on_with_the_one_it_stands_in(autointerp, project, monkeypatch):
+    (project / "experiment.py").write_text(source("alpha"))
+    monkeypatch.chdir(project)
+
+    said = autointerp("start", "--agent", "none", "--max-experiments", 1)
+
+    assert said.code == exits.FINISHED
+    assert verdicts(project) == ["lead"]
+    assert not (project / "investigation").exists()
+
+
+def test_start_without_a_directory_goes_on_with_the_investigation_beside_it(
+    autointerp, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("AUTOINTERP_STATE_DIR", str(tmp_path / "state"))
+    project = make_project(tmp_path / "investigation")
+    (project / "experiment.py").write_text(source("alpha"))
+    monkeypatch.chdir(tmp_path)
+
+    said = autointerp("start", "--agent", "none", "--max-experiments", 1)
+
+    assert said.code == exits.FINISHED
+    assert verdicts(project) == ["lead"]
+
+
+def test_a_report_that_cannot_be_written_loses_nothing_and_is_said(autointerp, project):
+    (project / "experiment.py").write_text(source("alpha"))
+    (project / "report.html").mkdir()
+
+    said = autointerp("watch", project, "--max-experiments", 1)
+
+    assert said.code == exits.FINISHED
+    assert "Report:   not written" in said.out
+    assert verdicts(project) == ["lead"]
+
+
+def test_our_own_bug_is_a_message_and_a_file_with_the_details(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("AUTOINTERP_STATE_DIR", str(tmp_path))
+
+    def bug() -> None:
+        raise KeyError("we forgot")
+
+    code = end_of(bug)
+
+    said = capsys.readouterr().err
+    (kept,) = tmp_path.glob("crash-*.txt")
+    assert code == exits.OUR_BUG
+    assert "Traceback" not in said
+    assert str(kept) in said
+    assert "we forgot" in kept.read_text()
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES])
+def test_a_machine_that_refuses_is_no_bug(capsys, number):
+    def refuse() -> None:
+        raise OSError(number, os.strerror(number), "/somewhere")
+
+    assert end_of(refuse) == exits.MACHINE
+    assert "/somewhere" in capsys.readouterr().err
+
+
+def test_without_git_nothing_starts_and_the_message_says_how_to_get_it(autointerp, project, monkeypatch):
+    monkeypatch.setenv("PATH", str(project))
+
+    said = autointerp("watch", project)
+
+    assert said.code == exits.MACHINE
+    assert "git" in said.err
+
+
+def test_until_is_the_next_time_the_clock_shows_it():
+    from datetime import datetime, timezone
+
+    now = datetime(2026, 11, 22, 23, 30, tzinfo=timezone.utc)
+
+    assert next_time("07:00", now=now) == datetime(2026, 11, 23, 7, 0, tzinfo=timezone.utc)
+    assert next_time("23:45", now=now) == datetime(2026, 11, 22, 23, 45, tzinfo=timezone.utc)
+    with pytest.raises(UsageError, match="HH:MM"):
+        next_time("noon", now=now)
+
+
+def test_what_the_command_line_does_not_say_comes_from_the_project(project):
+    from datetime import datetime, timezone
+
+    from mlxterp.autointerpret.contract import read_config
+
+    options = merge(read_config(project), now=datetime.now(timezone.utc), hours=2.0)
+
+    assert (options.max_experiments, options.time_per_experiment, options.seconds) == (100, 120.0, 7200.0)

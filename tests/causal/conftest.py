@@ -1,0 +1,49 @@
+"""Pairs for the tiny models, and the naive patching that sweeps are compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from mlxterp import toy
+from mlxterp.causal import PromptPair
+from mlxterp.core.interventions import Intervention
+from mlxterp.core.model import InterpretableModel
+from tests.tiny_models import FAMILIES, ByteTokenizer, tiny_module
+
+CLEAN, CORRUPTED = "the cat sat", "the dog sat"
+"""Eleven tokens each; the first difference is at position 4, the last at 6."""
+FIRST_DIFFERENCE = 4
+PAIR = PromptPair(CLEAN, CORRUPTED, answer="x", foil="y")
+PAIRS = [
+    PAIR,
+    PromptPair("the cow ran", "the pig ran", answer="a", foil="b"),
+    PromptPair("the ant hid", "the bee hid", answer="k", foil="q"),
+]
+
+
+@pytest.fixture(scope="session", params=sorted(FAMILIES))
+def any_family(request: pytest.FixtureRequest) -> InterpretableModel:
+    return InterpretableModel(tiny_module(request.param), ByteTokenizer())
+
+
+@pytest.fixture(scope="session")
+def toy_model() -> InterpretableModel:
+    return InterpretableModel(*toy.load())
+
+
+def logit_difference(
+    model: InterpretableModel, prompt: str, *edits: Intervention, pair: PromptPair = PAIR
+) -> float:
+    """One plain forward, computed without anything of `mlxterp.causal`."""
+    row = np.array(model.logits(prompt, interventions=edits))[0, -1].astype(np.float64)
+    return float(row[model.to_single_token(pair.answer)] - row[model.to_single_token(pair.foil)])
+
+
+def naive_recovery(model: InterpretableModel, *edits: Intervention, pair: PromptPair = PAIR) -> float:
+    """The recovered logit difference of the corrupted prompt with these edits, one forward per number."""
+    measure: Callable[..., float] = lambda prompt, *e: logit_difference(model, prompt, *e, pair=pair)  # noqa: E731
+    clean, corrupted = measure(pair.clean), measure(pair.corrupted)
+    return (measure(pair.corrupted, *edits) - corrupted) / (clean - corrupted)
