@@ -34,7 +34,9 @@ def test_the_python_blocks_of_a_page_run_in_order(page, tmp_path):
     program = tmp_path / page.name.replace(".md", ".py")
     program.write_text(_program(page), encoding="utf-8")
 
-    run = subprocess.run([sys.executable, str(program)], cwd=tmp_path, capture_output=True, text=True, timeout=240)
+    run = subprocess.run(
+        [sys.executable, str(program)], cwd=tmp_path, capture_output=True, text=True, timeout=240
+    )
 
     assert run.returncode == 0, run.stderr[-2000:]
 
@@ -44,7 +46,11 @@ def test_links_between_pages_lead_somewhere(page):
     text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
     targets = [target.split("#")[0] for target in re.findall(r"\]\(([^)\s]+)\)", text)]
 
-    broken = [t for t in targets if t and "://" not in t and not t.startswith("mailto:") and not (page.parent / t).exists()]
+    broken = [
+        t
+        for t in targets
+        if t and "://" not in t and not t.startswith("mailto:") and not (page.parent / t).exists()
+    ]
 
     assert broken == []
 
@@ -54,5 +60,8 @@ def test_decision_records_stay_short_and_numbered():
     numbers = [int(record.name[:4]) for record in records]
 
     assert numbers == list(range(1, len(records) + 1))
-    assert {record.name: len(record.read_text(encoding="utf-8").splitlines()) for record in records if
-            len(record.read_text(encoding="utf-8").splitlines()) > 40} == {}
+    assert {
+        record.name: len(record.read_text(encoding="utf-8").splitlines())
+        for record in records
+        if len(record.read_text(encoding="utf-8").splitlines()) > 40
+    } == {}

@@ -69,7 +69,9 @@ def test_the_contract_and_the_results_never_import_mlx():
     ["mlxterp", "mlxterp.autointerpret", "mlxterp.results", "mlxterp.reports", "mlxterp_agent.cli"],
 )
 def test_importing_what_needs_no_model_leaves_mlx_unloaded(module):
-    code = f"import sys, {module}; print(sorted(m for m in sys.modules if m.split('.')[0] in ('mlx', 'mlx_lm')))"
+    code = (
+        f"import sys, {module}; print(sorted(m for m in sys.modules if m.split('.')[0] in ('mlx', 'mlx_lm')))"
+    )
 
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
 

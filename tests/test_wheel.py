@@ -42,12 +42,14 @@ def test_every_template_and_scaffold_of_the_checkout_is_in_the_wheel(wheel):
 def test_an_investigation_starts_from_the_installed_wheel_alone(wheel, tmp_path):
     site = tmp_path / "site"
     subprocess.run(
-        [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(site), str(wheel)], check=True
+        [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(site), str(wheel)],
+        check=True,
     )
     code = (
-        f"import sys; sys.path.insert(0, {str(site)!r}); import mlxterp; assert {str(site)!r} in mlxterp.__file__;"
+        f"import sys; sys.path.insert(0, {str(site)!r}); import mlxterp;"
+        f"assert {str(site)!r} in mlxterp.__file__;"
         "from mlxterp.autointerpret import init_autointerpret;"
-        "print(init_autointerpret('made', model_name='toy-induction', research_question='?', max_experiments=3))"
+        "init_autointerpret('made', model_name='toy-induction', research_question='?', max_experiments=3)"
     )
 
     subprocess.run([sys.executable, "-S", "-c", _with_site_packages(code)], check=True, cwd=tmp_path)

@@ -43,6 +43,14 @@ def autointerp(capsys: pytest.CaptureFixture[str]) -> Callable[..., Said]:
     return call
 
 
+@pytest.fixture
+def without_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests of something else: the pages take a second."""
+    from mlxterp_agent import reporting
+
+    monkeypatch.setattr(reporting, "refresh_report", lambda directory, *, wait: None)
+
+
 def test_help_loads_nothing_heavy():
     heavy = ("mlx", "mlx_lm", "matplotlib", "git", "anthropic", "numpy", "pydantic", "watchdog")
     code = (
@@ -252,6 +260,7 @@ def test_watch_ends_with_what_was_found_where_the_report_is_and_how_to_go_on(aut
     assert (project / "report.md").exists()
 
 
+@pytest.mark.usefixtures("without_report")
 def test_watch_as_json_is_json_from_the_first_line_to_the_last(autointerp, project):
     (project / "experiment.py").write_text(source("alpha"))
 
@@ -305,6 +314,7 @@ def test_a_researcher_of_a_later_version_is_refused_in_words(autointerp, tmp_pat
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.usefixtures("without_report")
 def test_start_says_which_researcher_it_took_and_goes_on_where_it_stopped(autointerp, project):
     (project / "experiment.py").write_text(source("alpha"))
 
@@ -318,6 +328,7 @@ def test_start_says_which_researcher_it_took_and_goes_on_where_it_stopped(autoin
     assert len(entries(project)) == 1
 
 
+@pytest.mark.usefixtures("without_report")
 def test_start_without_a_directory_goes_on_with_the_one_it_stands_in(autointerp, project, monkeypatch):
     (project / "experiment.py").write_text(source("alpha"))
     monkeypatch.chdir(project)
@@ -329,6 +340,7 @@ def test_start_without_a_directory_goes_on_with_the_one_it_stands_in(autointerp,
     assert not (project / "investigation").exists()
 
 
+@pytest.mark.usefixtures("without_report")
 def test_start_without_a_directory_goes_on_with_the_investigation_beside_it(
     autointerp, tmp_path, monkeypatch
 ):

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -42,22 +43,31 @@ def journal(project: Path) -> list[dict[str, object]]:
     return Journal(state_dir(project) / "journal.jsonl").events()
 
 
-def test_a_kept_entry_has_a_line_a_folder_and_a_commit_that_touches_nothing_else(project):
-    ended, _, _ = supervise(project, ["alpha"])
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Event], Proposals]:
+    """A run that kept, did not keep, and kept two entries of one experiment. To look at, not to change."""
+    root = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AUTOINTERP_STATE_DIR", str(root / "state"))
+        project = make_project(root / "project")
+        _, events, driver = supervise(project, ["alpha", "dull", "two"])
+    return project, events, driver
 
-    (entry,) = entries(project)
-    assert ended.exit_code == FINISHED
+
+def test_a_kept_entry_has_a_line_a_folder_and_a_commit_that_touches_nothing_else(finished):
+    project = finished[0]
+
+    entry = entries(project)[0]
+    commit = git(project, "log", "--reverse", "--format=%H").splitlines()[1]
+    trailers = "--format=%(trailers:only,unfold)"
+    folder = "findings/0001-alpha-was-found"
     assert entry.experiment_id == "0001"
     assert (entry.record["verdict"], entry.record["tier"], entry.informative) == ("lead", "lead", True)
-    assert (
-        git(project, "log", "-1", "--format=%(trailers:key=Autointerp-Experiment,valueonly)").strip()
-        == "0001"
-    )
-    assert (
-        git(project, "log", "-1", "--format=%(trailers:key=Autointerp-Verdict,valueonly)").strip() == "lead"
-    )
-    folder = "findings/0001-alpha-was-found"
-    assert git(project, "show", "--name-only", "--format=").splitlines() == [
+    assert git(project, "show", "--no-patch", trailers, commit).splitlines() == [
+        "Autointerp-Experiment: 0001",
+        "Autointerp-Verdict: lead",
+    ]
+    assert git(project, "show", "--name-only", "--format=", commit).splitlines() == [
         "experiment.py",
         f"{folder}/experiment.py",
         f"{folder}/finding.md",
@@ -66,16 +76,15 @@ def test_a_kept_entry_has_a_line_a_folder_and_a_commit_that_touches_nothing_else
     ]
     assert (project / folder / "experiment.py").read_text() == source("alpha")
     assert json.loads((project / folder / "result.json").read_text()) == entry.to_dict()
-    assert git(project, "show", "HEAD:experiment.py") == source("alpha").strip()
+    assert git(project, "show", f"{commit}:experiment.py") == source("alpha").strip()
 
 
-def test_the_record_says_what_ran_against_what_and_how(project):
-    supervise(project, ["alpha"])
+def test_the_record_says_what_ran_against_what_and_how(finished):
+    record = entries(finished[0])[0].record
 
-    record = entries(project)[0].record
     assert record["digests"] == {
         "setup": digest(SETUP.encode()),
-        "program": digest((project / "program.md").read_bytes()),
+        "program": digest((finished[0] / "program.md").read_bytes()),
         "experiment": digest_of("alpha"),
         "model": "0" * 64,
         "data": None,
@@ -90,24 +99,29 @@ def test_the_record_says_what_ran_against_what_and_how(project):
     assert record["commit"] is None
 
 
-def test_what_is_not_kept_is_an_attempt_and_no_commit(project):
-    supervise(project, ["dull"])
+def test_what_is_not_kept_is_an_attempt_and_no_commit(finished):
+    project = finished[0]
 
-    assert verdicts(project) == ["note"]
-    assert git(project, "log", "--format=%s") == "Begin the investigation"
-    assert git(project, "show", "refs/autointerp/attempts/0001:experiment.py") == source("dull").strip()
-    assert sorted(path.name for path in (project / "findings").iterdir()) == [".gitkeep"]
+    assert verdicts(project)[1] == "note"
+    assert "0002" not in git(project, "log", "--format=%s")
+    assert git(project, "show", "refs/autointerp/attempts/0002:experiment.py") == source("dull").strip()
+    assert not list((project / "findings").glob("0002*"))
 
 
-def test_one_run_may_report_several_entries_and_counts_once(project):
-    _, _, driver = supervise(project, ["two"])
+def test_one_run_may_report_several_entries_and_counts_once(finished):
+    project, _, driver = finished
 
-    assert [entry.conclusion for entry in entries(project)] == [
-        "first of two was found",
-        "second of two was found",
-    ]
-    assert driver.situations[-1].budget.experiments == 1
-    assert git(project, "log", "--format=%s").count("lead") == 2
+    third = entries(project)[2:]
+    assert [entry.conclusion for entry in third] == ["first of two was found", "second of two was found"]
+    assert {entry.record["run"] for entry in third} == {"0003"}
+    assert driver.situations[-1].budget.experiments == 3
+    assert git(project, "log", "--format=%s").count("of two was found") == 2
+
+
+def test_a_decided_line_is_told_to_the_screen_once(finished):
+    told = [event.entry.experiment_id for event in finished[1] if isinstance(event, Decided)]
+
+    assert told == ["0001", "0002", "0003", "0004"]
 
 
 @pytest.mark.parametrize(
@@ -460,6 +474,56 @@ def test_a_signal_ends_everything_within_three_seconds_and_leaves_a_line(project
     assert not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children)
 
 
+def test_what_was_interrupted_runs_again_as_a_new_run(project):
+    process = supervise_apart(project, ["slow"])
+    _wait_for_line(process, "Running")
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=20)
+
+    supervise(project, ["slow"])
+
+    assert verdicts(project) == ["interrupted", "lead"]
+    assert [entry.record["run"] for entry in entries(project)] == ["0001", "0002"]
+
+
+def test_what_the_researcher_costs_is_in_the_line_and_ends_the_run(project):
+    class Costly(Proposals):
+        def begin_turn(self, situation: Situation) -> None:
+            situation.charge(0.25, 1000)
+            super().begin_turn(situation)
+
+    ended = run(project, Costly(["alpha", "beta", "gamma"]), Options(usd=0.5), lambda event: None)
+
+    records = [entry.record for entry in entries(project)]
+    assert [record["cost"] for record in records] == [{"usd": 0.25, "tokens": {"total": 1000}}]
+    assert [record["spent"]["usd"] for record in records] == [0.25]
+    assert ended == ("the budget of $0.50 is used up", FINISHED)
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_the_model_is_fetched_visibly_if_setup_py_names_it_and_it_is_not_there(monkeypatch, named):
+    from mlxterp.fetch import Step
+    from mlxterp_agent import fetching
+    from mlxterp_agent.live import Progress
+    from mlxterp_agent.signals import Signals
+
+    def fetch(name: str, tell: Callable[[Step], None]) -> None:
+        for done in range(101):
+            tell(Step(f"Fetching {name}", done * 1_000_000, 100_000_000))
+
+    monkeypatch.setattr(fetching, "fetch", fetch)
+    monkeypatch.setattr(fetching, "is_cached", lambda name: False)
+    told: list[Event] = []
+
+    setup = b'model = InterpretableModel("smollm2-135m")' if named else b"model = None"
+    fetching.fetch_model("smollm2-135m", setup, told.append, Signals())
+
+    assert bool(told) == named
+    if named:
+        assert told[0] == Progress("fetching smollm2-135m (once, 93 MB) …")
+        assert told[-1] == Progress("fetching smollm2-135m", 100e6, 100e6)
+
+
 def _wait_for_line(process: subprocess.Popen[str], name: str) -> None:
     assert process.stdout is not None
     said = []
@@ -468,13 +532,6 @@ def _wait_for_line(process: subprocess.Popen[str], name: str) -> None:
         if json.loads(line) == name:
             return
     raise AssertionError(f"it never said {name}: {''.join(said)}")
-
-
-def test_a_decided_line_is_told_to_the_screen_once(project):
-    _, events, _ = supervise(project, ["alpha", "dull"])
-
-    told = [event.entry.experiment_id for event in events if isinstance(event, Decided)]
-    assert told == ["0001", "0002"]
 
 
 def test_a_project_inside_another_repository_gets_its_own(tmp_path, monkeypatch):

@@ -29,6 +29,9 @@ Cited = tuple[str, str, str]
 
 CRITERION = "heads were found and the behaviour needs them more than any random set of as many"
 
+FEW_PAIRS = 4
+"""With fewer pairs than this a bootstrap interval is too narrow."""
+
 
 @dataclass(frozen=True)
 class Conclusion:
@@ -61,6 +64,9 @@ def conclusion(known: Known, *, accuracy: float, kept: float) -> Conclusion:
         text = "Nothing was measured."
         if facts is not None:
             text = f"There is no mechanism to look for. {_behaviour(facts)}"
+        return Conclusion(text, [text], _left_out(known), _cited(known), answered=False)
+    if facts.n_pairs < 2:
+        text = f"{_behaviour(facts)} One pair gives no interval: setup.py needs more."
         return Conclusion(text, [text], _left_out(known), _cited(known), answered=False)
     tests = _some(_necessity(known), _sufficiency(known, kept))
     limits = _limits(known, facts, kept)
@@ -98,7 +104,8 @@ def _answer(known: Known, facts: Facts) -> str:
     reading = (
         "(Tokens are the first pair's; numbers are the share of the logit difference one site recovers.)"
     )
-    return " ".join(_some(_story(known, facts) if found else nothing, _where(known, facts), reading))
+    story = _story(known, facts) if found else nothing
+    return " ".join(_some(story, _where(known, facts), _strongest_mlp(known, facts), reading))
 
 
 def _story(known: Known, facts: Facts) -> str:
@@ -113,12 +120,14 @@ def _story(known: Known, facts: Facts) -> str:
         named[when].append(f"{name} ({role}{effects[name]:.2f})")
     if moving is None:
         return f"Heads that carry the answer: {listed(named['after'])}."
+    opposing = head_effects(known, "opposing")
     edges = [edge.partition(" -> ") for edge in (known.numbers("composition") or {}).get("steered", {})]
     parts = _some(
         _does(named["moving"], "move", f"the answer to the last position, in layer {moving}"),
         _does(named["before"], "matter", "before that"),
         _does(named["after"], "act", "on it later"),
         listed(f"{earlier} tells {later} where to look" for earlier, _, later in edges),
+        _does([f"{name} ({effect:.2f})" for name, effect in opposing.items()], "work", "against it"),
     )
     return f"{'; '.join(parts)}."
 
@@ -143,19 +152,22 @@ def _where(known: Known, facts: Facts) -> str:
     carried = {int(pos): each for pos, each in numbers["carried"].items()}
     if not carried:
         return "No single layer and position of the residual stream carries the answer."
-    places = [
-        f"{facts.place(pos)} with {carried[pos]['recovery']:.2f} in layer {carried[pos]['layer']}"
+    places = {
+        pos: f"{pos} ({facts.token(pos)}, {carried[pos]['recovery']:.2f})"
         for pos in carriers(known)
         if pos != facts.last
-    ]
-    text = "No other position leads"
-    if places:
-        text = f"What decides the answer is carried at position {listed(places)}"
-    if numbers["arrives"] is None:
-        return f"{text}; it reaches the last position only in the last layer, {facts.n_layers - 1}."
-    here = carried.get(facts.last)
-    reached = f" ({here['recovery']:.2f} in layer {here['layer']})" if here else ""
-    return f"{text}; from layer {numbers['arrives']} on the last position holds more{reached}."
+    }
+    changed = [place for pos, place in places.items() if pos in facts.varied]
+    others = [place for pos, place in places.items() if pos not in facts.varied]
+    here = f" ({carried[facts.last]['recovery']:.2f})" if facts.last in carried else ""
+    parts = _some(
+        f"where the prompts differ, at position {listed(changed)}" if changed else "",
+        f"{'then ' if changed else ''}at position {listed(others)}" if others else "",
+        f"from layer {numbers['arrives']} on at the last position{here}"
+        if numbers["arrives"] is not None
+        else f"and behind the last layer, {facts.n_layers - 1}, at the last position",
+    )
+    return f"The answer is carried {'; '.join(parts)}."
 
 
 def _direct(known: Known) -> str:
@@ -180,6 +192,14 @@ def _moved(known: Known, facts: Facts, step: str) -> str:
         return f"No {name} output of one layer at one position recovers enough to be named."
     tie = f" ({_TIE})" if numbers["tie"] and len(top) > 1 else ""
     return f"Recovered by the {name} output of one layer at one position: {'; '.join(top)}{tie}."
+
+
+def _strongest_mlp(known: Known, facts: Facts) -> str:
+    top = sites(known, "mlp")[:1]
+    if not top:
+        return ""
+    at = facts.place(int(top[0]["pos"]))
+    return f"Of the MLPs, layer {top[0]['layer']} at position {at} recovers most ({top[0]['recovery']:.2f})."
 
 
 def _heads(known: Known) -> str:
@@ -276,6 +296,10 @@ def _limits(known: Known, facts: Facts, kept: float) -> list[str]:
         limits.append("that the behaviour needs the found heads more than random ones.")
     if sufficiency is not None and max(sufficiency["kept"], sufficiency.get("kept_late", 0.0)) < kept:
         limits.append("that the found heads are enough: with only them the behaviour is mostly gone.")
+    if necessity is not None and necessity["n_pairs"] < FEW_PAIRS:
+        limits.append(
+            f"how certain the tests are: an interval from {necessity['n_pairs']} pairs says little."
+        )
     limits.append(f"that this holds beyond these {facts.n_pairs} prompts of one form.")
     if found_heads(known):
         limits.append("that the set of heads is minimal or complete: heads were patched one by one.")

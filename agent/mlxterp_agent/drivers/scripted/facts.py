@@ -71,12 +71,16 @@ class Facts:
 
     def place(self, pos: int) -> str:
         """A position for people: `4 (' is')`, `9 (' of', the last)`, `2 ('iffel', changed token 2 of 3)`."""
-        token = repr(self.tokens[pos]) if pos < len(self.tokens) else "?"
+        note = ""
         if pos == self.last:
-            token += ", the last"
+            note = ", the last"
         elif pos in self.varied:
-            token += f", changed token {self.varied.index(pos) + 1} of {len(self.varied)}"
-        return f"{pos} ({token})"
+            note = f", changed token {self.varied.index(pos) + 1} of {len(self.varied)}"
+        return f"{pos} ({self.token(pos)}{note})"
+
+    def token(self, pos: int) -> str:
+        """The first clean prompt's token at a position, in quotes."""
+        return repr(self.tokens[pos]) if pos < len(self.tokens) else "?"
 
 
 def facts_of(known: Known) -> Facts | None:

@@ -47,6 +47,8 @@ def build(name: str, known: Known, attempt: int) -> Step | Skip:
         return Skip("the baseline was not measured")
     elif not facts.shows_behaviour(ACCURACY):
         return Skip("the model does not show the behaviour", lasting=True)
+    elif facts.n_pairs < 2:
+        return Skip("one pair gives no interval", lasting=True)
     else:
         asked = _BUILDERS[name](known, facts, attempt)
     if isinstance(asked, Skip):
@@ -186,11 +188,11 @@ def _more_heads(known: Known, facts: Facts, attempt: int) -> Asked | Skip:
     if known.numbers("heads") is None:
         return Skip("no heads were patched before")
     if found_heads(known):
-        return Skip(_ENOUGH_HEADS)
+        return Skip(_ENOUGH_HEADS, lasting=True)
     seen = critical_layers(known, facts)
     rest = [layer for layer in range(facts.n_layers) if layer not in seen]
     if not rest:
-        return Skip(_ENOUGH_HEADS)
+        return Skip(_ENOUGH_HEADS, lasting=True)
     return _some_heads(
         facts,
         attempt,

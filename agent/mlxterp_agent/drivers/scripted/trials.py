@@ -40,7 +40,7 @@ def composition(known: Known, facts: Facts, attempt: int) -> Asked | Skip:
     later = [head for head in later if moving is None or head[0] >= moving][:3] or later[:3]
     earlier = [head for head in found if any(head[0] < other[0] for other in later)][:4]
     if not later:
-        return Skip("the found heads are all in one layer, so none can steer another")
+        return Skip("the found heads are all in one layer, so none can steer another", lasting=True)
     return Asked(
         "composition",
         f"Where {listed(map(label, later))} {'look' if len(later) > 1 else 'looks'} from the last position "
