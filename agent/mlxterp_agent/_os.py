@@ -93,6 +93,15 @@ def child_environment(parent: Mapping[str, str], *, outbox: int, tmp: Path) -> d
     return {**passed, "TMPDIR": str(tmp), "PYTHONHASHSEED": "0", OUTBOX_ENV: f"fd:{outbox}"}
 
 
+def without_secrets(parent: Mapping[str, str]) -> dict[str, str]:
+    """An environment without what looks like a secret, by the same marks as an experiment's."""
+    return {
+        name: value
+        for name, value in parent.items()
+        if not _SECRET_NAME.search(name) and not _SECRET_VALUE.search(value)
+    }
+
+
 def boot_id() -> str:
     """Names this boot of the machine: clocks that count from the boot are comparable only within it."""
     try:

@@ -9,6 +9,7 @@ is in `supervisor.py`; this is not `mlxterp.auto_interp` (an LLM labels SAE feat
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from datetime import datetime
@@ -22,7 +23,6 @@ from mlxterp_agent.text import one_line, plain
 
 if TYPE_CHECKING:
     from mlxterp_agent.drivers import Driver
-    from mlxterp_agent.live import Event
     from mlxterp_agent.options import Options
 
 app = typer.Typer(
@@ -36,7 +36,6 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-DEFAULT_DIRECTORY = "investigation"
 DEFAULT_SCAFFOLD = "factual_recall"
 
 Here = Annotated[Path, typer.Argument(metavar="[DIR]", help="The directory of the investigation.")]
@@ -54,6 +53,12 @@ Scaffold = Annotated[str | None, typer.Option(help="What a new investigation is 
 ModelName = Annotated[str | None, typer.Option(help="Model of a new investigation.")]
 Question = Annotated[str | None, typer.Option(help="Question of a new investigation.")]
 Agent = Literal["auto", "scripted", "claude", "api", "none"]
+AgentModel = Annotated[str | None, typer.Option(help="Language model that investigates.")]
+AgentTurns = Annotated[
+    Literal["fresh", "resumed"],
+    typer.Option(help="claude: each turn with an empty mind and STATE.md, or one long conversation."),
+]
+AgentShell = Annotated[bool, typer.Option("--agent-shell", help="claude: may use Bash as well.")]
 
 
 def _version(value: bool) -> None:
@@ -83,7 +88,9 @@ def init(
     time_per_experiment: TimeBox = None,
 ) -> None:
     """Makes the files of a new investigation, in a git repository of their own."""
-    made = _make(
+    from mlxterp_agent.launch import make
+
+    made = make(
         directory,
         scaffold=scaffold or "generic",
         model=model,
@@ -98,9 +105,12 @@ def init(
 def start(
     directory: Annotated[
         Path | None,
-        typer.Argument(metavar="[DIR]", help=f"Made if it does not exist. Default: ./{DEFAULT_DIRECTORY}"),
+        typer.Argument(metavar="[DIR]", help="Made if it does not exist. Default: ./investigation"),
     ] = None,
     agent: Annotated[Agent, typer.Option(help="Who investigates.")] = "auto",
+    agent_model: AgentModel = None,
+    agent_turns: AgentTurns = "fresh",
+    agent_shell: AgentShell = False,
     max_experiments: MaxExperiments = None,
     hours: Hours = None,
     until: Until = None,
@@ -114,29 +124,32 @@ def start(
     as_json: AsJson = False,
 ) -> None:
     """Runs an investigation, or goes on with one, until a budget is used up or the question is answered."""
-    from mlxterp_agent.options import merge
+    from mlxterp.autointerpret.contract import load_project
+    from mlxterp_agent.drivers.choosing import choose
+    from mlxterp_agent.launch import make, target_of
+    from mlxterp_agent.options import AGENT_STREAK, UsageError, merge
 
-    driver, who = _researcher(agent)
+    driver, who = choose(agent, model=agent_model, turns=agent_turns, shell=agent_shell)
     asked: dict[str, Any] = {
         "max_experiments": max_experiments,
         "time_per_experiment": time_per_experiment,
     }
-    target = _target(directory)
+    target = target_of(directory)
     new = not target.exists() or (target.is_dir() and not any(target.iterdir()))
     if new:
-        target = _make(target, scaffold=scaffold or DEFAULT_SCAFFOLD, model=model, question=question, **asked)
+        target = make(target, scaffold=scaffold or DEFAULT_SCAFFOLD, model=model, question=question, **asked)
     elif scaffold or model or question:
-        raise _usage(
+        raise UsageError(
             f"--scaffold, --model and --question make a new investigation, and {target} is there already"
         )
     options = merge(
-        _config(target),
+        load_project(target).config,
         now=datetime.now().astimezone(),
         hours=hours,
         until=until,
         max_usd=max_usd,
         max_tokens=max_tokens,
-        streak=None if driver.model is None else _streak(),
+        streak=None if driver.model is None else AGENT_STREAK,
         reseal=reseal,
         **asked,
     )
@@ -156,11 +169,12 @@ def watch(
     as_json: AsJson = False,
 ) -> None:
     """Runs every new experiment.py while somebody else edits it: you, or an agent opened in the directory."""
+    from mlxterp.autointerpret.contract import load_project
     from mlxterp_agent.drivers.external import External
     from mlxterp_agent.options import merge
 
     options = merge(
-        _config(directory),
+        load_project(directory).config,
         now=datetime.now().astimezone(),
         max_experiments=max_experiments,
         hours=hours,
@@ -180,16 +194,18 @@ def run(
 ) -> None:
     """Runs experiment.py once, as it is now, and prints the verdict. Beside a supervisor: waits for its
     verdict."""
+    from mlxterp.autointerpret.contract import load_project
+    from mlxterp_agent.live import PlainLines
     from mlxterp_agent.once import run_once
     from mlxterp_agent.options import merge
 
     options = merge(
-        _config(directory),
+        load_project(directory).config,
         now=datetime.now().astimezone(),
         time_per_experiment=time_per_experiment,
         reseal=reseal,
     )
-    answer = run_once(directory, options)
+    answer = run_once(directory, options, PlainLines(sys.stderr))
     if as_json:
         for entry in answer.entries:
             _json({**entry.to_dict()})
@@ -224,7 +240,7 @@ def log(
 ) -> None:
     """Every experiment with its verdict, oldest first."""
     from mlxterp_agent.closing import log_lines
-    from mlxterp_agent.ledger import is_kept
+    from mlxterp_agent.lines import is_kept
     from mlxterp_agent.overview import look
 
     entries = [entry for entry in look(directory).entries if is_kept(entry) or not kept][-last:]
@@ -265,36 +281,42 @@ def verify(directory: Here = Path("."), as_json: AsJson = False) -> None:
         raise typer.Exit(exits.CONTRACT)
 
 
+@app.command(hidden=True)
+def mcp(directory: Here = Path(".")) -> None:
+    """Serves run_experiment, status and search_log to an agent, over MCP on standard input and output."""
+    from mlxterp_agent.mcp_server import serve
+
+    serve(directory)
+
+
 def main() -> None:
     """The console script: every way to end, with its number and without a traceback."""
+    import logging
+
     from mlxterp_agent.endings import end_of
 
+    # Without a handler its warnings about threads that end would be printed over the screen.
+    logging.getLogger("watchdog").addHandler(logging.NullHandler())
     sys.exit(end_of(app))
 
 
 def _supervise(directory: Path, driver: Driver, options: Options, who: str, *, as_json: bool) -> None:
     from mlxterp_agent.closing import closing_text
+    from mlxterp_agent.launch import supervised
     from mlxterp_agent.overview import look
-    from mlxterp_agent.reporting import refresh_report
-    from mlxterp_agent.supervisor import run as supervise
 
-    screen = _screen(as_json=as_json)
+    ended, report_failed = supervised(directory, driver, options, who, as_json=as_json)
+    soon = ended.exit_code == exits.INTERRUPTED
     try:
-        ended = supervise(directory, driver, options, screen, researcher=who)
-    finally:
-        screen.close()
-    quick = ended.exit_code == exits.INTERRUPTED
-    failed = refresh_report(directory, wait=not quick)
-    if as_json:
-        _json(
-            {"event": "ended", "reason": ended.reason, "exit_code": ended.exit_code, "report": failed is None}
-        )
-    else:
-        _close(
-            lambda width: closing_text(
-                look(directory), ended, report_failed=failed, report_soon=quick, width=width
-            )
-        )
+        if as_json:
+            last = {"reason": ended.reason, "exit_code": ended.exit_code, "report": report_failed is None}
+            _json({"event": "ended", **last})
+        else:
+            seen = look(directory)
+            _close(lambda width: closing_text(seen, ended, report_failed, report_soon=soon, width=width))
+    except OSError:
+        # The terminal is gone. The number is still somebody's to read.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     raise typer.Exit(ended.exit_code)
 
 
@@ -309,101 +331,6 @@ def _close(words: Callable[[int], str]) -> None:
 
     console = Console()
     console.print(Panel(Text(plain(words(console.width - 4)))))
-
-
-class _Screen:
-    """Any of the three printers, guarded: a terminal that is gone ends no investigation."""
-
-    def __init__(self, printer: Callable[[Event], None], close: Callable[[], None]) -> None:
-        self._printer = printer
-        self._close = close
-
-    def __call__(self, event: Event) -> None:
-        try:
-            self._printer(event)
-        except OSError:
-            self._printer = _silent
-
-    def close(self) -> None:
-        try:
-            self._close()
-        except OSError:
-            self._printer = _silent
-
-
-def _silent(_: Event) -> None:
-    """Nobody can read it any more."""
-
-
-def _screen(*, as_json: bool) -> _Screen:
-    from mlxterp_agent.live import JsonLines, PlainLines
-
-    if as_json or not sys.stdout.isatty():
-        lines = JsonLines() if as_json else PlainLines()
-        return _Screen(lines, lines.close)
-    from mlxterp_agent.screen import LiveScreen
-
-    screen = LiveScreen()
-    return _Screen(screen, screen.close)
-
-
-def _researcher(agent: Agent) -> tuple[Driver, str]:
-    """Who investigates, and why it is the one."""
-    from mlxterp_agent.drivers.external import External
-    from mlxterp_agent.errors import ResearcherUnavailable
-
-    if agent in ("claude", "api"):
-        raise ResearcherUnavailable(
-            f"--agent {agent} is not yet available in this version. Use --agent scripted, which needs no "
-            "key, or `autointerp watch` beside the agent of your choice."
-        )
-    if agent == "none":
-        return External(), "nobody in particular: experiment.py is run whenever it changes"
-    from mlxterp_agent.drivers.scripted import ScriptedResearcher
-
-    why = (
-        "asked for" if agent == "scripted" else "the only one in this version; needs no key and no model hub"
-    )
-    return ScriptedResearcher(), f"scripted ({why})"
-
-
-def _streak() -> int:
-    from mlxterp_agent.options import AGENT_STREAK
-
-    return AGENT_STREAK
-
-
-def _target(directory: Path | None) -> Path:
-    """The directory of `start`: the one that is named, the one we are in, or ./investigation."""
-    from mlxterp.autointerpret.contract import CONFIG
-
-    if directory is not None:
-        return directory
-    return Path() if Path(CONFIG).is_file() else Path(DEFAULT_DIRECTORY)
-
-
-def _make(directory: Path, *, scaffold: str, model: str | None, question: str | None, **budget: Any) -> Path:
-    from mlxterp.autointerpret.scaffold import init_autointerpret
-    from mlxterp_agent.committer import Committer
-    from mlxterp_agent.project_files import initial_files
-
-    made = init_autointerpret(
-        directory, model_name=model, research_question=question, scaffold=scaffold, **budget
-    )
-    Committer(made).ensure_repo(initial_files(made))
-    return made
-
-
-def _config(directory: Path) -> Any:
-    from mlxterp.autointerpret.contract import load_project
-
-    return load_project(directory).config
-
-
-def _usage(words: str) -> Exception:
-    from mlxterp_agent.options import UsageError
-
-    return UsageError(words)
 
 
 def _say(text: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from mlxterp.autointerpret.entry import ExperimentEntry
 from mlxterp_agent.exits import CONTRACT, INTERRUPTED, Ended
-from mlxterp_agent.ledger import is_kept
+from mlxterp_agent.lines import is_kept
 from mlxterp_agent.live import entry_fields, tally, verdict_of
 from mlxterp_agent.memory import budget_words
 from mlxterp_agent.options import Options
@@ -68,7 +68,7 @@ def log_lines(entries: Sequence[ExperimentEntry]) -> list[str]:
 
 
 def closing_text(
-    seen: Overview, ended: Ended, *, report_failed: str | None, report_soon: bool, width: int = 100
+    seen: Overview, ended: Ended, report_failed: str | None, *, report_soon: bool, width: int = 100
 ) -> str:
     """What was found, where the report is, how to go on."""
     project = seen.project.path

@@ -6,13 +6,13 @@ for (between runs and around each one), what counts as a violation then, and how
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from mlxterp_agent import integrity
 from mlxterp_agent.exits import CONTRACT
 from mlxterp_agent.integrity import Marks, Violation
-from mlxterp_agent.journal import Journal
+from mlxterp_agent.journal import Event
 from mlxterp_agent.judge import forged
 from mlxterp_agent.ledger import Ledger
 from mlxterp_agent.live import Emit, Violated
@@ -32,14 +32,16 @@ class Guard:
         violations: how many there were, also in earlier runs, since a run last ended because of them.
     """
 
-    def __init__(self, project: Path, state: State, sealed: Sealed, ledger: Ledger, emit: Emit) -> None:
+    def __init__(
+        self, project: Path, state: State, sealed: Sealed, ledger: Ledger, emit: Emit, violations: int
+    ) -> None:
         self._project = project
         self._state = state
         self._sealed = sealed
         self._ledger = ledger
         self._emit = emit
         self._marks: Marks = self.marks()
-        self.violations = _since_the_pause(ledger.journal)
+        self.violations = violations
 
     @property
     def too_many(self) -> bool:
@@ -87,11 +89,11 @@ class Guard:
         self._emit(Violated("; ".join(words)))
 
 
-def _since_the_pause(journal: Journal) -> int:
+def since_the_pause(events: Iterable[Event]) -> int:
     """Violations count across crashes and restarts, until a run ended because of them: then a person has
     looked."""
     count = 0
-    for event in journal.events():
+    for event in events:
         if event["event"] == "restored":
             count += 1
         elif event["event"] == "stop" and event["exit_code"] == CONTRACT:

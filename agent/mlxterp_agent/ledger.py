@@ -10,75 +10,28 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from mlxterp.autointerpret.contract import EXPERIMENT, LOG, PRIVATE, digest
-from mlxterp.autointerpret.encoding import LineError, decode_object
+from mlxterp.autointerpret.contract import EXPERIMENT, LOG, digest
 from mlxterp.autointerpret.entry import ExperimentEntry
 from mlxterp.autointerpret.log import ExperimentLog
 from mlxterp.autointerpret.numbers import vector_digest
 from mlxterp.autointerpret.seals import Seal
-from mlxterp.errors import EntryError, TornTail
-from mlxterp_agent.budget import KEPT_TIERS
+from mlxterp.errors import TornTail
 from mlxterp_agent.committer import EXPERIMENT_TRAILER, VERDICT_TRAILER, Committer
 from mlxterp_agent.errors import GitUnavailable
 from mlxterp_agent.faults import point
 from mlxterp_agent.findings import finding_files, write_files
 from mlxterp_agent.journal import Event, Journal
+from mlxterp_agent.lines import RUNS, Intent, Verdicted, by_hand, is_kept, shadow, whole_lines
 from mlxterp_agent.live import Committed, Decided, Emit, Repaired, Waiting
 from mlxterp_agent.text import one_line
-
-RUNS = f"{PRIVATE}/runs"
-
-
-@dataclass(frozen=True)
-class Intent:
-    """A run that was announced: what is about to happen, written before it does.
-
-    `source` is the text that runs; `digests` are those of setup.py, program.md and experiment.py at this
-    moment.
-    """
-
-    run: int
-    uid: str
-    source: str
-    time_box: float
-    digests: dict[str, str | None]
-    declared: dict[str, Any] | None = None
-    driver: dict[str, str | None] = field(default_factory=dict)
-
-    @property
-    def sha(self) -> str:
-        return str(self.digests["experiment"])
-
-    @staticmethod
-    def from_event(event: Event) -> Intent:
-        names = ("run", "uid", "source", "time_box", "digests", "declared", "driver")
-        return Intent(**{name: event[name] for name in names})
-
-
-@dataclass(frozen=True)
-class Verdicted:
-    """One line as it will be logged: the entry, and the supervisor's evidence with its uid."""
-
-    entry: ExperimentEntry
-    record: dict[str, Any]
-
-    @staticmethod
-    def from_event(line: Mapping[str, Any]) -> Verdicted:
-        return Verdicted(ExperimentEntry.from_dict(line["entry"]), dict(line["record"]))
 
 
 class _Uncommitted(NamedTuple):
     entry: ExperimentEntry
     files: dict[str, bytes]
-
-
-def is_kept(entry: ExperimentEntry) -> bool:
-    """Whether a supervisor kept this line: a lead, a finding or a claim."""
-    return (entry.record or {}).get("tier") in KEPT_TIERS
 
 
 class Ledger:
@@ -103,14 +56,15 @@ class Ledger:
         self._by_numbers: dict[str, tuple[str, str]] = {}
         self._uncommitted: list[_Uncommitted] = []
 
-    def load(self) -> None:
-        """Reads the log and the journal: what was tried, which numbers are known, which run comes next."""
+    def load(self, events: Iterable[Event]) -> None:
+        """Reads the log and takes in the journal: what was tried, which numbers are known, which run comes
+        next."""
         self.entries = self.log.entries()
         self._known = self.log.seal()
         runs = [0, *(int(path.name) for path in (self.project / RUNS).glob("[0-9]*") if path.name.isdigit())]
         named = (str((entry.record or {}).get("run")) for entry in self.entries)
         runs += [int(run) for run in named if run.isdigit()]
-        for event in self.journal.events():
+        for event in events:
             if event["event"] == "intent":
                 runs.append(event["run"])
             elif event["event"] == "result" and not event["again"]:
@@ -284,24 +238,3 @@ class Ledger:
         vector = vector_digest(entry.result)
         if vector and sha and not str(record.get("verdict")).startswith(("invalid", "interrupted")):
             self._by_numbers.setdefault(vector, (sha, entry.experiment_id))
-
-
-def shadow(events: Iterable[Event]) -> bytes:
-    """The bytes of results.jsonl as the journal has them."""
-    texts = (event["text"] for event in events if event["event"] in ("logged", "adopted"))
-    return "".join(texts).encode("utf-8")
-
-
-def whole_lines(raw: bytes) -> list[bytes]:
-    """The lines of some bytes with their line feeds; an end without one is left out."""
-    return [line + b"\n" for line in raw.split(b"\n")[:-1]]
-
-
-def by_hand(line: bytes) -> ExperimentEntry | None:
-    """The entry in a whole line that an experiment run by hand appended: one without a record. None for
-    others."""
-    try:
-        entry = ExperimentEntry.from_dict(decode_object(line))
-    except (LineError, EntryError):
-        return None
-    return entry if entry.record is None else None

@@ -11,7 +11,7 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TextIO
+from typing import Protocol, TextIO
 
 from mlxterp.autointerpret.entry import ExperimentEntry
 from mlxterp_agent.drivers import BudgetState
@@ -135,6 +135,14 @@ Event = (
 Emit = Callable[[Event], None]
 
 
+class Printer(Protocol):
+    """What shows events to somebody; `close` leaves the terminal as it was."""
+
+    def __call__(self, event: Event) -> None: ...
+
+    def close(self) -> None: ...
+
+
 def verdict_of(entry: ExperimentEntry) -> str:
     """The verdict of a line, or "by hand" where no supervisor judged it."""
     return str(entry.record["verdict"]) if entry.record else "by hand"
@@ -154,16 +162,27 @@ class PlainLines:
     def __init__(self, out: TextIO | None = None) -> None:
         self._out = out or sys.stdout
         self._told: str | None = None
+        self._share = -1.0
 
     def __call__(self, event: Event) -> None:
         text = self._words(event)
-        if text is None or text == self._told:
+        if text is None or text == self._told or not self._is_a_step(event):
             return
         self._told = text
         print(text, file=self._out, flush=True)
 
     def close(self) -> None:
         """Nothing to take down."""
+
+    def _is_a_step(self, event: Event) -> bool:
+        """Of something that is under way, every tenth is told."""
+        if not isinstance(event, Progress) or event.done is None or not event.total:
+            return True
+        share = event.done / event.total
+        if 0 <= share < self._share + 0.1 and share < 1:
+            return False
+        self._share = share if share < 1 else -1.0
+        return True
 
     def _words(self, event: Event) -> str | None:
         match event:

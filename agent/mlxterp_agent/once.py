@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mlxterp.autointerpret.contract import load_project
+from mlxterp.autointerpret.declaration import read_hypothesis
 from mlxterp.autointerpret.entry import ExperimentEntry
+from mlxterp.errors import DeclarationError
 from mlxterp_agent.drivers.external import Once
 from mlxterp_agent.errors import Locked
 from mlxterp_agent.exits import FINISHED, PROJECT
-from mlxterp_agent.live import Event, Violated
+from mlxterp_agent.live import Emit, Event, Progress, Repaired, Violated
 from mlxterp_agent.options import Options
 from mlxterp_agent.overview import budget_of, look
 from mlxterp_agent.supervisor import run
@@ -31,9 +33,12 @@ class Answer(NamedTuple):
     exit_code: int
 
 
-def run_once(directory: Path, options: Options) -> Answer:
+def run_once(directory: Path, options: Options, tell: Emit) -> Answer:
     """Runs what experiment.py holds now. While another supervisor works here, waits for its verdict on these
     bytes.
+
+    Args:
+        tell: hears what takes long before the experiment starts, and what was repaired.
 
     Raises:
         Locked: the other supervisor did not decide these bytes within the time box and a minute.
@@ -41,10 +46,15 @@ def run_once(directory: Path, options: Options) -> Answer:
     candidate = read_experiment(load_project(directory).path)
     if candidate.error is not None:
         return Answer(f"not run: {candidate.error}", (), PROJECT)
+    try:
+        read_hypothesis(candidate.source)
+    except DeclarationError as problem:
+        # A supervisor refuses it without a line in the log, so there would be nothing to wait for.
+        return Answer(f"not run: {problem}", (), PROJECT)
     until = time.monotonic() + options.time_per_experiment + _PATIENCE
     while True:
         try:
-            return _run(directory, options)
+            return _run(directory, options, tell)
         except Locked:
             if time.monotonic() > until:
                 raise
@@ -54,12 +64,14 @@ def run_once(directory: Path, options: Options) -> Answer:
             return answer
 
 
-def _run(directory: Path, options: Options) -> Answer:
+def _run(directory: Path, options: Options, tell: Emit) -> Answer:
     driver, violated = Once(), list[str]()
 
     def listen(event: Event) -> None:
         if isinstance(event, Violated):
             violated.append(f"contract violated: {event.what}")
+        elif isinstance(event, Progress | Repaired):
+            tell(event)
 
     ended = run(directory, driver, options, listen)
     if driver.told is None:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -47,6 +48,11 @@ class Options:
     def to_dict(self) -> dict[str, Any]:
         """The options as the journal keeps them."""
         return asdict(self)
+
+    @staticmethod
+    def from_dict(values: Mapping[str, Any]) -> Options:
+        """The inverse; what another version wrote besides is left out."""
+        return Options(**{each.name: values[each.name] for each in fields(Options) if each.name in values})
 
     def limits(self) -> Limits:
         """The limits as the budget keeps them."""

@@ -78,7 +78,7 @@ def look(directory: Path, *, clock: Clock | None = None) -> Overview:
         state=state,
         entries=ExperimentLog(project.log_path).entries(),
         events=events,
-        options=Options(**starts[-1]["config"]) if starts else None,
+        options=Options.from_dict(starts[-1]["config"]) if starts else None,
         spent=Budget(Limits(), clock or SystemClock(), journal).spent(),
         holder=holder(state),
     )

@@ -21,7 +21,8 @@ from mlxterp_agent.clock import Clock
 from mlxterp_agent.findings import finding_files, missing, write_files
 from mlxterp_agent.journal import Event
 from mlxterp_agent.judge import interrupted
-from mlxterp_agent.ledger import Intent, Ledger, Verdicted, by_hand, is_kept, shadow, whole_lines
+from mlxterp_agent.ledger import Ledger
+from mlxterp_agent.lines import Intent, Verdicted, by_hand, is_kept, shadow, whole_lines
 from mlxterp_agent.records import Cost, Execution, entry_without_report, how_it_ended, verdicted
 from mlxterp_agent.state import State
 
@@ -47,14 +48,14 @@ def reconcile(ledger: Ledger, state: State, clock: Clock) -> Repairs:
     torn = ledger.log.repair()
     if torn:
         done.append(f"{len(torn)} bytes of a line that was cut off were moved to {LOG}.torn")
-    broken = _log_as_the_journal_says(ledger, state, done)
+    events = ledger.journal.events()
+    broken = _log_as_the_journal_says(ledger, state, events, done)
     if broken is not None:
         return Repairs(tuple(done), broken)
-    ledger.load()
-    events = ledger.journal.events()
+    ledger.load(events)
     results = {event["uid"]: event for event in events if event["event"] == "result"}
     intents = {event["uid"]: Intent.from_event(event) for event in events if event["event"] == "intent"}
-    logged = {event["uid"] for event in events if event["event"] == "logged"}
+    logged = {(entry.record or {}).get("uid") for entry in ledger.entries}
     for uid, result in results.items():
         for line in (Verdicted.from_event(line) for line in result["lines"]):
             if line.record["uid"] not in logged:
@@ -68,9 +69,10 @@ def reconcile(ledger: Ledger, state: State, clock: Clock) -> Repairs:
     return Repairs(tuple(done))
 
 
-def _log_as_the_journal_says(ledger: Ledger, state: State, done: list[str]) -> str | None:
+def _log_as_the_journal_says(
+    ledger: Ledger, state: State, events: Sequence[Event], done: list[str]
+) -> str | None:
     """Step 2. Returns why the run must not go on, or None."""
-    events = ledger.journal.events()
     raw, known = ledger.log.raw(), shadow(events)
     ledger.take_as_known(known)
     if not raw.startswith(known):

@@ -8,14 +8,17 @@ log. Unknown is None, never 0. Nothing is decided here.
 from __future__ import annotations
 
 import ast
+import os
+import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 from mlxterp.autointerpret.entry import ExperimentEntry
 from mlxterp_agent.budget import Spent
 from mlxterp_agent.judge import Judgement
-from mlxterp_agent.ledger import Intent, Verdicted
+from mlxterp_agent.lines import Intent, Verdicted
 from mlxterp_agent.text import one_line, plain, tail
 
 
@@ -93,6 +96,7 @@ def verdicted(
         "spent": _spent(spent),
         "commit": None,
         "blas": facts.get("blas"),
+        "machine": _machine(),
     }
     seconds = entry.duration_seconds if entry.duration_seconds is not None else execution.seconds
     logged = replace(
@@ -104,6 +108,14 @@ def verdicted(
         record=None,
     )
     return Verdicted(logged, record)
+
+
+@cache
+def _machine() -> str:
+    """Where the numbers were computed: times are comparable within it only."""
+    return (
+        f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}"
+    )
 
 
 def _spent(spent: Spent | None) -> dict[str, Any]:

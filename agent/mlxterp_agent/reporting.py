@@ -57,5 +57,5 @@ def refresh_report(directory: Path, *, wait: bool = True) -> str | None:
     except KeyboardInterrupt:
         process.kill()
         process.communicate()
-        raise
+        return "it was interrupted; `autointerp report` writes it"
     return None if process.returncode == 0 else said.strip() or f"exit code {process.returncode}"

@@ -18,7 +18,7 @@ from rich.text import Text
 
 from mlxterp.autointerpret.entry import ExperimentEntry
 from mlxterp_agent.drivers import BudgetState
-from mlxterp_agent.ledger import is_kept
+from mlxterp_agent.lines import is_kept
 from mlxterp_agent.live import (
     Committed,
     Decided,

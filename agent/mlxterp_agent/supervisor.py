@@ -14,7 +14,7 @@ from pathlib import Path
 
 from mlxterp.autointerpret.contract import load_project
 from mlxterp.errors import ProjectError
-from mlxterp_agent._os import boot_id
+from mlxterp_agent._os import boot_id, disk_full_in_words
 from mlxterp_agent.budget import Budget
 from mlxterp_agent.clock import Clock, SystemClock
 from mlxterp_agent.committer import Committer
@@ -22,7 +22,7 @@ from mlxterp_agent.desk import Desk
 from mlxterp_agent.drivers import Done, Driver, DriverState, Failed, Idle, Situation, Working
 from mlxterp_agent.exits import CONTRACT, FINISHED, INTERRUPTED, MACHINE, RESEARCHER, Ended
 from mlxterp_agent.fetching import fetch_model
-from mlxterp_agent.guard import Guard
+from mlxterp_agent.guard import Guard, since_the_pause
 from mlxterp_agent.journal import Journal
 from mlxterp_agent.ledger import Ledger
 from mlxterp_agent.live import (
@@ -88,7 +88,8 @@ def run(
         journal = stack.enter_context(contextlib.closing(Journal(state.journal_path, clock=clock)))
         committer = Committer(project.path)
         committer.ensure_repo(initial_files(project.path))
-        measured = any(event["event"] == "intent" for event in journal.events())
+        before = journal.events()
+        measured = any(event["event"] == "intent" for event in before)
         sealed = seal(state, project.path, reseal=options.reseal or not measured)
         journal.append("start", config=options.to_dict(), driver=driver.name, pid=os.getpid(), boot=boot_id())
         journal.append("seal", setup_sha=sealed.setup_sha)
@@ -109,7 +110,7 @@ def run(
                 project=project,
                 sealed=sealed,
                 ledger=ledger,
-                guard=Guard(project.path, state, sealed, ledger, emit),
+                guard=Guard(project.path, state, sealed, ledger, emit, since_the_pause(before)),
                 budget=Budget(options.limits(), clock, journal),
                 runner=runner,
                 driver=driver,
@@ -118,7 +119,8 @@ def run(
                 signals=signals,
                 clock=clock,
             )
-            ended = _Supervision(desk).supervise()
+            with disk_full_in_words(project.path):
+                ended = _Supervision(desk).supervise()
         journal.append("stop", reason=ended.reason, exit_code=ended.exit_code)
         emit(Stopped(ended.reason, ended.exit_code))
     return ended
@@ -199,6 +201,8 @@ class _Supervision:
         """What experiment.py holds, if it is new, whole and not run yet. Each content is dealt with once."""
         if self._turns == 0 and isinstance(state, Idle):
             return None
+        if isinstance(state, Working) and not state.offers:
+            return None
         candidate = read_experiment(self._desk.path)
         if isinstance(state, Working) and _key(candidate) != self._dealt_with:
             bell.settle()
@@ -238,7 +242,7 @@ class _Supervision:
     def _turn(self, state: DriverState, bell: Doorbell) -> None:
         """Lets the researcher go on, or ends the run because it is through."""
         match state:
-            case Working(doing):
+            case Working(doing=doing):
                 if doing != self._doing:
                     self._doing = doing
                     self._desk.emit(Turn(doing))
@@ -267,8 +271,13 @@ class _Supervision:
             deadline_left=self._desk.budget.seconds_left(),
             steer=steer_text(self._desk.path),
             facts=self._trials.facts,
-            charge=self._desk.budget.charge,
+            charge=self._charge,
         )
+
+    def _charge(self, usd: float | None, tokens: int | None) -> None:
+        self._desk.budget.charge(usd, tokens)
+        self._desk.emit(Spending(self._desk.budget_state()))
+        self._doing = ""
 
     def _progress(self, line: str) -> None:
         if line:

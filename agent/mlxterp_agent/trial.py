@@ -18,7 +18,7 @@ from mlxterp_agent.desk import Desk
 from mlxterp_agent.drivers import Told
 from mlxterp_agent.faults import point
 from mlxterp_agent.judge import interrupted, judge_plain
-from mlxterp_agent.ledger import Intent, Verdicted
+from mlxterp_agent.lines import Intent, Verdicted
 from mlxterp_agent.live import Running, Waiting
 from mlxterp_agent.project_files import freeze, program_digest
 from mlxterp_agent.records import Cost, Execution, claim_of, entry_without_report, how_it_ended, verdicted

@@ -21,7 +21,7 @@ from mlxterp_agent._os import NotRegular, read_regular
 from mlxterp_agent.committer import Committer
 from mlxterp_agent.findings import entry_json, folder_of
 from mlxterp_agent.journal import Event, Journal
-from mlxterp_agent.ledger import RUNS, by_hand, is_kept, shadow, whole_lines
+from mlxterp_agent.lines import RUNS, by_hand, is_kept, shadow, whole_lines
 from mlxterp_agent.state import State
 
 

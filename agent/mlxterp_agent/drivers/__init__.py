@@ -20,9 +20,14 @@ from mlxterp.autointerpret.entry import ExperimentEntry
 
 @dataclass(frozen=True)
 class Working:
-    """A turn is under way; `doing` says in one line what the researcher is at, for the live screen."""
+    """A turn is under way; `doing` says in one line what the researcher is at, for the live screen.
+
+    `offers` is False while experiment.py may be half written: a researcher that edits it in several steps and
+    says by itself when it is to be run.
+    """
 
     doing: str = ""
+    offers: bool = True
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,7 @@ class ScriptedResearcher:
             return
         match decide(situation.entries, experiments_left(situation)):
             case Step() as step:
+                situation.charge(0.0, 0)  # known to cost nothing, which is not the same as not known
                 write_atomically(situation.project / EXPERIMENT, render(step).encode())
             case Answered(reason):
                 self._state = Done(reason)

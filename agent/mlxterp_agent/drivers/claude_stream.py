@@ -1,0 +1,215 @@
+"""What a `claude -p --output-format stream-json` process has said so far, folded into a few values.
+
+Lives here: the meaning of its events. Does not live here: the process (`claude_process.py`) and what follows
+from its end (`claude_code.py`). Unknown events change nothing: the client adds kinds with its versions.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mlxterp_agent.text import duration, one_line
+
+RUN_TOOL = "mcp__autointerp__run_experiment"
+
+_DOING = {
+    "Read": "reads",
+    "Edit": "edits",
+    "MultiEdit": "edits",
+    "Write": "writes",
+    "NotebookEdit": "edits",
+    "Glob": "looks for",
+    "Grep": "searches for",
+    "mcp__autointerp__status": "asks for the status",
+    "mcp__autointerp__search_log": "searches the log for",
+    RUN_TOOL: "waits for run_experiment",
+}
+_NAMED_BY = ("file_path", "notebook_path", "pattern", "query", "command", "description")
+
+
+@dataclass(frozen=True)
+class Result:
+    """The last `result` event: how the process says that it ended.
+
+    Attributes:
+        error: by `is_error`; the exit code and `subtype` say "success" also after a failed request.
+        why: `terminal_reason`, for instance "completed", "max_turns", "budget_exhausted", "api_error".
+        status: of the failed request, if one failed.
+        usd: what the whole session has cost, earlier processes of it included; None if it does not say.
+        tokens: of this process; None if it does not say.
+        text: its last words.
+    """
+
+    error: bool
+    why: str
+    status: int | None
+    usd: float | None
+    tokens: int | None
+    text: str
+
+
+class Stream:
+    """The fold. `take` is fed with each line of standard output.
+
+    Attributes:
+        doing: what the agent is at, in one line.
+        session, model: as the process announces them; None before it does.
+        tokens: used so far, as far as the events tell: input, cached input and output.
+        retry_seconds: how long the client said it waits before it repeats a request; None if it does not
+            wait.
+        resets_at: wall time at which a rate limit ends, if one was announced.
+        waits_for_run: a call of run_experiment (or of `autointerp run` in a shell) is under way.
+        result: the last one; None while there is none.
+    """
+
+    def __init__(self) -> None:
+        self.doing = "starts"
+        self.session: str | None = None
+        self.model: str | None = None
+        self.tokens = 0
+        self.retry_seconds: float | None = None
+        self.resets_at: float | None = None
+        self.result: Result | None = None
+        self._calls: dict[str, bool] = {}
+        self._output: dict[str, int] = {}
+        self._message = ""
+
+    @property
+    def waits_for_run(self) -> bool:
+        return any(self._calls.values())
+
+    @property
+    def calls_tools(self) -> bool:
+        """Whether any tool is at work: the silence is then the tool's, and not the model's."""
+        return bool(self._calls)
+
+    def take(self, line: bytes) -> None:
+        """One line of standard output."""
+        try:
+            event = json.loads(line)
+        except (ValueError, RecursionError):
+            return
+        if not isinstance(event, dict):
+            return
+        kind = event.get("type")
+        if kind == "stream_event":
+            self._streamed(_object(event.get("event")))
+        elif kind == "system":
+            self._system(event)
+        elif kind == "assistant":
+            self._said(event)
+        elif kind == "user":
+            self._answered(event)
+        elif kind == "rate_limit_event":
+            self._limited(_object(event.get("rate_limit_info")))
+        elif kind == "result":
+            self.result = _result(event)
+            self._calls.clear()
+
+    def _system(self, event: Mapping[str, Any]) -> None:
+        if event.get("subtype") == "init":
+            self.session = _text(event.get("session_id")) or self.session
+            self.model = _text(event.get("model")) or self.model
+            self.result = None
+        elif event.get("subtype") == "api_retry":
+            self.retry_seconds = (_number(event.get("retry_delay_ms")) or 0.0) / 1000
+            status = event.get("error_status") or event.get("error") or "no connection"
+            wait = duration(self.retry_seconds)
+            self.doing = f"the API fails ({one_line(str(status), 40)}); asks again in {wait}"
+
+    def _streamed(self, event: Mapping[str, Any]) -> None:
+        """Parts of a message while it is written: a sign of life, and the only exact count of its tokens."""
+        self.retry_seconds = None
+        if event.get("type") == "message_start":
+            message = _object(event.get("message"))
+            self._message = _text(message.get("id")) or ""
+            self.tokens += _input_tokens(_object(message.get("usage")))
+            self._output[self._message] = 0
+            self.doing = "thinks" if not self._calls else self.doing
+        elif event.get("type") == "message_delta":
+            written = _count(_object(event.get("usage")).get("output_tokens"))
+            self.tokens += max(0, written - self._output.get(self._message, 0))
+            self._output[self._message] = max(written, self._output.get(self._message, 0))
+
+    def _said(self, event: Mapping[str, Any]) -> None:
+        self.retry_seconds = None
+        message = _object(event.get("message"))
+        for block in _blocks(message):
+            if block.get("type") == "tool_use":
+                name, asked = str(block.get("name")), _object(block.get("input"))
+                runs = name == RUN_TOOL or (
+                    name == "Bash" and "autointerp run" in str(asked.get("command", ""))
+                )
+                self._calls[str(block.get("id"))] = runs
+                self.doing = doing(name, asked)
+            elif block.get("type") == "text" and not self._calls:
+                self.doing = f"says: {one_line(str(block.get('text', '')), 100)}"
+
+    def _answered(self, event: Mapping[str, Any]) -> None:
+        for block in _blocks(_object(event.get("message"))):
+            if block.get("type") == "tool_result":
+                self._calls.pop(str(block.get("tool_use_id")), None)
+        if not self._calls:
+            self.doing = "thinks"
+
+    def _limited(self, info: Mapping[str, Any]) -> None:
+        self.resets_at = _number(info.get("resetsAt")) if info.get("status") == "rejected" else None
+
+
+def doing(tool: str, asked: Mapping[str, Any]) -> str:
+    """A tool call in one line: "edits experiment.py"."""
+    named = next((str(asked[name]) for name in _NAMED_BY if asked.get(name)), "")
+    if "file_path" in asked or "notebook_path" in asked:
+        named = os.path.basename(named)
+    words = _DOING.get(tool, f"calls {tool}" if tool != "Bash" else "runs")
+    return one_line(f"{words} {named}".strip(), 100)
+
+
+def _result(event: Mapping[str, Any]) -> Result:
+    usage = event.get("usage")
+    status = event.get("api_error_status")
+    subtype = str(event.get("subtype") or "")
+    return Result(
+        error=bool(event.get("is_error")),
+        why=_text(event.get("terminal_reason")) or subtype,
+        status=status if isinstance(status, int) else None,
+        usd=_number(event.get("total_cost_usd")),
+        tokens=_all_tokens(usage) if isinstance(usage, dict) else None,
+        text=_text(event.get("result")) or "; ".join(str(each) for each in event.get("errors") or ()),
+    )
+
+
+def _all_tokens(usage: Mapping[str, Any]) -> int:
+    return _input_tokens(usage) + _count(usage.get("output_tokens"))
+
+
+def _input_tokens(usage: Mapping[str, Any]) -> int:
+    names = ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
+    return sum(_count(usage.get(name)) for name in names)
+
+
+def _blocks(message: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    content = message.get("content")
+    return [block for block in content if isinstance(block, dict)] if isinstance(content, list) else []
+
+
+def _object(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) and value else None
+
+
+def _number(value: object) -> float | None:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if number and math.isfinite(value) else None  # type: ignore[arg-type]
+
+
+def _count(value: object) -> int:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
