@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import regenerate_docs
+
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -55,13 +57,16 @@ def test_links_between_pages_lead_somewhere(page):
     assert broken == []
 
 
-def test_decision_records_stay_short_and_numbered():
+def test_decision_records_are_short_and_each_number_is_used_once():
     records = sorted((ROOT / "docs" / "decisions").glob("*.md"))
-    numbers = [int(record.name[:4]) for record in records]
+    lengths = {record.name: len(record.read_text(encoding="utf-8").splitlines()) for record in records}
 
-    assert numbers == list(range(1, len(records) + 1))
-    assert {
-        record.name: len(record.read_text(encoding="utf-8").splitlines())
-        for record in records
-        if len(record.read_text(encoding="utf-8").splitlines()) > 40
-    } == {}
+    assert len({record.name[:4] for record in records}) == len(records)
+    assert {name: length for name, length in lengths.items() if length > 40} == {}
+
+
+@pytest.mark.parametrize("page", regenerate_docs.pages(), ids=lambda page: page.name)
+def test_generated_blocks_say_what_the_code_says(page):
+    text = page.read_text(encoding="utf-8")
+
+    assert text == regenerate_docs.regenerated(text), "run `python -m tests.regenerate_docs`"

@@ -77,6 +77,15 @@ def test_the_toy_investigation_names_the_planted_heads_and_commits_what_it_keeps
     assert _trailers(project, newcomer) == sorted(kept)
     assert "<svg" in (project / "report.html").read_text(encoding="utf-8")
     assert _autointerp(project, newcomer, "verify").returncode == 0
+    assert {f"record.{key}" for key in _entries(project)[0].record or {}} == _documented("record.")
+
+
+def _documented(prefix: str) -> set[str]:
+    """The keys that docs/reference/results_jsonl.md explains."""
+    page = Path(__file__).parent.parent / "docs" / "reference" / "results_jsonl.md"
+    return {
+        key for key in re.findall(r"`([\w.]+)`", page.read_text(encoding="utf-8")) if key.startswith(prefix)
+    }
 
 
 def test_a_killed_toy_investigation_goes_on_without_losing_or_doubling_an_entry(tmp_path, newcomer):

@@ -81,7 +81,7 @@ def closing_text(
     ]
     for entry in answers[-1:]:
         lines += [
-            *textwrap.wrap(f"Answer ({entry.experiment_id}): {one_line(entry.conclusion, 700)}", width),
+            *textwrap.wrap(f"Answer ({entry.experiment_id}): {one_line(entry.conclusion, 2000)}", width),
             "",
         ]
     others = [entry for entry in kept if entry not in answers[-1:]]

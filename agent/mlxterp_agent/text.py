@@ -53,6 +53,14 @@ def tail(text: str, lines: int = 20, width: int = 2000) -> str:
     return kept[-width:]
 
 
+def line_in(traceback: str | None, file_name: str) -> str:
+    """Where a traceback last was in this file, with the line's source: "line 20: model = load()"; or ""."""
+    found = re.findall(
+        rf'File "[^"\n]*{re.escape(file_name)}", line (\d+)[^\n]*\n(?!  File )([^\n]*)', plain(traceback or "")
+    )
+    return f"line {found[-1][0]}: {one_line(found[-1][1])}".removesuffix(": ") if found else ""
+
+
 def cut(text: str, size: int) -> str:
     """`text` shortened to at most `size` bytes of UTF-8, marked where it is cut."""
     raw = text.encode()

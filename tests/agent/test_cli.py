@@ -125,7 +125,8 @@ def test_a_setup_py_that_raises_is_shown_with_its_line(autointerp, project):
 
     assert said.code == exits.PROJECT
     assert "RuntimeError: the weights are not here" in said.err
-    assert "line 2" in said.err
+    assert "(line 2: raise RuntimeError('the weights are not here'))" in said.err
+    assert "Traceback" not in said.err
     assert "\x1b" not in said.err
 
 
