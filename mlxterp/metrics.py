@@ -57,6 +57,8 @@ class Metric:
         compute: logits `[n, d_vocab]` and targets of n examples to n numbers.
         tolerance: two values closer than this are the same value: below it there is no gap to recover.
         absent: its value where nothing of the behaviour is left, if it has one by itself: 0 for `logit_diff`.
+        targets_only: whether it looks at the answer's and the foil's logits only, so that the others need not
+            be computed.
     """
 
     name: str
@@ -65,6 +67,7 @@ class Metric:
     compute: Callable[[NDArray[np.float32], Targets], Floats]
     tolerance: float
     absent: float | None = None
+    targets_only: bool = False
 
     def __call__(self, logits: ArrayLike, targets: Targets) -> Floats:
         """The metric of each row, float64 `[n]`."""
@@ -273,12 +276,11 @@ METRICS: dict[str, Metric] = {
             lambda x, t: logit_diff(x, _answers(t), _foils(t)),
             1e-3,
             absent=0.0,
+            targets_only=True,
         ),
         Metric("log_prob", _LIKELIER, _ANSWER, lambda x, t: log_prob(x, _answers(t)), 1e-3),
         Metric("prob", _LIKELIER, _ANSWER, lambda x, t: prob(x, _answers(t)), 1e-6, absent=0.0),
-        Metric(
-            "logit", "higher = more logit for the answer", _ANSWER, lambda x, t: logit(x, _answers(t)), 1e-3
-        ),
+        Metric("logit", _MORE_LOGIT, _ANSWER, lambda x, t: logit(x, _answers(t)), 1e-3, targets_only=True),
         Metric("kl", _FURTHER, _REFERENCE, lambda x, t: kl(x, _clean(t)), 1e-7),
         Metric("l2", _FURTHER, _REFERENCE, lambda x, t: l2(x, _clean(t)), 1e-3),
         Metric("cosine", _FURTHER, _REFERENCE, lambda x, t: cosine(x, _clean(t)), 1e-7),

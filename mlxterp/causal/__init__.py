@@ -3,19 +3,58 @@
 from __future__ import annotations
 
 from mlxterp.causal.ablation import ablate
-from mlxterp.causal.activation_patching import activation_patching
+from mlxterp.causal.acdc import AcdcProgress, acdc
+from mlxterp.causal.activation_patching import activation_patching, activation_patchings
+from mlxterp.causal.attribution import attribution_patching, attribution_patchings
 from mlxterp.causal.behaviour import behaviour
+from mlxterp.causal.circuit import Circuit, roc_auc
+from mlxterp.causal.circuit_evaluation import (
+    Completeness,
+    FaithfulnessCurve,
+    Minimality,
+    completeness,
+    faithfulness,
+    faithfulness_curve,
+    minimality,
+)
 from mlxterp.causal.direct_logit import direct_logit_attribution
+from mlxterp.causal.edge_attribution import edge_attribution
+from mlxterp.causal.edge_run import EdgeRun
+from mlxterp.causal.graph import Edge, Graph, Node, all_edges, graph_of, parse_edge
 from mlxterp.causal.head_sets import random_head_sets
 from mlxterp.causal.pair import PromptPair
+from mlxterp.causal.path_patching import path_patching
 from mlxterp.causal.patterns import attention_scores
 
 __all__ = [
+    "AcdcProgress",
+    "Circuit",
+    "Completeness",
+    "Edge",
+    "EdgeRun",
+    "FaithfulnessCurve",
+    "Graph",
+    "Minimality",
+    "Node",
     "PromptPair",
     "ablate",
+    "acdc",
     "activation_patching",
+    "activation_patchings",
+    "all_edges",
     "attention_scores",
+    "attribution_patching",
+    "attribution_patchings",
     "behaviour",
+    "completeness",
     "direct_logit_attribution",
+    "edge_attribution",
+    "faithfulness",
+    "faithfulness_curve",
+    "graph_of",
+    "minimality",
+    "parse_edge",
+    "path_patching",
     "random_head_sets",
+    "roc_auc",
 ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import mlx.core as mx
 import numpy as np
@@ -29,6 +29,15 @@ from mlxterp.results import PatchingResult
 By: TypeAlias = Literal["layer", "layer_pos", "layer_head", "layer_pos_head"]
 Direction: TypeAlias = Literal["denoising", "noising"]
 Progress: TypeAlias = Callable[[int, int], None]
+
+FIVE_SWEEPS: tuple[tuple[str, By | None], ...] = (
+    ("resid_pre", "layer_pos"),
+    ("resid_mid", "layer_pos"),
+    ("attn_out", "layer_pos"),
+    ("mlp_out", "layer_pos"),
+    ("z", "layer_pos_head"),
+)
+"""Where the information is, and which component moves it there."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +82,8 @@ class _Runs:
 
     base: Ids
     source: Ids
+    base_run: sweep.Base | None
+    source_run: sweep.Base | None
     base_metric: Floats
     positions: tuple[tuple[int, int], ...]
     same_until: int
@@ -138,46 +149,115 @@ def activation_patching(
 
     Source: Zhang & Nanda 2023 (2309.16042), Heimersheim & Nanda 2024 (2404.15255).
     """
+    (found,) = activation_patchings(
+        model,
+        clean,
+        corrupted,
+        sweeps=[(component, by)],
+        metric=metric,
+        answer=answer,
+        foil=foil,
+        direction=direction,
+        align=align,
+        layers=layers,
+        positions=positions,
+        seed=seed,
+        progress=progress,
+    )
+    return found
+
+
+def activation_patchings(
+    model: InterpretableModel,
+    clean: Prompt | PromptPair | Sequence[PromptPair],
+    corrupted: Prompt | None = None,
+    *,
+    sweeps: Sequence[tuple[str, By | None]] = FIVE_SWEEPS,
+    metric: str | MetricFunction | Metric | None = None,
+    answer: str | int | None = None,
+    foil: str | int | None = None,
+    direction: Direction = "denoising",
+    align: Align = "strict",
+    layers: Sequence[int] | None = None,
+    positions: Sequence[int] | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> tuple[PatchingResult, ...]:
+    """Several sweeps of `activation_patching` in one call: both prompts run once, and all rows run together.
+
+    A patch that two sweeps share runs once: resid_mid at a position is resid_pre of the next layer there.
+
+    Args:
+        sweeps: (component, by) of each; by default the residual stream before and behind attention, both
+            outputs, and z of each head, all by position. The rest as in `activation_patching`.
+
+    Returns:
+        one result per sweep, in the order of `sweeps`.
+    """
     if direction not in get_args(Direction):
         raise SweepError(
             f"direction {direction!r} is not known. Choose one of: {', '.join(get_args(Direction))}."
         )
-    name = component_name(component)
-    chosen = _axes_of(name, by)
-    model.architecture.require(name)
+    if not sweeps:
+        raise SweepError("sweeps is empty. Name at least one, as in sweeps=[('z', 'layer_head')].")
+    asked = [(component_name(component), by) for component, by in sweeps]
+    chosen = [_axes_of(name, by) for name, by in asked]
+    model.architecture.require(*(name for name, _ in asked))
     prepared = prepare(model, as_pairs(clean, corrupted, answer=answer, foil=foil), metric, align=align)
-    if name == "pattern" and prepared.alignment.kind != "strict":
+    if any(name == "pattern" for name, _ in asked) and prepared.alignment.kind != "strict":
         raise SweepError(
             "patterns have a source axis as long as the prompt, so they cannot be patched between prompts "
             "of different lengths. Use prompts of the same length, or component='z'."
         )
     runs = _runs(prepared, direction)
-    grid = _Grid(
-        axes=chosen,
-        layers=_within(layers, model.n_layers, "layers"),
-        positions=_swept_positions(positions, runs),
-        heads=tuple(range(sweep.n_heads_of(model, name))) if "head" in chosen else (None,),
+    grids = [
+        _Grid(
+            axes=along,
+            layers=_within(layers, model.n_layers, "layers"),
+            positions=_swept_positions(positions, runs),
+            heads=tuple(range(sweep.n_heads_of(model, name))) if "head" in along else (None,),
+        )
+        for (name, _), along in zip(asked, chosen, strict=True)
+    ]
+    named = [(name, grid.sites()) for (name, _), grid in zip(asked, grids, strict=True)]
+    measured = _patched_metrics(model, prepared, runs, named, progress)
+    facts = prepared.measured_on(model) | {"direction": direction, "bootstrap_seed": seed}
+    return tuple(
+        _result(model, prepared, name, direction, grid, values, facts, seed)
+        for (name, _), grid, values in zip(asked, grids, measured, strict=True)
     )
-    values = _patched_metrics(model, prepared, runs, name, grid.sites(), progress)
+
+
+def _result(
+    model: InterpretableModel,
+    prepared: Prepared,
+    name: str,
+    direction: Direction,
+    grid: _Grid,
+    values: Floats,
+    facts: dict[str, Any],
+    seed: int,
+) -> PatchingResult:
     one, zero = prepared.clean_metric, prepared.corrupted_metric
     if direction == "noising":
         one, zero = zero, one
     found = effects(values.reshape(len(values), *grid.shape), one=one, zero=zero, seed=seed)
+    labelled = "pos" in grid.axes
     return PatchingResult(
         effects=found.effects,
-        axes=chosen,
+        axes=grid.axes,
         component=name,
-        by="_".join(chosen),
+        by="_".join(grid.axes),
         direction=direction,
         metric=prepared.metric.name,
         clean_metric=float(prepared.clean_metric.mean()),
         corrupted_metric=float(prepared.corrupted_metric.mean()),
-        labels={"pos": _token_labels(model, prepared, direction, grid.positions)} if "pos" in chosen else {},
+        labels={"pos": _token_labels(model, prepared, direction, grid.positions)} if labelled else {},
         indices=grid.indices(),
         per_example=found.per_example if len(prepared.pairs) > 1 else None,
         ci_low=found.low,
         ci_high=found.high,
-        measured_on=prepared.measured_on(model) | {"direction": direction, "bootstrap_seed": seed},
+        measured_on=facts,
     )
 
 
@@ -199,52 +279,93 @@ def _runs(prepared: Prepared, direction: Direction) -> _Runs:
     pairs, same_until = prepared.alignment.positions, prepared.alignment.same_until
     if direction == "denoising":
         flipped = tuple(sorted((x, c) for c, x in pairs))
-        return _Runs(prepared.corrupted, prepared.clean, prepared.corrupted_metric, flipped, same_until)
-    return _Runs(prepared.clean, prepared.corrupted, prepared.clean_metric, tuple(sorted(pairs)), same_until)
+        return _Runs(
+            prepared.corrupted,
+            prepared.clean,
+            prepared.corrupted_run,
+            prepared.clean_run,
+            prepared.corrupted_metric,
+            flipped,
+            same_until,
+        )
+    return _Runs(
+        prepared.clean,
+        prepared.corrupted,
+        prepared.clean_run,
+        prepared.corrupted_run,
+        prepared.clean_metric,
+        tuple(sorted(pairs)),
+        same_until,
+    )
 
 
 def _patched_metrics(
     model: InterpretableModel,
     prepared: Prepared,
     runs: _Runs,
-    name: str,
-    sites: Sequence[_Site],
+    sweeps: Sequence[tuple[str, Sequence[_Site]]],
     progress: Progress | None,
-) -> Floats:
-    """The metric `[n_examples, n_sites]` with each site patched; sites that change nothing keep the base
-    value."""
-    values = np.repeat(runs.base_metric[:, None], len(sites), axis=1)
-    touched = [(i, tuple(filter(runs.changes, site.positions))) for i, site in enumerate(sites)]
-    touched = [(i, positions) for i, positions in touched if positions]
-    layers = sorted({sites[i].layer for i, _ in touched})
-    source = sweep.capture(model, runs.source, [HookPoint(name, layer) for layer in layers])
-    where: list[tuple[int, int]] = []
-    rows: list[sweep.Row] = []
-    for i, positions in touched:
-        for example in range(len(values)):
-            point = HookPoint(name, sites[i].layer)
-            edit = _replacement(point, source[point][example : example + 1], positions, sites[i].head)
-            where.append((example, i))
-            rows.append(sweep.Row(example, (edit,)))
+) -> list[Floats]:
+    """Per sweep of a component over sites, the metric `[n_examples, n_sites]` with each site patched.
+
+    Sites that change nothing keep the base value. All rows of all sweeps run together.
+    """
+    values = [np.repeat(runs.base_metric[:, None], len(sites), axis=1) for _, sites in sweeps]
+    cells: dict[tuple[HookPoint, tuple[tuple[int, int], ...], int | None], list[tuple[int, int]]] = {}
+    for s, (name, sites) in enumerate(sweeps):
+        for i, site in enumerate(sites):
+            positions = tuple(filter(runs.changes, site.positions))
+            if positions:
+                point = _same_as(HookPoint(name, site.layer), model.n_layers) if len(sweeps) > 1 else None
+                cells.setdefault((point or HookPoint(name, site.layer), positions, site.head), []).append(
+                    (s, i)
+                )
+    points = sorted({point for point, _, _ in cells}, key=str)
+    captured = sweep.capture(model, runs.source, points, base=runs.source_run)
+    source = {point: np.array(x.astype(mx.float32)) for point, x in captured.items()}
+    rows = [
+        sweep.Row(example, (_replacement(point, source[point][example : example + 1], positions, head),))
+        for point, positions, head in cells
+        for example in range(len(runs.base))
+    ]
     if rows:
         found = sweep.run_rows(
             model,
             runs.base,
             rows,
-            lambda logits, examples: prepared.metric(logits, prepared.targets.take(examples)),
+            prepared.read,
+            vocabulary=prepared.vocabulary,
+            base=runs.base_run,
             progress=progress,
         )
-        values[tuple(np.array(where).T)] = found
+        for where, of_examples in zip(cells.values(), found.reshape(len(cells), -1), strict=True):
+            for s, i in where:
+                values[s][:, i] = of_examples
     return values
 
 
+def _same_as(point: HookPoint, n_layers: int) -> HookPoint:
+    """The hook point whose patch is the same patch, so that several sweeps run it once.
+
+    What enters a block is what the one before returned; and with resid_mid of the source at a position, the
+    MLP, which sees that position only, makes the source's resid_post of it.
+    """
+    if point.name not in ("resid_mid", "resid_post") or point.layer is None:
+        return point
+    last = point.layer == n_layers - 1
+    return HookPoint("resid_post", point.layer) if last else HookPoint("resid_pre", point.layer + 1)
+
+
 def _replacement(
-    point: HookPoint, source: mx.array, positions: tuple[tuple[int, int], ...], head: int | None
+    point: HookPoint,
+    source: np.ndarray[Any, Any],
+    positions: tuple[tuple[int, int], ...],
+    head: int | None,
 ) -> interventions.Intervention:
     where = axes(point)
-    value = mx.take(source, mx.array([s for _, s in positions]), axis=where.pos)
+    value = np.take(source, [s for _, s in positions], axis=where.pos)
     if head is not None and where.head is not None:
-        value = mx.take(value, mx.array([head]), axis=where.head)
+        value = np.take(value, [head], axis=where.head)
     return interventions.replace(point, value, positions=[b for b, _ in positions], heads=head)
 
 

@@ -15,7 +15,7 @@ from mlxterp.metrics import Floats, recovered
 DRAWS = 1000
 """Bootstrap samples behind an interval."""
 
-_COLUMNS = 4096  # effects per block: bounds the bootstrap's memory at DRAWS × 4096 numbers
+_ROWS = 1024  # effects per block: bounds the bootstrap's memory at DRAWS × 1024 numbers
 
 
 @dataclass(frozen=True)
@@ -52,12 +52,11 @@ def _interval(flat: Floats, one: Floats, zero: Floats, seed: int) -> tuple[Float
     n, rng = len(flat), np.random.default_rng(seed)
     # How often each example is drawn, so that a resampled mean is one matrix product.
     counts = rng.multinomial(n, np.full(n, 1 / n), size=DRAWS) / n
-    top, bottom = (counts @ one)[:, None], (counts @ zero)[:, None]
+    counts = counts[counts @ one != counts @ zero]  # a draw without a gap says nothing
+    top, bottom, by_effect = counts @ one, counts @ zero, np.ascontiguousarray(flat.T)
     bounds = [
-        np.nanpercentile(
-            recovered(counts @ flat[:, start : start + _COLUMNS], top, bottom), [2.5, 97.5], axis=0
-        )
-        for start in range(0, flat.shape[1], _COLUMNS)
+        np.percentile(recovered(some @ counts.T, top, bottom), [2.5, 97.5], axis=1)
+        for some in (by_effect[start : start + _ROWS] for start in range(0, len(by_effect), _ROWS))
     ]
     low, high = np.concatenate(bounds, axis=1)
     return low, high

@@ -14,7 +14,7 @@ did.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,9 +30,9 @@ from mlxterp.core.model import InterpretableModel
 from mlxterp.core.selection import Window
 from mlxterp.core.taps import Around, tapped
 
-AGREEMENT = 1e-3
+AGREEMENT, AGREEMENT_HALF = 1e-3, 4e-2
 """How far an unpatched row may come out from its prompt, relative to the largest logit, in a pass that is
-right."""
+right; in float32, and in types of 16 bits."""
 
 PASS_COST = 64
 """What one more pass costs, in tokens through all layers: its early layers are too small for the matmuls to
@@ -52,12 +52,40 @@ class Base:
         after: the residual stream after each block, `[n, length, d_model]`.
         caches: per layer the keys and values of all positions; None if the model keeps none.
         logits: at the last position.
+        points: activations at further hook points, `[n, length, …]`.
     """
 
     tokens: Ids
     after: tuple[mx.array, ...]
     caches: tuple[tuple[mx.array, mx.array], ...] | None
     logits: Logits
+    points: Mapping[HookPoint, mx.array] = field(default_factory=dict)
+
+    @property
+    def agreement(self) -> float:
+        """How far a row without edits may come out from its prompt, relative to the largest logit."""
+        return AGREEMENT if self.after[0].dtype == mx.float32 else AGREEMENT_HALF
+
+    @property
+    def embed(self) -> mx.array:
+        """What entered the first block."""
+        return self.points[HookPoint("resid_pre", 0)]
+
+    def activation(self, point: HookPoint) -> mx.array | None:
+        """The prompts' activations at a hook point, if they were kept."""
+        if point.name == "resid_post" and point.layer is not None:
+            return self.after[point.layer]
+        return self.points.get(point)
+
+    def of(self, first: int, until: int) -> Base:
+        """The run of these prompts alone."""
+        return Base(
+            self.tokens[first:until],
+            tuple(x[first:until] for x in self.after),
+            None if self.caches is None else tuple((k[first:until], v[first:until]) for k, v in self.caches),
+            self.logits[first:until],
+            {point: x[first:until] for point, x in self.points.items()},
+        )
 
 
 class _Recorder:
@@ -104,19 +132,29 @@ def _mask(n: int, offset: int, *, return_array: bool, window_size: int | None) -
     return mask if window_size is None else mask & (dest < src + window_size)
 
 
-def run_base(model: InterpretableModel, tokens: Ids) -> Base:
-    """One forward of the prompts, with everything that rows may join with."""
+def run_base(model: InterpretableModel, tokens: Ids, also: Iterable[HookPoint] = ()) -> Base:
+    """One forward of the prompts, with everything that rows may join with, and the hook points of `also`.
+
+    Raises:
+        CannotJoin: a layer asks more of its cache than keys and values.
+    """
     n_layers = model.n_layers
-    pre = [HookPoint("resid_pre", layer) for layer in range(1, n_layers)]
-    points = [*pre, HookPoint("resid_post", n_layers - 1)]
+    pre = [HookPoint("resid_pre", layer) for layer in range(n_layers)]
+    streams = [*pre[1:], HookPoint("resid_post", n_layers - 1)]
+    points = [*pre, streams[-1], *also]
     recorders = [_Recorder() for _ in range(n_layers)] if model.architecture.takes_cache else None
-    with last_position_only(model, ()):
-        logits, seen, _ = engine.run(model.architecture, mx.array(tokens), capture=points, cache=recorders)
-        found = last(logits)
+    try:
+        with last_position_only(model, ()):
+            logits, seen, _ = engine.run(
+                model.architecture, mx.array(tokens), capture=points, cache=recorders
+            )
+            found = last(logits)
+    except (ValueError, TypeError, AttributeError) as problem:
+        raise CannotJoin(str(problem)) from problem
     caches = tuple(recorder.seen for recorder in recorders or () if recorder.seen is not None)
-    after = tuple(seen[point] for point in points)
-    mx.eval(after, caches)
-    return Base(tokens, after, caches if len(caches) == n_layers else None, found)
+    mx.eval(list(seen.values()), caches)
+    after = tuple(seen[point] for point in streams)
+    return Base(tokens, after, caches if len(caches) == n_layers else None, found, seen)
 
 
 def passes(rows: Sequence[Row], base: Base) -> Iterator[tuple[int, list[int]]]:
@@ -283,7 +321,7 @@ def run_pass(model: InterpretableModel, base: Base, rows: Sequence[Row], start: 
         raise CannotJoin(f"{len(found)} rows came out where {len(rows) + 1} were running")
     expected = base.logits[unpatched.base]
     away = float(np.abs(found[0] - expected).max())
-    if not away <= AGREEMENT * max(1.0, float(np.abs(expected).max())):
+    if not away <= base.agreement * max(1.0, float(np.abs(expected).max())):
         raise CannotJoin(f"an unpatched row came out {away:.2g} from its prompt")
     logits_of = np.empty_like(found[1:])
     logits_of[order] = found[1:]

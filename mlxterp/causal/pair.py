@@ -9,7 +9,7 @@ no gap. What does not live here: patching (`activation_patching.py`), the forwar
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -57,6 +57,7 @@ class Prepared:
         clean, corrupted: token ids `[n, length]`.
         targets: answers, foils and, for a distance, the clean run's logits at the answer position (the last).
         clean_metric, corrupted_metric: the metric of each example's two runs.
+        clean_run, corrupted_run: both runs with what sweeps need of them, if they are small enough to keep.
     """
 
     pairs: tuple[PromptPair, ...]
@@ -67,11 +68,31 @@ class Prepared:
     targets: metrics.Targets
     clean_metric: metrics.Floats
     corrupted_metric: metrics.Floats
+    clean_run: sweep.Base | None = field(default=None, repr=False)
+    corrupted_run: sweep.Base | None = field(default=None, repr=False)
 
     @property
     def gap(self) -> float:
         """Mean clean metric minus mean corrupted metric."""
         return float(self.clean_metric.mean() - self.corrupted_metric.mean())
+
+    @property
+    def vocabulary(self) -> Ids | None:
+        """The token ids that the metric looks at, ascending; None if it looks at all."""
+        named = [ids for ids in (self.targets.answers, self.targets.foils) if ids is not None]
+        return np.unique(np.concatenate(named)) if self.metric.targets_only and named else None
+
+    def read(self, logits: np.ndarray[Any, Any], examples: Ids) -> metrics.Floats:
+        """The metric of rows of logits over `vocabulary`, each belonging to one example: see
+        `sweep.run_rows`."""
+        targets, vocabulary = self.targets.take(examples), self.vocabulary
+        if vocabulary is not None:
+            answers, foils = (
+                None if ids is None else np.searchsorted(vocabulary, ids)
+                for ids in (targets.answers, targets.foils)
+            )
+            targets = metrics.Targets(answers, foils)
+        return self.metric(logits, targets)
 
     def measured_on(self, model: InterpretableModel) -> dict[str, Any]:
         """Everything the numbers depend on, for a result."""
@@ -159,7 +180,11 @@ def prepare(
     answers = token_ids(model, [pair.answer for pair in listed], "answer")
     foils = token_ids(model, [pair.foil for pair in listed], "foil")
     resolved = metrics.resolve(metric, answer=answers is not None, foil=foils is not None)
-    clean_logits = sweep.answer_logits(model, clean)
+    clean_run, corrupted_run = _run_both(model, clean, corrupted)
+    clean_logits = sweep.answer_logits(model, clean) if clean_run is None else clean_run.logits
+    corrupted_logits = (
+        sweep.answer_logits(model, corrupted) if corrupted_run is None else corrupted_run.logits
+    )
     targets = metrics.Targets(answers, foils, clean_logits if "clean_logits" in resolved.needs else None)
     prepared = Prepared(
         pairs=listed,
@@ -169,10 +194,23 @@ def prepare(
         metric=resolved,
         targets=targets,
         clean_metric=resolved(clean_logits, targets),
-        corrupted_metric=resolved(sweep.answer_logits(model, corrupted), targets),
+        corrupted_metric=resolved(corrupted_logits, targets),
+        clean_run=clean_run,
+        corrupted_run=corrupted_run,
     )
     _refuse_no_gap(prepared)
     return prepared
+
+
+def _run_both(
+    model: InterpretableModel, clean: Ids, corrupted: Ids
+) -> tuple[sweep.Base | None, sweep.Base | None]:
+    """Both runs, in one batch if their lengths are equal."""
+    if clean.shape != corrupted.shape:
+        return sweep.run_prompts(model, clean), sweep.run_prompts(model, corrupted)
+    both = sweep.run_prompts(model, np.concatenate([clean, corrupted]))
+    n = len(clean)
+    return (None, None) if both is None else (both.of(0, n), both.of(n, 2 * n))
 
 
 def describe(model: InterpretableModel, pair: PromptPair) -> dict[str, Any]:

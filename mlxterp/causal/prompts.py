@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from mlxterp.core import fast_math
 from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import LengthMismatch, PromptPairError, TokenError
 
@@ -84,7 +85,8 @@ def side_by_side(model: InterpretableModel, rows: Mapping[str, Ids]) -> str:
 
 def facts_of(model: InterpretableModel) -> dict[str, Any]:
     """Which model computed, from which weights, with which BLAS: what every result records."""
-    return {"model": model.name, "digest": model.digest, "blas": str(model.blas)}
+    computes = str(model.blas) + (", arithmetic SwiGLU" if fast_math.used_by(model.architecture) else "")
+    return {"model": model.name, "digest": model.digest, "blas": computes}
 
 
 def shortened(prompt: Any) -> str:

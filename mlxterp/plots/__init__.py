@@ -20,12 +20,13 @@ from mlxterp.plots.axes import FONT, INK, WIDTH, Area, shown
 from mlxterp.plots.bars import bars_height, draw_bars, largest_bars
 from mlxterp.plots.heatmap import draw_heatmap, heatmap_height
 from mlxterp.plots.inline import inlined
-from mlxterp.results.shows import Bars, Heatmap, Show, describe
+from mlxterp.plots.network import draw_network, network_height, strongest_links
+from mlxterp.results.shows import Bars, Heatmap, Network, Show, describe
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Drawable: TypeAlias = Heatmap | Bars
+Drawable: TypeAlias = Heatmap | Bars | Network
 
 alt_text = describe
 
@@ -44,7 +45,7 @@ _RC: dict[Any, Any] = {
 
 def drawables(shows: Sequence[Show]) -> list[Drawable]:
     """Those of `shows` that are figures."""
-    return [show for show in shows if isinstance(show, (Heatmap, Bars))]
+    return [show for show in shows if isinstance(show, (Heatmap, Bars, Network))]
 
 
 def figure(shows: Sequence[Show], title: str = "") -> Figure:
@@ -106,16 +107,23 @@ def _compose(shows: Sequence[Drawable], title: str, *, titled: bool) -> Figure:
             if titled:
                 _heading(drawn, (bottom + height - 0.22) / total, show.title, size=FONT + 1)
             area = Area(bottom, _height(show), total)
-            draw_heatmap(drawn, show, area) if isinstance(show, Heatmap) else draw_bars(drawn, show, area)
+            if isinstance(show, Network):
+                draw_network(drawn, show, area)
+            else:
+                draw_heatmap(drawn, show, area) if isinstance(show, Heatmap) else draw_bars(drawn, show, area)
     return drawn
 
 
 def _drawn_part(show: Drawable) -> Drawable:
-    """The show itself, or of a very long ranking its largest bars."""
+    """The show itself, or of a very long ranking or a large network its strongest part."""
+    if isinstance(show, Network):
+        return strongest_links(show)
     return largest_bars(show) if isinstance(show, Bars) else show
 
 
 def _height(show: Drawable) -> float:
+    if isinstance(show, Network):
+        return network_height(show)
     return heatmap_height(show) if isinstance(show, Heatmap) else bars_height(show)
 
 

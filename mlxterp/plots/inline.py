@@ -9,7 +9,7 @@ import re
 from xml.etree import ElementTree
 
 from mlxterp.plots.axes import INK, typeset
-from mlxterp.results.shows import Bars, Heatmap, describe, visible
+from mlxterp.results.shows import Bars, Heatmap, Network, describe, visible
 
 _SVG = "http://www.w3.org/2000/svg"
 _XLINK = "http://www.w3.org/1999/xlink"
@@ -23,7 +23,7 @@ _NUMBER = re.compile(r"-?\d+\.\d+")
 _CELL = re.compile(r"cell-(\d+)-(\d+)")
 
 
-def inlined(raw: bytes, show: Heatmap | Bars) -> str:
+def inlined(raw: bytes, show: Heatmap | Bars | Network) -> str:
     """The SVG as an element of an HTML page, with `show`'s description and a title for every cell or bar."""
     source = ElementTree.fromstring(raw)
     box = source.attrib["viewBox"]
@@ -37,7 +37,7 @@ def inlined(raw: bytes, show: Heatmap | Bars) -> str:
     return ElementTree.tostring(root, encoding="unicode")
 
 
-def _copy(element: ElementTree.Element, parent: ElementTree.Element, show: Heatmap | Bars) -> None:
+def _copy(element: ElementTree.Element, parent: ElementTree.Element, show: Heatmap | Bars | Network) -> None:
     name = element.tag.removeprefix(f"{{{_SVG}}}")
     if name in _DROPPED:
         return
@@ -78,7 +78,11 @@ def _tidied(value: str) -> str:
     return value.replace(INK, "currentColor")
 
 
-def _cell_title(show: Heatmap | Bars, row: int, column: int) -> str:
+def _cell_title(show: Heatmap | Bars | Network, row: int, column: int) -> str:
+    if isinstance(show, Network):
+        ends = [link.start for link in show.links], [link.end for link in show.links]
+        counts = f"{ends[1].count(row)} edges in, {ends[0].count(row)} out"
+        return visible(f"{show.rows[row]} {show.labels[row]}: {counts}")
     if isinstance(show, Heatmap):
         place = f"{show.column_axis} {show.column_labels[column]}, {show.row_axis} {show.row_labels[row]}"
         return visible(f"{place}: {typeset(show.values[row][column], 3)}")

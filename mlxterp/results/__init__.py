@@ -8,8 +8,11 @@ from __future__ import annotations
 
 from mlxterp.results.ablation import AblationResult, AblationRow
 from mlxterp.results.base import AnalysisResult, is_result, kinds
+from mlxterp.results.circuit import CircuitEdge, CircuitResult
+from mlxterp.results.edges import EdgeScoresResult
 from mlxterp.results.logit_attribution import LogitAttributionResult
 from mlxterp.results.patching import PatchingResult
+from mlxterp.results.paths import PathPatchingResult
 from mlxterp.results.scores import HeadScoresResult, MetricsResult, MetricsRow
 from mlxterp.results.shows import Bars, Component, Heatmap, Note, Show, Table
 from mlxterp.results.values import json_safe, plain
@@ -19,7 +22,10 @@ __all__ = [
     "AblationRow",
     "AnalysisResult",
     "Bars",
+    "CircuitEdge",
+    "CircuitResult",
     "Component",
+    "EdgeScoresResult",
     "HeadScoresResult",
     "Heatmap",
     "LogitAttributionResult",
@@ -27,6 +33,7 @@ __all__ = [
     "MetricsRow",
     "Note",
     "PatchingResult",
+    "PathPatchingResult",
     "Show",
     "Table",
     "is_result",

@@ -56,6 +56,8 @@ class PatchingResult(AnalysisResult):
         indices: per axis, the layer, position or head numbers where the sweep left some out; else 0, 1, 2 …
         per_example: [n_examples, *effects.shape] when several pairs were measured.
         ci_low, ci_high: an interval around each effect, same shape as `effects`.
+        method: how the effects were found: by patching, or estimated by attribution patching.
+        cautions: what limits what may be concluded from them.
     """
 
     kind: ClassVar[str] = "patching"
@@ -72,6 +74,8 @@ class PatchingResult(AnalysisResult):
     per_example: Floats | None = field(metadata=ARRAY, default=None)
     ci_low: Floats | None = field(metadata=ARRAY, default=None)
     ci_high: Floats | None = field(metadata=ARRAY, default=None)
+    method: str = "patching"
+    cautions: tuple[str, ...] = field(metadata=TEXTS, default=())
 
     def _check(self) -> None:
         if self.direction not in _DIRECTIONS:
@@ -104,7 +108,14 @@ class PatchingResult(AnalysisResult):
 
     @property
     def title(self) -> str:
-        return f"Patching {self.component} by {' and '.join(_axis_word(a) for a in self.axes)}"
+        by = " and ".join(_axis_word(a) for a in self.axes)
+        what = f"of {self.component}" if self.estimated else self.component
+        return f"{self.method[:1].upper()}{self.method[1:]} {what} by {by}"
+
+    @property
+    def estimated(self) -> bool:
+        """Whether the effects are estimates, and no site was patched."""
+        return self.method != "patching"
 
     def indices_of(self, axis: str) -> tuple[int, ...]:
         """The layer, position or head numbers along an axis."""
@@ -150,6 +161,7 @@ class PatchingResult(AnalysisResult):
     def summary(self) -> str:
         what, reading, verb = _DIRECTIONS[self.direction]
         on = measured_on_text(self.measured_on)
+        what = f"an estimate of {what}" if self.estimated else what
         lines = [
             f"{self.title}, {self.direction}: {what}{f' ({on})' if on else ''}.",
             f"{self.metric}: clean {number(self.clean_metric)}, corrupted {number(self.corrupted_metric)}. "
@@ -168,7 +180,7 @@ class PatchingResult(AnalysisResult):
         others = [c for c in top[1:] if c.effect]
         if others:
             lines.append("Then " + ", ".join(f"{c.label} {number(c.effect)}" for c in others) + ".")
-        return "\n".join(lines)
+        return "\n".join([*lines, *self.cautions])
 
     def shows(self) -> tuple[Show, ...]:
         _, reading, _ = _DIRECTIONS[self.direction]
@@ -186,6 +198,7 @@ class PatchingResult(AnalysisResult):
         missing = int(self.effects.size - np.isfinite(self.effects).sum())
         if missing:
             drawn.append(Note(f"{missing} of {self.effects.size} effects are not finite numbers.", "caution"))
+        drawn += [Note(text, "caution") for text in self.cautions]
         return tuple(drawn)
 
     def _map(self, axis: str, unit: str, reading: str) -> Heatmap:

@@ -98,7 +98,33 @@ class Note:
     tone: Literal["info", "caution"] = "info"
 
 
-Show: TypeAlias = Table | Heatmap | Bars | Note
+@dataclass(frozen=True)
+class Link:
+    """One edge of a network: the positions of its two nodes, its weight, and a word beside its end."""
+
+    start: int
+    end: int
+    weight: float
+    label: str = ""
+
+
+@dataclass(frozen=True)
+class Network:
+    """Nodes in rows, from the first row at the bottom to the last on top, joined by weighted links.
+
+    `labels` and `rows` say of each node what is written in it and in which row it stands; rows are in the
+    order in which they are first named.
+    """
+
+    title: str
+    labels: tuple[str, ...]
+    rows: tuple[str, ...]
+    links: tuple[Link, ...]
+    unit: str
+    reading: str = ""
+
+
+Show: TypeAlias = Table | Heatmap | Bars | Network | Note
 
 
 def number(value: float, digits: int = 3) -> str:
@@ -208,8 +234,13 @@ def component_bars(
     )
 
 
-def describe(shown: Heatmap | Bars) -> str:
+def describe(shown: Heatmap | Bars | Network) -> str:
     """What a reader who cannot see the figure needs: its extent, its strongest cells with their numbers."""
+    if isinstance(shown, Network):
+        heavy = sorted(shown.links, key=lambda link: -abs(link.weight) if link.weight == link.weight else 0.0)
+        named = "; ".join(_named(shown, link) for link in heavy[:5])
+        size = f"Network of {len(shown.labels)} nodes and {len(shown.links)} edges"
+        return f"{size}, by {shown.unit}. Strongest: {named}." if named else f"{size}."
     if isinstance(shown, Heatmap):
         cells = "; ".join(
             f"{shown.column_labels[j]} {shown.row_axis} {shown.row_labels[i]}: {number(shown.values[i][j])}"
@@ -226,3 +257,14 @@ def describe(shown: Heatmap | Bars) -> str:
         if cells
         else "Bars without values."
     )
+
+
+def _named(shown: Network, link: Link) -> str:
+    into = f" ({link.label})" if link.label else ""
+    return f"{_node(shown, link.start)} to {_node(shown, link.end)}{into} {number(link.weight)}"
+
+
+def _node(shown: Network, place: int) -> str:
+    """A node by its row and label: `L0 H2`; where both are one word, that word."""
+    row, label = shown.rows[place], shown.labels[place]
+    return label if row == label else f"{row} {label}"

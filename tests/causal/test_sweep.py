@@ -220,7 +220,8 @@ def test_an_unpatched_row_that_comes_out_wrong_is_noticed(tiny_llama, monkeypatc
         around = tap(live, block)
         return around and (lambda call, h, *args, **kwargs: around(call, h, *args, **kwargs) * 1.1)
 
-    rows = [Row(0, (scale("L1.z", 0.5),)), Row(1, (scale("L1.z", 0.5),))]
+    edits = (scale("L1.z", 0.5), scale("L2.z", 0.5))
+    rows = [Row(0, edits), Row(1, edits)]
     monkeypatch.setattr(one_pass._Live, "tap", spoilt)
 
     with pytest.raises(CapabilityUnavailable, match="an unpatched row came out"):

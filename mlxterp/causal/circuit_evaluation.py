@@ -1,0 +1,280 @@
+"""How well a circuit does the work of its model: faithfulness, completeness, minimality, CPR and CMD.
+
+A circuit's run is the clean run in which every edge outside the circuit carries the corrupted prompt's value
+(resample ablation). With m the metric, M the whole model and ∅ no edge at all, faithfulness is
+
+    f(C) = (m(C) − m(∅)) / (m(M) − m(∅))
+
+so 1 is as the model and 0 as the corrupted run (Mueller et al. 2025, MIB). Faithfulness is sensitive to what
+is ablated and how (Miller et al. 2024): numbers from other ablations are other numbers.
+
+What lives here: these measures. What doesn't: the runs (`edge_run.py`), the circuit (`circuit.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mlxterp import metrics
+from mlxterp.causal.circuit import Circuit, EdgeScores, scores_in_order
+from mlxterp.causal.edge_run import EdgeRun, Mask
+from mlxterp.causal.effects import Effects, effects
+from mlxterp.causal.graph import Edge, Node
+from mlxterp.causal.pair import Prepared, PromptPair, prepare
+from mlxterp.core.model import InterpretableModel
+from mlxterp.errors import SweepError
+from mlxterp.results import CircuitResult
+
+Pairs: TypeAlias = PromptPair | Sequence[PromptPair]
+SomeCircuit: TypeAlias = Circuit | CircuitResult | Iterable[Edge | str]
+MetricLike: TypeAlias = str | metrics.MetricFunction | metrics.Metric | None
+
+SIZES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+"""The shares of a model's edges at which MIB evaluates circuits."""
+
+
+@dataclass(frozen=True)
+class Completeness:
+    """What removing the nodes K does to the circuit and to the model (Wang et al. 2022, section 4.2).
+
+    Attributes:
+        nodes: K.
+        circuit, model: f(C∖K) and f(M∖K); a complete circuit reacts as the model does.
+    """
+
+    nodes: tuple[Node, ...]
+    circuit: float
+    model: float
+
+    @property
+    def gap(self) -> float:
+        """|f(C∖K) − f(M∖K)|."""
+        return abs(self.circuit - self.model)
+
+
+@dataclass(frozen=True)
+class Minimality:
+    """How much a node v of the circuit matters: the largest |f(C∖(K∪{v})) − f(C∖K)| over the K tried."""
+
+    node: Node
+    change: float
+    nodes: tuple[Node, ...]  # the K of this change
+
+
+@dataclass(frozen=True)
+class FaithfulnessCurve:
+    """Faithfulness of circuits of growing size.
+
+    Attributes:
+        sizes: shares of the model's edges that were taken, by score.
+        signed, magnitude: f of each, taken by score, and by |score|.
+        n_edges: how many edges of the circuits by score, and by |score|, lie on a path to the logits.
+    """
+
+    sizes: tuple[float, ...]
+    signed: tuple[float, ...]
+    magnitude: tuple[float, ...]
+    n_edges: tuple[tuple[int, int], ...]
+
+    @property
+    def cpr(self) -> float:
+        """Circuit performance ratio: the area under f of the circuits by score. Higher is better."""
+        return _area(self.sizes, self.signed)
+
+    @property
+    def cmd(self) -> float:
+        """Circuit-model distance: the area under |1 − f| of the circuits by |score|. 0 is best."""
+        return _area(self.sizes, [abs(1 - f) for f in self.magnitude])
+
+
+class _Evaluation:
+    """One dataset, on which many circuits are run."""
+
+    def __init__(
+        self, model: InterpretableModel, pairs: Pairs, metric: MetricLike, token_budget: int | None
+    ) -> None:
+        self.prepared: Prepared = prepare(model, pairs, metric)
+        self.run = EdgeRun(model, self.prepared.clean, self.prepared.corrupted, token_budget=token_budget)
+        self.nodes = tuple(node for node in self.run.graph.senders if node.kind != "input")
+
+    def removed(self, circuit: Circuit) -> Mask:
+        return ~self.run.mask(circuit.edges)
+
+    def removed_nodes(self, nodes: Iterable[Node]) -> Mask:
+        """Every edge out of these nodes."""
+        gone = np.zeros(len(self.run.graph.senders), dtype=bool)
+        gone[[self.run.graph.senders.index(node) for node in nodes]] = True
+        counts = [self.run.graph.n_senders_to(receiver) for receiver, _ in self.run.graph.receivers]
+        return np.concatenate([gone[:count] for count in counts])
+
+    def effects(self, removed: Mask, *, seed: int = 0) -> Effects:
+        """f of each row of removed edges."""
+        values = np.stack(
+            [self.prepared.metric(rows, self.prepared.targets) for rows in self.run.logits(removed)], axis=1
+        )
+        return effects(values, one=self.prepared.clean_metric, zero=self.prepared.corrupted_metric, seed=seed)
+
+    def f(self, removed: Sequence[Mask]) -> NDArray[np.float64]:
+        return self.effects(np.stack(list(removed))).effects
+
+
+def faithfulness(
+    model: InterpretableModel,
+    pairs: Pairs,
+    circuit: SomeCircuit,
+    *,
+    metric: MetricLike = None,
+    token_budget: int | None = None,
+    seed: int = 0,
+) -> Effects:
+    """f(C) as a ratio of means over pairs, with each pair's own value and a bootstrap interval.
+
+    Its arrays have one entry, for the circuit: `faithfulness(…).effects[0]`.
+
+    Args:
+        circuit: edges, their names, or what `acdc` found.
+        metric: see `mlxterp.metrics.resolve`.
+        seed: of the bootstrap.
+
+    Raises:
+        SweepError: an edge that this model does not have.
+    """
+    on = _Evaluation(model, pairs, metric, token_budget)
+    return on.effects(on.removed(Circuit.of(circuit))[None], seed=seed)
+
+
+def completeness(
+    model: InterpretableModel,
+    pairs: Pairs,
+    circuit: SomeCircuit,
+    *,
+    samples: int = 10,
+    greedy: int = 3,
+    metric: MetricLike = None,
+    token_budget: int | None = None,
+    seed: int = 0,
+) -> tuple[Completeness, ...]:
+    """f(C∖K) and f(M∖K) for K empty, for random subsets of the circuit's nodes, and for a greedy K.
+
+    Args:
+        samples: how many random subsets; each node is in with probability one half.
+        greedy: how many nodes the greedy K takes, each time the one that widens the gap most.
+        seed: of the subsets.
+
+    Returns:
+        K = ∅ first, then the random subsets, then each step of the greedy one.
+    """
+    on = _Evaluation(model, pairs, metric, token_budget)
+    chosen = Circuit.of(circuit)
+    nodes, rng = chosen.components, np.random.default_rng(seed)
+    base = on.removed(chosen)
+    drawn = [
+        tuple(n for n, taken in zip(nodes, row, strict=True) if taken)
+        for row in rng.random((samples, len(nodes))) < 0.5
+    ]
+
+    def measured(sets: Sequence[tuple[Node, ...]]) -> list[Completeness]:
+        gone = [on.removed_nodes(each) for each in sets]
+        found = on.f([base | g for g in gone] + gone)
+        halves = zip(sets, found[: len(sets)].tolist(), found[len(sets) :].tolist(), strict=True)
+        return [Completeness(each, in_circuit, in_model) for each, in_circuit, in_model in halves]
+
+    rows = measured([(), *drawn])
+    grown: tuple[Node, ...] = ()
+    for _ in range(min(greedy, len(nodes))):
+        best = max(measured([(*grown, n) for n in nodes if n not in grown]), key=lambda row: row.gap)
+        grown = best.nodes
+        rows.append(best)
+    return tuple(rows)
+
+
+def minimality(
+    model: InterpretableModel,
+    pairs: Pairs,
+    circuit: SomeCircuit,
+    *,
+    samples: int = 5,
+    metric: MetricLike = None,
+    token_budget: int | None = None,
+    seed: int = 0,
+) -> tuple[Minimality, ...]:
+    """For each node of the circuit, how much removing it changes f(C∖K), at the K where it changes it most.
+
+    A node whose change is near 0 is not needed for what the circuit does, as far as these K show.
+
+    Args:
+        samples: how many random K are tried beside K = ∅; each other node is in with probability one half.
+        seed: of the K.
+    """
+    on = _Evaluation(model, pairs, metric, token_budget)
+    chosen = Circuit.of(circuit)
+    nodes, rng = chosen.components, np.random.default_rng(seed)
+    base = on.removed(chosen)
+    found = []
+    for node in nodes:
+        others = [n for n in nodes if n != node]
+        sets = [()] + [
+            tuple(n for n, taken in zip(others, row, strict=True) if taken)
+            for row in rng.random((samples, len(others))) < 0.5
+        ]
+        without = [base | on.removed_nodes(each) for each in sets]
+        also = [base | on.removed_nodes((*each, node)) for each in sets]
+        f = on.f(without + also)
+        change = np.abs(f[: len(sets)] - f[len(sets) :])
+        at = int(np.argmax(change))
+        found.append(Minimality(node, float(change[at]), sets[at]))
+    return tuple(found)
+
+
+def faithfulness_curve(
+    model: InterpretableModel,
+    pairs: Pairs,
+    scores: EdgeScores,
+    *,
+    sizes: Sequence[float] = SIZES,
+    metric: MetricLike = None,
+    token_budget: int | None = None,
+) -> FaithfulnessCurve:
+    """f of the circuits that take the best-scored edges, with the areas CPR and CMD (Mueller et al. 2025).
+
+    Of the `int(size · n_edges)` best edges, those on a path from the input to the logits are the circuit.
+
+    Args:
+        scores: one per edge of the model; higher = more important to the behaviour.
+        sizes: ascending shares of the edges.
+
+    Raises:
+        SweepError: scores that do not fit the model, sizes that are not ascending shares.
+    """
+    shares = tuple(float(size) for size in sizes)
+    if len(shares) < 2 or list(shares) != sorted(set(shares)) or not 0 < shares[0] <= shares[-1] <= 1:
+        raise SweepError(f"sizes={sizes}. Give at least two ascending shares of the edges, above 0, up to 1.")
+    on = _Evaluation(model, pairs, metric, token_budget)
+    graph = on.run.graph
+    edges, values = tuple(graph.edges()), scores_in_order(graph, scores)
+    circuits: list[Circuit] = []
+    for ranked in (values, np.abs(values)):
+        order = np.argsort(-ranked, kind="stable")
+        circuits += [
+            Circuit(frozenset(edges[i] for i in order[: int(size * len(edges))])).connected(graph)
+            for size in shares
+        ]
+    found = on.f([on.removed(circuit) for circuit in circuits]).tolist()
+    half = len(shares)
+    counts = [len(circuit) for circuit in circuits]
+    return FaithfulnessCurve(
+        shares,
+        tuple(found[:half]),
+        tuple(found[half:]),
+        tuple(zip(counts[:half], counts[half:], strict=True)),
+    )
+
+
+def _area(x: Sequence[float], y: Sequence[float]) -> float:
+    """By the trapezoidal rule."""
+    return float(np.sum(np.diff(x) * (np.asarray(y)[1:] + np.asarray(y)[:-1]) / 2))

@@ -1,0 +1,335 @@
+"""Runs of a model in which chosen edges carry the value that their sender has on the corrupted prompt.
+
+Each input of each head, MLP and the logits reads its own residual stream: what every sender writes in the
+current run, but for patched edges what the sender writes in the corrupted run (path patching in its direct
+form, Goldowsky-Dill et al. 2023; the runs of ACDC, Conmy et al. 2023). With D_u = out_u(corrupted) −
+out_u(clean), and δ_u = out_u(current) − out_u(clean),
+
+    in_v = in_v(clean) + Σ_{u→v patched} D_u + Σ_{u→v not patched} δ_u
+
+So a node is computed only where its input differs from the clean run's and where its output still matters:
+a run resumes at the first patched receiver by itself, and costs as much as the paths that are left.
+
+What lives here: these runs, for a batch of sets of edges. What doesn't: how one node is computed
+(`node_outputs.py`), which edges to patch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import TypeAlias
+
+import mlx.core as mx
+import numpy as np
+from numpy.typing import NDArray
+
+from mlxterp.causal.graph import Edge, Graph, Into, Node, graph_of, head, mlp
+from mlxterp.causal.node_outputs import NodeOutputs
+from mlxterp.causal.rows import Ids
+from mlxterp.core.hook_points import HookPoint
+from mlxterp.core.model import InterpretableModel
+from mlxterp.errors import SweepError
+
+Mask: TypeAlias = NDArray[np.bool_]
+Input: TypeAlias = tuple[Node, Into]
+
+NUMBER_BUDGET = 1 << 27
+"""Most numbers in what the nodes of a batch changed: 0.5 GiB, reached only if every node of a run changes."""
+LOGIT_BUDGET = 1 << 26
+"""Logits of one batch, at the answer position: 0.25 GiB."""
+
+
+class EdgeRun:
+    """Clean and corrupted prompts, run once, from which runs with patched edges are made.
+
+    Args:
+        clean, corrupted: token ids `[n, length]`, position to position.
+        token_budget: most tokens in a batch; by default as many as `NUMBER_BUDGET` holds.
+
+    Attributes:
+        graph: of the model; `n_edges` its edges, which masks `[rows, n_edges]` are about, in its order.
+    """
+
+    def __init__(
+        self, model: InterpretableModel, clean: Ids, corrupted: Ids, *, token_budget: int | None = None
+    ) -> None:
+        if clean.shape != corrupted.shape:
+            raise SweepError(
+                f"clean tokens have shape {clean.shape} and corrupted ones {corrupted.shape}. An edge "
+                "carries a value from one position of the corrupted prompt to the same one of the clean "
+                "prompt: give prompts of the same length."
+            )
+        self.model = model
+        self.graph: Graph = graph_of(model)
+        self.n, self.length = clean.shape
+        self.n_edges = self.graph.n_edges
+        self._nodes = NodeOutputs(model, self.length)
+        per_token = model.d_model * len(self.graph.senders)
+        self._budget = NUMBER_BUDGET // per_token if token_budget is None else token_budget
+        self._at = {node: i for i, node in enumerate(self.graph.senders)}
+        self._edges_into: dict[Input, slice] = {}
+        first = 0
+        for receiver in self.graph.receivers:
+            count = self.graph.n_senders_to(receiver[0])
+            self._edges_into[receiver] = slice(first, first + count)
+            first += count
+        self._run_both(clean, corrupted)
+
+    @property
+    def rows_at_once(self) -> int:
+        """How many rows one batch holds."""
+        by_logits = LOGIT_BUDGET // (self.n * self.model.d_vocab)
+        return int(max(1, min(by_logits, self._budget // (self.n * self.length))))
+
+    def index(self, edge: Edge) -> int:
+        """An edge's place in a mask.
+
+        Raises:
+            SweepError: this model has no such edge.
+        """
+        into = self._edges_into.get((edge.receiver, edge.into))
+        sender = self._at.get(edge.sender)
+        if into is None or sender is None or into.start + sender >= into.stop:
+            raise SweepError(
+                f"{self.model.name} has no edge {edge}. Its edges run from input, heads L0.H0 to "
+                f"L{self.graph.n_layers - 1}.H{self.graph.n_heads - 1}"
+                f"{' and MLPs' if self.graph.has_mlp else ''} to later q, k, v"
+                f"{f' (of KV0 to KV{self.graph.n_kv_heads - 1} for k and v)' if self.graph.shared else ''}"
+                f"{', MLP' if self.graph.has_mlp else ''} and logits inputs."
+            )
+        return int(into.start) + sender
+
+    def mask(self, edges: Iterable[Edge]) -> Mask:
+        """`[n_edges]`, true where one of these edges is."""
+        mask = np.zeros(self.n_edges, dtype=bool)
+        mask[[self.index(edge) for edge in edges]] = True
+        return mask
+
+    def logits(self, patched: Collection[Iterable[Edge]] | Mask) -> NDArray[np.float32]:
+        """Logits `[rows, n, d_vocab]` at the last position, one row per set of patched edges.
+
+        Args:
+            patched: sets of edges, or a mask `[rows, n_edges]`.
+        """
+        masks = patched if isinstance(patched, np.ndarray) else np.stack([self.mask(e) for e in patched])
+        size = self.rows_at_once
+        parts = [self._logits(masks[i : i + size]) for i in range(0, len(masks), size)]
+        return np.concatenate(parts)
+
+    def logits_given(self, inputs: Mapping[Input, mx.array]) -> NDArray[np.float32]:
+        """Logits `[rows, n, d_vocab]` where these inputs read what they read in the clean run plus `inputs`.
+
+        Every other input reads the current run. Each change is `[rows, n, pos, d_model]`; many rows are for
+        the caller to split (`rows_at_once`).
+        """
+        changes = {receiver: (change, _nonzero(change)) for receiver, change in inputs.items()}
+        rows = max(len(touched) for _, touched in changes.values())
+        fixed = np.zeros((rows, self.n_edges), dtype=bool)
+        for receiver in inputs:
+            fixed[:, self._edges_into[receiver]] = True  # what they would read otherwise does not matter
+        return self._finish(_Rows(fixed, self._needed(fixed), changes))
+
+    def corruption(self, sender: Node) -> mx.array:
+        """out(corrupted) − out(clean) of a sender [n, pos, d_model]."""
+        return self._corruption[self._at[sender]]
+
+    def mlp_change(self, layer: int, change: mx.array) -> mx.array:
+        """How an MLP's output changes [rows, n, pos, d_model] when its input does."""
+        h = self._clean_input(mlp(layer)) + change
+        out = self._nodes.mlp(layer, h.reshape(-1, *h.shape[2:])).reshape(h.shape)
+        return out - self._clean[HookPoint("mlp_out", layer)]
+
+    # the two runs everything starts from
+
+    def _run_both(self, clean: Ids, corrupted: Ids) -> None:
+        names = ["z", "resid_pre", *(["mlp_out"] if self.graph.has_mlp else [])]
+        names += ["resid_mid"] if self.graph.has_mlp and not self.graph.parallel else []
+        last = HookPoint("resid_post", self.graph.n_layers - 1)
+        tokens = mx.array(np.concatenate([clean, corrupted]))
+        _, seen = self.model.run(tokens, capture=[*names, last, "embed"])
+        both = {point: x.astype(mx.float32) for point, x in seen.items()}
+        change = [self._change(both[HookPoint("embed")])[None]]
+        for layer in range(self.graph.n_layers):
+            written = self._nodes.all_written(layer, both[HookPoint("z", layer)])
+            change.append(mx.moveaxis(self._change(written), 2, 0))
+            if self.graph.has_mlp:
+                change.append(self._change(both[HookPoint("mlp_out", layer)])[None])
+        self._corruption = mx.concatenate(change)  # D: [senders, n, pos, d_model]
+        self._clean = {point: x[: self.n] for point, x in both.items()}
+        mx.eval(self._corruption, self._clean)
+
+    def _change(self, both: mx.array) -> mx.array:
+        return both[self.n :] - both[: self.n]
+
+    def _clean_input(self, receiver: Node) -> mx.array:
+        if receiver.kind == "logits":
+            return self._clean[HookPoint("resid_post", self.graph.n_layers - 1)]
+        middle = receiver.kind == "mlp" and not self.graph.parallel
+        return self._clean[HookPoint("resid_mid" if middle else "resid_pre", receiver.layer)]
+
+    # one batch of rows
+
+    def _logits(self, patched: Mask) -> NDArray[np.float32]:
+        return self._finish(_Rows(patched, self._needed(patched), {}))
+
+    def _finish(self, run: _Rows) -> NDArray[np.float32]:
+        for layer in range(self.graph.n_layers):
+            self._attend(run, layer)
+            if self.graph.has_mlp:
+                self._read_and_write(run, layer)
+        receiver = self.graph.receivers[-1]
+        rows = np.flatnonzero(self._touched(run, receiver))
+        clean = self._nodes.logits(self._clean_input(receiver[0]))
+        logits = np.broadcast_to(clean, (len(run.patched), *clean.shape)).copy()
+        if len(rows):
+            h = self._input(run, receiver, rows)
+            found = self._nodes.logits(h[..., -1:, :].reshape(-1, 1, h.shape[-1]))
+            logits[rows] = found.reshape(len(h), self.n, -1)
+        return np.asarray(logits)
+
+    def _needed(self, patched: Mask) -> Mask:
+        """[rows, senders]: whether a change of this sender still reaches the logits."""
+        needed = np.zeros((len(patched), len(self.graph.senders)), dtype=bool)
+        for receiver in reversed(self.graph.receivers):
+            into = self._edges_into[receiver]
+            readers = [self._at[node] for node in self.graph.readers(receiver[0])]
+            if receiver[1] == "v" and receiver[0].index == self.graph.n_kv_heads - 1:
+                self._need_together(needed, receiver[0].layer)
+            wanted = np.ones(len(patched), dtype=bool)
+            if readers:
+                wanted = np.asarray(needed[:, readers].any(axis=1))
+            if wanted.any():
+                needed[:, : into.stop - into.start] |= wanted[:, None] & ~patched[:, into]
+        return needed
+
+    def _need_together(self, needed: Mask, layer: int) -> None:
+        if self._nodes.heads_interact(layer):
+            heads = self._heads(layer)
+            needed[:, heads] = needed[:, heads].any(axis=1, keepdims=True)
+
+    def _heads(self, layer: int) -> slice:
+        first = self._at[head(layer, 0)]
+        return slice(first, first + self.graph.n_heads)
+
+    def _touched(self, run: _Rows, receiver: Input) -> Mask:
+        """[rows]: whether this input differs from the clean run's."""
+        if receiver in run.given:
+            return run.given[receiver][1]
+        patched = run.patched[:, self._edges_into[receiver]]
+        touched: Mask = np.asarray(patched.any(axis=1))
+        for sender, live in run.live.items():
+            if sender < patched.shape[1]:
+                touched |= live & ~patched[:, sender]
+        return touched
+
+    def _input(self, run: _Rows, receiver: Input, rows: NDArray[np.int64]) -> mx.array:
+        """What this input reads in these rows [rows, n, pos, d_model]; [1, …] where it is the same in all."""
+        if receiver in run.given:
+            return self._clean_input(receiver[0]) + run.given[receiver][0][mx.array(rows)]
+        patched = run.patched[rows, self._edges_into[receiver]]
+        count = patched.shape[1]
+        same = bool((patched == patched[0]).all())
+        weights = mx.array((patched[:1] if same else patched).astype(np.float32))
+        used = np.flatnonzero(patched.any(axis=0))
+        h = self._clean_input(receiver[0])[None]
+        if len(used):
+            index = mx.array(used)
+            d = self._corruption[:count] if len(used) == count else self._corruption[index]
+            weights = weights if len(used) == count else weights[:, index]
+            h = h + (weights @ d.reshape(len(used), -1)).reshape(-1, *d.shape[1:])
+        for sender, live in run.live.items():
+            if sender >= count:
+                continue
+            follows = live[rows] & ~patched[:, sender]
+            if follows.any():
+                own = run.deltas[sender]
+                own = own if len(rows) == len(run.patched) or len(own) == 1 else own[mx.array(rows)]
+                keep = mx.array(follows.astype(np.float32))[:, None, None, None]
+                h = h + (own if follows.all() else own * keep)
+        return h
+
+    def _attend(self, run: _Rows, layer: int) -> None:
+        changed: dict[int, tuple[NDArray[np.int64], mx.array]] = {}
+        for i in range(self.graph.n_heads):
+            node = head(layer, i)
+            inputs = self.graph.inputs_of(node)
+            rows = self._rows_of(run, node, inputs)
+            if len(rows):
+                q, k, v = (self._flat(self._input(run, receiver, rows), len(rows)) for receiver in inputs)
+                z = self._nodes.head(layer, i, q, k, v).astype(mx.float32)
+                changed[i] = rows, self._unflat(z, len(rows))
+        clean = self._clean[HookPoint("z", layer)]
+        if changed and self._nodes.heads_interact(layer):
+            self._write_together(run, layer, changed)
+            return
+        for i, (rows, z) in changed.items():
+            delta = self._nodes.written(layer, i, z - clean[..., i, :])
+            run.write(self._at[head(layer, i)], rows, delta)
+
+    def _write_together(
+        self, run: _Rows, layer: int, changed: dict[int, tuple[NDArray[np.int64], mx.array]]
+    ) -> None:
+        clean = self._clean[HookPoint("z", layer)]
+        rows = np.unique(np.concatenate([own for own, _ in changed.values()]))
+        columns = []
+        for i in range(self.graph.n_heads):
+            column = mx.broadcast_to(clean[..., i, :], (len(rows), *clean[..., i, :].shape))
+            if i in changed:
+                own, z = changed[i]
+                column = column[...]
+                column[mx.array(np.searchsorted(rows, own))] = mx.broadcast_to(z, (len(own), *z.shape[1:]))
+            columns.append(column)
+        delta = self._nodes.all_written(layer, mx.stack(columns, axis=-2)) - self._nodes.all_written(
+            layer, clean
+        )
+        for i in range(self.graph.n_heads):
+            run.write(self._at[head(layer, i)], rows, delta[..., i, :])
+
+    def _read_and_write(self, run: _Rows, layer: int) -> None:
+        node = mlp(layer)
+        (receiver,) = self.graph.inputs_of(node)
+        rows = self._rows_of(run, node, (receiver,))
+        if len(rows):
+            change = self._input(run, receiver, rows) - self._clean_input(node)
+            run.write(self._at[node], rows, self.mlp_change(layer, change))
+
+    def _rows_of(self, run: _Rows, node: Node, inputs: Sequence[Input]) -> NDArray[np.int64]:
+        """The rows in which this node has to be computed."""
+        needed = run.needed[:, self._at[node]]
+        if not needed.any():
+            return np.empty(0, dtype=np.int64)
+        touched = np.stack([self._touched(run, receiver) for receiver in inputs]).any(axis=0)
+        return np.flatnonzero(needed & touched)
+
+    def _flat(self, h: mx.array, rows: int) -> mx.array:
+        """[rows, n, …] as one batch; with one prompt, an input that is the same in all rows stays one row."""
+        if len(h) != rows and self.n > 1:
+            h = mx.broadcast_to(h, (rows, *h.shape[1:]))
+        return h.reshape(-1, *h.shape[2:])
+
+    def _unflat(self, z: mx.array, rows: int) -> mx.array:
+        return z.reshape(-1 if len(z) != rows * self.n else rows, self.n, *z.shape[1:])
+
+
+class _Rows:
+    """One batch: what is patched, which senders matter, and how the senders computed so far have changed."""
+
+    def __init__(self, patched: Mask, needed: Mask, given: Mapping[Input, tuple[mx.array, Mask]]) -> None:
+        self.patched, self.needed = patched, needed
+        self.given = given  # inputs that read the clean run plus this, and the rows in which it is not 0
+        self.live: dict[int, Mask] = {}  # sender → the rows in which it differs from the clean run
+        self.deltas: dict[int, mx.array] = {}  # sender → [rows or 1, n, pos, d_model], 0 where it does not
+
+    def write(self, sender: int, rows: NDArray[np.int64], delta: mx.array) -> None:
+        """Notes what a sender's output has changed by in these rows."""
+        live = np.zeros(len(self.patched), dtype=bool)
+        live[rows] = True
+        if len(rows) < len(live):
+            whole = mx.zeros((len(live), *delta.shape[1:]), dtype=delta.dtype)
+            whole[mx.array(rows)] = mx.broadcast_to(delta, (len(rows), *delta.shape[1:]))
+            delta = whole
+        self.live[sender], self.deltas[sender] = live, delta
+
+
+def _nonzero(change: mx.array) -> Mask:
+    return np.array(mx.any(change.reshape(len(change), -1) != 0, axis=1))
