@@ -162,4 +162,4 @@ class PositionsAligned(MlxterpWarning):
 
 
 class SlowSweep(MlxterpWarning):
-    """A sweep takes a whole forward per patch, because rows cannot join a running batch of this architecture."""
+    """Every patch of a sweep costs a whole forward: rows cannot join a running batch of this architecture."""

@@ -7,6 +7,7 @@ Lives here: limits, sums, the reason to stop. Does not live here: what happens t
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
@@ -79,7 +80,11 @@ class Budget:
         self._usd: float | None = None
         self._tokens: int | None = None
         self._sessions: dict[str, tuple[float, float]] = {}
+        self._held: dict[str, tuple[float | None, int | None]] = {}
         journal.follow(self._past)
+        for usd, tokens in self._held.values():
+            self._add(usd, tokens)
+        self._held.clear()
         self._began = clock.elapsed()
         self._before = sum(last - first for first, last in self._sessions.values())
 
@@ -124,9 +129,24 @@ class Budget:
             return time_box
         return min(time_box, left) if left >= SHORTEST_TIME_BOX else None
 
-    def charge(self, usd: float | None, tokens: int | None) -> None:
+    def hold(self, call: str, usd: float | None, tokens: int | None) -> None:
+        """Writes to the journal what a call may cost at worst, before it is made.
+
+        `charge` with the same `call` settles it. What a crash leaves unsettled counts as spent: the call may
+        have been made.
+        """
+        self._journal.append("hold", call=call, usd=usd, tokens=tokens)
+
+    def charge(
+        self,
+        usd: float | None,
+        tokens: int | None,
+        *,
+        call: str | None = None,
+        details: Mapping[str, object] | None = None,
+    ) -> None:
         """Writes to the journal what the researcher has just cost; None is unknown."""
-        self._journal.append("charge", usd=usd, tokens=tokens)
+        self._journal.append("charge", usd=usd, tokens=tokens, call=call, details=dict(details or {}))
 
     def _past(self, event: Event) -> None:
         first, _ = self._sessions.get(event["session"], (event["elapsed"], 0.0))
@@ -139,8 +159,14 @@ class Budget:
                 self._streak = 0 if kept else self._streak + 1
             case "stop" if self.limits.streak is not None and self._streak >= self.limits.streak:
                 self._streak = 0
+            case "hold":
+                self._held[event["call"]] = (event["usd"], event["tokens"])
             case "charge":
-                if event["usd"] is not None:
-                    self._usd = (self._usd or 0.0) + event["usd"]
-                if event["tokens"] is not None:
-                    self._tokens = (self._tokens or 0) + event["tokens"]
+                self._held.pop(event.get("call") or "", None)
+                self._add(event["usd"], event["tokens"])
+
+    def _add(self, usd: float | None, tokens: int | None) -> None:
+        if usd is not None:
+            self._usd = (self._usd or 0.0) + usd
+        if tokens is not None:
+            self._tokens = (self._tokens or 0) + tokens

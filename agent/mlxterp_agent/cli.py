@@ -58,6 +58,7 @@ AgentTurns = Annotated[
     Literal["fresh", "resumed"],
     typer.Option(help="claude: each turn with an empty mind and STATE.md, or one long conversation."),
 ]
+BaseUrl = Annotated[str | None, typer.Option(help="api: another service that speaks the Messages API.")]
 AgentShell = Annotated[bool, typer.Option("--agent-shell", help="claude: may use Bash as well.")]
 
 
@@ -111,6 +112,7 @@ def start(
     agent_model: AgentModel = None,
     agent_turns: AgentTurns = "fresh",
     agent_shell: AgentShell = False,
+    base_url: BaseUrl = None,
     max_experiments: MaxExperiments = None,
     hours: Hours = None,
     until: Until = None,
@@ -129,7 +131,7 @@ def start(
     from mlxterp_agent.launch import make, target_of
     from mlxterp_agent.options import AGENT_STREAK, UsageError, merge
 
-    driver, who = choose(agent, model=agent_model, turns=agent_turns, shell=agent_shell)
+    driver, who = choose(agent, model=agent_model, turns=agent_turns, shell=agent_shell, base_url=base_url)
     asked: dict[str, Any] = {
         "max_experiments": max_experiments,
         "time_per_experiment": time_per_experiment,
@@ -281,9 +283,25 @@ def verify(directory: Here = Path("."), as_json: AsJson = False) -> None:
         raise typer.Exit(exits.CONTRACT)
 
 
+@app.command()
+def api(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="For instance activation_patching.")
+    ] = None,
+) -> None:
+    """Help on the library: signature, documentation and an executed example; without NAME, what there is."""
+    from mlxterp_agent.library_help import NotFound, library_help
+    from mlxterp_agent.options import UsageError
+
+    try:
+        _say(library_help(name))
+    except NotFound as problem:
+        raise UsageError(str(problem)) from None
+
+
 @app.command(hidden=True)
 def mcp(directory: Here = Path(".")) -> None:
-    """Serves run_experiment, status and search_log to an agent, over MCP on standard input and output."""
+    """Serves the tools of an investigation to an agent, over MCP on standard input and output."""
     from mlxterp_agent.mcp_server import serve
 
     serve(directory)

@@ -118,6 +118,9 @@ class LiveScreen:
             rows.add_row(name, _bar(spent, total, words))
         if self._budget.seconds_left is None:
             rows.add_row("time", Text(duration(self._budget.seconds + self._clock() - self._budget_at)))
+        if self._budget.usd_left is None and self._budget.usd is not None:
+            tokens = f" for {self._budget.tokens:,} tokens" if self._budget.tokens else ""
+            rows.add_row("cost", Text(f"${self._budget.usd:.2f}{tokens}"))
         counts = "  ".join(f"{verdict} {count}" for verdict, count in tally(self._entries).items())
         rows.add_row("verdicts", Text(counts or "none yet"))
         parts: list[RenderableType] = [rows]

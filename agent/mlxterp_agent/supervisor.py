@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from mlxterp.autointerpret.contract import load_project
@@ -43,7 +44,7 @@ from mlxterp_agent.reconcile import reconcile
 from mlxterp_agent.runner import Runner
 from mlxterp_agent.signals import Signals
 from mlxterp_agent.state import ProjectLock, open_state, seal
-from mlxterp_agent.text import one_line, tail
+from mlxterp_agent.text import line_in, one_line, plain
 from mlxterp_agent.trial import Trials
 from mlxterp_agent.watcher import STOP, Candidate, Doorbell, read_experiment
 
@@ -149,6 +150,7 @@ class _Supervision:
                 self._desk.emit(Waiting(bell.polling))
             while (ended := self._why_to_end()) is None:
                 state = self._desk.driver.poll()
+                self._show(state)
                 candidate = self._proposal(state, bell)
                 if candidate is None:
                     self._turn(state, bell)
@@ -173,9 +175,10 @@ class _Supervision:
         if self._desk.signals.received:
             return
         if not report.ok:
-            where = f"\n{tail(report.traceback)}" if report.traceback else ""
+            where = line_in(report.traceback, "setup.py")
             raise ProjectError(
-                f"setup.py of {self._desk.path} could not be imported: {report.error}{where}\n"
+                f"setup.py of {self._desk.path} could not be imported{f' ({where})' if where else ''}: "
+                f"{plain(report.error or 'no reason was given')}\n"
                 "Every experiment imports it. Correct it, then start again."
             )
         self._trials.facts = report.facts
@@ -242,10 +245,7 @@ class _Supervision:
     def _turn(self, state: DriverState, bell: Doorbell) -> None:
         """Lets the researcher go on, or ends the run because it is through."""
         match state:
-            case Working(doing=doing):
-                if doing != self._doing:
-                    self._doing = doing
-                    self._desk.emit(Turn(doing))
+            case Working():
                 bell.wait(_TICK)
                 self._stop_now()
             case Idle() if self._empty_turns >= _EMPTY_TURNS:
@@ -261,6 +261,12 @@ class _Supervision:
             case Failed(reason):
                 self._ended = Ended(one_line(reason, 500), RESEARCHER)
 
+    def _show(self, state: DriverState) -> None:
+        """What the researcher is at, whenever that changes."""
+        if isinstance(state, Working) and state.doing != self._doing:
+            self._doing = state.doing
+            self._desk.emit(Turn(state.doing))
+
     def _situation(self) -> Situation:
         entries = list(self._desk.ledger.entries)
         return Situation(
@@ -272,10 +278,24 @@ class _Supervision:
             steer=steer_text(self._desk.path),
             facts=self._trials.facts,
             charge=self._charge,
+            hold=self._desk.budget.hold,
+            budget_now=self._desk.budget_state,
+            note=self._note,
         )
 
-    def _charge(self, usd: float | None, tokens: int | None) -> None:
-        self._desk.budget.charge(usd, tokens)
+    def _note(self, text: str) -> None:
+        self._desk.ledger.journal.append("note", text=one_line(text, 500))
+        self._desk.emit(Waiting(one_line(text, 500)))
+
+    def _charge(
+        self,
+        usd: float | None,
+        tokens: int | None,
+        *,
+        call: str | None = None,
+        details: Mapping[str, object] | None = None,
+    ) -> None:
+        self._desk.budget.charge(usd, tokens, call=call, details=details)
         self._desk.emit(Spending(self._desk.budget_state()))
         self._doing = ""
 

@@ -56,7 +56,8 @@ def tail(text: str, lines: int = 20, width: int = 2000) -> str:
 def line_in(traceback: str | None, file_name: str) -> str:
     """Where a traceback last was in this file, with the line's source: "line 20: model = load()"; or ""."""
     found = re.findall(
-        rf'File "[^"\n]*{re.escape(file_name)}", line (\d+)[^\n]*\n(?!  File )([^\n]*)', plain(traceback or "")
+        rf'File "[^"\n]*{re.escape(file_name)}", line (\d+)[^\n]*\n(?!  File )([^\n]*)',
+        plain(traceback or ""),
     )
     return f"line {found[-1][0]}: {one_line(found[-1][1])}".removesuffix(": ") if found else ""
 

@@ -40,6 +40,8 @@ def test_the_guides_example_runs_as_written(tmp_path, monkeypatch, capsys):
 
     assert capsys.readouterr().out == "Project created at: my_investigation\n"
     assert {p.name for p in path.iterdir()} == {
+        ".claude",
+        ".mcp.json",
         "setup.py",
         "experiment.py",
         "program.md",

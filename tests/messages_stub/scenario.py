@@ -1,13 +1,13 @@
-"""The script: lanes, each with steps and a cursor of its own. The first lane that matches a request answers it.
+"""The script: lanes, each with steps and a cursor of its own. The first lane that matches answers.
 
-A scenario is a mapping (or a JSON file) of this form; a bare list of steps is one lane that matches everything:
+A scenario is a mapping (or a JSON file) of this form; a bare list of steps is one lane for everything:
 
     {"lanes": [
       {"name": "compact", "match": {"messages_have": "Respond with TEXT ONLY"}, "then": {"text": "summary"}},
-      {"name": "main", "match": {"tools": true}, "turns": [step, step, …], "then": {"text": "Nothing more."}}]}
+      {"name": "main", "match": {"tools": true}, "turns": [step, step], "then": {"text": "Nothing more."}}]}
 
-`then` answers when the steps are used up, as often as asked. Without it, a request too many is answered 400 and
-noted as a failure.
+`then` answers when the steps are used up, as often as asked. Without it, a request too many is answered 400
+and noted as a failure.
 
 A step answers one request (`times`: several):
 
@@ -18,6 +18,7 @@ A step answers one request (`times`: several):
     status + error + message + retry_after + headers     an error answer
     drop                    the connection ends before an answer
     cut                     the stream ends in its middle (a plain answer: half of its bytes)
+    break: type             the stream has an error event of this type in its middle, and ends
     hang: seconds           nothing is sent for so long, then the rest of the step
     drip: seconds           a pause before every 16 bytes
     garbage                 200 with a page of HTML
@@ -26,9 +27,10 @@ A step answers one request (`times`: several):
     when                    (Python only) a function of the request; the step is passed over if it says no
     call                    (Python only) a function of the request that gives a mapping merged over the step
 
-Conditions, in `match` and `expect`: messages_have, system_have, last_result_has, last_result_lacks, last_user_has
-(text or a list of texts), last_is_error (bool), tools (true: some; or a list of names that must be offered),
-model, stream (bool), or `when`. In strings `${last_result}`, `${request}` (its number) and every name in `variables` are filled in.
+Conditions, in `match` and `expect`: messages_have, system_have, last_result_has, last_result_lacks,
+last_user_has (text or a list of texts), last_is_error (bool), tools (true: some; or a list of names that must
+be offered), model, stream (bool), or `when`. In strings `${last_result}`, `${request}` (its number) and every
+name in `variables` are filled in.
 """
 
 from __future__ import annotations
@@ -51,10 +53,21 @@ _TEXTS: dict[str, Callable[[Request], str]] = {
     "last_result_has": lambda request: request.last_result,
     "last_user_has": lambda request: request.last_user,
 }
-_STEP_NAMES = frozenset(
-    "name text thinking tool input tools stop_reason usage status error message retry_after headers drop cut hang "
-    "drip garbage malformed expect when call times model".split()
-)
+_SAYS = {"text", "thinking", "tool", "input", "tools", "stop_reason", "usage", "model", "malformed"}
+_FAILS = {
+    "status",
+    "error",
+    "message",
+    "retry_after",
+    "headers",
+    "drop",
+    "cut",
+    "break",
+    "hang",
+    "drip",
+    "garbage",
+}
+_STEP_NAMES = _SAYS | _FAILS | {"name", "expect", "when", "call", "times"}
 
 
 class ScenarioError(ValueError):

@@ -1,8 +1,8 @@
 """Serves a scenario over HTTP on 127.0.0.1, in threads of the test's own process.
 
 Covers: POST /v1/messages (streamed or whole, with or without ?beta=true) and /v1/messages/count_tokens. HEAD
-of anything is 200, every other path is 404 at once: clients probe, and must not wait. A request of the message-threads beta is refused with
-400, as by a gateway that does not know it.
+of anything is 200, every other path is 404 at once: clients probe, and must not wait. A request of the
+message-threads beta is refused with 400, as by a gateway that does not know it.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class MessagesStub:
         return self.scenario.failures
 
     def check(self, *, through: bool = False) -> None:
-        """Raises AssertionError with every expectation that did not hold; `through`: also for steps left over."""
+        """Raises AssertionError with every expectation that did not hold; `through`: and steps left over."""
         wrong = list(self.failures)
         if through and self.scenario.left():
             wrong.append(f"steps that nobody asked for: {self.scenario.left()}")
@@ -133,6 +133,7 @@ class _Server(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
     server: _Server
 
     def log_message(self, format: str, *args: Any) -> None:
@@ -184,7 +185,12 @@ class _Handler(BaseHTTPRequestHandler):
             lane, at, step = stub.scenario.answer(request, number)
         answers = not ({"status", "drop", "garbage"} & step.keys())
         whole = wire.message(step, request) if answers else None
-        stub.answered(number, lane, at, None if whole is None or step.get("cut") else whole["usage"])
+        stub.answered(
+            number,
+            lane,
+            at,
+            None if whole is None or step.get("cut") or step.get("break") else whole["usage"],
+        )
         self._play(step, request, whole)
 
     def _play(self, step: Step, request: Request, whole: dict[str, Any] | None) -> None:
@@ -201,6 +207,8 @@ class _Handler(BaseHTTPRequestHandler):
         elif request.stream:
             assert whole is not None
             parts = list(wire.events(whole, malformed=bool(step.get("malformed"))))
+            if step.get("break"):
+                parts = wire.broken(parts, str(step["break"]))
             self._send(
                 200, "text/event-stream", parts[: len(parts) // 2] if step.get("cut") else parts, None, step
             )

@@ -86,9 +86,9 @@ def test_each_lane_has_its_own_cursor_and_then_repeats():
     ],
 )
 def test_an_error_step_raises_the_error_of_its_status(status, error, raised):
-    with asking([{"status": status, "error": error, "retry_after": 17}]) as (_, client):
-        with pytest.raises(raised) as caught:
-            ask(client)
+    step = {"status": status, "error": error, "retry_after": 17}
+    with asking([step]) as (_, client), pytest.raises(raised) as caught:
+        ask(client)
 
     assert caught.value.response.headers["retry-after"] == "17"
     assert caught.value.type == error
@@ -99,11 +99,12 @@ def test_an_error_step_raises_the_error_of_its_status(status, error, raised):
     [
         ({"drop": True}, anthropic.APIConnectionError),
         ({"cut": True, "text": "half of it"}, httpx2.TransportError),
+        ({"break": "overloaded_error", "text": "half of it"}, anthropic.APIStatusError),
         ({"garbage": True}, Exception),
         ({"tool": "look", "malformed": True}, ValueError),
         ({"hang": 30}, (anthropic.APITimeoutError, httpx2.TimeoutException)),
     ],
-    ids=["drop", "cut", "garbage", "malformed", "hang"],
+    ids=["drop", "cut", "break", "garbage", "malformed", "hang"],
 )
 def test_a_fault_reaches_the_client_and_the_next_request_is_answered(step, raised):
     with asking([step, {"text": "back"}]) as (_, client):
@@ -137,14 +138,13 @@ def test_what_a_step_expects_and_does_not_find_is_a_failure_with_both_sides():
         answer = ask(client, messages=messages, tools=[TOOL])
 
     assert answer.content[0].text == "Saw seen 3 in /there"
-    with pytest.raises(AssertionError, match="seen 4.*seen 3"):
+    with pytest.raises(AssertionError, match=r"seen 4.*seen 3"):
         stub.check()
 
 
 def test_a_request_that_the_script_does_not_know_is_refused_and_noted():
-    with asking([]) as (stub, client):
-        with pytest.raises(anthropic.BadRequestError, match="no step left"):
-            ask(client)
+    with asking([]) as (stub, client), pytest.raises(anthropic.BadRequestError, match="no step left"):
+        ask(client)
 
     assert stub.failures
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from tests.messages_stub.requests import Request
@@ -83,6 +83,11 @@ def events(whole: Mapping[str, Any], *, malformed: bool = False) -> Iterator[byt
     ended = {"stop_reason": whole["stop_reason"], "stop_sequence": None}
     yield _event("message_delta", delta=ended, usage=whole["usage"])
     yield _event("message_stop")
+
+
+def broken(parts: Sequence[bytes], kind: str) -> list[bytes]:
+    """The first half of a stream, then an error event."""
+    return [*parts[: len(parts) // 2], _event("error", error={"type": kind, "message": kind})]
 
 
 def _event(kind: str, **fields: Any) -> bytes:

@@ -70,8 +70,35 @@ class BudgetState:
     tokens_left: int | None = None
 
 
-def _charge_nothing(usd: float | None, tokens: int | None) -> None:
+class Charge(Protocol):
+    """Notes what the researcher has cost. `call` names what was held for it; `details` go to the journal."""
+
+    def __call__(
+        self,
+        usd: float | None,
+        tokens: int | None,
+        *,
+        call: str | None = None,
+        details: Mapping[str, object] | None = None,
+    ) -> None: ...
+
+
+def _charge_nothing(
+    usd: float | None,
+    tokens: int | None,
+    *,
+    call: str | None = None,
+    details: Mapping[str, object] | None = None,
+) -> None:
     """Stands where no budget listens."""
+
+
+def _hold_nothing(call: str, usd: float | None, tokens: int | None) -> None:
+    """Stands where no budget listens."""
+
+
+def _note_nothing(text: str) -> None:
+    """Stands where nobody reads."""
 
 
 @dataclass(frozen=True)
@@ -86,8 +113,11 @@ class Situation:
         deadline_left: seconds until the investigation must end; None when nothing limits its time.
         steer: the text of `steer.md`, the guidance a person left for the time between experiments.
         facts: what `setup.py` gave when it was imported: model, metrics, question, size of the dataset.
-        charge: called by a driver that costs money, on the supervisor's thread, with dollars and tokens just
-        spent.
+        charge: called by a driver that costs money, with dollars and tokens just spent. This and what follows
+        is called on the supervisor's thread only.
+        hold: puts aside what a call may cost at worst, before it is made; a crash in between spends it.
+        budget_now: what is spent and left at this moment.
+        note: tells people and the journal what the researcher waits for.
     """
 
     project: Path
@@ -97,7 +127,10 @@ class Situation:
     deadline_left: float | None = None
     steer: str = ""
     facts: Mapping[str, object] = field(default_factory=dict)
-    charge: Callable[[float | None, int | None], None] = _charge_nothing
+    charge: Charge = _charge_nothing
+    hold: Callable[[str, float | None, int | None], None] = _hold_nothing
+    budget_now: Callable[[], BudgetState] = BudgetState
+    note: Callable[[str], None] = _note_nothing
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,11 @@
-"""Who investigates, from what was asked for and what is there: Claude Code, then a script.
+"""Who investigates, from what was asked for and what is there: Claude Code, the Anthropic API, a script.
 
 Nothing is started here. Each choice says in words why it was made.
 """
 
 from __future__ import annotations
 
+import os
 from typing import Literal, NamedTuple
 
 from mlxterp_agent.drivers import Driver
@@ -13,6 +14,8 @@ from mlxterp_agent.drivers.external import External
 from mlxterp_agent.errors import ResearcherUnavailable
 
 Agent = Literal["auto", "scripted", "claude", "api", "none"]
+
+KEY_ENV = "ANTHROPIC_API_KEY"
 
 
 class Choice(NamedTuple):
@@ -23,7 +26,12 @@ class Choice(NamedTuple):
 
 
 def choose(
-    agent: Agent, *, model: str | None = None, turns: Turns = "fresh", shell: bool = False
+    agent: Agent,
+    *,
+    model: str | None = None,
+    turns: Turns = "fresh",
+    shell: bool = False,
+    base_url: str | None = None,
 ) -> Choice:
     """The researcher for `--agent`.
 
@@ -38,18 +46,17 @@ def choose(
         case "claude":
             return _claude(_claude_binary(), "asked for", model, turns, shell=shell)
         case "api":
-            raise ResearcherUnavailable(
-                "--agent api is not yet available in this version. Use --agent scripted, which needs no "
-                "key, or `autointerp watch` beside the agent of your choice."
-            )
+            return _api("asked for", model, base_url)
         case "auto":
-            return _automatic(model, turns, shell=shell)
+            return _automatic(model, turns, base_url, shell=shell)
 
 
-def _automatic(model: str | None, turns: Turns, *, shell: bool) -> Choice:
+def _automatic(model: str | None, turns: Turns, base_url: str | None, *, shell: bool) -> Choice:
     binary = find_claude()
+    if binary is None and os.environ.get(KEY_ENV):
+        return _api(f"no claude on PATH, and {KEY_ENV} is set", model, base_url)
     if binary is None:
-        return _scripted("no claude on PATH; this one needs no key and no model hub")
+        return _scripted(f"no claude on PATH and no {KEY_ENV}; this one needs no key and no model hub")
     if not logged_in(binary):
         return _scripted(f"{binary} is there but not logged in; this one needs no key")
     return _claude(binary, "it is on PATH and logged in", model, turns, shell=shell)
@@ -60,6 +67,26 @@ def _claude(binary: str, why: str, model: str | None, turns: Turns, *, shell: bo
 
     options = ClaudeOptions(binary=binary, model=model, turns=turns, shell=shell)
     return Choice(ClaudeCode(options), f"Claude Code{f' with {model}' if model else ''} ({why})")
+
+
+def _api(why: str, model: str | None, base_url: str | None) -> Choice:
+    from mlxterp_agent.drivers.anthropic_api import DEFAULT_MODEL, ApiResearcher, deprecation, price_of
+
+    key = os.environ.get(KEY_ENV, "")
+    if not key:
+        raise ResearcherUnavailable(
+            f"--agent api needs a key, and {KEY_ENV} is not set. Set it, or use --agent scripted, which "
+            "needs none."
+        )
+    name = model or DEFAULT_MODEL
+    notes = [why]
+    if warning := deprecation(name):
+        notes.append(warning)
+    if price_of(name).estimated:
+        notes.append("its price is not known; dollars are estimated, from the dearest model that is")
+    driver = ApiResearcher(model=name, api_key=key, base_url=base_url)
+    del os.environ[KEY_ENV]  # from here on only the driver holds it
+    return Choice(driver, f"Anthropic API with {name} ({'; '.join(notes)})")
 
 
 def _claude_binary() -> str:

@@ -28,7 +28,9 @@ from mlxterp_agent.text import duration, one_line
 SILENCE = 300.0
 """Seconds without a byte, while no tool works and no retry is announced, after which a process is lost."""
 
-_LINGER = 10.0
+LINGER = 10.0
+"""Seconds that a process may go on after its last result before it is ended."""
+
 _LOST_IN_A_ROW = 6
 _RESUMED_IN_A_ROW = 3
 _FIRST_WAIT, _LONGEST_WAIT = 30.0, 900.0
@@ -43,6 +45,11 @@ _SENT_BACK = (
     "test a rival explanation, or what would prove the kept entries wrong."
 )
 _WENT_ON = "Go on where you stopped: your last turn was interrupted, and what it ran is in results.jsonl."
+
+
+class _Cost(NamedTuple):
+    usd: float = 0.0
+    tokens: int = 0
 
 
 class _Wait(NamedTuple):
@@ -65,19 +72,25 @@ class ClaudeCode:
     Args:
         options: which program, and how it is used.
         clock: measures waits; a silence is measured in real time.
-        silence: see `SILENCE`.
+        silence, linger: see `SILENCE` and `LINGER`.
     """
 
     name = "claude-code"
 
     def __init__(
-        self, options: ClaudeOptions, *, clock: Clock | None = None, silence: float = SILENCE
+        self,
+        options: ClaudeOptions,
+        *,
+        clock: Clock | None = None,
+        silence: float = SILENCE,
+        linger: float = LINGER,
     ) -> None:
         self.model: str | None = options.model or "default"
         self.session: str | None = None
         self._options = options
         self._clock: Clock = clock or SystemClock()
         self._silence = silence
+        self._linger = linger
         self._situation: Situation | None = None
         self._process: ClaudeProcess | None = None
         self._wait: _Wait | None = None
@@ -89,16 +102,14 @@ class ClaudeCode:
         self._lost = 0
         self._refused = 0
         self._resumed = False
-        self._usd_of_session = 0.0
-        self._usd_of_turn = 0.0
-        self._tokens_charged = 0
+        self._session, self._charged = _Cost(), _Cost()
         self._ended_at: float | None = None
 
     def begin_turn(self, situation: Situation) -> None:
         empty = self._turns > 0 and len(situation.entries) == self._entries
         self._situation, self._entries = situation, len(situation.entries)
         self._turns += 1
-        self._began, self._usd_of_turn = self._clock.elapsed(), 0.0
+        self._began = self._clock.elapsed()
         self._lost = self._refused = 0
         if self._options.turns == "fresh":
             self._forget()
@@ -118,6 +129,7 @@ class ClaudeCode:
             if stream.session is not None:
                 self._known, self.session = True, stream.session
             self.model = stream.model or self.model
+        self._process.look()
         self._charge(result)
         lost = self._lost_because(result)
         if lost is None and not self._through(result):
@@ -134,11 +146,11 @@ class ClaudeCode:
 
     def _launch(self, again: str) -> None:
         assert self._situation is not None
-        left = self._situation.budget.usd_left
+        left = self._situation.budget_now().usd_left
         resume = self._known and self.session is not None
         session = self.session if resume and self.session is not None else str(uuid.uuid4())
         self.session, self._resumed = session, resume
-        self._tokens_charged, self._ended_at = 0, None
+        self._charged, self._ended_at = _Cost(), None
         project = self._situation.project
         line = command(
             self._options,
@@ -146,7 +158,7 @@ class ClaudeCode:
             prompt(self._situation, again=again),
             session=session,
             resume=resume,
-            usd_left=None if left is None else left - self._usd_of_turn,
+            usd_left=left,
         )
         try:
             self._process = ClaudeProcess(
@@ -167,7 +179,7 @@ class ClaudeCode:
             return False
         now = time.monotonic()
         self._ended_at = max(self._ended_at or now, self._process.last_word)
-        return now - self._ended_at > (1.0 if self._process.gone else _LINGER)
+        return now - self._ended_at > (1.0 if self._process.gone else self._linger)
 
     def _lost_because(self, result: Result | None) -> str | None:
         """Why the process is given up, or None."""
@@ -200,6 +212,7 @@ class ClaudeCode:
 
     def _start_over(self, how: str, last: _Last) -> None:
         """Replaces a lost process: resumed at first, then with a fresh mind, and at last not at all."""
+        assert self._situation is not None
         self._lost += 1
         if self._resumed and not last.began:
             self._forget()
@@ -213,6 +226,7 @@ class ClaudeCode:
         pause = min(_LONGEST_WAIT, 2.0 ** (self._lost - 1) - 1)
         words = f"Claude Code was lost ({one_line(how, 80)}); starts it again"
         self._wait = _Wait(self._clock.elapsed() + pause, words)
+        self._situation.note(words)
 
     def _wait_for_service(self, result: Result, resets_at: float | None) -> None:
         """Waits until a rate limit resets or the service is back, unless the time is up before."""
@@ -229,24 +243,25 @@ class ClaudeCode:
             self._over = Done(words)
             return
         self._wait = _Wait(now + pause, f"waits {duration(pause)} for Claude's service {why}")
+        self._situation.note(self._wait.words)
 
     def _charge(self, result: Result | None) -> None:
-        """Hands to the budget what was not charged yet. Dollars are a running sum of the session."""
+        """Hands to the budget what was not charged yet: by our own prices while a process runs, and by its
+        own words when it has ended. Those are a running sum of the session."""
         assert self._situation is not None
         assert self._process is not None
         with self._process.lock:
-            tokens = self._process.stream.tokens
+            usd, tokens = self._process.stream.usd, self._process.stream.tokens
+        said = result is not None and result.usd is not None
+        if result is not None and result.usd is not None:
+            usd = result.usd - self._session.usd if result.usd >= self._session.usd else result.usd
         if result is not None and result.tokens is not None:
-            tokens = max(tokens, result.tokens)
-        usd = None
-        if result is not None and result.usd is not None and result.usd > self._usd_of_session:
-            usd = result.usd - self._usd_of_session
-            self._usd_of_session = result.usd
-            self._usd_of_turn += usd
-        more = tokens - self._tokens_charged
-        if more > 0 or usd is not None:
-            self._tokens_charged = tokens
-            self._situation.charge(usd, more)
+            tokens = max(tokens, result.tokens - self._session.tokens)
+        more = _Cost(usd - self._charged.usd, tokens - self._charged.tokens)
+        if abs(more.usd) > 1e-9 or more.tokens > 0:
+            self._charged = _Cost(usd, max(tokens, self._charged.tokens))
+            details = {"estimated": not said, "session": self.session, "model": self.model}
+            self._situation.charge(more.usd, max(more.tokens, 0), details=details)
 
     def _end(self) -> _Last:
         """Ends the process and takes what it says at the end into account."""
@@ -256,11 +271,13 @@ class ClaudeCode:
         with process.lock:
             result, began = process.stream.result, process.stream.session is not None
         self._charge(result)
+        if result is not None:
+            self._session = _Cost(result.usd or self._session.usd, result.tokens or self._session.tokens)
         self._process = None
         return _Last(result, began, process.how, process.complaint())
 
     def _forget(self) -> None:
-        self._known, self.session, self._usd_of_session = False, None, 0.0
+        self._known, self.session, self._session = False, None, _Cost()
 
 
 def _transcripts(project: Path) -> Path:

@@ -1,7 +1,7 @@
 """How the user's `claude` is started for one turn: its command line, what it may do, its environment, its
 words.
 
-Without `shell` the agent has file tools and our three MCP tools, may write experiment.py and nothing else,
+Without `shell` the agent has file tools and our own MCP tools, may write experiment.py and nothing else,
 and everything that is not listed is refused without a question. This is a guard rail: what an experiment's
 own code does is looked at by `guard.py`.
 """

@@ -9,6 +9,7 @@ import contextlib
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -19,7 +20,9 @@ from mlxterp_agent._os import Descendants
 from mlxterp_agent.drivers.claude_stream import Stream
 from mlxterp_agent.text import plain
 
+_WARDEN = Path(__file__).resolve().parent / "claude_warden.py"
 _KEPT_STDERR = 4000
+_LOOK_EVERY = 2.0
 _PARTIAL = b'{"type":"stream_event"'
 
 
@@ -38,16 +41,23 @@ class ClaudeProcess:
         self.lock = threading.Lock()
         self.last_word = time.monotonic()
         self._said_wrong = b""
+        self._looked = 0.0
         transcript.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            cwd=directory,
-            env=dict(environment),
-            start_new_session=True,
-        )
+        self._lifeline: int | None
+        lifeline, self._lifeline = os.pipe()
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-I", "-S", "-B", str(_WARDEN), str(lifeline), *command],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                cwd=directory,
+                env=dict(environment),
+                start_new_session=True,
+                pass_fds=(lifeline,),
+            )
+        finally:
+            os.close(lifeline)
         self._left = Descendants(self._process.pid)
         assert self._process.stdout is not None
         assert self._process.stderr is not None
@@ -88,8 +98,11 @@ class ClaudeProcess:
             return plain(self._said_wrong.decode("utf-8", "replace")).strip()
 
     def look(self) -> None:
-        """Remembers what it has started, so that it can be ended too."""
-        self._left.look()
+        """Remembers what it has started, so that it can be ended too; a walk over the processes every few
+        seconds."""
+        if time.monotonic() - self._looked > _LOOK_EVERY:
+            self._looked = time.monotonic()
+            self._left.look()
 
     def end(self, *, patience: float = 1.0) -> None:
         """Ends it: asked to twice, then killed; and whatever it has started, wherever that went."""
@@ -102,6 +115,9 @@ class ClaudeProcess:
                 self._process.wait(seconds)
         self._signal(signal.SIGKILL)
         self._left.end()
+        if self._lifeline is not None:
+            os.close(self._lifeline)
+            self._lifeline = None
         for thread in self._threads:
             thread.join(0.5)
 

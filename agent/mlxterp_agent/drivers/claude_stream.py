@@ -11,25 +11,28 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
+from mlxterp_agent.drivers.anthropic_api.prices import Tokens, price_of
 from mlxterp_agent.text import duration, one_line
 
 RUN_TOOL = "mcp__autointerp__run_experiment"
 
 _DOING = {
-    "Read": "reads",
-    "Edit": "edits",
-    "MultiEdit": "edits",
-    "Write": "writes",
-    "NotebookEdit": "edits",
-    "Glob": "looks for",
-    "Grep": "searches for",
-    "mcp__autointerp__status": "asks for the status",
-    "mcp__autointerp__search_log": "searches the log for",
-    RUN_TOOL: "waits for run_experiment",
+    "Read": ("reads", "having read"),
+    "Edit": ("edits", "having edited"),
+    "MultiEdit": ("edits", "having edited"),
+    "Write": ("writes", "having written"),
+    "NotebookEdit": ("edits", "having edited"),
+    "Glob": ("looks for", "having looked for"),
+    "Grep": ("searches for", "having searched for"),
+    "Bash": ("runs", "having run"),
+    "mcp__autointerp__status": ("asks for the status", "having heard the status"),
+    "mcp__autointerp__search_log": ("searches the log for", "having searched the log for"),
+    "mcp__autointerp__library_help": ("looks up", "having looked up"),
+    RUN_TOOL: ("waits for run_experiment", "having heard the verdict"),
 }
-_NAMED_BY = ("file_path", "notebook_path", "pattern", "query", "command", "description")
+_NAMED_BY = ("file_path", "notebook_path", "pattern", "query", "name", "command", "description")
 
 
 @dataclass(frozen=True)
@@ -40,8 +43,8 @@ class Result:
         error: by `is_error`; the exit code and `subtype` say "success" also after a failed request.
         why: `terminal_reason`, for instance "completed", "max_turns", "budget_exhausted", "api_error".
         status: of the failed request, if one failed.
-        usd: what the whole session has cost, earlier processes of it included; None if it does not say.
-        tokens: of this process; None if it does not say.
+        usd, tokens: what the session has cost so far, by all its processes that came to an end; None if it
+            does not say.
         text: its last words.
     """
 
@@ -53,13 +56,19 @@ class Result:
     text: str
 
 
+class _Used(NamedTuple):
+    tokens: int
+    usd: float
+
+
 class Stream:
     """The fold. `take` is fed with each line of standard output.
 
     Attributes:
         doing: what the agent is at, in one line.
         session, model: as the process announces them; None before it does.
-        tokens: used so far, as far as the events tell: input, cached input and output.
+        tokens: of this process, as far as its answers tell: input, cached input and output.
+        usd: what they cost by our own table: an estimate, until there is a result.
         retry_seconds: how long the client said it waits before it repeats a request; None if it does not
             wait.
         resets_at: wall time at which a rate limit ends, if one was announced.
@@ -71,17 +80,26 @@ class Stream:
         self.doing = "starts"
         self.session: str | None = None
         self.model: str | None = None
-        self.tokens = 0
         self.retry_seconds: float | None = None
         self.resets_at: float | None = None
         self.result: Result | None = None
         self._calls: dict[str, bool] = {}
-        self._output: dict[str, int] = {}
-        self._message = ""
+        self._before = _Used(0, 0.0)
+        self._answer = _Used(0, 0.0)
+        self._answering = ""
+        self._last_call = ""
 
     @property
     def waits_for_run(self) -> bool:
         return any(self._calls.values())
+
+    @property
+    def tokens(self) -> int:
+        return self._before.tokens + self._answer.tokens
+
+    @property
+    def usd(self) -> float:
+        return self._before.usd + self._answer.usd
 
     @property
     def calls_tools(self) -> bool:
@@ -127,14 +145,17 @@ class Stream:
         self.retry_seconds = None
         if event.get("type") == "message_start":
             message = _object(event.get("message"))
-            self._message = _text(message.get("id")) or ""
-            self.tokens += _input_tokens(_object(message.get("usage")))
-            self._output[self._message] = 0
-            self.doing = "thinks" if not self._calls else self.doing
+            self._before = _Used(self.tokens, self.usd)
+            self._answering = _text(message.get("model")) or self.model or ""
+            self._answer = _used(self._answering, _object(message.get("usage")))
+            self._thinks()
         elif event.get("type") == "message_delta":
-            written = _count(_object(event.get("usage")).get("output_tokens"))
-            self.tokens += max(0, written - self._output.get(self._message, 0))
-            self._output[self._message] = max(written, self._output.get(self._message, 0))
+            now = _used(self._answering, _object(event.get("usage")))
+            self._answer = max(self._answer, now)
+        elif event.get("type") == "content_block_start":
+            block = _object(event.get("content_block"))
+            if block.get("type") == "tool_use":
+                self.doing = f"prepares {str(block.get('name')).rpartition('__')[2]}"
 
     def _said(self, event: Mapping[str, Any]) -> None:
         self.retry_seconds = None
@@ -147,6 +168,7 @@ class Stream:
                 )
                 self._calls[str(block.get("id"))] = runs
                 self.doing = doing(name, asked)
+                self._last_call = doing(name, asked, over=True)
             elif block.get("type") == "text" and not self._calls:
                 self.doing = f"says: {one_line(str(block.get('text', '')), 100)}"
 
@@ -154,24 +176,26 @@ class Stream:
         for block in _blocks(_object(event.get("message"))):
             if block.get("type") == "tool_result":
                 self._calls.pop(str(block.get("tool_use_id")), None)
+        self._thinks()
+
+    def _thinks(self) -> None:
         if not self._calls:
-            self.doing = "thinks"
+            self.doing = f"thinks, {self._last_call}" if self._last_call else "thinks"
 
     def _limited(self, info: Mapping[str, Any]) -> None:
         self.resets_at = _number(info.get("resetsAt")) if info.get("status") == "rejected" else None
 
 
-def doing(tool: str, asked: Mapping[str, Any]) -> str:
-    """A tool call in one line: "edits experiment.py"."""
+def doing(tool: str, asked: Mapping[str, Any], *, over: bool = False) -> str:
+    """A tool call in one line: "edits experiment.py"; when it is over, "having edited experiment.py"."""
     named = next((str(asked[name]) for name in _NAMED_BY if asked.get(name)), "")
     if "file_path" in asked or "notebook_path" in asked:
         named = os.path.basename(named)
-    words = _DOING.get(tool, f"calls {tool}" if tool != "Bash" else "runs")
+    words = _DOING.get(tool, (f"calls {tool}", f"having called {tool}"))[over]
     return one_line(f"{words} {named}".strip(), 100)
 
 
 def _result(event: Mapping[str, Any]) -> Result:
-    usage = event.get("usage")
     status = event.get("api_error_status")
     subtype = str(event.get("subtype") or "")
     return Result(
@@ -179,18 +203,23 @@ def _result(event: Mapping[str, Any]) -> Result:
         why=_text(event.get("terminal_reason")) or subtype,
         status=status if isinstance(status, int) else None,
         usd=_number(event.get("total_cost_usd")),
-        tokens=_all_tokens(usage) if isinstance(usage, dict) else None,
+        tokens=_tokens_of_session(event.get("modelUsage")),
         text=_text(event.get("result")) or "; ".join(str(each) for each in event.get("errors") or ()),
     )
 
 
-def _all_tokens(usage: Mapping[str, Any]) -> int:
-    return _input_tokens(usage) + _count(usage.get("output_tokens"))
+def _tokens_of_session(usage: object) -> int | None:
+    """Of all models. The event's own `usage` leaves out what compaction used."""
+    if not isinstance(usage, dict):
+        return None
+    names = ("inputTokens", "outputTokens", "cacheReadInputTokens", "cacheCreationInputTokens")
+    return sum(_count(_object(each).get(name)) for each in usage.values() for name in names)
 
 
-def _input_tokens(usage: Mapping[str, Any]) -> int:
-    names = ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
-    return sum(_count(usage.get(name)) for name in names)
+def _used(model: str, usage: Mapping[str, Any]) -> _Used:
+    names = ("input_tokens", "output_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")
+    tokens = Tokens.of({**usage, **{name: _count(usage.get(name)) for name in names}})
+    return _Used(tokens.total, price_of(model).usd(tokens))
 
 
 def _blocks(message: Mapping[str, Any]) -> list[Mapping[str, Any]]:

@@ -1,0 +1,161 @@
+"""The tools `run_experiment`, `status`, `search_log` and `library_help` for an agent that speaks MCP, over
+standard input and output.
+
+Lives here: the server behind `autointerp mcp`, and what its tools say. Does not live here: how an experiment
+is run and judged. `run_experiment` is the command `autointerp run` in a process of its own: beside a
+supervisor it waits for that supervisor's verdict, and alone it runs the experiment once, so an agent that was
+opened by hand and one that is driven get the same tool.
+
+The server takes its own copy of the environment without anything that looks like a secret, and starts itself
+again with it: neither it nor what it starts has the agent's key.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mlxterp.autointerpret.contract import load_project
+from mlxterp.autointerpret.entry import ExperimentEntry
+from mlxterp.errors import MlxterpError
+from mlxterp_agent import library_help as library
+from mlxterp_agent._os import without_secrets
+from mlxterp_agent.closing import status_text
+from mlxterp_agent.live import verdict_of
+from mlxterp_agent.overview import look
+from mlxterp_agent.telling import LIMIT
+from mlxterp_agent.text import cut, one_line, plain
+
+if TYPE_CHECKING:
+    from mcp.server.mcpserver import MCPServer
+
+NAME = "autointerp"
+
+_GRACE = 8.0
+_HELP_LIMIT = 8000
+_INSTRUCTIONS = (
+    "Tools of an mlxterp investigation. Write experiment.py whole, then call run_experiment once: it runs "
+    "the file, or waits while the supervisor runs it, and returns the verdict."
+)
+
+
+def server(directory: Path) -> MCPServer[None]:
+    """The server of one investigation."""
+    from mcp.server.mcpserver import MCPServer
+
+    mcp: MCPServer[None] = MCPServer(NAME, instructions=_INSTRUCTIONS, log_level="WARNING")
+
+    @mcp.tool(structured_output=False)
+    async def run_experiment() -> str:
+        """Run experiment.py as it is now and return the verdict with its reasons (at most 2 kB).
+
+        It may take as long as the time box of one experiment. Content that ran before is not run again: its
+        verdict is returned.
+        """
+        return await _run(directory)
+
+    @mcp.tool(structured_output=False)
+    def status() -> str:
+        """The question, the model, the verdicts so far, what is left of the budget, the last experiments."""
+        return _told(lambda: status_text(look(directory)))
+
+    @mcp.tool(structured_output=False)
+    def search_log(query: str = "", last: int = 10) -> str:
+        """The newest experiments whose id, verdict, hypothesis, method, conclusion or reasons hold every word
+        of the query.
+
+        Args:
+            query: words, in any order and case; empty for all.
+            last: how many experiments at most.
+        """
+        return _told(lambda: _found(look(directory).entries, query, last))
+
+    @mcp.tool(structured_output=False)
+    def library_help(name: str = "") -> str:
+        """Signature, documentation and an executed example of a function or class of mlxterp.
+
+        Args:
+            name: for instance activation_patching; empty for what there is.
+        """
+        return _told(lambda: library.library_help(name or None), limit=_HELP_LIMIT)
+
+    return mcp
+
+
+def serve(directory: Path) -> None:
+    """Answers on standard input and output until they are closed."""
+    path = load_project(directory).path
+    clean = without_secrets(os.environ)
+    if clean != dict(os.environ):
+        # What a process was started with stays readable to others of the same user; a fresh start leaves
+        # nothing to read. The package `mcp` is imported after it: that takes most of a second.
+        os.execve(sys.executable, [sys.executable, "-m", "mlxterp_agent.cli", "mcp", str(path)], clean)
+    server(path).run("stdio")
+
+
+async def _run(directory: Path) -> str:
+    import anyio
+    from mcp.server.mcpserver.exceptions import ToolError
+
+    command = [sys.executable, "-m", "mlxterp_agent.cli", "run", str(directory)]
+    process = await anyio.open_process(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    said: dict[str, bytes] = {}
+
+    async def read(name: str) -> None:
+        stream = process.stdout if name == "out" else process.stderr
+        assert stream is not None
+        said[name] = b"".join([chunk async for chunk in stream])
+
+    try:
+        async with anyio.create_task_group() as group:
+            group.start_soon(read, "out")
+            group.start_soon(read, "err")
+        await process.wait()
+    finally:
+        if process.returncode is None:
+            # The call was cancelled, or the agent is gone: the run ends as by Ctrl-C, and is logged as such.
+            with anyio.CancelScope(shield=True):
+                with contextlib.suppress(ProcessLookupError):
+                    process.terminate()
+                with anyio.move_on_after(_GRACE):
+                    await process.wait()
+    verdict = said["out"].decode("utf-8", "replace").strip()
+    if not verdict:
+        raise ToolError(cut(plain(said["err"].decode("utf-8", "replace").strip()) or _SILENT, LIMIT))
+    return cut(verdict, LIMIT)
+
+
+_SILENT = "autointerp run ended without a word; call status to see how the investigation stands"
+
+
+def _found(entries: list[ExperimentEntry], query: str, last: int) -> str:
+    words = query.lower().split()
+    hits = [entry for entry in entries if all(word in _text(entry) for word in words)]
+    shown = hits[-max(1, last) :]
+    lines = [f"{len(hits)} of {len(entries)} experiments match, newest first"]
+    for entry in reversed(shown):
+        lines.append(f"{entry.experiment_id} {verdict_of(entry)}: {one_line(entry.conclusion, 240)}")
+        lines.append(f"  hypothesis: {one_line(entry.hypothesis, 160)}")
+    return "\n".join(lines)
+
+
+def _text(entry: ExperimentEntry) -> str:
+    reasons = [str(reason) for reason in (entry.record or {}).get("reasons", ())]
+    parts = (entry.experiment_id, verdict_of(entry), entry.hypothesis, entry.method, entry.conclusion)
+    return " ".join([*(str(part) for part in parts), *reasons]).lower()
+
+
+def _told(words: Callable[[], str], *, limit: int = LIMIT) -> str:
+    from mcp.server.mcpserver.exceptions import ToolError
+
+    try:
+        return cut(plain(words()), limit)
+    except MlxterpError as problem:
+        raise ToolError(cut(plain(str(problem)), LIMIT)) from None
