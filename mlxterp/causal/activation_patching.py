@@ -1,15 +1,14 @@
 """Activation patching: put one run's activation into the other, see how much of the behaviour follows.
 
-What lives here: which sites a sweep visits, and what is put there. What doesn't: the forward passes
-(`sweep.py`), pairs and baselines (`pair.py`), from metrics to effects (`effects.py`).
+What lives here: what is put at each site, and the result. What doesn't: which sites a sweep visits
+(`sites.py`), the forward passes (`sweep.py`), pairs and baselines (`pair.py`), from metrics to effects
+(`effects.py`).
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, TypeAlias, get_args
 
 import mlx.core as mx
 import numpy as np
@@ -18,16 +17,26 @@ from mlxterp.causal import sweep
 from mlxterp.causal.alignment import Align
 from mlxterp.causal.effects import effects
 from mlxterp.causal.pair import Prepared, PromptPair, as_pairs, prepare
-from mlxterp.causal.prompts import Ids, Prompt, str_tokens
+from mlxterp.causal.prompts import Prompt
+from mlxterp.causal.sites import (
+    By,
+    Direction,
+    Grid,
+    Runs,
+    Site,
+    axes_of,
+    runs_of,
+    swept_positions,
+    token_labels,
+    within,
+)
 from mlxterp.core import interventions
 from mlxterp.core.hook_points import HookPoint, axes, component_name
 from mlxterp.core.model import InterpretableModel
-from mlxterp.errors import SweepError, TokenError
+from mlxterp.errors import SweepError
 from mlxterp.metrics import Floats, Metric, MetricFunction
 from mlxterp.results import PatchingResult
 
-By: TypeAlias = Literal["layer", "layer_pos", "layer_head", "layer_pos_head"]
-Direction: TypeAlias = Literal["denoising", "noising"]
 Progress: TypeAlias = Callable[[int, int], None]
 
 FIVE_SWEEPS: tuple[tuple[str, By | None], ...] = (
@@ -38,60 +47,6 @@ FIVE_SWEEPS: tuple[tuple[str, By | None], ...] = (
     ("z", "layer_pos_head"),
 )
 """Where the information is, and which component moves it there."""
-
-
-@dataclass(frozen=True)
-class _Site:
-    """One cell of a sweep: base positions with the source position of each, and a head or all of them."""
-
-    layer: int
-    positions: tuple[tuple[int, int], ...]
-    head: int | None
-
-
-@dataclass(frozen=True)
-class _Grid:
-    """The sites of a sweep: all combinations along its axes; any other axis is patched all at once."""
-
-    axes: tuple[str, ...]
-    layers: tuple[int, ...]
-    positions: tuple[tuple[int, int], ...]  # (base, source)
-    heads: tuple[int | None, ...]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return tuple(len(entries) for entries in self.indices().values())
-
-    def indices(self) -> dict[str, tuple[int, ...]]:
-        """The numbers along each axis, in the axes' order."""
-        every = {
-            "layer": self.layers,
-            "pos": tuple(base for base, _ in self.positions),
-            "head": tuple(head for head in self.heads if head is not None),
-        }
-        return {axis: every[axis] for axis in self.axes}
-
-    def sites(self) -> list[_Site]:
-        cells = [(entry,) for entry in self.positions] if "pos" in self.axes else [self.positions]
-        return [_Site(*site) for site in itertools.product(self.layers, cells, self.heads)]
-
-
-@dataclass(frozen=True)
-class _Runs:
-    """Which run is patched (base) and which one the activations come from (source)."""
-
-    base: Ids
-    source: Ids
-    base_run: sweep.Base | None
-    source_run: sweep.Base | None
-    base_metric: Floats
-    positions: tuple[tuple[int, int], ...]
-    same_until: int
-
-    def changes(self, position: tuple[int, int]) -> bool:
-        """Whether the activations can differ: below the first difference both runs hold the same ones."""
-        base, source = position
-        return base != source or base >= self.same_until
 
 
 def activation_patching(
@@ -201,7 +156,7 @@ def activation_patchings(
     if not sweeps:
         raise SweepError("sweeps is empty. Name at least one, as in sweeps=[('z', 'layer_head')].")
     asked = [(component_name(component), by) for component, by in sweeps]
-    chosen = [_axes_of(name, by) for name, by in asked]
+    chosen = [axes_of(name, by) for name, by in asked]
     model.architecture.require(*(name for name, _ in asked))
     prepared = prepare(model, as_pairs(clean, corrupted, answer=answer, foil=foil), metric, align=align)
     if any(name == "pattern" for name, _ in asked) and prepared.alignment.kind != "strict":
@@ -209,12 +164,12 @@ def activation_patchings(
             "patterns have a source axis as long as the prompt, so they cannot be patched between prompts "
             "of different lengths. Use prompts of the same length, or component='z'."
         )
-    runs = _runs(prepared, direction)
+    runs = runs_of(prepared, direction)
     grids = [
-        _Grid(
+        Grid(
             axes=along,
-            layers=_within(layers, model.n_layers, "layers"),
-            positions=_swept_positions(positions, runs),
+            layers=within(layers, model.n_layers, "layers"),
+            positions=swept_positions(positions, runs),
             heads=tuple(range(sweep.n_heads_of(model, name))) if "head" in along else (None,),
         )
         for (name, _), along in zip(asked, chosen, strict=True)
@@ -233,7 +188,7 @@ def _result(
     prepared: Prepared,
     name: str,
     direction: Direction,
-    grid: _Grid,
+    grid: Grid,
     values: Floats,
     facts: dict[str, Any],
     seed: int,
@@ -252,7 +207,7 @@ def _result(
         metric=prepared.metric.name,
         clean_metric=float(prepared.clean_metric.mean()),
         corrupted_metric=float(prepared.corrupted_metric.mean()),
-        labels={"pos": _token_labels(model, prepared, direction, grid.positions)} if labelled else {},
+        labels={"pos": token_labels(model, prepared, direction, grid.positions)} if labelled else {},
         indices=grid.indices(),
         per_example=found.per_example if len(prepared.pairs) > 1 else None,
         ci_low=found.low,
@@ -261,49 +216,11 @@ def _result(
     )
 
 
-def _axes_of(name: str, by: str | None) -> tuple[str, ...]:
-    has_heads = axes(HookPoint(name, 0)).head is not None
-    if by is None:
-        by = "layer_head" if has_heads else "layer"
-    if by not in get_args(By):
-        raise SweepError(f"by={by!r} is not known. Choose one of: {', '.join(get_args(By))}.")
-    if by.endswith("head") and not has_heads:
-        raise SweepError(
-            f"by={by!r} asks for heads, and {name} has none: it is a vector of the residual stream. Per "
-            "head there are z (what each head hands to W_O), q, k, v and pattern."
-        )
-    return tuple(by.split("_"))
-
-
-def _runs(prepared: Prepared, direction: Direction) -> _Runs:
-    pairs, same_until = prepared.alignment.positions, prepared.alignment.same_until
-    if direction == "denoising":
-        flipped = tuple(sorted((x, c) for c, x in pairs))
-        return _Runs(
-            prepared.corrupted,
-            prepared.clean,
-            prepared.corrupted_run,
-            prepared.clean_run,
-            prepared.corrupted_metric,
-            flipped,
-            same_until,
-        )
-    return _Runs(
-        prepared.clean,
-        prepared.corrupted,
-        prepared.clean_run,
-        prepared.corrupted_run,
-        prepared.clean_metric,
-        tuple(sorted(pairs)),
-        same_until,
-    )
-
-
 def _patched_metrics(
     model: InterpretableModel,
     prepared: Prepared,
-    runs: _Runs,
-    sweeps: Sequence[tuple[str, Sequence[_Site]]],
+    runs: Runs,
+    sweeps: Sequence[tuple[str, Sequence[Site]]],
     progress: Progress | None,
 ) -> list[Floats]:
     """Per sweep of a component over sites, the metric `[n_examples, n_sites]` with each site patched.
@@ -367,52 +284,3 @@ def _replacement(
     if head is not None and where.head is not None:
         value = np.take(value, [head], axis=where.head)
     return interventions.replace(point, value, positions=[b for b, _ in positions], heads=head)
-
-
-def _swept_positions(positions: Sequence[int] | None, runs: _Runs) -> tuple[tuple[int, int], ...]:
-    if positions is None:
-        return runs.positions
-    wanted = _within(positions, runs.base.shape[1], "positions")
-    known = dict(runs.positions)
-    missing = [p for p in wanted if p not in known]
-    if missing:
-        raise TokenError(
-            f"positions {missing} have no counterpart in the other prompt under this alignment. Aligned "
-            f"are: {sorted(known)}."
-        )
-    return tuple((p, known[p]) for p in wanted)
-
-
-def _within(chosen: Sequence[int] | None, size: int, what: str) -> tuple[int, ...]:
-    if chosen is None:
-        return tuple(range(size))
-    outside = [i for i in chosen if not -size <= i < size]
-    if outside or not len(chosen):
-        raise SweepError(
-            f"{what}={list(chosen)}: {f'{outside} do not exist' if outside else 'there is none to sweep'}. "
-            f"There are {what} 0 to {size - 1}; negative ones count from the end."
-        )
-    unique = tuple(sorted({i % size for i in chosen}))
-    if len(unique) != len(chosen):
-        raise SweepError(f"{what}={list(chosen)} names one twice. List each once.")
-    return unique
-
-
-def _token_labels(
-    model: InterpretableModel, prepared: Prepared, direction: Direction, swept: Sequence[tuple[int, int]]
-) -> tuple[str, ...]:
-    """The clean token at each position, with the corrupted one beside it where they differ."""
-    labels = []
-    for base, source in swept:
-        c, x = (source, base) if direction == "denoising" else (base, source)
-        clean, corrupted = prepared.clean[:, c], prepared.corrupted[:, x]
-        names = [_one_label(model, clean)]
-        if not np.array_equal(clean, corrupted):
-            names.append(_one_label(model, corrupted))
-        labels.append("/".join(names))
-    return tuple(labels)
-
-
-def _one_label(model: InterpretableModel, token_ids: Ids) -> str:
-    first = str_tokens(model, token_ids[:1])[0]
-    return first if len(set(token_ids.tolist())) == 1 else f"{first}…"

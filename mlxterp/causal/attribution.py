@@ -11,22 +11,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, get_args
 
 from mlxterp.causal import sweep
-from mlxterp.causal.activation_patching import (
-    By,
-    Direction,
-    _axes_of,
-    _Grid,
-    _runs,
-    _swept_positions,
-    _token_labels,
-    _within,
-)
 from mlxterp.causal.alignment import Align
 from mlxterp.causal.effects import effects
 from mlxterp.causal.estimates import Subject, Wanted, estimates
 from mlxterp.causal.gradients import refuse_at_its_minimum
 from mlxterp.causal.pair import PromptPair, as_pairs, prepare
 from mlxterp.causal.prompts import Prompt
+from mlxterp.causal.sites import By, Direction, Grid, axes_of, runs_of, swept_positions, token_labels, within
 from mlxterp.core.hook_points import component_name
 from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import SweepError
@@ -140,7 +131,7 @@ def attribution_patchings(
     if not sweeps:
         raise SweepError("sweeps is empty. Name at least one, as in sweeps=[('z', 'layer_head')].")
     names = [component_name(component) for component, _ in sweeps]
-    chosen = [_axes_of(name, by) for name, (_, by) in zip(names, sweeps, strict=True)]
+    chosen = [axes_of(name, by) for name, (_, by) in zip(names, sweeps, strict=True)]
     model.architecture.require(*names)
     if grad_drop:
         _refuse_dropping(model, names)
@@ -152,14 +143,14 @@ def attribution_patchings(
             "of different lengths. Use prompts of the same length, or component='z'."
         )
     refuse_at_its_minimum(prepared.metric, "clean" if direction == "noising" else "corrupted")
-    runs = _runs(prepared, direction)
-    swept = _swept_positions(positions, runs)
+    runs = runs_of(prepared, direction)
+    swept = swept_positions(positions, runs)
     wanted = [
         Wanted(
             name,
-            _Grid(
+            Grid(
                 axes=along,
-                layers=_within(layers, model.n_layers, "layers"),
+                layers=within(layers, model.n_layers, "layers"),
                 positions=swept,
                 heads=tuple(range(sweep.n_heads_of(model, name))) if "head" in along else (None,),
             ),
@@ -195,7 +186,7 @@ def attribution_patchings(
                 metric=prepared.metric.name,
                 clean_metric=float(prepared.clean_metric.mean()),
                 corrupted_metric=float(prepared.corrupted_metric.mean()),
-                labels={"pos": _token_labels(model, prepared, direction, swept)} if "pos" in along else {},
+                labels={"pos": token_labels(model, prepared, direction, swept)} if "pos" in along else {},
                 indices=each.grid.indices(),
                 per_example=found.per_example if len(prepared.pairs) > 1 else None,
                 ci_low=found.low,

@@ -16,10 +16,10 @@ import mlx.core as mx
 import numpy as np
 
 from mlxterp.causal import qk_fix, sweep
-from mlxterp.causal.activation_patching import _Grid, _Runs
 from mlxterp.causal.gradients import TOKEN_BUDGET, differentiable, gradients
 from mlxterp.causal.pair import Prepared
 from mlxterp.causal.prompts import Ids
+from mlxterp.causal.sites import Grid, Runs
 from mlxterp.core import interventions
 from mlxterp.core.hook_points import HookPoint, axes
 from mlxterp.core.interventions import Intervention
@@ -40,7 +40,7 @@ class Wanted:
     """One component: its result's grid, and whether its queries or keys go through the softmax exactly."""
 
     name: str
-    grid: _Grid
+    grid: Grid
     exact_softmax: bool
 
     @property
@@ -67,7 +67,7 @@ class Subject:
 
     model: InterpretableModel
     prepared: Prepared
-    runs: _Runs
+    runs: Runs
     given_metric: Any
     whole_input: bool
 

@@ -21,7 +21,7 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
-from mlxterp.causal import one_pass, packed
+from mlxterp.causal import one_pass, packed, packed_rows
 from mlxterp.causal.rows import Ids, Logits, Row, last, last_position_only
 from mlxterp.core import fast_math
 from mlxterp.core.hook_points import HookPoint
@@ -90,7 +90,7 @@ def run_prompts(model: InterpretableModel, tokens: Ids) -> Base | None:
     """
     if tokens.size > KEPT_TOKENS:
         return None
-    names = [name for name in packed.POINTS if model.capabilities[name].available]
+    names = [name for name in packed_rows.POINTS if model.capabilities[name].available]
     points = [HookPoint(name, layer) for name in names for layer in range(model.n_layers)]
     with fast_math.used(model.architecture):
         try:
@@ -167,7 +167,7 @@ def _batches(
             continue
         base = ways.base(base_tokens[first : first + at_once], mine, kept and kept.of(first, first + at_once))
         left = dict.fromkeys(range(len(mine)))
-        for some in packed.chunks(mine, ways.packs(base, mine), length, token_budget):
+        for some in packed_rows.chunks(mine, ways.packs(base, mine), length, token_budget):
             packed_logits = ways.packed(base, [mine[i] for i in some])
             if packed_logits is None:
                 break
@@ -197,7 +197,7 @@ class _Ways:
 
     def base(self, tokens: Ids, rows: Sequence[Row], kept: Base | None) -> Base:
         """The prompts' own run, with what these rows need of it."""
-        points = packed.needed(rows) if self._packs else []
+        points = packed_rows.needed(rows) if self._packs else []
         if kept is not None and all(kept.activation(point) is not None for point in points):
             return kept
         while self._left[0] != self._plain:
@@ -211,7 +211,7 @@ class _Ways:
     def packs(self, base: Base, rows: Sequence[Row]) -> list[int]:
         """The rows that a packed pass can run."""
         able = self._packs and base.caches is not None
-        return [i for i, row in enumerate(rows) if packed.fits(row)] if able else []
+        return [i for i, row in enumerate(rows) if packed_rows.fits(row)] if able else []
 
     def packed(self, base: Base, rows: Sequence[Row]) -> Logits | None:
         """The logits of a packed pass, or None if this model fails its check."""

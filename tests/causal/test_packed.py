@@ -7,7 +7,7 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 
-from mlxterp.causal import activation_patching, one_pass, packed
+from mlxterp.causal import activation_patching, one_pass, packed, packed_blocks, packed_rows
 from mlxterp.causal.activation_patching import activation_patchings
 from mlxterp.causal.pair import prepare
 from mlxterp.causal.sweep import Row, run_prompts, run_rows
@@ -26,7 +26,7 @@ TOKENS = np.array([list(CLEAN.encode()), list(CORRUPTED.encode())])
 def rows_of(model: InterpretableModel) -> list[Row]:
     """At every hook point of a pass: one and several positions, one head, whole suffixes, both prompts."""
     rows = []
-    for name in packed.POINTS:
+    for name in packed_rows.POINTS:
         for layer in range(model.n_layers if model.capabilities[name].available else 0):
             point, heads = HookPoint(name, layer), 1 if name == "z" else None
             value = np.full((1, 2, 1, 1) if name == "z" else (1, 2, 1), 0.3)
@@ -40,7 +40,7 @@ def rows_of(model: InterpretableModel) -> list[Row]:
 
 
 def run(model: InterpretableModel, rows: list[Row], vocabulary=None) -> np.ndarray:
-    return packed.run(model, one_pass.run_base(model, TOKENS, packed.needed(rows)), rows, vocabulary)
+    return packed.run(model, one_pass.run_base(model, TOKENS, packed_rows.needed(rows)), rows, vocabulary)
 
 
 def test_a_packed_pass_equals_a_whole_forward_per_row_on_every_family(any_family):
@@ -134,7 +134,7 @@ def test_the_other_engines_read_the_same_logits(tiny_llama, kind):
 
 def test_small_budgets_make_more_passes_and_the_same_numbers(tiny_llama):
     rows = rows_of(tiny_llama)
-    sizes = [len(chunk) for chunk in packed.chunks(rows, range(len(rows)), 11, 40)]
+    sizes = [len(chunk) for chunk in packed_rows.chunks(rows, range(len(rows)), 11, 40)]
 
     small = run_rows(tiny_llama, TOKENS, rows, everything, token_budget=40)
 
@@ -143,16 +143,16 @@ def test_small_budgets_make_more_passes_and_the_same_numbers(tiny_llama):
     assert small == pytest.approx(run_rows(tiny_llama, TOKENS, rows, everything, engine="plain"), abs=1e-3)
 
 
-@pytest.mark.parametrize("part", ["_rotary", "_behind_attention"])
+@pytest.mark.parametrize("part", ["_rotary", "behind_attention"])
 def test_a_pass_that_comes_out_wrong_is_noticed_and_another_engine_takes_over(tiny_llama, monkeypatch, part):
     rows = [Row(1, (scale("L0.z", 0.5, positions=[p]),)) for p in (3, 5, 8)]
     right = run_rows(tiny_llama, TOKENS, rows, everything, engine="plain")
     if part == "_rotary":  # rotary positions are not those of the prompt
-        monkeypatch.setattr(packed, "_rotary", lambda _: [])
+        monkeypatch.setattr(packed_blocks, "_rotary", lambda _: [])
     else:
-        own = packed._Pass._behind_attention
+        own = packed_blocks.Blocks.behind_attention
         spoilt = lambda *args, **kwargs: own(*args, **kwargs) * 1.1  # noqa: E731
-        monkeypatch.setattr(packed._Pass, "_behind_attention", spoilt)
+        monkeypatch.setattr(packed_blocks.Blocks, "behind_attention", spoilt)
 
     with pytest.raises(one_pass.CannotJoin, match="an unpatched row came out"):
         run(tiny_llama, rows)

@@ -1,0 +1,278 @@
+"""A model's own blocks, run on the tokens of many rows in one list.
+
+The linear layers see one sequence `[1, n_tokens, d_model]`; rotary positions and attention are computed
+segment by segment, one for each group of rows, with their prompts' keys and values before them.
+
+What lives here: one block on all tokens, or on tokens that enter it behind its attention, and what is put in
+the place of the block's parts meanwhile: the attention function, the rotary embedding, attention's output
+projection, an MLP that takes its tokens in pieces. What doesn't: which rows there are (`packed_rows.py`), and
+the pass from the first block to the logits with its self-check (`packed.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from mlxterp.causal.one_pass import Base, CannotJoin
+from mlxterp.causal.packed_rows import Group
+from mlxterp.core import attention
+from mlxterp.core.architectures import Architecture
+from mlxterp.core.taps import Around, renamed, tapped
+
+MLP_TOKENS = 256
+"""Tokens that an MLP computes at a time: its inner activations then stay in the processor's cache."""
+
+
+@dataclass(frozen=True)
+class _Segment:
+    """Where a group's tokens are in the list of all tokens."""
+
+    start: int
+    begin: int
+    n_rows: int
+    n_tokens: int
+    bases: tuple[int, ...]
+
+    @property
+    def end(self) -> int:
+        return self.begin + self.n_rows * self.n_tokens
+
+
+class _Left(Exception):
+    """The last block was left behind its attention."""
+
+
+class _Mask:
+    """What the pass answers when a model asks for a mask: attention makes its own; only the window counts."""
+
+    def __init__(self, window: int | None) -> None:
+        self.window = window
+
+
+class _Cache:
+    """A cache that keeps nothing: keys and values of the prompt come in where attention is computed."""
+
+    offset = 0
+
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+        return keys, values
+
+    def make_mask(self, n: int, *, return_array: bool = False, window_size: int | None = None) -> Any:
+        del n, return_array
+        return _Mask(window_size)
+
+
+class Blocks:
+    """The blocks of one pass: they know its prompts' keys and values, and where each group's tokens are."""
+
+    def __init__(self, architecture: Architecture, base: Base) -> None:
+        self._architecture, self._base = architecture, base
+        self._n_layers = len(architecture.layers)
+        self._layer = -1
+        self._segments: list[_Segment] = []
+        self._prologue = architecture.prologue(
+            mx.array(base.tokens[:1]), cache=[_Cache() for _ in architecture.layers]
+        )
+
+    def through(self, block: int, groups: Sequence[Group]) -> list[mx.array]:
+        """What a block makes of each group's rows, [rows, tokens, d_model]; the last one of their last token
+        only."""
+        self._layer, self._segments = block, []
+        parts, begin = [], 0
+        for group in groups:
+            assert group.h is not None
+            n_rows, n_tokens = group.h.shape[:2]
+            bases = tuple(entry.base for entry in group.live)
+            self._segments.append(_Segment(group.start, begin, n_rows, n_tokens, bases))
+            parts.append(group.h.reshape(1, n_rows * n_tokens, -1))
+            begin = self._segments[-1].end
+        h = parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=1)
+        if block == self._n_layers - 1:
+            y, ends = self._last_block(h), np.cumsum([0, *(s.n_rows for s in self._segments)])
+        else:
+            y = self._architecture.block(block, h, self._prologue)
+            ends = np.array([0, *(s.end for s in self._segments)])
+        if y.shape[1] != ends[-1]:
+            raise CannotJoin(f"a block made {y.shape[1]} tokens of {ends[-1]}")
+        return [
+            y[0, int(begin) : int(end)].reshape(segment.n_rows, -1, y.shape[-1])
+            for segment, begin, end in zip(self._segments, ends, ends[1:], strict=False)
+        ]
+
+    def _last_block(self, h: mx.array) -> mx.array:
+        """What the last block makes of each row's last token; of the others it needs keys and values only."""
+        layer = self._architecture.layers[-1]
+        last = np.concatenate(
+            [np.arange(s.begin + s.n_tokens - 1, s.end, s.n_tokens) for s in self._segments]
+        )
+        chosen, written = mx.array(last), list[mx.array]()
+
+        def project(call: Callable[..., Any], z: mx.array, *args: Any, **kwargs: Any) -> Any:
+            return call(mx.take(z, chosen, axis=1), *args, **kwargs)
+
+        def attend(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            written.append(call(*args, **kwargs))
+            raise _Left
+
+        assert layer.attn is not None
+        assert layer.out_proj is not None
+        try:
+            with tapped([(layer.out_proj, project), (layer.attn, attend)]):
+                self._architecture.block(self._n_layers - 1, h, self._prologue)
+        except _Left:
+            pass
+        ends = mx.take(h, chosen, axis=1)
+        return self.behind_attention(self._n_layers - 1, ends, attn=written[0])
+
+    def behind_attention(
+        self, block: int, h: mx.array, *, attn: mx.array | None = None, adds: mx.array | None = None
+    ) -> mx.array:
+        """A block's output on tokens [1, n, d_model], with what its attention returns, or adds, given."""
+        layer = self._architecture.layers[block]
+        if adds is not None:
+            adds = adds if self._architecture.attn_scale == 1.0 else adds / self._architecture.attn_scale
+            attn = adds
+        assert layer.attn is not None
+        taps: list[tuple[nn.Module, Around]] = [(layer.attn, _returning(attn))]
+        if adds is not None and layer.attn_adds is not None and layer.attn_adds is not layer.attn:
+            taps.append((layer.attn_adds, _returning(adds)))
+        with tapped(taps):
+            return self._architecture.block(block, h, self._prologue)
+
+    @contextmanager
+    def looked_into(self) -> Iterator[None]:
+        """While the pass runs, the blocks' parts see each segment for itself."""
+        layers = self._architecture.layers
+        rotary = {id(part): part for layer in layers for part in _rotary(layer.attn)}
+        taps: list[tuple[nn.Module, Around]] = [(part, self._rotate) for part in rotary.values()]
+        taps += [(layer.mlp, _in_pieces) for layer in layers if layer.mlp is not None]
+        namespaces = list({id(layer.namespace): layer.namespace for layer in layers}.values())
+        stand_ins = [(names, self._attention(names[attention.NAME])) for names in namespaces]
+        with tapped(taps), renamed(attention.NAME, stand_ins):
+            yield
+
+    def _rotate(self, call: Callable[..., Any], x: mx.array, *_: Any, **__: Any) -> Any:
+        """[1, n_heads, n_tokens, d_head], each group at its own positions."""
+        if x.shape[2] != self._segments[-1].end:
+            raise CannotJoin(f"its rotary embedding is given shape {x.shape}")
+        parts = []
+        for s in self._segments:
+            part = x[0, :, s.begin : s.end].reshape(-1, s.n_rows, s.n_tokens, x.shape[-1])
+            parts.append(call(part, offset=s.start).reshape(1, -1, s.end - s.begin, x.shape[-1]))
+        return parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=2)
+
+    def _attention(self, original: Callable[..., mx.array]) -> Callable[..., mx.array]:
+        def attend(
+            queries: mx.array,
+            keys: mx.array,
+            values: mx.array,
+            cache: Any = None,  # noqa: ARG001 - the name and order of mlx-lm's arguments
+            scale: float = 1.0,
+            mask: Any = None,
+            **rest: Any,
+        ) -> mx.array:
+            if not (mask is None or isinstance(mask, _Mask)) or keys.shape[2] != self._segments[-1].end:
+                raise CannotJoin("its attention makes its own mask or keys")
+            window = None if mask is None else mask.window
+            parts = [
+                self._attended(original, s, queries, keys, values, scale, window, rest)
+                for s in self._segments
+            ]
+            return parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=2)
+
+        return attend
+
+    def _attended(
+        self,
+        original: Callable[..., mx.array],
+        s: _Segment,
+        queries: mx.array,
+        keys: mx.array,
+        values: mx.array,
+        scale: float,
+        window: int | None,
+        rest: dict[str, Any],
+    ) -> mx.array:
+        """One group's attention, [1, n_heads, rows · tokens, d_head]."""
+        assert self._base.caches is not None
+        k_base, v_base = (part[:, :, : s.start] for part in self._base.caches[self._layer])
+        q, k, v = (
+            x[0, :, s.begin : s.end].reshape(-1, s.n_rows, s.n_tokens, x.shape[-1])
+            for x in (queries, keys, values)
+        )
+        if not rest and len(set(s.bases)) == 1:
+            out = _shared_prefix(q * scale, k, v, k_base[s.bases[0]], v_base[s.bases[0]], window)
+            return out.reshape(1, -1, s.end - s.begin, out.shape[-1])
+        bases = mx.array(list(s.bases))
+        q, k, v = (x.swapaxes(0, 1) for x in (q, k, v))
+        k, v = (
+            mx.concatenate([mx.take(old, bases, axis=0), new], axis=2)
+            for old, new in ((k_base, k), (v_base, v))
+        )
+        mask = _visible(s.n_tokens, s.start, window)
+        out = original(q, k, v, None, scale=scale, mask=mask, **rest)
+        return out.swapaxes(0, 1).reshape(1, -1, s.end - s.begin, out.shape[-1])
+
+
+def _returning(value: mx.array | None) -> Around:
+    return lambda *_, **__: value
+
+
+def _in_pieces(call: Callable[..., Any], x: mx.array, *args: Any, **kwargs: Any) -> Any:
+    if x.shape[1] <= MLP_TOKENS:
+        return call(x, *args, **kwargs)
+    pieces: list[mx.array] = []
+    for i in range(0, x.shape[1], MLP_TOKENS):
+        piece = x[:, i : i + MLP_TOKENS]
+        # One after the other: MLX would begin with all of them, and none would stay in the cache.
+        ready = mx.depends([piece], pieces[-1:])[0] if pieces else piece
+        pieces.append(call(ready, *args, **kwargs))
+    return mx.concatenate(pieces, axis=1)
+
+
+def _rotary(attn: nn.Module | None) -> list[nn.Module]:
+    """The rotary embeddings among an attention module's parts."""
+    parts = () if attn is None else attn.values()
+    return [part for part in parts if isinstance(part, nn.Module) and "rope" in type(part).__name__.lower()]
+
+
+def _visible(n: int, start: int, window: int | None) -> mx.array:
+    """Booleans [n, start + n]: what the tokens from `start` on may look at."""
+    dest, src = mx.arange(start, start + n)[:, None], mx.arange(start + n)[None]
+    mask = dest >= src
+    return mask if window is None else mask & (dest < src + window)
+
+
+def _shared_prefix(
+    q: mx.array, k: mx.array, v: mx.array, k_base: mx.array, v_base: mx.array, window: int | None
+) -> mx.array:
+    """Attention of rows with one prefix, [n_heads, rows, tokens, d_head].
+
+    `q` (scaled), `k` and `v` are the rows' own, [heads, rows, tokens, d_head]; the prefix [n_kv_heads, start,
+    d_head] is multiplied once per key/value head for all rows.
+    """
+    (n_heads, n_rows, n, d_head), n_kv, start = q.shape, k.shape[0], k_base.shape[1]
+    group = n_heads // n_kv
+    q = q.reshape(n_kv, group, n_rows, n, d_head).swapaxes(1, 2).reshape(n_kv, n_rows, group * n, d_head)
+    scores = q @ k.swapaxes(-1, -2)
+    if start:
+        before = q.reshape(n_kv, n_rows * group * n, d_head) @ k_base.swapaxes(-1, -2)
+        scores = mx.concatenate([before.reshape(n_kv, n_rows, group * n, start), scores], axis=-1)
+    scores = scores.astype(mx.float32)
+    if n > 1 or window is not None:
+        mask = mx.tile(_visible(n, start, window), (group, 1))
+        scores = mx.where(mask, scores, mx.array(-mx.inf, dtype=scores.dtype))
+    a = mx.softmax(scores, axis=-1).astype(q.dtype)
+    out = a[..., start:] @ v
+    if start:
+        before = a[..., :start].reshape(n_kv, n_rows * group * n, start) @ v_base
+        out = out + before.reshape(out.shape)
+    out = out.reshape(n_kv, n_rows, group, n, v.shape[-1]).swapaxes(1, 2)
+    return out.reshape(n_heads, n_rows, n, v.shape[-1])
