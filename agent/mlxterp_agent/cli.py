@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -23,6 +23,7 @@ from mlxterp_agent.text import one_line, plain
 
 if TYPE_CHECKING:
     from mlxterp_agent.drivers import Driver
+    from mlxterp_agent.notices import Target
     from mlxterp_agent.options import Options
 
 app = typer.Typer(
@@ -60,6 +61,14 @@ AgentTurns = Annotated[
 ]
 BaseUrl = Annotated[str | None, typer.Option(help="api: another service that speaks the Messages API.")]
 AgentShell = Annotated[bool, typer.Option("--agent-shell", help="claude: may use Bash as well.")]
+Notify = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="TARGET",
+        help="Tell of findings, retractions, violations, 80 % of a budget and the end: desktop, ntfy:TOPIC, "
+        "ntfy:URL or a webhook's http(s) URL. Can be repeated.",
+    ),
+]
 
 
 def _version(value: bool) -> None:
@@ -123,14 +132,17 @@ def start(
     model: ModelName = None,
     question: Question = None,
     reseal: Reseal = False,
+    notify: Notify = None,
     as_json: AsJson = False,
 ) -> None:
     """Runs an investigation, or goes on with one, until a budget is used up or the question is answered."""
     from mlxterp.autointerpret.contract import load_project
     from mlxterp_agent.drivers.choosing import choose
     from mlxterp_agent.launch import make, target_of
+    from mlxterp_agent.notices import targets_of
     from mlxterp_agent.options import AGENT_STREAK, UsageError, merge
 
+    told = targets_of(notify or [])
     driver, who = choose(agent, model=agent_model, turns=agent_turns, shell=agent_shell, base_url=base_url)
     asked: dict[str, Any] = {
         "max_experiments": max_experiments,
@@ -157,7 +169,7 @@ def start(
     )
     if not as_json:
         _say(f"{'made' if new else 'going on with'} {target}")
-    _supervise(target, driver, options, who, as_json=as_json)
+    _supervise(target, driver, options, who, as_json=as_json, notify=told)
 
 
 @app.command()
@@ -168,13 +180,16 @@ def watch(
     until: Until = None,
     time_per_experiment: TimeBox = None,
     reseal: Reseal = False,
+    notify: Notify = None,
     as_json: AsJson = False,
 ) -> None:
     """Runs every new experiment.py while somebody else edits it: you, or an agent opened in the directory."""
     from mlxterp.autointerpret.contract import load_project
     from mlxterp_agent.drivers.external import External
+    from mlxterp_agent.notices import targets_of
     from mlxterp_agent.options import merge
 
+    told = targets_of(notify or [])
     options = merge(
         load_project(directory).config,
         now=datetime.now().astimezone(),
@@ -184,7 +199,8 @@ def watch(
         time_per_experiment=time_per_experiment,
         reseal=reseal,
     )
-    _supervise(directory, External(), options, "whoever edits experiment.py", as_json=as_json)
+    who = "whoever edits experiment.py"
+    _supervise(directory, External(), options, who, as_json=as_json, notify=told)
 
 
 @app.command()
@@ -318,12 +334,20 @@ def main() -> None:
     sys.exit(end_of(app))
 
 
-def _supervise(directory: Path, driver: Driver, options: Options, who: str, *, as_json: bool) -> None:
+def _supervise(
+    directory: Path,
+    driver: Driver,
+    options: Options,
+    who: str,
+    *,
+    as_json: bool,
+    notify: Sequence[Target],
+) -> None:
     from mlxterp_agent.closing import closing_text
     from mlxterp_agent.launch import supervised
     from mlxterp_agent.overview import look
 
-    ended, report_failed = supervised(directory, driver, options, who, as_json=as_json)
+    ended, report_failed = supervised(directory, driver, options, who, as_json=as_json, notify=notify)
     soon = ended.exit_code == exits.INTERRUPTED
     try:
         if as_json:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from mlxterp_agent.committer import Committer
 from mlxterp_agent.drivers import Driver
 from mlxterp_agent.exits import INTERRUPTED, Ended
 from mlxterp_agent.live import Event, JsonLines, PlainLines, Printer
+from mlxterp_agent.notices import Notices, Target
 from mlxterp_agent.options import Options
 from mlxterp_agent.project_files import initial_files
 from mlxterp_agent.supervisor import run
@@ -27,11 +29,24 @@ class Supervised(NamedTuple):
     report_failed: str | None
 
 
-def supervised(directory: Path, driver: Driver, options: Options, who: str, *, as_json: bool) -> Supervised:
-    """Runs the investigation behind a screen, and has the report written when it has ended."""
+def supervised(
+    directory: Path,
+    driver: Driver,
+    options: Options,
+    who: str,
+    *,
+    as_json: bool,
+    notify: Sequence[Target] = (),
+) -> Supervised:
+    """Runs the investigation behind a screen, and has the report written when it has ended.
+
+    Args:
+        notify: who is told of the few things that are worth it, besides the screen.
+    """
     screen = _Guarded(_printer(as_json=as_json))
     try:
-        ended = run(directory, driver, options, screen, researcher=who)
+        with Notices(screen, notify, project=directory.resolve().name) as emit:
+            ended = run(directory, driver, options, emit, researcher=who)
     finally:
         screen.close()
     return Supervised(ended, reporting.refresh_report(directory, wait=ended.exit_code != INTERRUPTED))

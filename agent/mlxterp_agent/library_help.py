@@ -26,7 +26,7 @@ ESSENTIALS_LIMIT = 12_000
 
 _ROOT = Path(mlxterp.__file__).resolve().parent
 _ENTRANCE = "mlxterp"
-_MODULES_WITHOUT_A_LIST = ("metrics", "datasets", "core.interventions", "workflows")
+_MODULES_WITHOUT_A_LIST = ("metrics", "core.interventions", "workflows")
 """Modules whose public names are all they define; packages say theirs in `__all__`."""
 
 _FIRST = ("mlxterp", "mlxterp.causal", "mlxterp.core.interventions", "mlxterp.datasets", "mlxterp.workflows")
