@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 REFERENCE = Path(__file__).resolve().parent.parent / "docs" / "reference"
 _BLOCK = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -23,14 +24,21 @@ def cli() -> str:
     from mlxterp_agent.cli import app
 
     command = typer.main.get_command(app)
-    names = [name for name, each in command.commands.items() if not each.hidden]  # type: ignore[attr-defined]
     shown = []
-    for arguments in ([], *([name] for name in names)):
+    for arguments in _walks(command):
         env = {"COLUMNS": "88", "TERMINAL_WIDTH": "88"}
         output = CliRunner().invoke(command, [*arguments, "--help"], prog_name="autointerp", env=env).output
         title = " ".join(["autointerp", *arguments])
         shown.append(f"## {title}\n\n```text\n{output.strip()}\n```")
     return "\n\n".join(shown)
+
+
+def _walks(command: Any, *before: str) -> Iterator[list[str]]:
+    """The words that lead to a command and to each visible one below it."""
+    yield list(before)
+    for name, each in getattr(command, "commands", {}).items():
+        if not each.hidden:
+            yield from _walks(each, *before, name)
 
 
 def hook_points() -> str:

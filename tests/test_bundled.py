@@ -122,19 +122,18 @@ def test_the_float32_copy_is_what_the_gguf_file_gives(smollm: Bundled, english: 
     assert direct.tokenizer.encode(ENGLISH) == english[0].tolist()
 
 
-def test_a_new_process_has_smollm_within_seconds_and_without_transformers(smollm: Bundled):
+def test_a_new_process_has_smollm_without_loading_transformers(smollm: Bundled):
     code = f"""
-import sys, time
+import sys
 from mlxterp import bundled
-start = time.process_time()
 bundled.load("{SMOLLM}")
-print(time.process_time() - start < 3, "transformers" in sys.modules)
+print("transformers" in sys.modules)
 """
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
     )
 
-    assert done.stdout.split() == ["True", "False"]
+    assert done.stdout.split() == ["False"]
 
 
 def test_the_toy_needs_no_cache(monkeypatch: pytest.MonkeyPatch):

@@ -7,8 +7,18 @@ import pytest
 
 from mlxterp.causal import PromptPair, behaviour
 from mlxterp.core.model import InterpretableModel
-from mlxterp.datasets import LANDMARKS, factual_recall_pairs, repeated_random_pairs
-from mlxterp.errors import PromptPairError
+from mlxterp.datasets import (
+    CAPITALS,
+    LANDMARKS,
+    capitals_pairs,
+    factual_recall_pairs,
+    greater_than_pairs,
+    ioi_pairs,
+    repeated_random_pairs,
+)
+from mlxterp.errors import LengthMismatch, PromptPairError
+from mlxterp.toy import WordTokenizer
+from tests.tiny_models import tiny_module
 
 # For toy-induction, which continues repetitions, these are facts: after the subject comes the attribute.
 FACTS = [
@@ -131,9 +141,137 @@ def test_a_model_without_the_behaviour_is_refused(tiny_llama):
         repeated_random_pairs(tiny_llama)
 
 
+@pytest.fixture(scope="module")
+def talkative() -> InterpretableModel:
+    """Random weights over the words of indirect objects, one token each."""
+    words = "When and went to the store park . gave a drink ring Mary John Tom"
+    return InterpretableModel(tiny_module("llama"), WordTokenizer(words.split()))
+
+
+IOI = {"templates": ["When {a} and {b} went to the {place} . {s} gave a {thing} to"], "shown": False}
+
+
+def test_indirect_objects_differ_in_the_giver_who_is_the_foil(talkative):
+    pairs = ioi_pairs(talkative, 12, **IOI)
+
+    for pair in pairs:
+        clean, corrupted = pair.clean.split(), pair.corrupted.split()
+        changed = [i for i, (c, x) in enumerate(zip(clean, corrupted, strict=True)) if c != x]
+        assert changed == [clean.index(".") + 1]
+        assert {clean[1], clean[3]} == {pair.answer.strip(), pair.foil.strip()}
+        assert (clean[changed[0]], corrupted[changed[0]]) == (pair.foil.strip(), pair.answer.strip())
+    assert {pair.clean.split()[1] == pair.answer.strip() for pair in pairs} == {True, False}
+    assert len(set(pairs)) == 12
+
+
+def test_words_that_are_not_one_token_are_left_out(talkative):
+    pairs = ioi_pairs(talkative, 4, names=("Mary", "Ann", "Mary Tom", "John"), **IOI)
+
+    assert {pair.answer for pair in pairs} == {" Mary", " John"}
+
+
+def test_indirect_objects_of_a_tokenizer_without_names_are_refused(tiny_llama):
+    with pytest.raises(PromptPairError, match=r"need two names, .* 0 of 50 names, 0 of 12 places"):
+        ioi_pairs(tiny_llama)
+
+
+def test_more_pairs_than_the_words_allow_are_refused(talkative):
+    with pytest.raises(PromptPairError, match=r"9 pairs of indirect objects .* drawn were 4 different ones"):
+        ioi_pairs(talkative, 9, names=("Mary", "John"), places=("store",), things=("drink",), **IOI)
+
+
+def test_a_model_that_does_not_show_indirect_objects_is_refused(talkative):
+    with pytest.raises(PromptPairError, match="shows it on"):
+        ioi_pairs(talkative, 12, templates=IOI["templates"])
+
+
+def test_prompts_of_the_commonest_length_are_kept(talkative):
+    longer = "When {a} and {b} went to the {place} . {s} gave a the {thing} to"
+
+    pairs = ioi_pairs(talkative, 6, shown=False, templates=[*IOI["templates"] * 4, longer])
+
+    assert tokens_of(talkative, pairs, "clean").shape == (6, 14)
+
+
+def test_after_a_later_year_the_answer_is_later_and_the_foil_earlier_than_it(tiny_llama):
+    """A tokenizer of bytes: the next token is the decade."""
+    pairs = greater_than_pairs(tiny_llama, 12, shown=False, events=["war"])
+
+    clean, corrupted = tokens_of(tiny_llama, pairs, "clean"), tokens_of(tiny_llama, pairs, "corrupted")
+    decade = len("The war lasted from the year 17")
+    assert {tuple(np.flatnonzero(c != x)) for c, x in zip(clean, corrupted, strict=True)} == {(decade,)}
+    for pair, c, x in zip(pairs, clean, corrupted, strict=True):
+        assert x[decade] < pair.foil < c[decade] < pair.answer <= ord("9")
+
+
+def test_the_century_is_the_one_in_which_it_began(tiny_llama):
+    for pair in greater_than_pairs(tiny_llama, 6, shown=False):
+        assert pair.clean.partition("year ")[2][:2] == pair.clean[-2:]
+
+
+def test_a_tokenizer_that_does_not_split_years_is_refused(tiny_llama):
+    class WholeYears(WordTokenizer):
+        """Every word is the token of its length."""
+
+        def encode(self, text):
+            return [len(word) for word in text.split()]
+
+    model = InterpretableModel(tiny_module("llama"), WholeYears(str(i) for i in range(128)))
+
+    with pytest.raises(PromptPairError, match="needs a year that splits behind its century"):
+        greater_than_pairs(model)
+
+
+def test_a_tokenizer_without_digits_is_refused(toy):
+    with pytest.raises(PromptPairError, match="has no tokens for them"):
+        greater_than_pairs(toy)
+
+
+def test_a_tokenizer_that_gives_clean_and_corrupted_other_lengths_is_refused_with_both_splits(tiny_llama):
+    from mlxterp.datasets.making import first_shown
+
+    uneven = PromptPair("aa", "aaa", answer="x", foil="y")
+
+    with pytest.raises(LengthMismatch, match=r"clean +a\|a\n +corrupted +a\|a\|a"):
+        first_shown(tiny_llama, [uneven], 1, shown=False, what="lengths")
+
+
+def test_capitals_are_facts_about_countries(toy):
+    pairs = capitals_pairs(toy, FACTS, template="{}")
+
+    assert pairs == factual_recall_pairs(toy, FACTS, template="{}")
+    assert [c for c, capital in CAPITALS if capital.lower() in c.lower()] == []
+
+
+@pytest.mark.parametrize("make", [ioi_pairs, greater_than_pairs])
+def test_another_seed_draws_others(tiny_llama, talkative, make):
+    model, rest = (talkative, IOI) if make is ioi_pairs else (tiny_llama, {"shown": False})
+
+    assert make(model, 4, **rest) == make(model, 4, **rest)
+    assert make(model, 4, **rest) != make(model, 4, seed=1, **rest)
+
+
+@pytest.fixture(scope="module")
+def smollm2() -> InterpretableModel:
+    return InterpretableModel("smollm2-135m")
+
+
+@pytest.mark.parametrize("make", [ioi_pairs, greater_than_pairs])
+def test_smollm2_shows_the_behaviour_on_most_pairs_that_were_not_chosen_for_it(smollm2, make):
+    result = behaviour(smollm2, make(smollm2, 8, shown=False))
+
+    assert result.mean("logit_diff", run="clean") > 1
+    assert result.mean("logit_diff", run="corrupted") < -1
+    assert result.totals["clean prefers the answer, corrupted the foil"] >= 0.75
+
+
+def test_smollm2_knows_capitals(smollm2):
+    assert len(capitals_pairs(smollm2)) >= 12
+
+
 @pytest.mark.slow
-def test_smollm2_knows_enough_landmarks_of_one_length():
-    model = InterpretableModel("smollm2-135m")
+def test_smollm2_knows_enough_landmarks_of_one_length(smollm2):
+    model = smollm2
 
     pairs = factual_recall_pairs(model)
 

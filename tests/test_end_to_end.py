@@ -7,7 +7,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -112,7 +111,6 @@ def test_a_killed_toy_investigation_goes_on_without_losing_or_doubling_an_entry(
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_main_job_finds_in_smollm2_what_an_independent_exact_sweep_confirms(tmp_path, newcomer):
-    started = time.monotonic()
     run = _autointerp(tmp_path, newcomer, "start")
 
     project = tmp_path / "investigation"
@@ -125,7 +123,6 @@ def test_the_main_job_finds_in_smollm2_what_an_independent_exact_sweep_confirms(
     strongest = max(named, key=named.get)
     layer, head = (int(part[1:]) for part in strongest.split("."))
     assert named[strongest] == pytest.approx(_exact_recovery(layer, head), abs=1e-3)
-    assert time.monotonic() - started < 900
 
 
 def _exact_recovery(layer: int, head: int) -> float:

@@ -12,6 +12,7 @@ import os
 import re
 import signal
 import stat
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -84,12 +85,17 @@ def child_environment(parent: Mapping[str, str], *, outbox: int, tmp: Path) -> d
     A name that holds KEY, TOKEN, SECRET, PASSWORD or CREDENTIAL is left out even when the list has it, and so
     is a URL with a user name in it, such as a private package index. `AUTOINTERP_*` stays behind, except for
     the outbox.
+
+    On Linux mlx compiles nothing, unless the parent's MLX_DISABLE_COMPILE says otherwise: on the CPU it would
+    call g++ anew for each run's TMPDIR, a second for nothing, and load what it finds there.
     """
     passed = {
         name: value
         for name, value in parent.items()
         if _PASSED_ON.fullmatch(name) and not _SECRET_NAME.search(name) and not _SECRET_VALUE.search(value)
     }
+    if sys.platform == "linux":
+        passed["MLX_DISABLE_COMPILE"] = parent.get("MLX_DISABLE_COMPILE", "1")
     return {**passed, "TMPDIR": str(tmp), "PYTHONHASHSEED": "0", OUTBOX_ENV: f"fd:{outbox}"}
 
 

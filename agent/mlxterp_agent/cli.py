@@ -315,6 +315,23 @@ def api(
         raise UsageError(str(problem)) from None
 
 
+models = typer.Typer(help="What is known about models.", no_args_is_help=True)
+app.add_typer(models, name="models")
+
+
+@models.command("check")
+def models_check(
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="A bundled model, a GGUF file, a directory or a hub id.")
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Loads a model and prints which hook points and parts it has, and why it lacks the others."""
+    from mlxterp_agent.models import check
+
+    raise typer.Exit(check(name, as_json=as_json))
+
+
 @app.command(hidden=True)
 def mcp(directory: Here = Path(".")) -> None:
     """Serves the tools of an investigation to an agent, over MCP on standard input and output."""

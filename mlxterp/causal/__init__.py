@@ -17,11 +17,12 @@ from mlxterp.causal.circuit_evaluation import (
     faithfulness_curve,
     minimality,
 )
-from mlxterp.causal.direct_logit import direct_logit_attribution
+from mlxterp.causal.direct_logit import direct_logit_attribution, direct_logit_neurons
 from mlxterp.causal.edge_attribution import edge_attribution
 from mlxterp.causal.edge_run import EdgeRun
 from mlxterp.causal.graph import Edge, Graph, Node, all_edges, graph_of, parse_edge
 from mlxterp.causal.head_sets import random_head_sets
+from mlxterp.causal.lens import logit_lens
 from mlxterp.causal.pair import PromptPair
 from mlxterp.causal.path_patching import path_patching
 from mlxterp.causal.patterns import attention_scores
@@ -48,10 +49,12 @@ __all__ = [
     "behaviour",
     "completeness",
     "direct_logit_attribution",
+    "direct_logit_neurons",
     "edge_attribution",
     "faithfulness",
     "faithfulness_curve",
     "graph_of",
+    "logit_lens",
     "minimality",
     "parse_edge",
     "path_patching",

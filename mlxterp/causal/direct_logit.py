@@ -6,16 +6,25 @@ norm's scale frozen. What doesn't: indirect effects, through later components (`
 
 from __future__ import annotations
 
+from typing import Any
+
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 from numpy.typing import NDArray
 
-from mlxterp.causal.prompts import Prompt, facts_of, str_tokens, token_id, token_rows
+from mlxterp.causal.prompts import Prompt, facts_of, position_index, str_tokens, token_id, token_rows
+from mlxterp.core import linear
 from mlxterp.core.hook_points import HookPoint
 from mlxterp.core.model import InterpretableModel
-from mlxterp.errors import PromptPairError, TokenError
+from mlxterp.core.norms import IDENTITY, read_norm
+from mlxterp.core.taps import tapped
+from mlxterp.errors import CapabilityUnavailable, PromptPairError, UnknownHookPoint
 from mlxterp.metrics import Floats
-from mlxterp.results import LogitAttributionResult
+from mlxterp.results import LogitAttributionResult, NeuronAttributionResult
+
+DOWN_PROJECTION = ("down_proj", "c_proj", "fc2", "dense_4h_to_h", "fc_out", "w2", "proj_2")
+"""What models call the last linear layer of an MLP, whose inputs are its neurons."""
 
 
 def direct_logit_attribution(
@@ -52,7 +61,7 @@ def direct_logit_attribution(
     architecture.require("unembedding", "final_norm_formula", "attn_out", "head_outputs")
     has_mlp = architecture.capabilities["mlp_out"].available
     tokens = token_rows(model, [text], "attributed")
-    at = _position(position, tokens.shape[1])
+    at = position_index(position, tokens.shape[1])
     parts = ["z", "attn_out", *(["mlp_out"] if has_mlp else [])]
     layers = range(model.n_layers)
     points = [HookPoint(name, layer) for name in parts for layer in layers]
@@ -60,13 +69,7 @@ def direct_logit_attribution(
     logits, seen = model.run(mx.array(tokens), capture=[first, last, *points])
     here = {point: value[0, at] for point, value in seen.items()}
     row = logits[0, at].astype(mx.float32)
-    target = int(np.argmax(np.array(row))) if answer is None else token_id(model, answer)
-    against = None if foil is None else token_id(model, foil)
-    if against == target:
-        raise PromptPairError(
-            f"answer and foil are the same token, {_shown(model, target)!r}. Choose two, or no foil."
-        )
-
+    target, against = _targets(model, row, answer, foil)
     direction, constant = _direction(model, target, against)
     scaled = direction * architecture.norm_scale(here[last])[0]
 
@@ -107,6 +110,136 @@ def direct_logit_attribution(
     )
 
 
+def direct_logit_neurons(
+    model: InterpretableModel,
+    text: Prompt,
+    *,
+    layer: int,
+    answer: str | int | None = None,
+    foil: str | int | None = None,
+    position: int = -1,
+    k: int = 20,
+) -> NeuronAttributionResult:
+    """What each neuron of one layer's MLP adds to the logit of `answer`, or to `answer` over `foil`.
+
+    A neuron is one input of the MLP's last linear layer; it writes its activation times its output weights.
+    That is projected as `direct_logit_attribution` does it, so all neurons and the bias add up to that MLP's
+    contribution there. A norm between the MLP and the residual stream is frozen too. Costs one forward.
+
+    Args:
+        layer: which layer's MLP.
+        answer: one token, as text or id; by default the model's first choice.
+        foil: if given, contributions are to logit[answer] − logit[foil].
+        position: whose next token is predicted; negative ones count from the end.
+        k: how many neurons to keep, by magnitude; the others are one sum.
+
+    Raises:
+        CapabilityUnavailable: the MLP has no single down projection that can be read (a mixture of experts),
+            or its neurons do not add up to mlp_out.
+
+    Source: Elhage et al. 2021; Geva et al. 2021, "Transformer Feed-Forward Layers Are Key-Value Memories".
+    """
+    architecture = model.architecture
+    architecture.require("unembedding", "final_norm_formula", "mlp_out")
+    if not 0 <= layer < model.n_layers:
+        raise UnknownHookPoint(
+            f"layer {layer}: this model has {model.n_layers} layers, 0 to {model.n_layers - 1}."
+        )
+    part = architecture.layers[layer]
+    down = _down_projection(model, layer)
+    norm = IDENTITY if part.mlp_adds is part.mlp or part.mlp_adds is None else None
+    if norm is None and part.mlp_adds is not None:
+        norm = read_norm(part.mlp_adds, model.d_model)
+    if norm is None:
+        raise _no_neurons(model, layer, "the norm behind it has no known formula")
+    tokens = token_rows(model, [text], "attributed")
+    at = position_index(position, tokens.shape[1])
+    inputs: list[mx.array] = []
+
+    def look(call: Any, x: mx.array) -> Any:
+        inputs.append(x)
+        return call(x)
+
+    written, last = HookPoint("mlp_out", layer), HookPoint("resid_post", model.n_layers - 1)
+    with tapped([(down, look)]):
+        logits, seen = model.run(mx.array(tokens), capture=[written, last])
+    if len(inputs) != 1 or inputs[0].shape[:2] != tokens.shape:
+        raise _no_neurons(model, layer, "its down projection does not see each token once")
+    target, against = _targets(model, logits[0, at], answer, foil)
+    direction, _ = _direction(model, target, against)
+    scaled = direction * architecture.norm_scale(seen[last][0, at])[0]
+
+    acts = inputs[0][0, at].astype(mx.float32)
+    weight, bias = linear.rows(down), linear.bias(down)
+    own = weight @ acts if bias is None else weight @ acts + bias
+    if not mx.allclose(
+        norm(own) * architecture.mlp_scale,
+        seen[written][0, at].astype(mx.float32),
+        rtol=1e-3 if logits.dtype == mx.float32 else 5e-2,
+        atol=(1e-3 if logits.dtype == mx.float32 else 5e-2) * float(mx.max(mx.abs(seen[written][0, at]))),
+    ).item():
+        raise _no_neurons(model, layer, "its neurons and the bias do not add up to mlp_out")
+    before_norm = norm.fold(scaled[None])[0] * norm.scale(own)[0] * architecture.mlp_scale
+    each = np.array(acts * (before_norm @ weight), dtype=np.float64)
+    constant = 0.0 if bias is None else float(bias @ before_norm)
+    constant += 0.0 if norm.bias is None else float(norm.bias @ scaled) * architecture.mlp_scale
+    kept = np.argsort(-np.abs(each), kind="stable")[:k]
+    return NeuronAttributionResult(
+        layer=layer,
+        neurons=tuple(int(n) for n in kept),
+        contributions=each[kept],
+        activations=np.array(acts, dtype=np.float64)[kept],
+        n_neurons=len(each),
+        rest=float(np.delete(each, kept).sum()),
+        bias=constant,
+        total=float(each.sum()) + constant,
+        target_token=target,
+        target_token_str=_shown(model, target),
+        foil_token=against,
+        foil_token_str=None if against is None else _shown(model, against),
+        position=at,
+        tokens=tuple(str_tokens(model, tokens[0])),
+        measured_on=facts_of(model)
+        | {
+            "prompts": [{"text": "".join(str_tokens(model, tokens[0]))}],
+            "metric": "logit" if against is None else "logit_diff",
+            "position": at,
+            "final_norm": "scale frozen at this run's value",
+            "softcap": architecture.softcap,
+        },
+    )
+
+
+def _down_projection(model: InterpretableModel, layer: int) -> nn.Module:
+    mlp = model.architecture.layers[layer].mlp
+    assert mlp is not None, "mlp_out was required"
+    for name in DOWN_PROJECTION:
+        found = mlp.get(name)
+        if isinstance(found, nn.Module) and linear.readable(found):
+            return found
+    raise _no_neurons(model, layer, f"it has {', '.join(sorted(mlp.children()))} and no down projection")
+
+
+def _no_neurons(model: InterpretableModel, layer: int, why: str) -> CapabilityUnavailable:
+    return CapabilityUnavailable(
+        f"{model.name}: what single neurons of layer {layer}'s MLP write is not known: {why}. "
+        "Use direct_logit_attribution, which attributes to the whole MLP."
+    )
+
+
+def _targets(
+    model: InterpretableModel, row: mx.array, answer: str | int | None, foil: str | int | None
+) -> tuple[int, int | None]:
+    """The token ids of answer and foil; without an answer the model's first choice."""
+    target = int(mx.argmax(row)) if answer is None else token_id(model, answer)
+    against = None if foil is None else token_id(model, foil)
+    if against == target:
+        raise PromptPairError(
+            f"answer and foil are the same token, {_shown(model, target)!r}. Choose two, or no foil."
+        )
+    return target, against
+
+
 def _direction(model: InterpretableModel, target: int, foil: int | None) -> tuple[mx.array, float]:
     """The direction before the final norm's scale, and the constant that no component writes."""
     ids = [target] if foil is None else [target, foil]
@@ -125,15 +258,6 @@ def _logit(row: NDArray[np.float32], target: int, foil: int | None, softcap: flo
         return value if softcap is None else softcap * float(np.arctanh(value / softcap))
 
     return one(target) if foil is None else one(target) - one(foil)
-
-
-def _position(position: int, length: int) -> int:
-    if not -length <= position < length:
-        raise TokenError(
-            f"position {position} does not exist: the prompt has {length} tokens, positions 0 to "
-            f"{length - 1}, or negative from the end."
-        )
-    return position % length
 
 
 def _shown(model: InterpretableModel, token: int) -> str:

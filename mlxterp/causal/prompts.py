@@ -42,6 +42,16 @@ def token_rows(model: InterpretableModel, prompts: Sequence[Prompt], what: str) 
     return np.stack(rows)
 
 
+def position_index(position: int, length: int) -> int:
+    """The index of a position in a prompt of this length, negative ones counted from the end."""
+    if not -length <= position < length:
+        raise TokenError(
+            f"position {position} does not exist: the prompt has {length} tokens, positions 0 to "
+            f"{length - 1}, or negative from the end."
+        )
+    return position % length
+
+
 def token_id(model: InterpretableModel, token: str | int) -> int:
     """The id of a token given as text or id; several tokens, or an id that does not exist, raise
     TokenError."""

@@ -10,7 +10,9 @@ from mlxterp.results.ablation import AblationResult, AblationRow
 from mlxterp.results.base import AnalysisResult, is_result, kinds
 from mlxterp.results.circuit import CircuitEdge, CircuitResult
 from mlxterp.results.edges import EdgeScoresResult
+from mlxterp.results.lens import LogitLensResult
 from mlxterp.results.logit_attribution import LogitAttributionResult
+from mlxterp.results.neurons import NeuronAttributionResult
 from mlxterp.results.patching import PatchingResult
 from mlxterp.results.paths import PathPatchingResult
 from mlxterp.results.scores import HeadScoresResult, MetricsResult, MetricsRow
@@ -29,8 +31,10 @@ __all__ = [
     "HeadScoresResult",
     "Heatmap",
     "LogitAttributionResult",
+    "LogitLensResult",
     "MetricsResult",
     "MetricsRow",
+    "NeuronAttributionResult",
     "Note",
     "PatchingResult",
     "PathPatchingResult",

@@ -535,6 +535,20 @@ def test_keys_stay_out_of_the_childs_environment(bench: Bench, monkeypatch: pyte
     assert Path(environment["TMPDIR"]).parent == bench.state.tmp_dir
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="on macOS mlx compiles for Metal, without g++")
+def test_mlx_calls_no_compiler_in_an_experiment_unless_the_person_wants_it(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+):
+    source = "import os\nprint(os.environ['MLX_DISABLE_COMPILE'])\n"
+
+    monkeypatch.delenv("MLX_DISABLE_COMPILE", raising=False)
+    by_default = bench.run(source).stdout_tail.strip()
+    monkeypatch.setenv("MLX_DISABLE_COMPILE", "0")
+    as_wanted = bench.run(source).stdout_tail.strip()
+
+    assert (by_default, as_wanted) == ("1", "0")
+
+
 def test_each_run_has_a_directory_for_temporary_files_that_is_removed(bench: Bench):
     source = "import tempfile\nopen(tempfile.mkstemp()[1], 'w').write('x')\nprint(tempfile.gettempdir())\n"
 

@@ -7,12 +7,13 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 
-from mlxterp.causal import direct_logit_attribution
+from mlxterp.causal import direct_logit_attribution, direct_logit_neurons
 from mlxterp.core.interventions import edit
 from mlxterp.core.model import InterpretableModel
-from mlxterp.errors import PromptPairError, TokenError
+from mlxterp.errors import CapabilityUnavailable, PromptPairError, TokenError, UnknownHookPoint
+from mlxterp.results import AnalysisResult
 from tests.causal.conftest import CLEAN, logit_difference
-from tests.tiny_models import ByteTokenizer, tiny_module
+from tests.tiny_models import FAMILIES, ByteTokenizer, tiny_module
 
 
 def parts(result):
@@ -113,3 +114,90 @@ def test_what_cannot_be_attributed_is_refused(tiny_llama):
         direct_logit_attribution(tiny_llama, CLEAN, position=11)
     with pytest.raises(PromptPairError, match="the same token, 'x'"):
         direct_logit_attribution(tiny_llama, CLEAN, answer="x", foil="x")
+
+
+@pytest.mark.parametrize("family", sorted(set(FAMILIES) - {"mixtral"}))
+def test_neurons_add_up_to_their_mlps_contribution(family):
+    model = InterpretableModel(tiny_module(family), ByteTokenizer())
+    whole = direct_logit_attribution(model, CLEAN, answer="x", foil="y")
+
+    for layer in range(model.n_layers):
+        result = direct_logit_neurons(model, CLEAN, layer=layer, answer="x", foil="y", k=5)
+
+        parts = result.contributions.sum() + result.rest + result.bias
+        assert parts == pytest.approx(whole.mlp_contributions[layer], abs=1e-4)
+        assert result.total == pytest.approx(parts, abs=1e-9)
+        assert len(result.neurons) == 5 < result.n_neurons
+
+
+def test_a_neuron_is_worth_what_the_mlp_loses_without_it(tiny_llama):
+    """By another way: one column of the down projection set to zero in a copy of the model."""
+    result = direct_logit_neurons(tiny_llama, CLEAN, layer=2, answer="x", foil="y", k=1)
+    copy = tiny_module("llama")
+    weight = copy.layers[2].mlp.down_proj.weight
+    copy.layers[2].mlp.down_proj.weight = weight * (mx.arange(weight.shape[1]) != result.neurons[0])
+    without = InterpretableModel(copy, ByteTokenizer())
+
+    lost = (
+        tiny_llama.trace(CLEAN, capture=["L2.mlp_out"])["L2.mlp_out"][0, -1]
+        - without.trace(CLEAN, capture=["L2.mlp_out"])["L2.mlp_out"][0, -1]
+    )
+    resid = tiny_llama.trace(CLEAN, capture=["L2.resid_post"])["L2.resid_post"][0, -1]
+    scale = mx.rsqrt(mx.mean(resid * resid) + 1e-5)
+    rows = copy.lm_head.weight[ord("x")] - copy.lm_head.weight[ord("y")]
+    assert result.contributions[0] == pytest.approx(
+        float((lost * scale * copy.model.norm.weight) @ rows), abs=1e-4
+    )
+
+
+def test_neurons_of_a_quantised_model_add_up_too():
+    module = tiny_module("mistral", hidden_size=64, intermediate_size=64, head_dim=16)
+    nn.quantize(module, group_size=32, bits=4)
+    model = InterpretableModel(module, ByteTokenizer())
+    whole = direct_logit_attribution(model, CLEAN, answer="x")
+
+    result = direct_logit_neurons(model, CLEAN, layer=1, answer="x")
+
+    assert result.total == pytest.approx(whole.mlp_contributions[1], abs=1e-3)
+    assert result.n_neurons == 64
+
+
+def test_the_strongest_neurons_come_first_and_survive_json(tiny_llama):
+    result = direct_logit_neurons(tiny_llama, CLEAN, layer=0, k=7)
+
+    assert (np.diff(np.abs(result.contributions)) <= 0).all()
+    assert result.top_components(1)[0].label == f"L0.N{result.neurons[0]}"
+    assert AnalysisResult.from_json(result.to_json()) == result
+    assert "by the 7 strongest of 48 neurons" in result.summary()
+    assert result.shows()[1].rows[-1] == ("the MLP", None, result.total)
+
+
+def test_a_mixture_of_experts_has_no_neurons_that_can_be_read():
+    model = InterpretableModel(tiny_module("mixtral"), ByteTokenizer())
+
+    with pytest.raises(CapabilityUnavailable, match="no down projection"):
+        direct_logit_neurons(model, CLEAN, layer=0)
+
+
+def test_an_mlp_that_does_more_behind_its_down_projection_is_refused():
+    class Doubled(nn.Module):
+        def __init__(self, mlp):
+            super().__init__()
+            self.mlp, self.down_proj = mlp, mlp.down_proj
+
+        def __call__(self, x):
+            return 2 * self.mlp(x)
+
+    module = tiny_module("llama")
+    module.layers[1].mlp = Doubled(module.layers[1].mlp)
+    model = InterpretableModel(module, ByteTokenizer())
+
+    with pytest.raises(CapabilityUnavailable, match=r"layer 1's MLP .* do not add up to mlp_out"):
+        direct_logit_neurons(model, CLEAN, layer=1)
+
+
+def test_neurons_of_a_layer_or_an_mlp_that_is_not_there_are_refused(tiny_llama, toy_model):
+    with pytest.raises(UnknownHookPoint, match="3 layers, 0 to 2"):
+        direct_logit_neurons(tiny_llama, CLEAN, layer=3)
+    with pytest.raises(CapabilityUnavailable, match="mlp_out"):
+        direct_logit_neurons(toy_model, [1, 2, 3, 1], layer=0)

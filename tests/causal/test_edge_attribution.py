@@ -4,7 +4,6 @@ has a mask, with nodes, and with the planted edges of the toy."""
 from __future__ import annotations
 
 import json
-import time
 from importlib.resources import files
 
 import mlx.core as mx
@@ -236,30 +235,3 @@ def test_what_cannot_be_scored_is_refused(tiny_llama):
         edge_attribution(tiny_llama, PAIR, method="eap-ig", steps=0)
     with pytest.raises(LengthMismatch):
         edge_attribution(tiny_llama, PromptPair("the cat sat", "the bird sat", answer="x", foil="y"))
-
-
-def cpu_seconds(compute, repeats=3):
-    best = np.inf
-    compute()
-    for _ in range(repeats):
-        before = time.process_time()
-        compute()
-        best = min(best, time.process_time() - before)
-    return best
-
-
-@pytest.mark.slow
-def test_all_nodes_and_all_edges_of_a_real_model_cost_a_few_forwards():
-    """In CPU time, so that other work on the machine counts little."""
-    model = InterpretableModel("smollm2-135m")
-    text = "When John and Mary went to the store, {} gave a drink to"
-    pair = PromptPair(text.format("John"), text.format("Mary"), answer=" Mary", foil=" John")
-    tokens = mx.array(model.to_tokens(pair.clean))
-    forward = cpu_seconds(lambda: mx.eval(model.model(tokens)), repeats=10)
-
-    nodes = cpu_seconds(lambda: attribution_patchings(model, pair)) / forward
-    edges = cpu_seconds(lambda: edge_attribution(model, pair)) / forward
-    integrated = cpu_seconds(lambda: edge_attribution(model, pair, method="eap-ig")) / forward
-
-    assert len(edge_attribution(model, pair).edges) == 70_651
-    assert (nodes <= 5, edges <= 8, integrated <= 25) == (True, True, True), (nodes, edges, integrated)

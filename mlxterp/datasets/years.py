@@ -1,0 +1,88 @@
+"""Greater than: what began in a year ends in a later one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from mlxterp.causal.pair import PromptPair
+from mlxterp.core.model import InterpretableModel
+from mlxterp.datasets.making import first_shown, rows_of
+from mlxterp.errors import PromptPairError, TokenError
+
+_EVENTS = "war siege voyage conflict campaign expedition project reign dynasty dispute struggle rebellion"
+EVENTS = tuple(_EVENTS.split())
+CENTURIES = (15, 16, 17, 18)
+TEMPLATE = "The {event} lasted from the year {year} to the year {century}"
+
+
+def greater_than_pairs(
+    model: InterpretableModel,
+    n: int = 16,
+    *,
+    seed: int = 0,
+    shown: bool = True,
+    events: Sequence[str] = EVENTS,
+    template: str = TEMPLATE,
+) -> list[PromptPair]:
+    """`The war lasted from the year 1774 to the year 17` is continued with `8`: a war ends after it began.
+
+    In the corrupted prompt the war begins at least two decades earlier (`1754`) and the foil is the decade
+    after it, `6`: possible there, impossible in the clean prompt. The prompts differ in the year only. Where
+    two digits are one token (`17|74`), answer and foil are `84` and `64`. Costs two forwards per pair that is
+    tried, at most eight times n pairs.
+
+    Args:
+        n: how many pairs, all different.
+        seed: of the draw.
+        shown: leave out pairs on which the model does not show the behaviour; False to measure how often it
+            does.
+        events: nouns for what lasted; the commonest token length among the prompts is used.
+        template: with `{year}`, `{century}` at its end, and `{event}` as wanted.
+
+    Raises:
+        PromptPairError: the tokenizer does not split a year behind its century, or the model shows it on too
+            few pairs.
+
+    Source: Hanna et al. 2023, "How does GPT-2 compute greater-than?". They sum the probability of all later
+    years and corrupt with the year 01; here one later and one earlier token are compared, and the corrupted
+    prompt has an answer of its own.
+    """
+
+    def candidates() -> Iterator[PromptPair]:
+        rng = np.random.default_rng(seed)
+        for _ in range(8 * n):
+            event, century = str(rng.choice(events)), int(rng.choice(CENTURIES))
+            unit, decade = int(rng.integers(2, 9)), int(rng.integers(3, 9))
+            earlier = int(rng.integers(1, decade - 1))
+            clean, corrupted = (
+                template.format(event=event, century=century, year=f"{century}{tens}{unit}")
+                for tens in (decade, earlier)
+            )
+            yield PromptPair(
+                clean=clean,
+                corrupted=corrupted,
+                answer=_continuation(model, clean, f"{decade + 1}{unit}"),
+                foil=_continuation(model, corrupted, f"{earlier + 1}{unit}"),
+                name=f"after {century}{decade}{unit}, not {century}{earlier}{unit}",
+            )
+
+    return first_shown(model, candidates(), n, shown=shown, what="greater-than")
+
+
+def _continuation(model: InterpretableModel, prompt: str, digits: str) -> int:
+    """The token that follows the prompt when it goes on with these two digits."""
+    try:
+        before, whole = rows_of(model, prompt)[0], rows_of(model, prompt + digits)[0]
+    except TokenError as problem:
+        raise PromptPairError(
+            f"greater-than needs years, and {model.name} has no tokens for them: {problem}"
+        ) from problem
+    if len(whole) <= len(before) or not np.array_equal(whole[: len(before)], before):
+        raise PromptPairError(
+            f"greater-than needs a year that splits behind its century, and {model.name} reads "
+            f"{prompt[-8:] + digits!r} as {'|'.join(model.to_str_tokens(whole)[-3:])!r}. Use a model whose "
+            "tokens hold one or two digits."
+        )
+    return int(whole[len(before)])

@@ -1,0 +1,157 @@
+"""`LogitLensResult`: what each layer would say if it were the last. `mlxterp.causal` measures it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from mlxterp.errors import ResultError
+from mlxterp.results.base import AnalysisResult, measured_on_text
+from mlxterp.results.shows import Component, Floats, Show, Table, heatmap, number
+from mlxterp.results.values import ARRAY, TEXTS, converted
+
+Texts3 = tuple[tuple[tuple[str, ...], ...], ...]
+_READING = "Read from each layer's resid_post with the model's own final norm and unembedding."
+
+
+def _texts3(value: Sequence[Sequence[Sequence[Any]]]) -> Texts3:
+    return tuple(tuple(tuple(str(token) for token in cell) for cell in row) for row in value)
+
+
+def _numbers(value: Sequence[Any]) -> tuple[int, ...]:
+    return tuple(int(item) for item in value)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class LogitLensResult(AnalysisResult):
+    """The next token as each layer's residual stream already says it, at some positions.
+
+    Attributes:
+        answer_probs, answer_logits, answer_ranks: [n_layers, n_positions], of `answer_token`; rank 1 is the
+            first choice. The last layer's are the model's own.
+        top_tokens: [n_layers][n_positions][k], the likeliest tokens, likeliest first.
+        top_probs: [n_layers, n_positions, k], their probabilities.
+        answer_token, answer_token_str: whose probability is followed.
+        positions: where it was read, as indices into `tokens`.
+        tokens: the prompt's tokens.
+    """
+
+    kind: ClassVar[str] = "logit_lens"
+    answer_probs: Floats = field(metadata=ARRAY)
+    answer_logits: Floats = field(metadata=ARRAY)
+    answer_ranks: Floats = field(metadata=ARRAY)
+    top_tokens: Texts3 = field(metadata=converted(_texts3))
+    top_probs: Floats = field(metadata=ARRAY)
+    answer_token: int
+    answer_token_str: str
+    positions: tuple[int, ...] = field(metadata=converted(_numbers))
+    tokens: tuple[str, ...] = field(metadata=TEXTS)
+
+    def _check(self) -> None:
+        shape = self.answer_probs.shape
+        if len(shape) != 2 or shape[1] != len(self.positions):
+            raise ResultError(
+                f"answer_probs of shape {shape} for {len(self.positions)} positions; it is "
+                "[n_layers, n_positions]."
+            )
+        for name in ("answer_logits", "answer_ranks"):
+            if getattr(self, name).shape != shape:
+                raise ResultError(f"{name} of shape {getattr(self, name).shape}, answer_probs of {shape}.")
+        texts = {(len(self.top_tokens), len(row), len(cell)) for row in self.top_tokens for cell in row}
+        if self.top_probs.shape[:2] != shape or texts != {self.top_probs.shape}:
+            raise ResultError(
+                f"top_probs of shape {self.top_probs.shape} and top_tokens of {sorted(texts)} for "
+                f"answer_probs of {shape}; both are [n_layers, n_positions, k]."
+            )
+
+    @property
+    def title(self) -> str:
+        return f"Logit lens: {self.answer_token_str!r}"
+
+    def components(self) -> tuple[Component, ...]:
+        """Each layer's residual stream at each position, with the answer's probability there."""
+        several = len(self.positions) > 1
+        n_layers = self.answer_probs.shape[0]
+        return tuple(
+            Component(
+                f"L{layer} pos {pos} {self.tokens[pos]!r}" if several else f"L{layer}.resid_post",
+                float(self.answer_probs[layer, i]),
+                name="resid_post",
+                layer=layer,
+                pos=pos,
+            )
+            for layer in range(n_layers)
+            for i, pos in enumerate(self.positions)
+        )
+
+    def first_layer(self, position: int = -1) -> int | None:
+        """The layer from which on the answer stays the first choice; None if it is not so at the end.
+
+        Args:
+            position: an index into `positions`.
+        """
+        # Tied tokens share rank 1, and only one of them is the choice.
+        is_first = [
+            rank[position] == 1 and said[position][0] == self.answer_token_str
+            for rank, said in zip(self.answer_ranks, self.top_tokens, strict=True)
+        ]
+        if not is_first[-1]:
+            return None
+        others = [layer for layer, first in enumerate(is_first) if not first]
+        return others[-1] + 1 if others else 0
+
+    def summary(self) -> str:
+        on = measured_on_text(self.measured_on)
+        since = self.first_layer()
+        last = f"at position {self.positions[-1]}, {self.tokens[self.positions[-1]]!r}"
+        rank = int(self.answer_ranks[-1, -1])
+        became = (
+            f"It is the first choice {last} from the residual stream after layer {since} on."
+            if since is not None
+            else f"The model's own output {last} ranks it {rank}; its first choice is "
+            f"{self.top_tokens[-1][-1][0]!r}."
+        )
+        return (
+            f"{self.title}{f' ({on})' if on else ''}.\n{became}\n"
+            f"Its probability in the last layer is {number(float(self.answer_probs[-1, -1]))}."
+        )
+
+    def shows(self) -> tuple[Show, ...]:
+        layers = tuple(f"L{i}" for i in range(self.answer_probs.shape[0]))
+        rows = tuple(
+            (
+                layers[i],
+                " ".join(repr(token) for token in self.top_tokens[i][-1]),
+                float(self.top_probs[i, -1, 0]),
+                float(self.answer_probs[i, -1]),
+                int(self.answer_ranks[i, -1]),
+                float(self.answer_logits[i, -1]),
+            )
+            for i in range(len(layers))
+        )
+        answer = repr(self.answer_token_str)
+        return (
+            heatmap(
+                self.answer_probs.T,
+                title=f"Probability of {answer} after each layer",
+                rows=("position", tuple(f"{pos} {self.tokens[pos]!r}" for pos in self.positions)),
+                columns=("layer", layers),
+                unit="probability",
+                reading=_READING,
+                diverging=False,
+            ),
+            Table(
+                title=f"What each layer says at position {self.positions[-1]}",
+                columns=(
+                    "layer",
+                    "likeliest tokens",
+                    "probability of the first",
+                    f"of {answer}",
+                    f"rank of {answer}",
+                    f"logit of {answer}",
+                ),
+                rows=rows,
+                caption=_READING,
+            ),
+        )
