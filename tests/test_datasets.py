@@ -256,6 +256,7 @@ def smollm2() -> InterpretableModel:
     return InterpretableModel("smollm2-135m")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [ioi_pairs, greater_than_pairs])
 def test_smollm2_shows_the_behaviour_on_most_pairs_that_were_not_chosen_for_it(smollm2, make):
     result = behaviour(smollm2, make(smollm2, 8, shown=False))

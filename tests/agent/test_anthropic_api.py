@@ -748,6 +748,7 @@ def start(directory: Path, stub: MessagesStub, *options: str, key: str | None = 
     return subprocess.run(**_command(directory, stub, *options, key=key), timeout=120)
 
 
+@pytest.mark.slow
 def test_a_whole_investigation_on_the_toy_model_from_the_command_line(tmp_path, monkeypatch):
     monkeypatch.setenv("AUTOINTERP_STATE_DIR", str(tmp_path / "state"))
     names = ["behaviour", "heads", "necessity"]
