@@ -177,7 +177,23 @@ def _facts(setup: types.ModuleType) -> dict[str, Any]:
         "dataset": len(dataset) if isinstance(dataset, Sized) else None,
         "metrics": _names(getattr(setup, "metrics", None)),
         "question": _text(getattr(setup, "QUESTION", None)),
+        "size": _size(model),
+        "capabilities": _capabilities(getattr(model, "capabilities", None)),
     }
+
+
+def _size(model: object) -> "str | None":
+    sizes = {name: getattr(model, name, None) for name in ("n_layers", "n_heads", "n_kv_heads", "d_model")}
+    return None if None in sizes.values() else ", ".join(f"{name} {size}" for name, size in sizes.items())
+
+
+def _capabilities(of_model: object) -> "str | None":
+    """What this model's self-check found: what can be asked for, and what cannot, with the reason."""
+    if not isinstance(of_model, Mapping):
+        return None
+    there = [str(name) for name, each in of_model.items() if each.available]
+    lacking = [f"{name} ({each.reason})" for name, each in of_model.items() if not each.available]
+    return ", ".join(there) + (f"; missing: {', '.join(lacking)}" if lacking else "")
 
 
 def _text(value: object) -> "str | None":

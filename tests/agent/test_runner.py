@@ -122,7 +122,23 @@ def test_setup_is_described_once_it_is_imported(bench: Bench):
         "dataset": 3,
         "metrics": ["logit_diff"],
         "question": "why?",
+        "size": None,
+        "capabilities": None,
     }
+
+
+def test_what_the_model_can_and_cannot_is_among_the_facts(bench: Bench):
+    bench.seal(
+        "from types import SimpleNamespace as Model\n"
+        "yes, no = Model(available=True, reason=''), Model(available=False, reason='a block has no MLP')\n"
+        "sizes = dict(n_layers=2, n_heads=4, n_kv_heads=1, d_model=8)\n"
+        "model = Model(name='m', capabilities={'z': yes, 'mlp_out': no}, **sizes)\n"
+    )
+
+    facts = bench.runner.check_setup().facts
+
+    assert facts["size"] == "n_layers 2, n_heads 4, n_kv_heads 1, d_model 8"
+    assert facts["capabilities"] == "z; missing: mlp_out (a block has no MLP)"
 
 
 def test_a_setup_that_raises_is_reported_with_its_line(bench: Bench):
