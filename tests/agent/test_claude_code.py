@@ -26,7 +26,7 @@ from mlxterp_agent.clock import Clock, FakeClock
 from mlxterp_agent.drivers import BudgetState, Done, DriverState, Failed, Idle, Situation, Working
 from mlxterp_agent.drivers.choosing import choose
 from mlxterp_agent.drivers.claude_code import ClaudeCode
-from mlxterp_agent.drivers.claude_command import ClaudeOptions, find_claude, settings
+from mlxterp_agent.drivers.claude_command import ClaudeOptions, find_claude, prompt, settings
 from mlxterp_agent.drivers.claude_stream import Stream
 from mlxterp_agent.errors import ResearcherUnavailable
 from mlxterp_agent.exits import Ended
@@ -374,6 +374,14 @@ def test_without_a_shell_only_experiment_py_may_be_written(driven):
         "Edit(./experiment.py)",
         "mcp__autointerp",
     ]
+
+
+def test_the_agent_is_told_what_the_loaded_model_can(tmp_path):
+    facts = {"size": "n_layers 2, n_heads 4", "capabilities": "z; missing: mlp_out (a block has no MLP)"}
+
+    told = prompt(Situation(tmp_path, [], BudgetState(), None, facts=facts))
+
+    assert "n_layers 2, n_heads 4. It has z; missing: mlp_out (a block has no MLP)" in told
 
 
 def test_a_shell_is_opted_into_and_may_not_rewrite_history():

@@ -136,6 +136,9 @@ def prompt(situation: Situation, *, again: str = "") -> str:
     ]
     if again:
         parts.insert(0, again)
+    if situation.facts.get("capabilities"):
+        able = one_line(f"{situation.facts.get('size')}. It has {situation.facts['capabilities']}", 1_500)
+        parts.append(f"The loaded model: {able}. What each analysis takes: library_help.")
     if situation.last is not None:
         parts.append(f"The newest entry is {situation.last.experiment_id}: {_newest(situation)}")
     if situation.steer:
