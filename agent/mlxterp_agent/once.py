@@ -51,13 +51,20 @@ def run_once(directory: Path, options: Options, tell: Emit) -> Answer:
     except DeclarationError as problem:
         # A supervisor refuses it without a line in the log, so there would be nothing to wait for.
         return Answer(f"not run: {problem}", (), PROJECT)
-    until = time.monotonic() + options.time_per_experiment + _PATIENCE
+    until, waits = time.monotonic() + options.time_per_experiment + _PATIENCE, False
     while True:
         try:
             return _run(directory, options, tell)
-        except Locked:
+        except Locked as other:
             if time.monotonic() > until:
                 raise
+            if not waits:
+                tell(
+                    Progress(
+                        f"waiting for the verdict of the supervisor that works here, process {other.pid}"
+                    )
+                )
+                waits = True
         time.sleep(_POLL)
         answer = _decided(directory, candidate.sha)
         if answer is not None:

@@ -82,6 +82,12 @@ signal.signal(signal.SIGTERM, signal.SIG_IGN)
 while True:
     time.sleep(0.05)
 """,
+    "gated": """
+import os, time
+while not os.path.exists("gate"):
+    time.sleep(0.02)
+log("gated", {"a": 6.1, "b": 6.2, "c": 6.3})
+""",
     "slow": 'import time\ntime.sleep(1.0)\nlog("slow", {"a": 3.1, "b": 3.2, "c": 3.3})',
     "edits-setup": """
 with open("setup.py", "a") as file:

@@ -184,11 +184,16 @@ def test_run_beside_a_supervisor_waits_for_its_verdict(autointerp, project):
     answer: list[Said] = []
 
     def beside() -> None:
-        ready.wait(20)
-        (project / "experiment.py").write_text(source("slow"))
+        ready.wait(60)
+        (project / "experiment.py").write_text(source("gated"))
         command = [sys.executable, "-m", "mlxterp_agent.cli", "run", str(project)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        answer.append(Said(done.returncode, done.stdout, done.stderr))
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            assert process.stderr is not None
+            first = process.stderr.readline()
+            (project / "gate").touch()
+            out = process.stdout.read()
+        answer.append(Said(process.returncode, out, first))
 
     def listen(event: Event) -> None:
         if isinstance(event, SetupReady):
@@ -200,7 +205,10 @@ def test_run_beside_a_supervisor_waits_for_its_verdict(autointerp, project):
     asking.join()
 
     assert answer[0].code == exits.FINISHED
-    assert answer[0].out.startswith("0001 lead: slow was found")
+    assert (
+        f"waiting for the verdict of the supervisor that works here, process {os.getpid()}" in answer[0].err
+    )
+    assert answer[0].out.startswith("0001 lead: gated was found")
     assert len(entries(project)) == 1
 
 

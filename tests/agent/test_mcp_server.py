@@ -84,7 +84,8 @@ def test_beside_a_supervisor_run_experiment_waits_for_its_verdict(project, conne
     async def work(session: ClientSession) -> None:
         (project / "experiment.py").write_text(source("slow"))
         heard = await ask(session, "run_experiment")
-        assert heard.text.startswith("0001 lead: slow was found")
+        # Either the supervisor was asked in time, or it was through already: the verdict is told anyway.
+        assert "0001 lead: slow was found" in heard.text
 
     connected(work)
     beside.communicate(timeout=30)
