@@ -87,6 +87,7 @@ def _documented(prefix: str) -> set[str]:
     }
 
 
+@pytest.mark.slow
 def test_a_killed_toy_investigation_goes_on_without_losing_or_doubling_an_entry(tmp_path, newcomer):
     project = tmp_path / "investigation"
     command = [sys.executable, "-m", "mlxterp_agent.cli", "start", "--scaffold", "induction"]

@@ -59,11 +59,8 @@ def run_once(directory: Path, options: Options, tell: Emit) -> Answer:
             if time.monotonic() > until:
                 raise
             if not waits:
-                tell(
-                    Progress(
-                        f"waiting for the verdict of the supervisor that works here, process {other.pid}"
-                    )
-                )
+                who = "" if other.pid is None else f", process {other.pid}"
+                tell(Progress(f"waiting for the verdict of the supervisor that works here{who}"))
                 waits = True
         time.sleep(_POLL)
         answer = _decided(directory, candidate.sha)

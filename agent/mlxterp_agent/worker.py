@@ -179,6 +179,7 @@ def _facts(setup: types.ModuleType) -> dict[str, Any]:
         "question": _text(getattr(setup, "QUESTION", None)),
         "size": _size(model),
         "capabilities": _capabilities(getattr(model, "capabilities", None)),
+        "sae": _text(getattr(getattr(setup, "sae", None), "digest", None)),
     }
 
 

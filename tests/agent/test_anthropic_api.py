@@ -615,6 +615,7 @@ def test_the_same_log_begins_the_same_conversation(project):
 # --- under a real supervisor
 
 
+@pytest.mark.slow
 def test_a_supervised_investigation_is_logged_with_model_money_and_tokens(project):
     usage = {"input_tokens": 1000, "output_tokens": 100, "cache_read_input_tokens": 9000}
     script = {
@@ -786,6 +787,7 @@ def test_a_whole_investigation_on_the_toy_model_from_the_command_line(tmp_path, 
     assert [path for path in written if stub.key.encode() in path.read_bytes()] == []
 
 
+@pytest.mark.slow
 def test_a_key_that_is_refused_ends_with_5_and_says_which(project):
     with MessagesStub([], check_key=True) as stub:
         done = start(project, stub, key="sk-ant-another-0000000000")

@@ -123,6 +123,7 @@ def test_setup_is_described_once_it_is_imported(bench: Bench):
         "metrics": ["logit_diff"],
         "question": "why?",
         "size": None,
+        "sae": None,
         "capabilities": None,
     }
 

@@ -18,7 +18,8 @@ import pytest
 from mlxterp.autointerpret import ExperimentEntry, ExperimentLog, init_autointerpret
 from mlxterp_agent.drivers import BudgetState, Done, Failed, Idle, Situation, Told
 from mlxterp_agent.drivers.scripted import ScriptedResearcher
-from mlxterp_agent.drivers.scripted.plan import ORDER, Answered, GiveUp, Next, Step
+from mlxterp_agent.drivers.scripted.heads.criteria import ORDER
+from mlxterp_agent.drivers.scripted.plan import Answered, GiveUp, Next, Step
 from mlxterp_agent.drivers.scripted.researcher import decide, experiments_left, render
 
 HEAD_NAME = re.compile(r"L\d+\.H\d+")

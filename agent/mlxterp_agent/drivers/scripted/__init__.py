@@ -1,8 +1,8 @@
 """The scripted researcher: an adaptive investigation without a language model.
 
-It writes one experiment.py at a time from `templates/experiments/` and chooses the next from the log: the
-behaviour, where it is carried, by what; then tests that could fail; then a conclusion. `plan.py` decides,
-`steps.py` and `trials.py` ask, `conclude.py` concludes, `researcher.py` is the driver.
+It writes one experiment.py at a time from `templates/experiments/` and chooses the next from the log.
+`plan.py` decides, `researcher.py` is the driver, and there is one package per study: `heads/` (a behaviour
+that prompt pairs show) and `features/` (the features of a sparse autoencoder).
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """Which experiment comes next: the scripted researcher's decisions, from the log alone.
 
 `next_step(read(entries), …)` is a pure function, so a supervisor that was killed goes on where it was.
-Here live the order of the steps, what a budget allows, and what becomes of a step that failed. What a step
-needs to know is in `steps.py` and `trials.py`, what is concluded in `conclude.py`, writing experiment.py in
-`researcher.py`.
+Here live what a study is, what a budget allows, and what becomes of a step that failed. What is asked, and in
+which order, belongs to a study (`heads/`, `features/`); writing experiment.py is in `researcher.py`.
 """
 
 from __future__ import annotations
@@ -13,25 +12,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mlxterp.autointerpret.entry import ExperimentEntry
-
-ORDER = (
-    "baseline",
-    "attribution",
-    "residual",
-    "attention",
-    "mlp",
-    "heads",
-    "more_heads",
-    "roles",
-    "composition",
-    "necessity",
-    "sufficiency",
-    "null",
-    "conclusion",
-)
-ESSENTIAL = ("baseline", "residual", "heads", "necessity", "conclusion")
-OPTIONAL = ("attention", "more_heads", "sufficiency", "attribution", "mlp", "null", "composition", "roles")
-"""The other steps, those first that are given up last when the budget is short."""
 
 MOST_FAILURES = 2
 MOST_INTERRUPTIONS = 3
@@ -113,7 +93,7 @@ class Answered:
 
 @dataclass(frozen=True)
 class GiveUp:
-    """Without a baseline there is nothing to investigate."""
+    """Without its first step a study has nothing to investigate."""
 
     reason: str
 
@@ -121,8 +101,29 @@ class GiveUp:
 Next = Step | Answered | GiveUp
 Build = Callable[[str, Known, int], Step | Skip]
 
+CONCLUSION = "conclusion"
 
-def read(entries: Iterable[ExperimentEntry]) -> Known:
+
+@dataclass(frozen=True)
+class Study:
+    """What one kind of investigation asks.
+
+    Attributes:
+        order: its steps. Without the first there is nothing to investigate; the last is the conclusion.
+        essential: the steps that a short budget is spent on.
+        optional: the others, those first that are given up last.
+        build: a step as it would be run now, or why it has nothing to ask.
+        nothing: what it means that the first step failed.
+    """
+
+    order: tuple[str, ...]
+    essential: tuple[str, ...]
+    optional: tuple[str, ...]
+    build: Build
+    nothing: str
+
+
+def read(entries: Iterable[ExperimentEntry], study: Study) -> Known:
     """What these entries say, oldest first.
 
     An experiment that crashed reported nothing; its line carries the first line of its docstring, which
@@ -130,7 +131,7 @@ def read(entries: Iterable[ExperimentEntry]) -> Known:
     """
     known = Known()
     for entry in entries:
-        step, problem = _step_of(entry), _problem_of(entry)
+        step, problem = _step_of(entry, study.order), _problem_of(entry)
         if step is None:
             continue
         numbers = entry.result.get("numbers")
@@ -145,18 +146,21 @@ def read(entries: Iterable[ExperimentEntry]) -> Known:
     return known
 
 
-def next_step(known: Known, left: int | None, build: Build) -> Next:
+def next_step(known: Known, left: int | None, study: Study) -> Next:
     """The next experiment when `left` more may run (None: no limit); one is kept for the conclusion."""
-    if concluded := known.numbers("conclusion"):
+    build, first = study.build, study.order[0]
+    if concluded := known.numbers(CONCLUSION):
         done = "the question is answered" if concluded.get("answered") else "the question stays open"
-        return Answered(f"{done}: {known.measured['conclusion'].entry_id} is the conclusion")
+        return Answered(f"{done}: {known.measured[CONCLUSION].entry_id} is the conclusion")
     left = PLENTY if left is None else left
     while True:
-        open_steps = [name for name in ORDER if name not in known.measured and name not in known.skipped]
+        open_steps = [
+            name for name in study.order if name not in known.measured and name not in known.skipped
+        ]
         given_up = [name for name in open_steps if _is_given_up(known, name)]
-        if "baseline" in given_up:
-            return GiveUp(f"the behaviour could not be measured: {_why(known, 'baseline')}")
-        if "conclusion" in given_up:
+        if first in given_up:
+            return GiveUp(f"{study.nothing}: {_why(known, first)}")
+        if CONCLUSION in given_up:
             return Answered("everything is measured, but the conclusion could not be logged")
         if given_up:
             known = _skipping(known, given_up[0], f"{FAILED}: {_why(known, given_up[0])}")
@@ -168,7 +172,7 @@ def next_step(known: Known, left: int | None, build: Build) -> Next:
         if hopeless:
             known = replace(known, skipped={**known.skipped, **hopeless})
             continue
-        allowed = _allowed(open_steps, left)
+        allowed = _allowed(study, open_steps, left)
         for name in open_steps:
             if name not in allowed:
                 known = _skipping(known, name, NO_BUDGET)
@@ -180,9 +184,9 @@ def next_step(known: Known, left: int | None, build: Build) -> Next:
         known = _skipping(known, name, step.reason)
 
 
-def _allowed(open_steps: Sequence[str], left: int) -> set[str]:
+def _allowed(study: Study, open_steps: Sequence[str], left: int) -> set[str]:
     """The open steps that `left` experiments pay for: the conclusion, what is essential, then the rest."""
-    worth = ["conclusion", *(name for name in ESSENTIAL if name != "conclusion"), *OPTIONAL]
+    worth = [CONCLUSION, *(name for name in study.essential if name != CONCLUSION), *study.optional]
     return set([name for name in worth if name in open_steps][: max(1, left)])
 
 
@@ -199,12 +203,12 @@ def _skipping(known: Known, name: str, reason: str) -> Known:
     return replace(known, skipped={**known.skipped, name: reason})
 
 
-def _step_of(entry: ExperimentEntry) -> str | None:
+def _step_of(entry: ExperimentEntry, order: Sequence[str]) -> str | None:
     """The step an entry belongs to; None if it is not one of ours."""
     step = entry.result.get("step")
     if step is None and _problem_of(entry) is not None:
         step = entry.hypothesis.partition(":")[0]
-    return step if isinstance(step, str) and step in ORDER else None
+    return step if isinstance(step, str) and step in order else None
 
 
 def _problem_of(entry: ExperimentEntry) -> str | None:

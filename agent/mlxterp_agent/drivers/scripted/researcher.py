@@ -17,8 +17,8 @@ from mlxterp._files import locate, write_atomically
 from mlxterp.autointerpret.contract import EXPERIMENT
 from mlxterp.autointerpret.entry import ExperimentEntry
 from mlxterp_agent.drivers import IDLE, Done, DriverState, Failed, Situation, Told
-from mlxterp_agent.drivers.scripted.plan import Answered, GiveUp, Next, Step, next_step, read
-from mlxterp_agent.drivers.scripted.steps import build
+from mlxterp_agent.drivers.scripted.heads import HEADS
+from mlxterp_agent.drivers.scripted.plan import Answered, GiveUp, Next, Step, Study, next_step, read
 
 MARGIN = 1.5
 """An experiment is expected to take at most this many times as long as the longest so far."""
@@ -40,7 +40,7 @@ class ScriptedResearcher:
         if self._refused is not None:
             self._state = Failed(f"the experiment was not run: {self._refused}")
             return
-        match decide(situation.entries, experiments_left(situation)):
+        match decide(situation.entries, experiments_left(situation), study_of(situation)):
             case Step() as step:
                 situation.charge(0.0, 0)  # known to cost nothing, which is not the same as not known
                 write_atomically(situation.project / EXPERIMENT, render(step).encode())
@@ -60,9 +60,14 @@ class ScriptedResearcher:
         """Nothing was started."""
 
 
-def decide(entries: Sequence[ExperimentEntry], left: int | None) -> Next:
+def decide(entries: Sequence[ExperimentEntry], left: int | None, study: Study = HEADS) -> Next:
     """What comes after these entries, when `left` more experiments may run."""
-    return next_step(read(entries), left, build)
+    return next_step(read(entries, study), left, study)
+
+
+def study_of(_: Situation) -> Study:
+    """What setup.py is about: features where it has a sparse autoencoder, else prompt pairs."""
+    return HEADS
 
 
 def experiments_left(situation: Situation) -> int | None:

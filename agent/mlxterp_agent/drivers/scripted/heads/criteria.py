@@ -1,10 +1,29 @@
-"""The criteria of a scripted investigation, stated before it begins: from what size on a number counts.
+"""The steps of a study of heads, and its criteria, stated before it begins: from what size a number counts.
 
 Recoveries and shares are of the logit difference between clean and corrupted runs. Every threshold is here;
 what is done with them is in `steps.py`, `trials.py` and the experiments themselves.
 """
 
 from __future__ import annotations
+
+ORDER = (
+    "baseline",
+    "attribution",
+    "residual",
+    "attention",
+    "mlp",
+    "heads",
+    "more_heads",
+    "roles",
+    "composition",
+    "necessity",
+    "sufficiency",
+    "null",
+    "conclusion",
+)
+ESSENTIAL = ("baseline", "residual", "heads", "necessity", "conclusion")
+OPTIONAL = ("attention", "more_heads", "sufficiency", "attribution", "mlp", "null", "composition", "roles")
+"""The other steps, those first that are given up last when the budget is short."""
 
 ACCURACY = 0.8
 """Share of pairs on which a model must show the behaviour, for it to be investigated."""

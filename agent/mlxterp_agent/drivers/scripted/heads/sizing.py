@@ -5,8 +5,8 @@ The pairs are split once: the first half is for searching, the second for tests 
 
 from __future__ import annotations
 
-from mlxterp_agent.drivers.scripted.criteria import DIRECT, MOST_LAYERS, WORK
-from mlxterp_agent.drivers.scripted.facts import Facts, Head, heads_of, moving_layer, sites
+from mlxterp_agent.drivers.scripted.heads.criteria import DIRECT, MOST_LAYERS, WORK
+from mlxterp_agent.drivers.scripted.heads.facts import Facts, Head, heads_of, moving_layer, sites
 from mlxterp_agent.drivers.scripted.plan import Known
 
 

@@ -5,10 +5,17 @@ Like those of `steps.py`: a prediction and its rival, and the values of the expe
 
 from __future__ import annotations
 
-from mlxterp_agent.drivers.scripted.criteria import DROP, KEPT, LEFT, NULL, ROLE
-from mlxterp_agent.drivers.scripted.facts import Facts, found_heads, heads_of, label, listed, moving_layer
+from mlxterp_agent.drivers.scripted.heads.criteria import DROP, KEPT, LEFT, NULL, ROLE
+from mlxterp_agent.drivers.scripted.heads.facts import (
+    Facts,
+    found_heads,
+    heads_of,
+    label,
+    listed,
+    moving_layer,
+)
+from mlxterp_agent.drivers.scripted.heads.sizing import first_pairs, held_out_pairs, random_sets
 from mlxterp_agent.drivers.scripted.plan import Asked, Known, Skip
-from mlxterp_agent.drivers.scripted.sizing import first_pairs, held_out_pairs, random_sets
 
 NO_HEADS = "no heads were found"
 
@@ -21,7 +28,7 @@ def roles(known: Known, facts: Facts, attempt: int) -> Asked | Skip:
     if not found:
         return Skip(NO_HEADS)
     return Asked(
-        "roles",
+        "heads/roles",
         f"Among {listed(map(label, found))} is a head of a known kind: previous-token, duplicate-token or "
         f"induction (score at least {ROLE}). Rival: what they attend to is particular to these prompts.",
         {"found": found, "sequences": 4 if attempt == 1 else 2, "score": ROLE},
@@ -42,7 +49,7 @@ def composition(known: Known, facts: Facts, attempt: int) -> Asked | Skip:
     if not later:
         return Skip("the found heads are all in one layer, so none can steer another", lasting=True)
     return Asked(
-        "composition",
+        "heads/composition",
         f"Where {listed(map(label, later))} {'look' if len(later) > 1 else 'looks'} from the last position "
         f"depends on {listed(map(label, earlier))}: with the corrupted run's output of an earlier head, an "
         f"attention weight falls by at least {DROP}. Rival: what is read there changes, and not where.",
@@ -62,7 +69,7 @@ def necessity(known: Known, facts: Facts, attempt: int) -> Asked | Skip:
     if not found:
         return Skip(NO_HEADS)
     return Asked(
-        "necessity",
+        "heads/necessity",
         f"Ablating {listed(map(label, found))} leaves at most {LEFT:.0%} of the logit difference, and less "
         "than any random set of as many heads. Rival: the model has other ways, or any heads would do as "
         "much damage.",
@@ -90,7 +97,7 @@ def sufficiency(known: Known, facts: Facts, attempt: int) -> Asked | Skip:
         if not in_late or len(in_late) == (facts.n_layers - late) * facts.n_heads:
             late = None
     return Asked(
-        "sufficiency",
+        "heads/sufficiency",
         f"With all other heads ablated, {listed(map(label, found))} keep at least {KEPT:.0%} of the logit "
         "difference, and more than any random set of as many heads. Rival: they need what other heads "
         "prepare.",
@@ -117,7 +124,7 @@ def null(known: Known, facts: Facts, attempt: int) -> Asked | Skip:
     what = [f"ablating {listed(map(label, silent))}"] if silent else []
     what += [f"patching the residual stream at positions {listed(positions)}"] if positions else []
     return Asked(
-        "null",
+        "heads/null",
         f"{'On pairs not used so far, ' if facts.held_out else ''}{' and '.join(what)} changes the outcome "
         f"by less than {NULL}, intervals included. Rival: they matter, and the search missed it.",
         {

@@ -2,7 +2,7 @@
 
 Predictions are stated here, before a run, from what earlier steps found; thresholds too, once. What does not
 live here: the order of the steps (`plan.py`), the wording of the conclusion (`conclude.py`), the code of the
-experiments (`templates/experiments/`).
+experiments (`templates/experiments/heads/`).
 """
 
 from __future__ import annotations
@@ -10,19 +10,20 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from mlxterp_agent.drivers.scripted import trials
-from mlxterp_agent.drivers.scripted.conclude import conclusion
-from mlxterp_agent.drivers.scripted.criteria import (
+from mlxterp_agent.drivers.scripted.heads import trials
+from mlxterp_agent.drivers.scripted.heads.conclude import conclusion
+from mlxterp_agent.drivers.scripted.heads.criteria import (
     ACCURACY,
     CARRIED,
     DIRECT,
     HEAD,
     KEPT,
     MOST_HEADS,
+    ORDER,
     SITE,
     STRONG_SITE,
 )
-from mlxterp_agent.drivers.scripted.facts import (
+from mlxterp_agent.drivers.scripted.heads.facts import (
     Facts,
     critical_positions,
     facts_of,
@@ -31,8 +32,13 @@ from mlxterp_agent.drivers.scripted.facts import (
     moving_layer,
     sites,
 )
-from mlxterp_agent.drivers.scripted.plan import ORDER, Asked, Known, Skip, Step
-from mlxterp_agent.drivers.scripted.sizing import critical_layers, first_pairs, swept_layers, swept_pairs
+from mlxterp_agent.drivers.scripted.heads.sizing import (
+    critical_layers,
+    first_pairs,
+    swept_layers,
+    swept_pairs,
+)
+from mlxterp_agent.drivers.scripted.plan import Asked, Known, Skip, Step
 
 
 def build(name: str, known: Known, attempt: int) -> Step | Skip:
@@ -62,7 +68,7 @@ def build(name: str, known: Known, attempt: int) -> Step | Skip:
 
 def _baseline(attempt: int) -> Asked:
     return Asked(
-        "baseline",
+        "heads/baseline",
         "The model prefers the answer to the foil after the clean prompt, and the foil to the answer after "
         f"the corrupted one, on at least {ACCURACY:.0%} of the pairs. Rival: it does not know, and there is "
         "nothing to investigate.",
@@ -75,7 +81,7 @@ def _attribution(_: Known, facts: Facts, attempt: int) -> Asked | Skip:
     if lacking:
         return Skip(f"this model cannot be attributed directly (no {listed(lacking)})", lasting=True)
     return Asked(
-        "attribution",
+        "heads/attribution",
         f"The logit difference of {facts.clean:.1f} is written by few components: one head writes at least "
         f"{DIRECT:.0%} of it, with the same sign on most pairs. Rival: many components write a little each.",
         {"pairs": first_pairs(facts, facts.explore // attempt), "share": DIRECT, "mlp": facts.has("mlp_out")},
@@ -87,7 +93,7 @@ def _residual(_: Known, facts: Facts, attempt: int) -> Asked | Skip:
         return Skip("clean and corrupted prompts are the same", lasting=True)
     per_layer = facts.n_tokens - facts.varied[0]
     return Asked(
-        "residual",
+        "heads/residual",
         f"The answer is carried where the prompts differ (positions {listed(facts.varied)}), and later at "
         f"the last position, {facts.last}; no other position recovers {CARRIED} in any layer. Rival: it "
         "goes through other positions on its way.",
@@ -156,7 +162,7 @@ def _component(
         "site": SITE,
         "strong": STRONG_SITE,
     }
-    return Asked("component", hypothesis, {**shared, **values})
+    return Asked("heads/component", hypothesis, {**shared, **values})
 
 
 def _heads(known: Known, facts: Facts, attempt: int) -> Asked | Skip:
@@ -206,7 +212,7 @@ def _more_heads(known: Known, facts: Facts, attempt: int) -> Asked | Skip:
 def _some_heads(facts: Facts, attempt: int, layers: list[int], prediction: str, hypothesis: str) -> Asked:
     layers = sorted(layers if attempt == 1 else layers[: max(1, len(layers) // 2)])
     return Asked(
-        "heads",
+        "heads/heads",
         hypothesis,
         {
             "pairs": swept_pairs(facts, len(layers) * facts.n_heads, attempt),

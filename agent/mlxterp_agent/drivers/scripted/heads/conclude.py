@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from mlxterp_agent.drivers.scripted.facts import (
+from mlxterp_agent.drivers.scripted.heads.criteria import ORDER
+from mlxterp_agent.drivers.scripted.heads.facts import (
     Facts,
     carriers,
     facts_of,
@@ -22,7 +23,7 @@ from mlxterp_agent.drivers.scripted.facts import (
     moving_layer,
     sites,
 )
-from mlxterp_agent.drivers.scripted.plan import FAILED, NO_BUDGET, ORDER, Known
+from mlxterp_agent.drivers.scripted.plan import FAILED, NO_BUDGET, Known
 
 Cited = tuple[str, str, str]
 """A name, and the step and key of the number it stands for."""
