@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from mlxterp_agent.drivers.anthropic_api.prices import Tokens, price_of
+from mlxterp.llm.prices import Tokens, price_of
 from mlxterp_agent.text import duration, one_line
 
 RUN_TOOL = "mcp__autointerp__run_experiment"

@@ -2,8 +2,8 @@
 
 `driver.py` is the driver, `calls.py` one question with its retries and its money, `trouble.py` what a fault
 means, `conversation.py` what is sent, `hearing.py` what is heard, `tools.py` what the model can do,
-`prices.py` what it costs, `transport.py` the HTTP client, `handover.py` what passes between its thread and
-the supervisor's.
+`transport.py` the HTTP client, `handover.py` what passes between its thread and the supervisor's. What it
+costs is in `mlxterp.llm.prices`.
 
 The driver is imported when it is asked for: with it comes the SDK, which takes a second, and others want the
 prices only.
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from mlxterp_agent.drivers.anthropic_api.prices import DEFAULT_MODEL, deprecation, price_of
+from mlxterp.llm.prices import DEFAULT_MODEL, deprecation, price_of
 
 if TYPE_CHECKING:
     from mlxterp_agent.drivers.anthropic_api.driver import ApiResearcher

@@ -19,12 +19,12 @@ import httpx2
 from tenacity import RetryCallState, Retrying, retry_if_exception_type
 from tenacity.wait import wait_random_exponential
 
+from mlxterp.llm.prices import OF, Priced, price_of
 from mlxterp_agent.clock import Clock
 from mlxterp_agent.drivers import BudgetState
 from mlxterp_agent.drivers.anthropic_api import transport
 from mlxterp_agent.drivers.anthropic_api.handover import Handover
 from mlxterp_agent.drivers.anthropic_api.hearing import Answer, LostReply, hear
-from mlxterp_agent.drivers.anthropic_api.prices import OF, Priced, price_of
 from mlxterp_agent.drivers.anthropic_api.trouble import Away, Refused, verdict_of
 from mlxterp_agent.text import duration, one_line
 

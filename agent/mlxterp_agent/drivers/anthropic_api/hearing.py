@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from mlxterp_agent.drivers.anthropic_api.prices import Tokens
+from mlxterp.llm.prices import Tokens
 
 
 class LostReply(Exception):

@@ -9,8 +9,8 @@ well: a model in which nothing was found gets a conclusion that says so. Thresho
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
+from mlxterp_agent.drivers.scripted.concluding import Cited, Conclusion, left_out, listed, predictions, some
 from mlxterp_agent.drivers.scripted.heads.criteria import ORDER
 from mlxterp_agent.drivers.scripted.heads.facts import (
     Facts,
@@ -19,38 +19,15 @@ from mlxterp_agent.drivers.scripted.heads.facts import (
     found_heads,
     head_effects,
     label,
-    listed,
     moving_layer,
     sites,
 )
-from mlxterp_agent.drivers.scripted.plan import FAILED, NO_BUDGET, Known
-
-Cited = tuple[str, str, str]
-"""A name, and the step and key of the number it stands for."""
+from mlxterp_agent.drivers.scripted.plan import Known
 
 CRITERION = "heads were found and the behaviour needs them more than any random set of as many"
 
 FEW_PAIRS = 4
 """With fewer pairs than this a bootstrap interval is too narrow."""
-
-
-@dataclass(frozen=True)
-class Conclusion:
-    """What the last entry says.
-
-    Attributes:
-        text: the answer in a few sentences.
-        shown, not_shown: every result, and every limit.
-        cited: the numbers it rests on.
-        answered: whether the criterion is met.
-    """
-
-    text: str
-    shown: list[str]
-    not_shown: list[str]
-    cited: list[Cited]
-    answered: bool
-    criterion: str = CRITERION
 
 
 def conclusion(known: Known, *, accuracy: float, kept: float) -> Conclusion:
@@ -65,13 +42,17 @@ def conclusion(known: Known, *, accuracy: float, kept: float) -> Conclusion:
         text = "Nothing was measured."
         if facts is not None:
             text = f"There is no mechanism to look for. {_behaviour(facts)}"
-        return Conclusion(text, [text], _left_out(known), _cited(known), answered=False)
+        return Conclusion(
+            text, [text], left_out(known, ORDER), _cited(known), answered=False, criterion=CRITERION
+        )
     if facts.n_pairs < 2:
         text = f"{_behaviour(facts)} One pair gives no interval: setup.py needs more."
-        return Conclusion(text, [text], _left_out(known), _cited(known), answered=False)
-    tests = _some(_necessity(known), _sufficiency(known, kept))
+        return Conclusion(
+            text, [text], left_out(known, ORDER), _cited(known), answered=False, criterion=CRITERION
+        )
+    tests = some(_necessity(known), _sufficiency(known, kept))
     limits = _limits(known, facts, kept)
-    shown = _some(
+    shown = some(
         _behaviour(facts),
         _where(known, facts),
         _direct(known),
@@ -82,15 +63,17 @@ def conclusion(known: Known, *, accuracy: float, kept: float) -> Conclusion:
         _composition(known),
         *tests,
         _null(known),
-        _predictions(known),
+        predictions(known),
     )
-    text = " ".join(_some(_answer(known, facts), *tests, f"Not shown: {limits[0]}" if limits else ""))
+    text = " ".join(some(_answer(known, facts), *tests, f"Not shown: {limits[0]}" if limits else ""))
     needed = bool((known.numbers("necessity") or {}).get("needed"))
-    return Conclusion(text, shown, limits, _cited(known), answered=needed)
+    return Conclusion(text, shown, limits, _cited(known), answered=needed, criterion=CRITERION)
 
 
-def _some(*sentences: str) -> list[str]:
-    return [sentence for sentence in sentences if sentence]
+def _nothing(known: Known, text: str) -> Conclusion:
+    return Conclusion(
+        text, [text], left_out(known, ORDER), _cited(known), answered=False, criterion=CRITERION
+    )
 
 
 def _answer(known: Known, facts: Facts) -> str:
@@ -106,7 +89,7 @@ def _answer(known: Known, facts: Facts) -> str:
         "(Tokens are the first pair's; numbers are the share of the logit difference one site recovers.)"
     )
     story = _story(known, facts) if found else nothing
-    return " ".join(_some(story, _where(known, facts), _strongest_mlp(known, facts), reading))
+    return " ".join(some(story, _where(known, facts), _strongest_mlp(known, facts), reading))
 
 
 def _story(known: Known, facts: Facts) -> str:
@@ -123,7 +106,7 @@ def _story(known: Known, facts: Facts) -> str:
         return f"Heads that carry the answer: {listed(named['after'])}."
     opposing = head_effects(known, "opposing")
     edges = [edge.partition(" -> ") for edge in (known.numbers("composition") or {}).get("steered", {})]
-    parts = _some(
+    parts = some(
         _does(named["moving"], "move", f"the answer to the last position, in layer {moving}"),
         _does(named["before"], "matter", "before that"),
         _does(named["after"], "act", "on it later"),
@@ -161,7 +144,7 @@ def _where(known: Known, facts: Facts) -> str:
     changed = [place for pos, place in places.items() if pos in facts.varied]
     others = [place for pos, place in places.items() if pos not in facts.varied]
     here = f" ({carried[facts.last]['recovery']:.2f})" if facts.last in carried else ""
-    parts = _some(
+    parts = some(
         f"where the prompts differ, at position {listed(changed)}" if changed else "",
         f"{'then ' if changed else ''}at position {listed(others)}" if others else "",
         f"from layer {numbers['arrives']} on at the last position{here}"
@@ -279,11 +262,6 @@ def _null(known: Known) -> str:
     return f"The null check failed: only effects {listed(bounds)} are ruled out; something may be missing."
 
 
-def _predictions(known: Known) -> str:
-    held = [each.numbers.get("as_predicted") is True for each in known.measured.values()]
-    return f"Of {len(held)} predictions, each written down before its run, {sum(held)} held."
-
-
 def _all(known: Known) -> str:
     count = len(found_heads(known))
     return "this head" if count == 1 else "both heads" if count == 2 else f"these {count} heads"
@@ -308,16 +286,7 @@ def _limits(known: Known, facts: Facts, kept: float) -> list[str]:
         limits.append("that the tests hold on other pairs: there were too few to hold any out.")
     if known.numbers("mlp") is not None:
         limits.append("what the MLPs compute: they were patched as a whole.")
-    return [*limits, *_left_out(known)]
-
-
-def _left_out(known: Known) -> list[str]:
-    """Steps that failed, or that the budget was too short for; those that had nothing to ask are no limit."""
-    return [
-        f"what the step {name} would have shown: {known.skipped[name]}."
-        for name in ORDER
-        if name not in known.measured and known.skipped.get(name, "").startswith((FAILED, NO_BUDGET))
-    ]
+    return [*limits, *left_out(known, ORDER)]
 
 
 def _cited(known: Known) -> list[Cited]:

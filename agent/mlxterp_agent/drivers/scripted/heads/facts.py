@@ -158,9 +158,3 @@ def moving_layer(known: Known, facts: Facts) -> int | None:
         return None
     arrives = numbers["arrives"]
     return facts.n_layers - 1 if arrives is None else max(0, int(arrives) - 1)
-
-
-def listed(items: Iterable[object]) -> str:
-    """`a, b and c`."""
-    words = [str(item) for item in items]
-    return " and ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else "".join(words)

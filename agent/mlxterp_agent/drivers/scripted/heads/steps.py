@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from mlxterp_agent.drivers.scripted.concluding import listed
 from mlxterp_agent.drivers.scripted.heads import trials
 from mlxterp_agent.drivers.scripted.heads.conclude import conclusion
 from mlxterp_agent.drivers.scripted.heads.criteria import (
@@ -28,7 +29,6 @@ from mlxterp_agent.drivers.scripted.heads.facts import (
     critical_positions,
     facts_of,
     found_heads,
-    listed,
     moving_layer,
     sites,
 )

@@ -5,13 +5,13 @@ Like those of `steps.py`: a prediction and its rival, and the values of the expe
 
 from __future__ import annotations
 
+from mlxterp_agent.drivers.scripted.concluding import listed
 from mlxterp_agent.drivers.scripted.heads.criteria import DROP, KEPT, LEFT, NULL, ROLE
 from mlxterp_agent.drivers.scripted.heads.facts import (
     Facts,
     found_heads,
     heads_of,
     label,
-    listed,
     moving_layer,
 )
 from mlxterp_agent.drivers.scripted.heads.sizing import first_pairs, held_out_pairs, random_sets
