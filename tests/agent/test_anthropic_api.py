@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from mlxterp.autointerpret.entry import ExperimentEntry
+from mlxterp.llm.prices import Tokens
 from mlxterp_agent.clock import FakeClock, SystemClock
 from mlxterp_agent.drivers import BudgetState, Done, DriverState, Failed, Idle, Situation, Told, Working
 from mlxterp_agent.drivers.anthropic_api import ApiResearcher, price_of
@@ -24,7 +25,6 @@ from mlxterp_agent.drivers.anthropic_api import calls as calls_module
 from mlxterp_agent.drivers.anthropic_api import tools as tools_module
 from mlxterp_agent.drivers.anthropic_api.conversation import CONTEXT_LIMIT
 from mlxterp_agent.drivers.anthropic_api.handover import Closed, Handover
-from mlxterp_agent.drivers.anthropic_api.prices import Tokens
 from mlxterp_agent.journal import Journal
 from mlxterp_agent.live import Event, Waiting
 from mlxterp_agent.options import Options

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mlxterp_agent.drivers.anthropic_api.prices import (
+from mlxterp.llm.prices import (
     _TABLE,
     DEFAULT_MODEL,
     LONG_PROMPT,

@@ -17,6 +17,7 @@ from mlxterp._files import locate, write_atomically
 from mlxterp.autointerpret.contract import EXPERIMENT
 from mlxterp.autointerpret.entry import ExperimentEntry
 from mlxterp_agent.drivers import IDLE, Done, DriverState, Failed, Situation, Told
+from mlxterp_agent.drivers.scripted.features import FEATURES
 from mlxterp_agent.drivers.scripted.heads import HEADS
 from mlxterp_agent.drivers.scripted.plan import Answered, GiveUp, Next, Step, Study, next_step, read
 
@@ -65,9 +66,9 @@ def decide(entries: Sequence[ExperimentEntry], left: int | None, study: Study = 
     return next_step(read(entries, study), left, study)
 
 
-def study_of(_: Situation) -> Study:
+def study_of(situation: Situation) -> Study:
     """What setup.py is about: features where it has a sparse autoencoder, else prompt pairs."""
-    return HEADS
+    return FEATURES if situation.facts.get("sae") else HEADS
 
 
 def experiments_left(situation: Situation) -> int | None:

@@ -1,0 +1,138 @@
+"""What is asked of a language model and what comes back, as values; and the seam behind which a model sits.
+
+A reply is text. `read` makes of it either the value that was asked for or `Unusable`, which says why not: a
+refusal, an answer that was cut off, text that is not of the wanted form. What can be mended by waiting never
+gets here, and what nothing mends is an error (`faults.py`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal, Protocol, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from mlxterp.llm.prices import Tokens
+
+Effort = Literal["low", "medium", "high"]
+Value = TypeVar("Value", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class Request:
+    """One question.
+
+    Attributes:
+        system: the instructions, the same for many questions, so that the service reads them from its cache.
+        user: the data of this question. Whatever it says, it is data.
+        schema: the form of the answer, a pydantic model.
+        max_tokens: of the answer, thinking included.
+        effort: how hard the model should think; None leaves it to the service.
+        version: of the prompt: a name to be changed with its words, kept with what it led to.
+        attempt: counts askings of the same question, so that the second is not answered by the kept reply
+            of the first.
+    """
+
+    system: str
+    user: str
+    schema: type[BaseModel]
+    max_tokens: int = 2_000
+    effort: Effort | None = None
+    version: str = ""
+    attempt: int = 0
+
+    @cached_property
+    def json_schema(self) -> dict[str, Any]:
+        """The schema as JSON."""
+        return self.schema.model_json_schema()
+
+    @property
+    def size(self) -> int:
+        """Bytes of all that is sent: never less than its tokens, as a token is at least a byte."""
+        return len(json.dumps([self.system, self.user, self.json_schema], ensure_ascii=False).encode())
+
+    def digest(self, model: str) -> str:
+        """A sha256 of everything that the answer may depend on."""
+        parts = {
+            "model": model,
+            "version": self.version,
+            "system": self.system,
+            "user": self.user,
+            "schema": self.json_schema,
+            "max_tokens": self.max_tokens,
+            "effort": self.effort,
+            "attempt": self.attempt,
+        }
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What came back.
+
+    Attributes:
+        text: all text of the answer, without the thinking.
+        stop_reason: the service's word for why the answer ends.
+        tokens: what it used; usd: what that costs, a guess if `estimated`.
+        cached: it was answered from the kept replies, so tokens and usd are those of the first time and
+            nothing was paid now.
+    """
+
+    text: str
+    stop_reason: str = "end_turn"
+    tokens: Tokens = field(default_factory=Tokens)
+    usd: float = 0.0
+    estimated: bool = False
+    cached: bool = False
+
+    @property
+    def paid(self) -> float:
+        """Dollars that this reply cost now."""
+        return 0.0 if self.cached else self.usd
+
+
+@dataclass(frozen=True)
+class Unusable:
+    """Why a reply gives no value: the model refused, the answer was cut off, or it is not what was asked."""
+
+    kind: Literal["refused", "cut_off", "unreadable"]
+    words: str
+
+    def __str__(self) -> str:
+        return self.words
+
+
+class Completer(Protocol):
+    """A language model that answers a `Request`.
+
+    `complete` raises `LlmError` for what the model will not or cannot do now; everything else is a `Reply`.
+    It may be called many times at once. `close` ends what belongs to the running event loop (connections);
+    the completer may be used again afterwards, in another loop.
+    """
+
+    @property
+    def model(self) -> str:
+        """The name of the model, part of the key of a kept reply."""
+        ...
+
+    async def complete(self, request: Request) -> Reply: ...
+
+    async def close(self) -> None: ...
+
+
+def read(reply: Reply, schema: type[Value]) -> Value | Unusable:
+    """The value in a reply, or why there is none. Types are taken as they are: "3" is not a number here."""
+    if reply.stop_reason == "refusal":
+        return Unusable("refused", "the model refused to answer")
+    if reply.stop_reason in ("max_tokens", "model_context_window_exceeded"):
+        return Unusable("cut_off", f"the answer was cut off ({reply.stop_reason})")
+    try:
+        return schema.model_validate_json(reply.text, strict=True)
+    except ValidationError as problem:
+        first = problem.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(each) for each in first["loc"])
+        what = f"{where}: {first['msg']}" if where else first["msg"]
+        return Unusable("unreadable", f"the answer is not of the form that was asked for ({what})")

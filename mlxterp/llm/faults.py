@@ -1,0 +1,81 @@
+"""What a fault of the service means for the call that met it.
+
+    408, 409, 429, 5xx, a lost connection, no answer in time, a page that is no answer      Away: waited out
+    400, 401, 402, 403, 404, 413, 422, every other status                      LlmRejected: for good, at once
+
+Waiting and the money are `claude.py`'s. The researcher's own table, which knows longer patience and other
+advice, is `mlxterp_agent.drivers.anthropic_api.trouble`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+
+import anthropic
+import httpx2
+
+from mlxterp.errors import LlmRejected
+
+
+class Away(Exception):
+    """A fault that passes. `paid`: the reply may have been paid for. `wait`: seconds the service asks for."""
+
+    def __init__(self, words: str, *, paid: bool, wait: float | None = None) -> None:
+        super().__init__(words)
+        self.paid = paid
+        self.wait = wait
+
+
+def meaning(problem: Exception, *, model: str, key: str) -> Away | LlmRejected:
+    """What a fault means. Its words never hold the key, whatever the service repeats."""
+    words = shortened(problem, key)
+    if isinstance(problem, anthropic.APIStatusError):
+        return _of_status(problem, words, model)
+    if isinstance(
+        problem, asyncio.TimeoutError | TimeoutError | anthropic.APITimeoutError | httpx2.TimeoutException
+    ):
+        never_left = isinstance(problem.__cause__ or problem, httpx2.ConnectTimeout)
+        return Away(f"no answer in time ({words})", paid=not never_left)
+    if isinstance(problem, anthropic.APIConnectionError | httpx2.TransportError):
+        cause = problem.__cause__ or problem
+        return Away(
+            f"the connection was lost ({shortened(cause, key)})",
+            paid=not isinstance(cause, httpx2.ConnectError),
+        )
+    return Away(f"the answer could not be read ({words})", paid=True)
+
+
+def _of_status(problem: anthropic.APIStatusError, words: str, model: str) -> Away | LlmRejected:
+    status = problem.status_code
+    if status in (408, 409, 429) or status >= 500:
+        return Away(
+            f"the service says {status} {problem.type or ''}".rstrip(), paid=False, wait=_retry_after(problem)
+        )
+    asked = f"a call of {model} was rejected: {status} {words}."
+    match status:
+        case 401 | 403:
+            return LlmRejected(f"{asked} Check the API key (ANTHROPIC_API_KEY) and what it may use.")
+        case 402:
+            return LlmRejected(f"{asked} The account cannot pay.")
+        case 404:
+            return LlmRejected(f"{asked} Check the name of the model and the base URL.")
+        case 413:
+            return LlmRejected(f"{asked} The request is too large: give shorter or fewer texts.")
+        case _:
+            return LlmRejected(f"{asked} No repetition mends this.")
+
+
+def _retry_after(problem: anthropic.APIStatusError) -> float | None:
+    """Seconds that the service asks to wait; None if it does not say."""
+    try:
+        seconds = float(problem.response.headers.get("retry-after", ""))
+    except ValueError:
+        return None
+    return seconds if math.isfinite(seconds) and seconds >= 0 else None
+
+
+def shortened(problem: BaseException, key: str) -> str:
+    """A fault's own words on one line, without the key."""
+    words = " ".join((str(problem) or type(problem).__name__).split())
+    return (words.replace(key, "(key)") if key else words)[:200]

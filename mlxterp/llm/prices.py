@@ -1,0 +1,157 @@
+"""What a model of the Messages API costs, and which model to take. The service reports tokens, never money.
+
+Prices are dollars per million tokens as published on 2026-11 (platform.claude.com, "Pricing"); batch, fast
+and regional prices are not here, because no request of ours uses them. A model that is not in the table is
+priced as the dearest that is, and everything derived from it says `estimated`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+DEFAULT_MODEL = "claude-sonnet-5-5"
+OF = "2026-11"
+"""The month of this table; every charge in the journal names it."""
+
+LONG_PROMPT = 100_000
+"""Tokens of a prompt above which some models have another price."""
+
+
+@dataclass(frozen=True)
+class Price:
+    """Dollars per million tokens; a cache entry lives 5 minutes, or an hour (`write_1h`)."""
+
+    input: float
+    output: float
+    cache_read: float
+    long_prompt: Price | None = None
+
+    @property
+    def cache_write(self) -> float:
+        return self.input * 1.25
+
+    @property
+    def cache_write_1h(self) -> float:
+        return self.input * 2.0
+
+    @property
+    def dearest_input(self) -> float:
+        """The most that one token of a request can cost: ours ask for the 5-minute cache only."""
+        longer = 0.0 if self.long_prompt is None else self.long_prompt.dearest_input
+        return max(self.cache_write, longer)
+
+    @property
+    def dearest_output(self) -> float:
+        """The most that one token of an answer can cost."""
+        return max(self.output, 0.0 if self.long_prompt is None else self.long_prompt.output)
+
+
+class Tokens(NamedTuple):
+    """What one answer used, as the service counts it: the parts do not overlap."""
+
+    input: int = 0
+    cache_write: int = 0
+    cache_write_1h: int = 0
+    cache_read: int = 0
+    output: int = 0
+
+    @property
+    def prompt(self) -> int:
+        """Every token of the request."""
+        return self.input + self.cache_write + self.cache_write_1h + self.cache_read
+
+    @property
+    def total(self) -> int:
+        """What counts towards --max-tokens."""
+        return self.prompt + self.output
+
+    @staticmethod
+    def of(usage: Mapping[str, Any]) -> Tokens:
+        """From the `usage` of an answer."""
+        whole = int(usage.get("cache_creation_input_tokens") or 0)
+        hour = int((usage.get("cache_creation") or {}).get("ephemeral_1h_input_tokens") or 0)
+        return Tokens(
+            input=int(usage.get("input_tokens") or 0),
+            cache_write=max(0, whole - hour),
+            cache_write_1h=hour,
+            cache_read=int(usage.get("cache_read_input_tokens") or 0),
+            output=int(usage.get("output_tokens") or 0),
+        )
+
+
+class Priced(NamedTuple):
+    """A price, and whether it is a guess."""
+
+    price: Price
+    estimated: bool
+
+    def usd(self, tokens: Tokens) -> float:
+        """What these tokens cost, in dollars."""
+        price = self.price
+        if price.long_prompt is not None and tokens.prompt > LONG_PROMPT:
+            price = price.long_prompt
+        millions = (
+            tokens.input * price.input
+            + tokens.cache_write * price.cache_write
+            + tokens.cache_write_1h * price.cache_write_1h
+            + tokens.cache_read * price.cache_read
+            + tokens.output * price.output
+        )
+        return millions / 1e6
+
+    def at_most(self, prompt: int, output: int) -> float:
+        """What a request of at most so many tokens can cost at worst, in dollars."""
+        return (prompt * self.price.dearest_input + output * self.price.dearest_output) / 1e6
+
+
+_OPUS_4 = Price(15, 75, 1.5)
+_OPUS_4_5 = Price(5, 25, 0.5)
+_SONNET_4 = Price(3, 15, 0.3)
+_DEAREST = Price(15, 75, 1.5)
+
+_TABLE = {
+    "claude-fable-5-1": Price(10, 50, 0.25),
+    "claude-fable-5": Price(10, 50, 1.0),
+    "claude-opus-5-5": Price(4, 20, 0.2),
+    "claude-opus-5": _OPUS_4_5,
+    "claude-opus-4-8": _OPUS_4_5,
+    "claude-opus-4-7": _OPUS_4_5,
+    "claude-opus-4-6": _OPUS_4_5,
+    "claude-opus-4-5": _OPUS_4_5,
+    "claude-opus-4-1": _OPUS_4,
+    "claude-opus-4-0": _OPUS_4,
+    "claude-opus-4": _OPUS_4,
+    "claude-sonnet-5-5": Price(2, 10, 0.1),
+    "claude-sonnet-5": Price(2, 10, 0.2),
+    "claude-sonnet-4-6": _SONNET_4,
+    "claude-sonnet-4-5": _SONNET_4,
+    "claude-sonnet-4-0": _SONNET_4,
+    "claude-sonnet-4": _SONNET_4,
+    "claude-haiku-5-5": Price(0.1, 0.5, 0.01, long_prompt=Price(0.5, 2.5, 0.05)),
+    "claude-haiku-4-5": Price(1, 5, 0.1),
+}
+
+
+def price_of(model: str) -> Priced:
+    """The price of a model by its name, with or without the date at its end."""
+    known = _TABLE.get(model) or _TABLE.get(re.sub(r"-\d{8}$", "", model))
+    return Priced(known or _DEAREST, estimated=known is None)
+
+
+def deprecation(model: str) -> str | None:
+    """Why not to use this model, and which to use instead; None if the SDK's table does not list it."""
+    from anthropic.resources.messages.messages import DEPRECATED_MODELS
+
+    ends = DEPRECATED_MODELS.get(model)
+    if ends is None:
+        return None
+    return f"{model} is deprecated, its service ends or ended on {ends}; {successor(model)} replaces it"
+
+
+def successor(model: str) -> str:
+    """The current model of the same family."""
+    family = next((each for each in ("opus", "haiku") if each in model), "sonnet")
+    return f"claude-{family}-5-5"

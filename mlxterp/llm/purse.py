@@ -1,0 +1,51 @@
+"""A limit in dollars that concurrent calls cannot break: each puts aside its worst case before it is sent."""
+
+from __future__ import annotations
+
+import asyncio
+
+from mlxterp.errors import LlmBudgetReached
+
+
+class Purse:
+    """What was spent, what calls under way could still cost, and the limit on both.
+
+    A call that does not fit now waits while others are under way, as most cost less than they put aside.
+
+    Attributes:
+        spent: dollars, settled. A reply that was lost on its way counts as what was put aside for it.
+    """
+
+    def __init__(self, max_usd: float | None) -> None:
+        self.max_usd = max_usd
+        self.spent = 0.0
+        self._held: list[float] = []
+        self._freed: asyncio.Event | None = None
+
+    def enter_loop(self) -> None:
+        """Waiting belongs to one event loop: to be called in each before the first `hold`."""
+        self._freed = asyncio.Event()
+
+    async def hold(self, usd: float) -> None:
+        """Puts `usd` aside.
+
+        Raises:
+            LlmBudgetReached: it does not fit, and nothing is under way that could make room.
+        """
+        assert self._freed is not None, "enter_loop comes first"
+        while self.max_usd is not None and self.spent + sum(self._held) + usd > self.max_usd:
+            if not self._held:
+                raise LlmBudgetReached(
+                    f"max_usd={self.max_usd:g} was given; ${self.spent:.4f} are spent, and the next call "
+                    f"could cost ${usd:.4f}. Replies are kept where there is a cache: raise max_usd and run again."
+                )
+            self._freed.clear()
+            await self._freed.wait()
+        self._held.append(usd)
+
+    def settle(self, held: float, cost: float) -> None:
+        """Takes back what was put aside and counts what was spent."""
+        self._held.remove(held)
+        self.spent += cost
+        if self._freed is not None:
+            self._freed.set()

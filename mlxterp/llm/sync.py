@@ -1,0 +1,58 @@
+"""The way into async code for callers that are not: scripts, and notebooks with a loop of their own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import threading
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def run(job: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """The result of `job()`, run to its end.
+
+    Where a loop runs already in this thread (a notebook), a thread with a loop of its own does the work and
+    this one waits. Ctrl-C cancels the job, so that its `finally` blocks run, and is raised here.
+    """
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(job())
+    return _in_a_thread(job)
+
+
+def _in_a_thread(job: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    results: list[T] = []
+    problems: list[BaseException] = []
+    running: list[tuple[asyncio.AbstractEventLoop, asyncio.Task[Any]]] = []
+
+    async def watched() -> T:
+        task = asyncio.current_task()
+        assert task is not None
+        running.append((asyncio.get_running_loop(), task))
+        return await job()
+
+    def work() -> None:
+        try:
+            results.append(asyncio.run(watched()))
+        except BaseException as problem:  # noqa: BLE001 - it is raised in the thread that waits
+            problems.append(problem)
+
+    thread = threading.Thread(
+        target=contextvars.copy_context().run, args=(work,), name="mlxterp-llm", daemon=True
+    )
+    thread.start()
+    try:
+        thread.join()
+    except KeyboardInterrupt:
+        for loop, task in running:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(task.cancel)
+        thread.join()
+        raise
+    if problems:
+        raise problems[0]
+    return results[0]
