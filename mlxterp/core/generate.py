@@ -38,6 +38,15 @@ class Generation:
     stopped: Literal["end", "length"]
 
 
+@dataclass(frozen=True, eq=False)
+class _Step:
+    """One new token, not computed yet, and which interventions fire on the way to it."""
+
+    token: mx.array
+    logprob: mx.array
+    fired: set[Intervention]
+
+
 @dataclass(frozen=True)
 class Sampling:
     """How the next token is chosen; temperature 0 is the likeliest token."""
@@ -100,31 +109,44 @@ def generate(
     edits = [replace(i, where=i.where.from_end_of(len(prompt))) for i in interventions]
     _refuse_unreachable(edits, len(prompt) + max_new_tokens - 1)
     cache = make_cache(architecture) if architecture.takes_cache else None
-    tokens, logprobs, fired = list(prompt), [], set[Intervention]()
     keys = mx.random.split(mx.random.key(seed), max(max_new_tokens, 1))
-    stopped: Literal["end", "length"] = "length"
-    for step in range(max_new_tokens):
-        start = 0 if cache is None or step == 0 else len(tokens) - 1
+
+    def step(number: int, unread: mx.array, read: int) -> _Step:
+        """The token after those in `unread` [1, pos], `read` others being in the cache. Nothing is waited
+        for."""
         logits, _, changed = engine.run(
-            architecture,
-            mx.array([tokens[start:]]),
-            interventions=edits,
-            cache=cache,
-            start=start,
-            grows=True,
+            architecture, unread, interventions=edits, cache=cache, start=read, grows=True
         )
-        fired |= changed
         last = logits[0, -1].astype(mx.float32)
-        token = int(np.array(sampling.choose(last, keys[step])))
-        tokens.append(token)
-        logprobs.append(float(np.array(last[token] - mx.logsumexp(last))))
-        if token in end:
+        token = sampling.choose(last, keys[number])
+        found = _Step(token, last[token] - mx.logsumexp(last), changed)
+        mx.async_eval(found.token, found.logprob)  # type: ignore[no-untyped-call]
+        return found
+
+    tokens, logprobs, fired = list(prompt), [], set[Intervention]()
+    stopped: Literal["end", "length"] = "length"
+    row = mx.array([tokens])
+    current = step(0, row, 0) if max_new_tokens else None
+    for number in range(1, max_new_tokens + 1):
+        assert current is not None
+        # The next step is begun before this one's token is known, so that neither waits for the other. If
+        # this token ends the text, the next step is thrown away, and so is what fired in it.
+        following = None
+        if number < max_new_tokens:
+            new = current.token.reshape(1, 1).astype(row.dtype)
+            row = new if cache is not None else mx.concatenate([row, new], axis=1)
+            following = step(number, row, 0 if cache is None else len(tokens))
+        fired |= current.fired
+        tokens.append(int(np.array(current.token)))
+        logprobs.append(float(np.array(current.logprob)))
+        if tokens[-1] in end:
             stopped = "end"
             break
+        current = following
     engine.raise_unfired(edits, fired)
-    new = tokens[len(prompt) :]
-    text = decode(new[:-1] if stopped == "end" else new)
-    return Generation(text, tuple(new), tuple(logprobs), tuple(prompt), stopped)
+    added = tokens[len(prompt) :]
+    text = decode(added[:-1] if stopped == "end" else added)
+    return Generation(text, tuple(added), tuple(logprobs), tuple(prompt), stopped)
 
 
 def _refuse_unreachable(edits: Sequence[Intervention], length: int) -> None:
