@@ -12,14 +12,33 @@ from mlxterp._version import __version__
 
 if TYPE_CHECKING:
     from mlxterp.causal.pair import PromptPair as PromptPair
+    from mlxterp.conversation import Turn as Turn
+    from mlxterp.conversation import chat as chat
+    from mlxterp.conversation import generation_result as generation_result
+    from mlxterp.conversation import turn_patching as turn_patching
+    from mlxterp.conversation import turns as turns
     from mlxterp.core.model import InterpretableModel as InterpretableModel
 
 _WHERE = {
     "InterpretableModel": "mlxterp.core.model",
     "PromptPair": "mlxterp.causal.pair",
+    "Turn": "mlxterp.conversation",
+    "chat": "mlxterp.conversation",
+    "generation_result": "mlxterp.conversation",
+    "turn_patching": "mlxterp.conversation",
+    "turns": "mlxterp.conversation",
 }
 
-__all__ = ["InterpretableModel", "PromptPair", "__version__"]
+__all__ = [
+    "InterpretableModel",
+    "PromptPair",
+    "Turn",
+    "__version__",
+    "chat",
+    "generation_result",
+    "turn_patching",
+    "turns",
+]
 
 
 def __getattr__(name: str) -> object:

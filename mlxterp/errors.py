@@ -6,19 +6,33 @@ A message has three parts: what was asked, what is there, what to do. It repeats
     ├── ModelError
     │   ├── ModelNotFound          no such bundled model, path or hub id; or it could not be fetched
     │   ├── UnsupportedArchitecture  the module has no layers we know how to read
+    │   ├── DeviceDisagrees        the GPU's logits are not the CPU's
     │   └── CapabilityUnavailable  this model lacks the hook point or method, or it failed its check at load
     ├── HookError
     │   ├── UnknownHookPoint       a name that is not in the vocabulary, or a layer that does not exist
     │   ├── MissingActivation      the trace did not capture what is asked for
+    │   │   └── MissingAttribute   the same, asked for as an attribute; also an AttributeError
     │   └── InterventionNotFired   an intervention that changed nothing because its hook never ran
     ├── TokenError                 a text that is not one token, a position out of range
     ├── PromptPairError
     │   ├── LengthMismatch         clean and corrupted have different numbers of tokens and no alignment
     │   └── NoGap                  clean and corrupted give the same metric: nothing to recover
     ├── SweepError                 a sweep over axes or components that do not go together
+    ├── LensError                  a tuned lens of another model, a file that is none, or nothing to train on
     ├── MetricError                an unknown metric, or one whose arguments are missing
     ├── ResultError                a result that cannot be read back, or a component that is not in it
     ├── SettingError               an environment variable with a value that means nothing
+    ├── SAEError                   an SAE whose shapes or options do not go together
+    │   ├── SAEFormatError         a file that is no SAE we know how to read
+    │   └── TooLittleData          fewer tokens than the training asked for needs
+    ├── StoreError                 a feature store that is not there, does not fit, or lacks what is asked for
+    ├── LabelingError              features that cannot be labelled as asked, or a label that cannot be read
+    ├── LlmError
+    │   ├── LlmUnavailable         no API key, or the anthropic package is missing
+    │   ├── LlmRejected            the service will never answer this request: key, model, size
+    │   ├── LlmAway                the service stayed away through every retry
+    │   ├── LlmBudgetReached       the next call could cost more than max_usd leaves
+    │   └── ReplyCacheError        a file that is no cache of replies, or cannot be written
     └── ContractError
         ├── ScaffoldError          a directory that exists, an unknown scaffold
         ├── ProjectError           a directory that is no investigation, or whose files are missing
@@ -35,6 +49,10 @@ Warnings, for what works but not as well as it could:
     ├── SlowBlas                   MLX on this Linux computes with the reference BLAS
     ├── PositionsAligned           prompts of different lengths, compared by a stated map
     ├── SlowSweep                  this architecture needs a whole forward per patch
+    ├── OfflineLabels              a language model was to label features, and there is no key
+    ├── DeprecatedModel            a model whose service ends or has ended
+    ├── PromptNotCached            instructions sent again and again, never read from the service's cache
+    ├── UnderTrained               an SAE that was still improving fast when its training ended
     └── TornTail                   the last line of results.jsonl was cut off by a crash
 """
 
@@ -57,6 +75,10 @@ class UnsupportedArchitecture(ModelError):
     """The module has no list of layers that can be hooked."""
 
 
+class DeviceDisagrees(ModelError):
+    """The GPU computes other logits than the CPU for the same tokens."""
+
+
 class CapabilityUnavailable(ModelError):
     """This model does not have the hook point or property, or it failed its check at load."""
 
@@ -71,6 +93,10 @@ class UnknownHookPoint(HookError):
 
 class MissingActivation(HookError):
     """The trace did not capture this hook point."""
+
+
+class MissingAttribute(MissingActivation, AttributeError):
+    """An attribute of a trace that was not captured; lists what was."""
 
 
 class InterventionNotFired(HookError):
@@ -97,6 +123,10 @@ class SweepError(MlxterpError):
     """A sweep, ablation or set of heads that means nothing for this component or model."""
 
 
+class LensError(MlxterpError):
+    """A tuned lens of another model, a file that holds none, or texts it cannot be trained on."""
+
+
 class MetricError(MlxterpError):
     """An unknown metric, or one whose arguments are missing."""
 
@@ -107,6 +137,50 @@ class ResultError(MlxterpError):
 
 class SettingError(MlxterpError):
     """An environment variable of ours holds a value that means nothing."""
+
+
+class SAEError(MlxterpError):
+    """An SAE whose weights do not fit each other or the model, or options that do not go together."""
+
+
+class SAEFormatError(SAEError):
+    """A file that is no SAE we know how to read; says what is in it and what can be read."""
+
+
+class TooLittleData(SAEError):
+    """Fewer tokens than are needed: no SAE is returned rather than an untrained one."""
+
+
+class LlmError(MlxterpError):
+    """A language model behind an API gave no reply; what it replied is never an error."""
+
+
+class LlmUnavailable(LlmError):
+    """There is no API key, or the anthropic package is not installed."""
+
+
+class LlmRejected(LlmError):
+    """The service refused the request for good: the key, the model's name, the size, the bill."""
+
+
+class LlmAway(LlmError):
+    """The service stayed overloaded or out of reach through every retry."""
+
+
+class LlmBudgetReached(LlmError):
+    """The next call could cost more than `max_usd` leaves; it was not made."""
+
+
+class ReplyCacheError(LlmError):
+    """The file of kept replies cannot be opened, read or written."""
+
+
+class StoreError(MlxterpError):
+    """A feature store that is not there, does not fit the SAE, or lacks what is asked for."""
+
+
+class LabelingError(MlxterpError):
+    """Features that cannot be labelled as asked, or a label that cannot be read."""
 
 
 class ContractError(MlxterpError):
@@ -153,12 +227,28 @@ class SlowBlas(MlxterpWarning):
     """MLX computes with the reference BLAS, and no faster one could be given to it."""
 
 
+class UnderTrained(MlxterpWarning):
+    """An SAE was still improving fast when its training ended: more tokens or another learning rate."""
+
+
 class TornTail(MlxterpWarning):
     """The last line of results.jsonl was cut off by a crash, and has been set aside."""
 
 
 class PositionsAligned(MlxterpWarning):
     """Prompts of different lengths are compared by a stated map of positions."""
+
+
+class OfflineLabels(MlxterpWarning):
+    """A language model was to label features, and there is no key: they are labelled by rules instead."""
+
+
+class DeprecatedModel(MlxterpWarning):
+    """The service of the model that was asked for ends, or has ended."""
+
+
+class PromptNotCached(MlxterpWarning):
+    """The same instructions were sent many times and paid in full each time."""
 
 
 class SlowSweep(MlxterpWarning):

@@ -13,6 +13,7 @@ choosing the answer position, averages over a dataset (`mlxterp.causal`).
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
@@ -24,8 +25,12 @@ from mlxterp.errors import MetricError
 
 Floats: TypeAlias = NDArray[np.float64]
 Tokens: TypeAlias = NDArray[np.int64]
-MetricFunction: TypeAlias = Callable[[Any], ArrayLike]
-"""A metric of one's own: float32 logits `[n, d_vocab]` in, `n` numbers out."""
+MetricFunction: TypeAlias = Callable[..., ArrayLike]
+"""A metric of one's own: float32 logits `[n, d_vocab]` in, `n` numbers out.
+
+With a second positional argument it gets the `Targets` of these n examples too: each row's own answer and
+foil.
+"""
 
 
 @dataclass(frozen=True)
@@ -178,8 +183,8 @@ def resolve(metric: str | MetricFunction | Metric | None, *, answer: bool, foil:
     """The metric of this name, or a metric made of a callable.
 
     Args:
-        metric: a name, a callable `logits [n, d_vocab] -> n numbers`, or None for the default: `logit_diff`
-            when both answer and foil are given, else `l2`.
+        metric: a name, a callable `logits [n, d_vocab] -> n numbers` or `(logits, targets) -> n numbers`, or
+            None for the default: `logit_diff` when both answer and foil are given, else `l2`.
         answer, foil: whether the caller has them.
 
     Raises:
@@ -215,15 +220,26 @@ def resolve(metric: str | MetricFunction | Metric | None, *, answer: bool, foil:
 
 
 def from_callable(function: MetricFunction, *, name: str | None = None) -> Metric:
-    """A metric of a function that sees float32 logits `[n, d_vocab]` only and returns n numbers."""
+    """A metric of a function that sees float32 logits `[n, d_vocab]`, and their `Targets` if it takes two
+    arguments, and returns n numbers."""
     own_name = name or str(getattr(function, "__name__", type(function).__name__))
     return Metric(
         name=own_name,
         direction=f"as {own_name} defines it",
         needs=frozenset(),
-        compute=lambda logits, _: np.asarray(function(logits), dtype=np.float64),
+        compute=lambda logits, targets: np.asarray(asked(function, targets)(logits), dtype=np.float64),
         tolerance=1e-6,
     )
+
+
+def asked(function: MetricFunction, targets: Targets) -> Callable[[Any], Any]:
+    """A function of one's own as one of logits alone: where it takes targets, these are given to it."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except ValueError:  # compiled functions without a signature
+        return function
+    needed = [p for p in parameters if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, _EITHER)]
+    return (lambda logits: function(logits, targets)) if len(needed) > 1 else function
 
 
 def _were(names: Sequence[str]) -> Literal["was", "were"]:
@@ -261,6 +277,7 @@ def _clean(targets: Targets) -> NDArray[np.float32]:
     return targets.clean_logits
 
 
+_EITHER = inspect.Parameter.POSITIONAL_OR_KEYWORD
 _MORE_LOGIT = "higher = more logit for the answer"
 _LIKELIER = "higher = the answer is more likely"
 _FURTHER = "higher = further from the clean run"

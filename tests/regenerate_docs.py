@@ -1,12 +1,13 @@
-"""Rewrites the generated blocks of docs/reference: `python -m tests.regenerate_docs`.
+"""Rewrites what is generated in docs/reference: `python -m tests.regenerate_docs`.
 
 A block stands between `<!-- generated: NAME -->` and `<!-- end -->`; everything else of a page is written by
-hand. `test_docs.py` compares the blocks with the code.
+hand. `test_docs.py` compares the blocks with the code. `results.schema.json` is generated as a whole.
 """
 
 from __future__ import annotations
 
 import inspect
+import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -63,7 +64,52 @@ def errors() -> str:
     return f"```text\n{(inspect.getdoc(module) or '').strip()}\n```"
 
 
-GENERATORS: dict[str, Callable[[], str]] = {"cli": cli, "hook_points": hook_points, "errors": errors}
+def api() -> str:
+    """Every public name with its signature and documentation, read from the source as `autointerp api` is."""
+    from mlxterp_agent import library_help as help_
+
+    parts: list[str] = []
+    examples = help_.examples()
+    module = ""
+    for public in help_.public_names():
+        if public.module != module:
+            module = public.module
+            parts.append(f"## {module}")
+        first, _, rest = public.doc.partition("\n\n")
+        parts += [f"### {public.name}", f"```py\n{_in_lines(help_.signature(public.definition))}\n```"]
+        parts.append(" ".join(first.split()).replace("<", "&lt;"))
+        methods = help_.methods_of(public)
+        parts += [f"```text\n{each}\n```" for each in (rest.rstrip(), methods) if each]
+        if public.name in examples:
+            parts.append(f"```pycon\n{examples[public.name].rstrip()}\n```")
+    return "\n\n".join(parts)
+
+
+def _in_lines(signature: str, width: int = 88) -> str:
+    """A long signature with one argument a line."""
+    if len(signature) <= width:
+        return signature
+    before, depth, piece, arguments = signature.index("("), 0, "", []
+    for place in range(before, len(signature)):
+        sign = signature[place]
+        depth += (sign in "([{") - (sign in ")]}")
+        if depth == 0:
+            break
+        if sign == "," and depth == 1:
+            arguments.append(piece.strip())
+            piece = ""
+        elif place > before:
+            piece += sign
+    lines = "".join(f"    {each},\n" for each in [*arguments, piece.strip()] if each)
+    return f"{signature[:before]}(\n{lines}{signature[place:]}"
+
+
+GENERATORS: dict[str, Callable[[], str]] = {
+    "api": api,
+    "cli": cli,
+    "hook_points": hook_points,
+    "errors": errors,
+}
 
 
 def regenerated(text: str) -> str:
@@ -78,7 +124,15 @@ def pages() -> list[Path]:
     ]
 
 
+def results_schema() -> str:
+    """The JSON Schema of every kind of result, as `results.schema.json` holds it."""
+    from mlxterp.results import json_schema
+
+    return json.dumps(json_schema(), indent=1, ensure_ascii=False) + "\n"
+
+
 def main() -> None:
+    (REFERENCE / "results.schema.json").write_text(results_schema(), encoding="utf-8")
     for page in pages():
         page.write_text(regenerated(page.read_text(encoding="utf-8")), encoding="utf-8")
 

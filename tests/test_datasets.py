@@ -11,6 +11,7 @@ from mlxterp.datasets import (
     CAPITALS,
     LANDMARKS,
     capitals_pairs,
+    docstring_pairs,
     factual_recall_pairs,
     greater_than_pairs,
     ioi_pairs,
@@ -252,12 +253,61 @@ def test_another_seed_draws_others(tiny_llama, talkative, make):
 
 
 @pytest.fixture(scope="module")
+def programmer() -> InterpretableModel:
+    """Random weights over what a very small language's docstrings are made of."""
+    words = "function : parameter a b c d e f g one two three four five six seven"
+    return InterpretableModel(tiny_module("llama"), WordTokenizer(words.split()))
+
+
+DOCSTRINGS = {
+    "arguments": ("a", "b", "c", "d", "e", "f", "g", "class"),
+    "words": ("one", "two", "three", "four", "five", "six", "seven", "eight"),
+    "template": "function {name} {a} {b} {c} {d} : parameter {a} : {w0} {w1} parameter {b} : {w2} parameter",
+    "shown": False,
+}
+
+
+def test_docstrings_differ_in_the_argument_that_comes_next(programmer):
+    pairs = docstring_pairs(programmer, 8, **DOCSTRINGS)
+
+    assert len(set(pairs)) == 8
+    for pair in pairs:
+        clean, corrupted = pair.clean.split(), pair.corrupted.split()
+        changed = [i for i, (c, x) in enumerate(zip(clean, corrupted, strict=True)) if c != x]
+        assert changed == [4]
+        assert (clean[4], corrupted[4]) == (pair.answer.strip(), pair.foil.strip())
+        assert (clean[8], clean[13]) == (clean[2], clean[3])
+        assert not {clean[4], corrupted[4]} & {*clean[:4], *clean[5:], "class"}
+    assert docstring_pairs(programmer, 8, seed=1, **DOCSTRINGS) != pairs
+
+
+def test_docstrings_are_kept_where_the_model_shows_them(toy):
+    """The toy continues a repetition, so after a described argument it says the next of the definition."""
+    arguments = ["king", "queen", "fish", "river", "dog", "cat"]
+    words = ["sun", "moon", "star", "leaf", "bird", "book", "coat"]
+
+    shown = docstring_pairs(toy, 4, arguments=arguments, words=words, template="{a} {b} {c} {d} {w0} {b}")
+
+    for pair in shown:
+        a, b, c, _, _, again = pair.clean.split()
+        assert (b, c) == (again, pair.answer.strip())
+        assert a not in (b, c, pair.foil.strip())
+
+
+def test_docstrings_of_a_tokenizer_without_such_words_are_refused(programmer, tiny_llama):
+    with pytest.raises(PromptPairError, match="0 of 54 arguments and 0 of 32 words"):
+        docstring_pairs(tiny_llama)
+    with pytest.raises(PromptPairError, match="the template cannot be written"):
+        docstring_pairs(programmer, **DOCSTRINGS | {"template": "def {a} {b} {c}"})
+
+
+@pytest.fixture(scope="module")
 def smollm2() -> InterpretableModel:
     return InterpretableModel("smollm2-135m")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("make", [ioi_pairs, greater_than_pairs])
+@pytest.mark.parametrize("make", [ioi_pairs, greater_than_pairs, docstring_pairs])
 def test_smollm2_shows_the_behaviour_on_most_pairs_that_were_not_chosen_for_it(smollm2, make):
     result = behaviour(smollm2, make(smollm2, 8, shown=False))
 

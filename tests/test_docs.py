@@ -9,10 +9,18 @@ from pathlib import Path
 
 import pytest
 
-from tests import regenerate_docs
+from tests import chromium, regenerate_docs, regenerate_examples
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+SLOW = {
+    "docs/examples/causal_tracing.md",
+    "docs/examples/indirect_objects.md",
+    "docs/examples/induction_heads.md",
+    "docs/examples/logit_lens.md",
+    "docs/guides/features.md",
+}
+"""Pages whose code takes more than ten seconds: the slow group runs it, and compares the numbers too."""
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -27,10 +35,14 @@ def _program(page: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _name(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
 @pytest.mark.parametrize(
     "page",
-    [page for page in PAGES if BLOCK.search(page.read_text(encoding="utf-8"))],
-    ids=lambda page: str(page.relative_to(ROOT)),
+    [page for page in PAGES if _name(page) not in SLOW and BLOCK.search(page.read_text(encoding="utf-8"))],
+    ids=_name,
 )
 def test_the_python_blocks_of_a_page_run_in_order(page, tmp_path):
     program = tmp_path / page.name.replace(".md", ".py")
@@ -43,7 +55,7 @@ def test_the_python_blocks_of_a_page_run_in_order(page, tmp_path):
     assert run.returncode == 0, run.stderr[-2000:]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.parametrize("page", PAGES, ids=_name)
 def test_links_between_pages_lead_somewhere(page):
     text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
     targets = [target.split("#")[0] for target in re.findall(r"\]\(([^)\s]+)\)", text)]
@@ -70,3 +82,110 @@ def test_generated_blocks_say_what_the_code_says(page):
     text = page.read_text(encoding="utf-8")
 
     assert text == regenerate_docs.regenerated(text), "run `python -m tests.regenerate_docs`"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)  # the longest takes 100 CPU seconds, and may have to share its cores
+@pytest.mark.parametrize("page", regenerate_examples.pages(), ids=_name)
+def test_a_page_says_what_its_code_printed(page):
+    made = regenerate_examples.made(page)
+
+    differences = regenerate_examples.differences(page.read_text(encoding="utf-8"), made.text)
+    assert differences == [], "run `python -m tests.regenerate_examples`\n" + "\n".join(differences)
+    for name, content in made.figures.items():
+        assert (page.parent / "figures" / name).stat().st_size <= regenerate_examples.LARGEST_FIGURE
+        assert len(content) <= regenerate_examples.LARGEST_FIGURE
+
+
+def test_no_output_was_forgotten():
+    empty = [
+        _name(page) for page in PAGES if "<!-- output -->\n<!-- end -->" in page.read_text(encoding="utf-8")
+    ]
+
+    assert empty == [], "run `python -m tests.regenerate_examples`"
+
+
+def test_every_figure_is_one_that_a_page_makes_and_has_words_for_who_cannot_see_it():
+    images = [
+        (page, words, target)
+        for page in PAGES
+        for words, target in re.findall(r"!\[([^\]]*)\]\(([^)]+)\)", page.read_text(encoding="utf-8"))
+    ]
+    drawn = {page.parent / target for page, _, target in images if target.startswith("figures/")}
+
+    assert [target for _, words, target in images if len(words) < 10] == []
+    assert set((ROOT / "docs").rglob("figures/*")) == drawn
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "same"),
+    [
+        ("L9.H6 0.412", "L9.H6 0.415", True),
+        ("L9.H6 0.412", "L9.H6 0.512", False),
+        ("L9.H6 0.412", "L9.H7 0.412", False),
+        ("104 rows", "104 words", False),
+        ("12,400 words", "12,390 words", True),
+    ],
+)
+def test_numbers_of_a_page_are_compared_within_a_tolerance_and_its_words_exactly(old, new, same):
+    assert (regenerate_examples.differences(old, new) == []) is same
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The built site; every warning of the build is an error."""
+    pytest.importorskip("material", reason="install the `docs` extra to run this: pip install -e '.[docs]'")
+    out = tmp_path_factory.mktemp("site")
+    config = ROOT / "docs" / "site" / "mkdocs.yml"
+    build = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "-f", str(config), "-d", str(out)],
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert build.returncode == 0, build.stderr[-3000:]
+    return out
+
+
+@pytest.mark.slow
+def test_every_page_is_in_the_site(site):
+    pages = {page.relative_to(ROOT / "docs").with_suffix(".html") for page in PAGES[1:]}
+    index = {Path("decisions/README.html"): Path("decisions/index.html")}
+
+    missing = [str(page) for page in sorted(pages) if not (site / index.get(page, page)).is_file()]
+
+    assert missing == []
+
+
+@pytest.mark.slow
+def test_the_site_loads_nothing_from_elsewhere(site):
+    loads = re.compile(
+        r'<(?:script|img|iframe|source)[^>]*src="([^"]+)"|<link[^>]*rel="stylesheet"[^>]*href="([^"]+)"'
+    )
+    loaded = {
+        target
+        for page in site.rglob("*.html")
+        for match in loads.finditer(page.read_text(encoding="utf-8"))
+        for target in [match[1] or match[2]]
+    }
+
+    assert loaded
+    assert (site / "site" / "extra.css").is_file()
+    assert {target for target in loaded if target.startswith(("http:", "https:", "//"))} == set()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(chromium.MISSING, reason=chromium.REASON)
+@pytest.mark.parametrize(("scheme", "said"), [("light", "default"), ("dark", "slate")])
+def test_the_pages_of_the_site_ask_for_nothing_and_fit_a_narrow_screen(site, tmp_path, scheme, said):
+    with chromium.chromium(tmp_path) as tab:
+        tab.media(scheme=scheme)
+        tab.size(400, 900)
+        for page in sorted(set(site.rglob("*.html")) - {site / "404.html"}):  # that one needs a server
+            tab.open(page)
+            asked = tab.asked_for()
+            width = tab.eval("document.documentElement.scrollWidth")
+
+            assert asked == [], page.name
+            assert width <= 400, page.name
+            assert tab.eval("document.body.dataset.mdColorScheme") == said

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PLAIN = ("errors.py", "results", "plots", "reports", "_files.py", "autointerpret")
+PLAIN = ("errors.py", "results", "plots", "reports", "_files.py", "autointerpret", "llm")
 
 
 def _files(*roots: Path) -> list[Path]:
@@ -64,9 +64,67 @@ def test_the_contract_and_the_results_never_import_mlx():
     assert _offenders(plain, knows_mlx) == []
 
 
+def _defining_file(module: str, name: str) -> Path | None:
+    """The file that a name is defined in: where a package only passes it on, the file behind that."""
+    base = ROOT.joinpath(*module.split("."))
+    for path in (base / f"{name}.py", base / name / "__init__.py", base.with_suffix(".py")):
+        if path.is_file():
+            return path
+    package = base / "__init__.py"
+    if not package.is_file():
+        return None
+    for node in ast.walk(ast.parse(package.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module and any(a.name == name for a in node.names):
+            return _defining_file(node.module, name)
+    return package
+
+
+def _uses(path: Path) -> set[Path]:
+    """The files of the library that this one's imports lead to, also those inside functions."""
+    found: set[Path] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "mlxterp":
+            found |= {f for a in node.names if (f := _defining_file(node.module, a.name)) is not None}
+    return found - {path}
+
+
+def test_no_file_of_results_plots_and_reports_leads_back_to_itself():
+    files = _files(*(ROOT / "mlxterp" / name for name in ("results", "plots", "reports")))
+    uses = {path: _uses(path) & set(files) for path in files}
+
+    ready: set[Path] = set()
+    while new := {path for path in files if path not in ready and uses[path] <= ready}:
+        ready |= new
+
+    assert {str(path.relative_to(ROOT)): [p.name for p in uses[path] - ready] for path in files} == {
+        str(path.relative_to(ROOT)): [] for path in files
+    }
+
+
+def test_results_name_those_who_draw_them_in_one_file():
+    files = [path for path in _files(ROOT / "mlxterp" / "results") if path.name != "rendering.py"]
+
+    assert _offenders(files, ("mlxterp.plots", "mlxterp.reports", "matplotlib.pyplot", "jinja2")) == []
+
+
+def test_figures_and_pages_know_what_there_is_to_see_and_no_kind_of_result():
+    drawing = _files(ROOT / "mlxterp" / "plots", ROOT / "mlxterp" / "reports" / "page.py")
+    shows = {"mlxterp.results.shows", "mlxterp.results.markdown", "mlxterp.results"}
+    known = {name for path in drawing for name in _imports(path) if name.startswith("mlxterp.results")}
+
+    assert {n for n in known if n not in shows and not n.startswith("mlxterp.results.shows.")} == set()
+
+
 @pytest.mark.parametrize(
     "module",
-    ["mlxterp", "mlxterp.autointerpret", "mlxterp.results", "mlxterp.reports", "mlxterp_agent.cli"],
+    [
+        "mlxterp",
+        "mlxterp.autointerpret",
+        "mlxterp.llm",
+        "mlxterp.results",
+        "mlxterp.reports",
+        "mlxterp_agent.cli",
+    ],
 )
 def test_importing_what_needs_no_model_leaves_mlx_unloaded(module):
     code = (

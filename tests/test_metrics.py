@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 from mlxterp import metrics
 from mlxterp.errors import MetricError
-from mlxterp.metrics import METRICS, Targets, recovered, resolve
+from mlxterp.metrics import METRICS, Targets, from_callable, recovered, resolve
 
 # Probabilities of two small distributions, so that every expected value can be written down.
 P = np.log(np.array([[0.5, 0.25, 0.25], [0.1, 0.2, 0.7]], dtype=np.float32))
@@ -119,6 +120,22 @@ def test_a_callable_gets_float32_rows_and_must_return_one_number_each():
     assert seen == [(np.float32, (2, 3))]
     with pytest.raises(MetricError, match="one number per row"):
         resolve(lambda x: x.max(), answer=False, foil=False)(P, Targets())
+
+
+def test_a_callable_that_takes_two_arguments_gets_each_rows_own_targets():
+    def margin(logits, targets):
+        rows = np.arange(len(logits))
+        return logits[rows, targets.answers] - logits[rows, targets.foils]
+
+    def with_an_option(logits, token=1):
+        return logits[:, token]
+
+    own = resolve(margin, answer=True, foil=True)(P, TARGETS)
+
+    assert own == pytest.approx(METRICS["logit_diff"](P, TARGETS))
+    assert resolve(with_an_option, answer=False, foil=False)(P, TARGETS) == pytest.approx(P[:, 1])
+    fixed = functools.partial(lambda logits, token: logits[:, token], token=2)
+    assert from_callable(fixed)(P, TARGETS) == pytest.approx(P[:, 2])
 
 
 def test_targets_are_taken_by_example_so_that_rows_of_one_example_share_them():

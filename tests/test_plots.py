@@ -163,10 +163,11 @@ def test_bars_are_described_by_their_largest_values():
 
 
 def opacity(svg, place):
-    cell = re.search(rf"<title>[^<]*{re.escape(place)}[^<]*</title><path [^>]*style=\"([^\"]*)\"", svg)
+    cell = re.search(rf"<path ([^>]*)><title>[^<]*{re.escape(place)}[^<]*</title></path>", svg)
     assert cell
-    match = re.search(r"fill-opacity: ([\d.]+)", cell[1])
-    return ("2b78d0" in cell[1], 0.0 if "fill: none" in cell[1] else float(match[1]) if match else 1.0)
+    match = re.search(r'fill-opacity="([\d.]+)"', cell[1])
+    empty = 'fill="none"' in cell[1]
+    return ("2b78d0" in cell[1], 0.0 if empty else float(match[1]) if match else 1.0)
 
 
 def test_colour_says_the_sign_and_opacity_the_size():

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 import re
-from html.parser import HTMLParser
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,94 +15,12 @@ from markdown_it import MarkdownIt
 
 from mlxterp.autointerpret.entry import ExperimentEntry
 from mlxterp.errors import ResultError
-from mlxterp.reports import generate_report, save_report, write_investigation_report
+from mlxterp.plots import cell_title
+from mlxterp.reports import generate_report, interactive, save_report, write_investigation_report
 from mlxterp.reports.investigation import investigation
 from mlxterp.results import AblationResult, AblationRow, MetricsResult, MetricsRow, PatchingResult
-
-PAYLOADS = [
-    "<script>alert(1)</script>",
-    "</script><script>alert(1)//",
-    "<img src=x onerror=alert(1)>",
-    '"><svg onload=alert(1)>',
-    "' onmouseover='alert(1)",
-    "[click](javascript:alert(1))",
-    "![x](https://example.invalid/pixel.png)",
-    "<https://example.invalid>",
-    "```\n<script>alert(1)</script>\n```",
-    "| a | b |\n| --- | --- |\n# heading",
-    "{{ 7 * 7 }} {% raw %}",
-    "\u202egnp.exe \u2066x",
-    "\x1b[31mred\x1b[0m \x1b]0;title\x07",
-    "nul \x00 lone \ud800 end",
-    "]]> --> </style></title>",
-    "&lt;b&gt; &#60;b&#62;",
-    "a*b*c _d_ `e` ~~f~~ $g$",
-]
-ALLOWED_TAGS = {
-    *(
-        "html",
-        "head",
-        "meta",
-        "link",
-        "title",
-        "style",
-        "body",
-        "header",
-        "main",
-        "section",
-        "article",
-        "nav",
-        "footer",
-    ),
-    *("h1", "h2", "h3", "h4", "p", "b", "i", "span", "code", "pre", "a", "ol", "li", "dl", "dt", "dd", "div"),
-    *("table", "caption", "thead", "tbody", "tr", "th", "td", "figure", "figcaption", "details", "summary"),
-    *("svg", "g", "path", "rect", "text", "defs", "pattern", "clippath", "image"),
-}
-
-
-class Seen(HTMLParser):
-    """Every tag, attribute and text of a page."""
-
-    def __init__(self, html):
-        super().__init__(convert_charrefs=True)
-        self.tags, self.attributes, self.text = [], [], []
-        self.feed(html)
-        self.close()
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.attributes += [(tag, name, value or "") for name, value in attrs]
-
-    def handle_data(self, data):
-        self.text.append(data)
-
-
-def assert_harmless(html):
-    seen = Seen(html)
-    assert set(seen.tags) <= ALLOWED_TAGS
-    assert not [name for _, name, _ in seen.attributes if name.startswith("on")]
-    links = [
-        value for _, name, value in seen.attributes if name in ("href", "src", "xlink:href", "action", "data")
-    ]
-    assert all(
-        re.fullmatch(r"data:,|#experiment-[\w.-]+|data:image/png;base64,[\w+/=\s]+", link) for link in links
-    )
-    assert not re.search("[\x00-\x08\x0b-\x1f\x7f\u202a-\u202e\u2066-\u2069\ud800-\udfff]", html)
-    assert "default-src 'none'" in html
-
-
-def rendered(markdown):
-    """The page that a Markdown reader that lets HTML pass would show."""
-    return MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"]).render(markdown)
-
-
-def assert_harmless_markdown(markdown):
-    seen = Seen(rendered(markdown))
-    assert not set(seen.tags) & {"script", "svg", "iframe", "object", "form"}
-    assert not [name for _, name, _ in seen.attributes if name.startswith("on")]
-    links = [value for _, name, value in seen.attributes if name in ("href", "src")]
-    assert all(re.fullmatch(r"\w+_files/\d{3}-[a-z0-9-]+\.png", link) for link in links)
-    assert not re.search("[\x00-\x08\x0b-\x1f\x7f\u202a-\u202e\u2066-\u2069\ud800-\udfff]", markdown)
+from tests.every_kind import EXAMPLES
+from tests.payloads import PAYLOADS, Seen, assert_harmless, assert_harmless_markdown, rendered
 
 
 def patching(text=" Tower", **changes):
@@ -252,7 +171,8 @@ def test_hostile_text_in_any_field_of_a_result_stays_text(payload):
         metrics(payload),
     ]
 
-    page = generate_report(results, title=payload, description=payload, format="html", include_json=True)
+    given = {"title": payload, "description": payload, "include_plots": False, "include_json": True}
+    page = generate_report(results, format="html", **given)
     text = generate_report(results, title=payload, description=payload)
 
     assert_harmless(page)
@@ -331,8 +251,11 @@ def test_the_suffix_says_the_format(tmp_path, name):
 
 
 def test_an_unknown_suffix_or_format_is_refused_with_the_known_ones(tmp_path):
-    with pytest.raises(ResultError, match=r"'r.docx'.*\.md, \.markdown, \.html, \.htm"):
+    with pytest.raises(ResultError, match=r"'r.docx'.*\.md, \.markdown, \.html, \.htm, \.ipynb"):
         save_report(patching(), tmp_path / "r.docx")
+    with pytest.raises(ResultError, match=r"'r.PDF': PDF is made by a browser\. Save it as 'r\.html'"):
+        save_report(patching(), tmp_path / "r.PDF")
+    assert list(tmp_path.iterdir()) == []
     with pytest.raises(ResultError, match="markdown, html"):
         generate_report(patching(), format="pdf")  # type: ignore[arg-type]
 
@@ -569,3 +492,165 @@ def test_a_report_holds_fifty_sections_with_twenty_figures():
     report = generate_report(results, format="html")
 
     assert report.count("<svg") == 20
+
+
+def test_a_description_is_commonmark_that_can_do_nothing():
+    text = "# Why\n\n*Two* prompts, `code`, [paper](https://example.invalid)\n\n- <b>one</b>\n\n![x](y.png)"
+
+    page = generate_report(patching(), description=text, format="html")
+
+    header = page[page.index("<header>") : page.index("</header>")]
+    assert "<h3>Why</h3>" in header
+    assert "<em>Two</em> prompts, <code>code</code>" in header
+    assert '<a href="https://example.invalid" rel="noopener noreferrer">paper</a>' in header
+    assert "&lt;b&gt;one&lt;/b&gt;" in header
+    assert "<img" not in header
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("*Two* prompts.\n\n- one\n- `two`", True),
+        ("[paper](https://example.invalid)", True),
+        ("[local](file:///etc/passwd)", False),
+        ("<b>bold</b>", False),
+        ("![x](https://example.invalid/x.png)", False),
+        ("```\nleft open", False),
+        ("[x]: https://example.invalid", False),
+        ("# A heading of its own", False),
+    ],
+)
+def test_a_description_stays_as_it_is_in_markdown_only_where_it_is_harmless(text, kept):
+    report = generate_report(patching(), description=text)
+
+    assert (f"\n\n{text}\n\n" in report) == kept
+    assert "L1 pos 1 ' Tower' recovers 0.75 of the gap" in "".join(Seen(rendered(report)).text)
+    assert "<td>L1 pos 1" in rendered(report)
+
+
+def test_a_workflow_has_a_section_for_each_of_its_steps():
+    workflow = EXAMPLES["workflow"]()
+
+    page = generate_report([workflow, patching()], format="html")
+    text = generate_report([workflow, patching()], title="Both")
+
+    assert re.findall(r"^#+ .*", text, re.MULTILINE) == [
+        "# Both",
+        "## Behavior localization",
+        "### dla: Direct logit attribution: ' Paris' over ' Rome'",
+        "### patch_mlp: Patching resid_pre by layer and position",
+        "## Patching resid_pre by layer and position",
+    ]
+    assert re.findall(r"<h(\d)>", page) == ["1", "2", "3", "3", "2"]
+    assert text.index("MLPs write most. They are late.") < text.index("The logit difference is")
+    assert text.count("model: tiny") == 2  # the steps' own is the workflow's, and is said once
+
+
+def test_a_long_report_begins_with_its_contents():
+    page = generate_report([patching()] * 5, format="html")
+
+    targets = [value for tag, name, value in Seen(page).attributes if tag == "a" and name == "href"]
+    assert targets == [f"#section-{i}" for i in range(1, 6)]
+    assert set(re.findall(r'<section id="([^"]*)"', page)) == {target[1:] for target in targets}
+
+
+def test_a_notebook_is_valid_and_holds_its_figures_and_its_results(tmp_path):
+    nbformat = pytest.importorskip("nbformat", reason="the extra `notebook` brings it")
+    path = save_report([patching(), ablation()], tmp_path / "new" / "r.IPYNB", title="T", include_json=True)
+
+    made = nbformat.read(path, as_version=4)
+    nbformat.validate(made)
+    assert [cell.cell_type for cell in made.cells] == ["markdown"] * 3 + ["code"]
+    assert made.cells[0].source.startswith("# T\n")
+    (name,) = re.findall(r"\(attachment:([\w.-]+)\)", made.cells[1].source)
+    assert base64.b64decode(made.cells[1].attachments[name]["image/png"]).startswith(b"\x89PNG")
+    loaded = {}
+    exec(made.cells[3].source.rpartition("\n")[0], loaded)
+    assert loaded["results"] == [patching(), ablation()]
+
+
+@pytest.mark.parametrize("payload", PAYLOADS)
+def test_hostile_text_stays_text_in_a_notebook(tmp_path, payload):
+    nbformat = pytest.importorskip("nbformat", reason="the extra `notebook` brings it")
+    path = save_report(
+        [patching(payload)],
+        tmp_path / "r.ipynb",
+        title=payload,
+        description=payload,
+        include_plots=False,
+        include_json=True,
+    )
+
+    for cell in nbformat.read(path, as_version=4).cells:
+        if cell.cell_type == "markdown":
+            assert_harmless_markdown(cell.source)
+        else:
+            compile(cell.source, "cell", "exec")
+
+
+def test_without_nbformat_a_notebook_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "nbformat", None)
+
+    with pytest.raises(ResultError, match=r"pip install 'mlxterp\[notebook\]'"):
+        save_report(patching(), tmp_path / "r.ipynb")
+
+
+def test_a_page_to_explore_has_a_title_for_each_cell_with_its_interval(tmp_path):
+    effects = np.array([[0.5, -0.25, 0.0]])
+    result = patching(effects=effects, ci_low=effects - 0.1, ci_high=effects + 0.1)
+
+    view = interactive(result, tmp_path / "new" / "page.html", title="T")
+
+    assert view.path.read_text(encoding="utf-8") == view.html
+    assert_harmless(view.html, scripts=1)
+    titles = re.findall(r"<title>([^<]*)</title>", view.html)
+    assert titles == [
+        "T",
+        "layer L0, position 0 &#39;The&#39;: 0.5 (0.4 to 0.6)",
+        "layer L0, position 1 &#39; Tower&#39;: −0.25 (−0.35 to −0.15)",
+    ]
+    with pytest.raises(ResultError, match=r"'page\.md'"):
+        interactive(result, tmp_path / "page.md")
+
+
+def test_each_head_of_a_sweep_over_three_axes_has_its_own_map_to_explore():
+    effects = np.arange(12.0).reshape(2, 3, 2)
+    result = patching(
+        effects=effects,
+        axes=("layer", "pos", "head"),
+        component="z",
+        by="layer_pos_head",
+        ci_low=effects - 1,
+        ci_high=effects + 1,
+    )
+
+    first, second = result.panels()
+
+    assert (first.within, second.within) == ("H0", "H1")
+    assert np.array_equal(second.values, effects[:, :, 1].T)
+    assert cell_title(second, 2, 1) == "H1, layer L1, position 2 ' is': 11 (10 to 12)"
+
+
+def test_a_notebook_shows_a_page_to_explore_in_a_frame_that_reaches_nothing():
+    shown = interactive(patching("<b>"))._repr_html_()
+
+    assert type(shown) is str
+    (frame,) = [attrs for tag, attrs in Seen(shown).elements if tag == "iframe"]
+    assert dict(frame)["sandbox"] == "allow-scripts"
+    assert_harmless(dict(frame)["srcdoc"], scripts=1)
+    assert len(Seen(shown).tags) == 1
+
+
+def test_a_page_to_explore_of_a_result_without_matrices_shows_its_figures():
+    page = interactive(metrics()).html
+
+    assert "How the model answers" in page
+    assert 'class="map"' not in page
+
+
+def test_colour_says_the_sign_and_opacity_the_size_in_a_page_to_explore():
+    page = interactive(patching(effects=np.array([[0.5, -1.0, math.nan]]))).html
+
+    cells = re.findall(r'<rect [^>]*class="(\w+)" fill-opacity="([\d.]+)"><title>', page)
+    assert cells == [("positive", "0.5"), ("negative", "1"), ("missing", "0.3")]
+    assert "position 2 &#39; is&#39;: n/a" in page

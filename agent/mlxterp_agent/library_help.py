@@ -22,14 +22,14 @@ from mlxterp_agent.text import cut
 LIMIT = 8_000
 """Bytes of one answer."""
 
-ESSENTIALS_LIMIT = 12_000
+ESSENTIALS_LIMIT = 24_000
 
 _ROOT = Path(mlxterp.__file__).resolve().parent
 _ENTRANCE = "mlxterp"
-_MODULES_WITHOUT_A_LIST = ("metrics", "core.interventions", "workflows")
+_MODULES_WITHOUT_A_LIST = ("conversation", "metrics", "core.interventions")
 """Modules whose public names are all they define; packages say theirs in `__all__`."""
 
-_FIRST = ("mlxterp", "mlxterp.causal", "mlxterp.core.interventions", "mlxterp.datasets", "mlxterp.workflows")
+_FIRST = ("mlxterp", "mlxterp.workflows", "mlxterp.causal", "mlxterp.core.interventions", "mlxterp.datasets")
 """What an experiment begins with: signatures of these go into the prompt, of the rest the names."""
 
 Definition = ast.FunctionDef | ast.ClassDef
@@ -108,6 +108,22 @@ def essentials() -> str:
     return cut("\n".join(lines), ESSENTIALS_LIMIT)
 
 
+def public_names() -> tuple[Public, ...]:
+    """Everything public, module by module."""
+    return tuple(_names().values())
+
+
+def methods_of(public: Public) -> str:
+    """What a class has, one line each; nothing for a function."""
+    if not isinstance(public.definition, ast.ClassDef):
+        return ""
+    methods = [
+        f"  .{each.name if _is_property(each) else signature(each)}: {_first(ast.get_docstring(each) or '')}"
+        for each in _public_methods(public.definition)
+    ]
+    return "\n".join(["It has:", *methods]) if methods else ""
+
+
 def signature(definition: Definition) -> str:
     """How it is called, as written in the source."""
     if isinstance(definition, ast.ClassDef):
@@ -130,13 +146,8 @@ def examples() -> dict[str, str]:
 
 def _page(public: Public) -> str:
     parts = [f"from {public.module} import {public.name}", signature(public.definition), public.doc]
-    if isinstance(public.definition, ast.ClassDef):
-        methods = [
-            f"  .{each.name if _is_property(each) else signature(each)}: "
-            + _first(ast.get_docstring(each) or "")
-            for each in _public_methods(public.definition)
-        ]
-        parts += ["\n".join(["It has:", *methods])] if methods else []
+    methods = methods_of(public)
+    parts += [methods] if methods else []
     example = examples().get(public.name)
     parts += [f"Example, with what it printed:\n\n{example}"] if example else []
     return "\n\n".join(part for part in parts if part)

@@ -18,7 +18,7 @@ from mlxterp.causal import sweep
 from mlxterp.causal.alignment import Align
 from mlxterp.causal.effects import effects
 from mlxterp.causal.head_sets import Member, Part, others_of, random_parts, read_parts
-from mlxterp.causal.pair import PromptPair, as_pairs, prepare
+from mlxterp.causal.pair import PromptPair, as_pairs, prepare, read_rows, vocabulary_of
 from mlxterp.causal.prompts import Ids, Prompt, facts_of, prompt_text, token_ids, token_rows
 from mlxterp.core import interventions
 from mlxterp.core.hook_points import HookPoint
@@ -43,6 +43,8 @@ class _Subjects:
     clean_metric: Floats
     corrupted_metric: Floats | None
     measured_on: dict[str, Any]
+    run: sweep.Base | None  # of the prompts, and of the corrupted ones, if they were kept
+    others_run: sweep.Base | None
 
 
 def ablate(
@@ -168,7 +170,9 @@ def _measure(
         model,
         subjects.tokens,
         rows,
-        lambda logits, examples: subjects.metric(logits, subjects.targets.take(examples)),
+        lambda logits, examples: read_rows(subjects.metric, subjects.targets, logits, examples),
+        vocabulary=vocabulary_of(subjects.metric, subjects.targets),
+        base=subjects.run,
         progress=progress,
     )
     return np.asarray(values.reshape(len(ablated), n).T)
@@ -183,18 +187,31 @@ def _stand_ins(
         return {}
     if kind == "resample":
         assert subjects.others is not None, "refused before"
-        return sweep.capture(model, subjects.others, points)
-    prompts = subjects.tokens
-    if subjects.others is not None and subjects.others.shape[1] == prompts.shape[1]:
-        prompts = np.concatenate([prompts, subjects.others])
-    prompts = np.unique(prompts, axis=0)
+        return sweep.capture(model, subjects.others, points, base=subjects.others_run)
+    runs = [(subjects.tokens, subjects.run)]
+    if subjects.others is not None and subjects.others.shape[1] == subjects.tokens.shape[1]:
+        runs.append((subjects.others, subjects.others_run))
+    prompts, first = np.unique(np.concatenate([tokens for tokens, _ in runs]), axis=0, return_index=True)
     if len(prompts) < 2:
         raise SweepError(
             "kind='mean' over a single prompt puts in what is already there. Give several prompts of one "
             "length, or pairs, or use kind='zero' or 'resample'."
         )
-    seen = sweep.capture(model, prompts, points)
+    seen = _seen_before([run for _, run in runs], points, first) or sweep.capture(model, prompts, points)
     return {point: mx.mean(value.astype(mx.float32), axis=0, keepdims=True) for point, value in seen.items()}
+
+
+def _seen_before(
+    runs: Sequence[sweep.Base | None], points: Sequence[HookPoint], chosen: Ids
+) -> dict[HookPoint, mx.array] | None:
+    """Activations of the chosen of all these runs' prompts; None if not all were kept."""
+    found = {}
+    for point in points:
+        kept = [x for run in runs if run is not None and (x := run.activation(point)) is not None]
+        if len(kept) < len(runs):
+            return None
+        found[point] = mx.concatenate(kept)[mx.array(chosen)]
+    return found
 
 
 def _edits(
@@ -249,6 +266,8 @@ def _subjects(
         clean_metric=prepared.clean_metric,
         corrupted_metric=prepared.corrupted_metric,
         measured_on=prepared.measured_on(model),
+        run=prepared.clean_run,
+        others_run=prepared.corrupted_run,
     )
 
 
@@ -278,4 +297,6 @@ def _prompts_alone(
         corrupted_metric=None,
         measured_on=facts_of(model)
         | {"prompts": [{"text": prompt_text(model, p)} for p in prompts], "metric": resolved.name},
+        run=None,
+        others_run=None,
     )

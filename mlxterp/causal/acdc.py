@@ -22,7 +22,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -31,6 +31,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlxterp import metrics
+from mlxterp.causal.alignment import Align
+from mlxterp.causal.circuit import Circuit
+from mlxterp.causal.edge_ablation import DESCRIBED, EdgeAblation
 from mlxterp.causal.edge_run import EdgeRun, Mask
 from mlxterp.causal.graph import Edge
 from mlxterp.causal.pair import Prepared, PromptPair, as_pairs, prepare
@@ -79,6 +82,9 @@ def acdc(
     metric: str | metrics.MetricFunction | metrics.Metric = "kl",
     answer: str | int | None = None,
     foil: str | int | None = None,
+    align: Align = "strict",
+    ablation: EdgeAblation = "corrupted",
+    candidates: Iterable[Edge | str] | None = None,
     batch: int = 64,
     token_budget: int | None = None,
     checkpoint: str | Path | None = None,
@@ -87,8 +93,14 @@ def acdc(
     """The circuit that is left when every edge that adds less than `threshold` to the loss is removed.
 
     Args:
-        clean: a prompt with `corrupted`, a PromptPair, or a list of them (the loss is the mean over pairs);
-            all of one length.
+        clean: a prompt with `corrupted`, a PromptPair, or a list of them (the loss is the mean over pairs).
+        align: as for `activation_patching`. At a position without a counterpart, an edge that was removed
+            carries what the current run's sender writes there.
+        ablation: what a removed edge carries: its sender's value on the corrupted prompt, as in the paper;
+            "zero"; or "mean", over all prompts given. The circuit depends on it: under zero ablation what is
+            the same on every prompt (positions, biases) is needed too.
+        candidates: search among these edges only; the others are removed before the search, untested, and
+            what that adds to the loss is in `measured_on`. By default every edge is searched.
         threshold: τ, in units of the metric. −inf keeps every edge, +inf none.
         metric: a distance from the clean run (`kl`, `l2`, `cosine`) is the loss itself; of a behaviour
             (`logit_diff`, `log_prob`, a callable), what is lost of it.
@@ -107,9 +119,17 @@ def acdc(
             f"threshold={threshold} and batch={batch}. Give a threshold in units of the metric, and a batch "
             "of 1 or more."
         )
-    prepared = prepare(model, as_pairs(clean, corrupted, answer=answer, foil=foil), metric)
-    run = EdgeRun(model, prepared.clean, prepared.corrupted, token_budget=token_budget)
-    search = _Search(run, prepared, threshold, min(batch, run.rows_at_once))
+    prepared = prepare(model, as_pairs(clean, corrupted, answer=answer, foil=foil), metric, align=align)
+    run = EdgeRun(
+        model,
+        prepared.clean,
+        prepared.corrupted,
+        positions=prepared.alignment.stated,
+        ablation=ablation,
+        token_budget=token_budget,
+    )
+    searched = None if candidates is None else run.mask(Circuit.of(candidates).edges)
+    search = _Search(run, prepared, threshold, min(batch, run.rows_at_once), searched)
     saved = None if checkpoint is None else _Checkpoint(Path(checkpoint), search)
     if saved is not None:
         saved.read()
@@ -118,24 +138,29 @@ def acdc(
 
 
 class _Search:
-    """The decisions made so far: edges before `position` of `order`."""
+    """The decisions made so far: edges before `position` of `order`. Edges not `searched` are removed
+    first."""
 
-    def __init__(self, run: EdgeRun, prepared: Prepared, threshold: float, most: int) -> None:
+    def __init__(
+        self, run: EdgeRun, prepared: Prepared, threshold: float, most: int, searched: Mask | None
+    ) -> None:
         graph = run.graph
         self.run, self.prepared, self.threshold, self.most = run, prepared, threshold, most
         self.edges: tuple[Edge, ...] = tuple(graph.edges())
-        self.order = np.arange(run.n_edges)[::-1]
+        self.searched = np.ones(run.n_edges, dtype=bool) if searched is None else searched
+        self.order = np.flatnonzero(self.searched)[::-1]
         at = {node: i for i, node in enumerate(graph.senders)}
         readers = {r: [at[n] for n in graph.readers(r)] for r, _ in graph.receivers}
         self.sender = np.array([at[edge.sender] for edge in self.edges])
         self.readers = [readers[edge.receiver] for edge in self.edges]
         self.position = 0
-        self.removed: Mask = np.zeros(run.n_edges, dtype=bool)
-        self.uses = np.bincount(self.sender, minlength=len(graph.senders))  # edges left out of each sender
+        self.removed: Mask = ~self.searched
+        # edges left out of each sender
+        self.uses = np.bincount(self.sender[self.order], minlength=len(graph.senders))
         self.effects: dict[int, float] = {}
         self.tested = 0
         self.size = min(FIRST_BATCH, most)
-        self.loss = float(self.losses(self.removed[None])[0])
+        self.loss = self.first_loss = float(self.losses(self.removed[None])[0])
 
     def losses(self, removed: Mask) -> NDArray[np.float64]:
         """The loss of each row of removed edges, as a mean over the pairs."""
@@ -221,8 +246,17 @@ class _Search:
             n_edges=len(self.edges),
             n_tested=self.tested,
             measured_on=prepared.measured_on(self.run.model)
-            | {"ablation": "removed edges carry the corrupted prompt's value (resample)"},
+            | {"ablation": DESCRIBED[self.run.ablation]}
+            | self._searched_facts(),
         )
+
+    def _searched_facts(self) -> dict[str, Any]:
+        if self.searched.all():
+            return {}
+        return {
+            "searched_edges": int(self.searched.sum()),
+            "loss_of_all_searched_edges": self.first_loss,
+        }
 
 
 class _Clock:
@@ -262,6 +296,9 @@ class _Checkpoint:
             "metric": prepared.metric.name,
             "threshold": repr(search.threshold),
             "n_edges": len(search.edges),
+            "searched": hashlib.sha256(search.searched.tobytes()).hexdigest(),
+            "alignment": repr(prepared.alignment.stated),
+            "ablation": search.run.ablation,
         }
 
     def read(self) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
+import mlx.core as mx
 import numpy as np
 
 from mlxterp.causal.prompts import Ids, side_by_side
@@ -35,6 +36,11 @@ class Alignment:
     kind: str
     positions: tuple[tuple[int, int], ...]
     same_until: int
+
+    @property
+    def stated(self) -> tuple[tuple[int, int], ...] | None:
+        """The map as (clean, corrupted) positions; None where each position corresponds to itself."""
+        return None if self.kind == "strict" else self.positions
 
     def to_dict(self) -> dict[str, Any]:
         """What results record."""
@@ -88,6 +94,20 @@ def align_positions(model: InterpretableModel, clean: Ids, corrupted: Ids, align
     found = Alignment(align if isinstance(align, str) else "explicit", tuple(positions), prefix)
     _warn(found, n_clean, n_corrupted)
     return found
+
+
+def at_clean_positions(
+    clean: mx.array, corrupted: mx.array, positions: Sequence[tuple[int, int]]
+) -> mx.array:
+    """The corrupted run's activations [n, pos, …] at the clean positions that correspond to theirs.
+
+    A clean position without a counterpart keeps the clean activation, so that patching changes nothing there.
+    """
+    source, known = np.zeros(clean.shape[1], dtype=np.int64), np.zeros(clean.shape[1], dtype=bool)
+    for here, there in positions:
+        source[here], known[here] = there, True
+    mapped = mx.array(known).reshape(1, -1, *[1] * (clean.ndim - 2))
+    return mx.where(mapped, mx.take(corrupted, mx.array(source), axis=1), clean)
 
 
 def _warn(alignment: Alignment, n_clean: int, n_corrupted: int) -> None:

@@ -21,13 +21,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlxterp import metrics
+from mlxterp.causal.alignment import Align
 from mlxterp.causal.circuit import Circuit, EdgeScores, scores_in_order
+from mlxterp.causal.edge_ablation import EdgeAblation
 from mlxterp.causal.edge_run import EdgeRun, Mask
 from mlxterp.causal.effects import Effects, effects
 from mlxterp.causal.graph import Edge, Node
 from mlxterp.causal.pair import Prepared, PromptPair, prepare
 from mlxterp.core.model import InterpretableModel
-from mlxterp.errors import SweepError
+from mlxterp.errors import NoGap, SweepError
 from mlxterp.results import CircuitResult
 
 Pairs: TypeAlias = PromptPair | Sequence[PromptPair]
@@ -96,10 +98,27 @@ class _Evaluation:
     """One dataset, on which many circuits are run."""
 
     def __init__(
-        self, model: InterpretableModel, pairs: Pairs, metric: MetricLike, token_budget: int | None
+        self,
+        model: InterpretableModel,
+        pairs: Pairs,
+        metric: MetricLike,
+        token_budget: int | None,
+        align: Align = "strict",
+        ablation: EdgeAblation = "corrupted",
     ) -> None:
-        self.prepared: Prepared = prepare(model, pairs, metric)
-        self.run = EdgeRun(model, self.prepared.clean, self.prepared.corrupted, token_budget=token_budget)
+        self.prepared: Prepared = prepare(model, pairs, metric, align=align)
+        self.run = EdgeRun(
+            model,
+            self.prepared.clean,
+            self.prepared.corrupted,
+            positions=self.prepared.alignment.stated,
+            ablation=ablation,
+            token_budget=token_budget,
+        )
+        self.nothing = self.prepared.corrupted_metric
+        if ablation != "corrupted":
+            self.nothing = self.metric(np.ones((1, self.run.n_edges), dtype=bool))[:, 0]
+            _refuse_no_gap(self.prepared, self.nothing, ablation)
         self.nodes = tuple(node for node in self.run.graph.senders if node.kind != "input")
 
     def removed(self, circuit: Circuit) -> Mask:
@@ -114,13 +133,27 @@ class _Evaluation:
 
     def effects(self, removed: Mask, *, seed: int = 0) -> Effects:
         """f of each row of removed edges."""
-        values = np.stack(
+        one, zero = self.prepared.clean_metric, self.nothing
+        return effects(self.metric(removed), one=one, zero=zero, seed=seed)
+
+    def metric(self, removed: Mask) -> NDArray[np.float64]:
+        """The metric `[n_examples, rows]` with each row of edges removed."""
+        return np.stack(
             [self.prepared.metric(rows, self.prepared.targets) for rows in self.run.logits(removed)], axis=1
         )
-        return effects(values, one=self.prepared.clean_metric, zero=self.prepared.corrupted_metric, seed=seed)
 
     def f(self, removed: Sequence[Mask]) -> NDArray[np.float64]:
         return self.effects(np.stack(list(removed))).effects
+
+
+def _refuse_no_gap(prepared: Prepared, nothing: NDArray[np.float64], ablation: str) -> None:
+    whole, left = float(prepared.clean_metric.mean()), float(nothing.mean())
+    if abs(whole - left) <= prepared.metric.tolerance:
+        raise NoGap(
+            f"{prepared.metric.name} is {whole:.6g} for the model and {left:.6g} with every edge at "
+            f"ablation={ablation!r}: there is nothing of which a circuit could keep a share. Choose another "
+            "ablation or metric."
+        )
 
 
 def faithfulness(
@@ -129,6 +162,8 @@ def faithfulness(
     circuit: SomeCircuit,
     *,
     metric: MetricLike = None,
+    align: Align = "strict",
+    ablation: EdgeAblation = "corrupted",
     token_budget: int | None = None,
     seed: int = 0,
 ) -> Effects:
@@ -139,13 +174,43 @@ def faithfulness(
     Args:
         circuit: edges, their names, or what `acdc` found.
         metric: see `mlxterp.metrics.resolve`.
+        align: as for `activation_patching`; as in `acdc`, positions without a counterpart are not ablated.
+        ablation: what removed edges carry, as for `acdc`; f is 0 where all carry that.
         seed: of the bootstrap.
 
     Raises:
         SweepError: an edge that this model does not have.
     """
-    on = _Evaluation(model, pairs, metric, token_budget)
-    return on.effects(on.removed(Circuit.of(circuit))[None], seed=seed)
+    several = [circuit]
+    return faithfulnesses(
+        model,
+        pairs,
+        several,
+        metric=metric,
+        align=align,
+        ablation=ablation,
+        token_budget=token_budget,
+        seed=seed,
+    )
+
+
+def faithfulnesses(
+    model: InterpretableModel,
+    pairs: Pairs,
+    circuits: Sequence[SomeCircuit],
+    *,
+    metric: MetricLike = None,
+    align: Align = "strict",
+    ablation: EdgeAblation = "corrupted",
+    token_budget: int | None = None,
+    seed: int = 0,
+) -> Effects:
+    """`faithfulness` of several circuits in one batch: one entry for each, in their order."""
+    if not circuits:
+        raise SweepError("no circuits were given. Give at least one: edges, their names, or a CircuitResult.")
+    on = _Evaluation(model, pairs, metric, token_budget, align, ablation)
+    removed = np.stack([on.removed(Circuit.of(circuit)) for circuit in circuits])
+    return on.effects(removed, seed=seed)
 
 
 def completeness(

@@ -7,13 +7,15 @@ the gradients at their ends (`edge_inputs.py`), patching edges and circuits.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple, TypeAlias, get_args
 
 import mlx.core as mx
 import numpy as np
 
 from mlxterp.causal import sweep
+from mlxterp.causal.alignment import Align, at_clean_positions
+from mlxterp.causal.edge_ablation import EdgeAblation, carried, check_ablation, different
 from mlxterp.causal.edge_inputs import Backward, EdgeInputs
 from mlxterp.causal.effects import effects
 from mlxterp.causal.gradients import TOKEN_BUDGET, differentiable, refuse_at_its_minimum
@@ -45,6 +47,8 @@ def edge_attribution(
     metric: str | MetricFunction | Metric | None = None,
     answer: str | int | None = None,
     foil: str | int | None = None,
+    align: Align = "strict",
+    ablation: EdgeAblation = "corrupted",
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> EdgeScoresResult:
@@ -58,7 +62,12 @@ def edge_attribution(
     edges that leave a node add up to its attribution patching score, noising.
 
     Args:
-        clean, corrupted, metric, answer, foil, seed: as for `activation_patching`; prompts of one length.
+        clean, corrupted, metric, answer, foil, seed: as for `activation_patching`.
+        align: as for `activation_patching`, for method "eap"; a position without a counterpart counts as
+            unchanged.
+        ablation: what an edge carries instead: "corrupted" as above, "zero", or "mean" over all prompts at
+            the same position; paths of "eap-ig" and "clean-corrupted" then lead there. Scores stay shares of
+            the pairs' own gap.
         method: "eap": the gradient in the clean run. "eap-ig": its mean over inputs e_corrupted + (k/steps)
             (e_clean − e_corrupted), k = 1 … steps, as the paper has it (its code runs k = 0 … steps − 1); one
             step is EAP. "clean-corrupted": the mean of the gradients at both ends.
@@ -79,19 +88,26 @@ def edge_attribution(
     ends = _path(method, steps)
     graph = graph_of(model)
     inputs = EdgeInputs(model, graph)
-    prepared = prepare(model, as_pairs(clean, corrupted, answer=answer, foil=foil), metric)
+    prepared = prepare(model, as_pairs(clean, corrupted, answer=answer, foil=foil), metric, align=align)
+    if prepared.alignment.stated is not None and set(ends) != {1.0}:
+        raise SweepError(
+            f"method={method!r} goes from the corrupted embeddings to the clean ones, position by position, "
+            "and these prompts are aligned by a map. Use method='eap', or prompts of the same length."
+        )
+    check_ablation(ablation, prepared.clean, prepared.corrupted)
     if set(ends) == {1.0}:
         refuse_at_its_minimum(prepared.metric, "clean")
     changes = []
+    means = _means(model, graph, prepared) if ablation == "mean" else {}
     at_once = max(1, TOKEN_BUDGET // prepared.clean.shape[1])
     for start in range(0, len(prepared.clean), at_once):
         examples = np.arange(start, min(start + at_once, len(prepared.clean)))
-        changes.append(_changes(model, graph, inputs, prepared, metric, examples, ends))
+        changes.append(_changes(model, graph, inputs, prepared, metric, examples, ends, ablation, means))
         if progress is not None:
             progress(int(examples[-1]) + 1, len(prepared.clean))
     one, zero = prepared.corrupted_metric, prepared.clean_metric
     found = effects(zero[:, None] + np.concatenate(changes), one=one, zero=zero, seed=seed)
-    options = {"method": method, "direction": "noising", "bootstrap_seed": seed}
+    options = {"method": method, "direction": "noising", "ablation": ablation, "bootstrap_seed": seed}
     return EdgeScoresResult(
         edges=tuple(str(edge) for edge in graph.edges()),
         scores=found.effects,
@@ -136,21 +152,30 @@ def _changes(
     given_metric: object,
     examples: Ids,
     ends: Sequence[float],
+    ablation: EdgeAblation,
+    means: Mapping[HookPoint, mx.array],
 ) -> Floats:
     """The estimated change of the metric [examples, edges] in the clean run, edge by edge."""
     clean, corrupted = prepared.clean[examples], prepared.corrupted[examples]
-    writes = _both_runs(model, graph, clean, corrupted)
+    writes = _both_runs(model, graph, clean, corrupted, prepared.alignment.stated)
+    own_ends = ablation == "corrupted"  # whether the path begins at the corrupted prompts themselves
+    if not own_ends:
+        stand_in = {
+            p: mx.broadcast_to(means.get(p, mx.zeros((1,))), x.shape) for p, x in writes.clean.items()
+        }
+        writes = _Writes(writes.clean, stand_in)
     n, length = clean.shape
     total = np.zeros((n, graph.n_edges))
     at_once = max(1, TOKEN_BUDGET // clean.size)
     for start in range(0, len(ends), at_once):
         some = ends[start : start + at_once]
-        tokens = np.concatenate([corrupted if end == 0.0 else clean for end in some])
+        tokens = np.concatenate([corrupted if end == 0.0 and own_ends else clean for end in some])
         metric = differentiable(
             given_metric, prepared.metric, prepared.targets.take(np.tile(examples, len(some)))
         )
-        seen = inputs.backward(tokens, metric, _between(writes, some))
-        for span in _spans(graph, inputs, prepared.alignment.same_until, length, n * model.d_model):
+        seen = inputs.backward(tokens, metric, _between(writes, some, own_ends=own_ends))
+        first = prepared.alignment.same_until if own_ends else 0
+        for span in _spans(graph, inputs, first, length, n * model.d_model):
             written = _written(model, graph, writes, span)
             gradients = _input_gradients(graph, inputs, seen, tokens, span, len(some))
             blocks = [_products(written, gradient, n_senders) for gradient, n_senders in gradients]
@@ -159,17 +184,35 @@ def _changes(
     return total / len(ends)
 
 
-def _both_runs(model: InterpretableModel, graph: Graph, clean: Ids, corrupted: Ids) -> _Writes:
+def _means(model: InterpretableModel, graph: Graph, prepared: Prepared) -> dict[HookPoint, mx.array]:
+    """Means over all prompts [1, pos, …] of what `_both_runs` reads."""
+    runs = _both_runs(model, graph, prepared.clean, prepared.corrupted, prepared.alignment.stated)
+    first = different(prepared.clean, prepared.corrupted)
+    means = {p: carried("mean", x, runs.corrupted[p], first)[:1] for p, x in runs.clean.items()}
+    mx.eval(means)
+    return means
+
+
+def _both_runs(
+    model: InterpretableModel,
+    graph: Graph,
+    clean: Ids,
+    corrupted: Ids,
+    positions: Sequence[tuple[int, int]] | None,
+) -> _Writes:
     names = ("z", "mlp_out") if graph.has_mlp else ("z",)
     points = [_EMBED, *(HookPoint(name, layer) for layer in range(graph.n_layers) for name in names)]
+    if positions is not None:
+        own, other = sweep.capture(model, clean, points), sweep.capture(model, corrupted, points)
+        return _Writes(own, {p: at_clean_positions(own[p], other[p], positions) for p in points})
     seen = sweep.capture(model, np.concatenate([clean, corrupted]), points)
     n = len(clean)
     return _Writes({p: x[:n] for p, x in seen.items()}, {p: x[n:] for p, x in seen.items()})
 
 
-def _between(writes: _Writes, ends: Sequence[float]) -> mx.array | None:
+def _between(writes: _Writes, ends: Sequence[float], *, own_ends: bool) -> mx.array | None:
     """The embeddings at these points of the path; None where they are the prompts' own."""
-    if all(end in (0.0, 1.0) for end in ends):
+    if all(end == 1.0 or (end == 0.0 and own_ends) for end in ends):
         return None
     clean, corrupted = writes.clean[_EMBED], writes.corrupted[_EMBED]
     return mx.concatenate([clean if end == 1.0 else corrupted + end * (clean - corrupted) for end in ends])
@@ -178,7 +221,7 @@ def _between(writes: _Writes, ends: Sequence[float]) -> mx.array | None:
 def _spans(graph: Graph, inputs: EdgeInputs, start: int, length: int, numbers: int) -> Iterator[slice]:
     """Blocks of positions small enough to hold what every sender writes there.
 
-    Before `start` both runs are the same, so nothing changes there.
+    Before `start` nothing changes: both runs are the same there.
     """
     if not inputs.any_position:
         yield slice(None)

@@ -1,4 +1,5 @@
-"""Runs of a model in which chosen edges carry the value that their sender has on the corrupted prompt.
+"""Runs of a model in which chosen edges carry the value that their sender has on the corrupted prompt, zero,
+or its mean.
 
 Each input of each head, MLP and the logits reads its own residual stream: what every sender writes in the
 current run, but for patched edges what the sender writes in the corrupted run (path patching in its direct
@@ -23,6 +24,8 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
+from mlxterp.causal.alignment import at_clean_positions
+from mlxterp.causal.edge_ablation import EdgeAblation, carried, check_ablation, different
 from mlxterp.causal.graph import Edge, Graph, Into, Node, graph_of, head, mlp
 from mlxterp.causal.node_outputs import NodeOutputs
 from mlxterp.causal.rows import Ids
@@ -44,6 +47,12 @@ class EdgeRun:
 
     Args:
         clean, corrupted: token ids `[n, length]`, position to position.
+        positions: (clean, corrupted) positions that correspond, for prompts of different lengths; the last
+            ones do. At the others nothing is patched: each edge carries the current run's value there.
+        ablation: what a patched edge carries: "corrupted", the sender's value on the corrupted prompt;
+            "zero"; "mean", its mean at the same position over all prompts given, clean and corrupted. A
+            head at zero still has its share of the output bias, and an embedding at zero leaves the first
+            norms nothing but rounding to scale up.
         token_budget: most tokens in a batch; by default as many as `NUMBER_BUDGET` holds.
 
     Attributes:
@@ -51,15 +60,30 @@ class EdgeRun:
     """
 
     def __init__(
-        self, model: InterpretableModel, clean: Ids, corrupted: Ids, *, token_budget: int | None = None
+        self,
+        model: InterpretableModel,
+        clean: Ids,
+        corrupted: Ids,
+        *,
+        positions: Sequence[tuple[int, int]] | None = None,
+        ablation: EdgeAblation = "corrupted",
+        token_budget: int | None = None,
     ) -> None:
-        if clean.shape != corrupted.shape:
+        check_ablation(ablation, clean, corrupted)
+        if positions is not None and (clean.shape[1] - 1, corrupted.shape[1] - 1) not in positions:
+            raise SweepError(
+                f"the map {list(positions)} leaves out the last position, where the answer is read, so no "
+                "patched edge could change it there. Map the last positions to each other too."
+            )
+        if positions is None and clean.shape != corrupted.shape:
             raise SweepError(
                 f"clean tokens have shape {clean.shape} and corrupted ones {corrupted.shape}. An edge "
                 "carries a value from one position of the corrupted prompt to the same one of the clean "
-                "prompt: give prompts of the same length."
+                "prompt: give prompts of the same length, or state which positions correspond."
             )
         self.model = model
+        self.ablation: EdgeAblation = ablation
+        self._mean_over = different(clean, corrupted)
         self.graph: Graph = graph_of(model)
         self.n, self.length = clean.shape
         self.n_edges = self.graph.n_edges
@@ -73,7 +97,7 @@ class EdgeRun:
             count = self.graph.n_senders_to(receiver[0])
             self._edges_into[receiver] = slice(first, first + count)
             first += count
-        self._run_both(clean, corrupted)
+        self._run_both(clean, corrupted, positions)
 
     @property
     def rows_at_once(self) -> int:
@@ -130,7 +154,7 @@ class EdgeRun:
         return self._finish(_Rows(fixed, self._needed(fixed), changes))
 
     def corruption(self, sender: Node) -> mx.array:
-        """out(corrupted) − out(clean) of a sender [n, pos, d_model]."""
+        """What a patched edge of this sender carries, minus out(clean): [n, pos, d_model]."""
         return self._corruption[self._at[sender]]
 
     def mlp_change(self, layer: int, change: mx.array) -> mx.array:
@@ -141,17 +165,32 @@ class EdgeRun:
 
     # the two runs everything starts from
 
-    def _run_both(self, clean: Ids, corrupted: Ids) -> None:
+    def _run_both(self, clean: Ids, corrupted: Ids, positions: Sequence[tuple[int, int]] | None) -> None:
         names = ["z", "resid_pre", *(["mlp_out"] if self.graph.has_mlp else [])]
         names += ["resid_mid"] if self.graph.has_mlp and not self.graph.parallel else []
         last = HookPoint("resid_post", self.graph.n_layers - 1)
-        tokens = mx.array(np.concatenate([clean, corrupted]))
-        _, seen = self.model.run(tokens, capture=[*names, last, "embed"])
-        both = {point: x.astype(mx.float32) for point, x in seen.items()}
+
+        def run(tokens: Ids) -> dict[HookPoint, mx.array]:
+            _, seen = self.model.run(mx.array(tokens), capture=[*names, last, "embed"])
+            return {point: x.astype(mx.float32) for point, x in seen.items()}
+
+        if positions is None:
+            both = run(np.concatenate([clean, corrupted]))
+        else:
+            own, other = run(clean), run(corrupted)
+            both = {
+                point: mx.concatenate([x, at_clean_positions(x, other[point], positions)])
+                for point, x in own.items()
+            }
         change = [self._change(both[HookPoint("embed")])[None]]
         for layer in range(self.graph.n_layers):
-            written = self._nodes.all_written(layer, both[HookPoint("z", layer)])
-            change.append(mx.moveaxis(self._change(written), 2, 0))
+            z = both[HookPoint("z", layer)]
+            written = self._nodes.all_written(layer, z)
+            if self.ablation == "zero":  # the head at zero: its share of the output bias stays
+                of_heads = self._nodes.all_written(layer, mx.zeros_like(z[: self.n])) - written[: self.n]
+            else:
+                of_heads = self._change(written)
+            change.append(mx.moveaxis(of_heads, 2, 0))
             if self.graph.has_mlp:
                 change.append(self._change(both[HookPoint("mlp_out", layer)])[None])
         self._corruption = mx.concatenate(change)  # D: [senders, n, pos, d_model]
@@ -159,7 +198,8 @@ class EdgeRun:
         mx.eval(self._corruption, self._clean)
 
     def _change(self, both: mx.array) -> mx.array:
-        return both[self.n :] - both[: self.n]
+        clean, corrupted = both[: self.n], both[self.n :]
+        return carried(self.ablation, clean, corrupted, self._mean_over) - clean
 
     def _clean_input(self, receiver: Node) -> mx.array:
         if receiver.kind == "logits":

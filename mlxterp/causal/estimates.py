@@ -73,23 +73,33 @@ class Subject:
 
 
 class Estimates(NamedTuple):
-    """Changes of the metric: per component `[n, *grid]`, and for the whole input `[n]` (NaN if not asked)."""
+    """Changes of the metric: per component `[n, *grid]`, and for the whole input `[n]` (NaN if not asked).
+
+    `by_step` has each step's own, `[n, steps, *grid]`, where there are several.
+    """
 
     of_sites: list[Floats]
     of_input: Floats
+    by_step: list[Floats]
 
 
-def estimates(subject: Subject, wanted: Sequence[Wanted], *, grad_drop: bool) -> Estimates:
-    """What patching each site would add to the metric; with `grad_drop` see
+def estimates(subject: Subject, wanted: Sequence[Wanted], *, grad_drop: bool, steps: int) -> Estimates:
+    """What patching each site would add to the metric; with `grad_drop` and `steps` see
     `attribution_patching`."""
     n, length = subject.runs.base.shape
     at_once = max(1, TOKEN_BUDGET // length)
     parts: list[Estimates] = []
     for start in range(0, n, at_once):
         some = _Some(subject, wanted, np.arange(start, min(start + at_once, n)))
-        parts.append(some.dropping_each_layer() if grad_drop else some.plain())
-    sites = [np.concatenate(each) for each in zip(*(part.of_sites for part in parts), strict=True)]
-    return Estimates(sites, np.concatenate([part.of_input for part in parts]))
+        if grad_drop:
+            parts.append(some.dropping_each_layer())
+        else:
+            parts.append(some.plain() if steps == 1 else some.along_the_path(steps))
+    sites, by_step = (
+        [np.concatenate(each) for each in zip(*of_each, strict=True)]
+        for of_each in ([part.of_sites for part in parts], [part.by_step for part in parts])
+    )
+    return Estimates(sites, np.concatenate([part.of_input for part in parts]), by_step)
 
 
 class _Some:
@@ -121,7 +131,33 @@ class _Some:
         found = [self._on_grid(each, self._reductions(each, base, attended), slopes) for each in self._wanted]
         of_input = self._of_input(base, slopes)
         mx.eval(found, of_input)
-        return Estimates([_floats(each) for each in found], _floats(of_input))
+        return Estimates([_floats(each) for each in found], _floats(of_input), [])
+
+    def along_the_path(self, steps: int) -> Estimates:
+        """By a backward pass per step from the source run's input to the base run's, which share batches."""
+        base, attended = self._base_run()
+        reductions = [self._reductions(each, base, attended) for each in self._wanted]
+        to_source = self._source[EMBED].astype(mx.float32) - base[EMBED].astype(mx.float32)
+        n, at = len(self._examples), [*self._at, *self._input]
+        at_once = max(1, TOKEN_BUDGET // self._tokens.size)
+        by_step: list[list[Floats]] = [[] for _ in self._wanted]
+        of_input = np.zeros(n)
+        for start in range(0, steps, at_once):
+            some = range(start, min(start + at_once, steps))
+            # The last step is the base run itself: its input is not moved.
+            moved = mx.concatenate([(1 - (k + 1) / steps) * to_source for k in some])
+            slopes, _ = self._gradients(
+                np.tile(self._tokens, (len(some), 1)),
+                at,
+                np.tile(self._examples, len(some)),
+                edits=[interventions.add(EMBED, moved)],
+            )
+            for each, reduce, found in zip(self._wanted, reductions, by_step, strict=True):
+                rows = _floats(self._on_grid(each, reduce, slopes))
+                found += list(rows.reshape(len(some), n, *each.grid.shape))
+            of_input += _floats(self._of_input(base, slopes)).reshape(len(some), n).sum(axis=0)
+        whole = [np.stack(found, axis=1) for found in by_step]
+        return Estimates([found.mean(axis=1) for found in whole], of_input / steps, whole)
 
     def dropping_each_layer(self) -> Estimates:
         """By a backward pass per layer, with what that layer adds held fixed; layers share batches."""
@@ -147,7 +183,7 @@ class _Some:
             for each, reduce in zip(self._wanted, reductions, strict=True)
         ]
         found = [sign * total / (n_layers - 1) for sign, total in zip(signs, totals, strict=True)]
-        return Estimates(found, _floats(self._of_input(base, plain)))
+        return Estimates(found, _floats(self._of_input(base, plain)), [])
 
     def _gradients(
         self,
@@ -182,10 +218,11 @@ class _Some:
         ]
 
     def _of_input(self, base: Seen, slopes: Seen) -> mx.array:
+        """Of the whole input [rows], where the rows of `slopes` are the examples, once or several times."""
         if not self._input:
             return mx.full((len(self._examples),), mx.nan)
         change = self._source[EMBED].astype(mx.float32) - base[EMBED].astype(mx.float32)
-        return mx.sum(change * slopes[EMBED], axis=(1, 2))
+        return mx.sum(_product(change, slopes[EMBED]), axis=(1, 2))
 
     def _on_grid(self, wanted: Wanted, reductions: Sequence[Reduce], slopes: Seen) -> mx.array:
         """Estimates [rows, *grid]: summed over the positions or heads that are patched all at once."""

@@ -22,7 +22,7 @@ from mlxterp.core.hook_points import HookPoint
 from mlxterp.core.interventions import Intervention
 from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import MetricError
-from mlxterp.metrics import Metric, MetricFunction, Targets
+from mlxterp.metrics import Metric, Targets
 
 Differentiable: TypeAlias = Callable[[mx.array], mx.array]
 """Float32 logits [n, d_vocab] at the answer position → n numbers."""
@@ -93,7 +93,8 @@ def differentiable(given: Any, metric: Metric, targets: Targets) -> Differentiab
     """The metric on mlx arrays.
 
     Args:
-        given: what the caller passed as metric: a callable of their own is called with an mlx array.
+        given: what the caller passed as metric: a callable of their own is called with an mlx array (and
+            the targets, if it takes them).
         metric, targets: what it was resolved to, and the targets of the examples in each call.
 
     Raises:
@@ -102,7 +103,7 @@ def differentiable(given: Any, metric: Metric, targets: Targets) -> Differentiab
     if metrics.METRICS.get(metric.name) is metric:
         return _NAMED[metric.name](targets)
     if callable(given) and not isinstance(given, Metric):
-        return _own(given, metric.name)
+        return _own(metrics.asked(given, targets), metric.name)
     raise MetricError(
         f"metric {metric.name!r} cannot be differentiated: it computes on numpy arrays. Use one of "
         f"{', '.join(metrics.METRICS)}, or pass a function that also takes mlx arrays [n, d_vocab]."
@@ -119,7 +120,7 @@ def refuse_at_its_minimum(metric: Metric, base: str) -> None:
         )
 
 
-def _own(function: MetricFunction, name: str) -> Differentiable:
+def _own(function: Callable[[mx.array], Any], name: str) -> Differentiable:
     def compute(logits: mx.array) -> mx.array:
         try:
             value: Any = function(logits)

@@ -1,12 +1,13 @@
 """The logit lens: the next token read from every layer's residual stream.
 
 What lives here: decoding resid_post as if it were the last. What doesn't: what single components write
-(`direct_logit.py`), lenses with trained parts.
+(`direct_logit.py`), training translators to stand before the norm (`tuned_lens.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import mlx.core as mx
 import numpy as np
@@ -17,6 +18,9 @@ from mlxterp.core.hook_points import HookPoint
 from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import TokenError
 from mlxterp.results import LogitLensResult
+
+Translate: TypeAlias = Callable[[int, mx.array], mx.array]
+"""translate(layer, resid_post [..., d_model]): what the final norm reads in its place."""
 
 
 def logit_lens(
@@ -48,6 +52,30 @@ def logit_lens(
     Source: nostalgebraist 2020, "interpreting GPT: the logit lens". An early layer's stream need not be
     written in the last one's terms: a low probability here does not say that a layer lacks the answer.
     """
+    return read_layers(
+        model,
+        text,
+        lambda _, h: h,
+        positions=positions,
+        answer=answer,
+        k=k,
+        lens="logit lens",
+        facts={"read": "resid_post of each layer, the model's final norm and unembedding"},
+    )
+
+
+def read_layers(
+    model: InterpretableModel,
+    text: Prompt,
+    translate: Translate,
+    *,
+    positions: Sequence[int] | None,
+    answer: str | int | None,
+    k: int,
+    lens: str,
+    facts: Mapping[str, Any],
+) -> LogitLensResult:
+    """Every layer's stream, translated, through final norm and unembedding; the rest as in `logit_lens`."""
     architecture = model.architecture
     architecture.require("unembedding", "resid_post")
     if not 1 <= k <= model.d_vocab:
@@ -61,13 +89,14 @@ def logit_lens(
     points = [HookPoint("resid_post", layer) for layer in range(model.n_layers)]
     _, seen = model.run(mx.array(tokens), capture=points)
 
-    def read(point: HookPoint) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
-        return np.array(architecture.final(seen[point][:, mx.array(at)])[0].astype(mx.float32))
+    def decoded(layer: int) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
+        h = translate(layer, seen[points[layer]][:, mx.array(at)])
+        return np.array(architecture.final(h)[0].astype(mx.float32))
 
-    target = int(read(points[-1])[-1].argmax()) if answer is None else token_id(model, answer)
+    target = int(decoded(model.n_layers - 1)[-1].argmax()) if answer is None else token_id(model, answer)
     logits, probs, ranks, top_ids, top_probs = [], [], [], [], []
-    for point in points:
-        rows = read(point)
+    for layer in range(model.n_layers):
+        rows = decoded(layer)
         log_probs = np.stack([metrics.log_softmax(row) for row in rows])
         best = np.argpartition(-log_probs, k - 1, axis=-1)[:, :k]
         order = np.argsort(-np.take_along_axis(log_probs, best, axis=-1), axis=-1, kind="stable")
@@ -90,11 +119,12 @@ def logit_lens(
         answer_token_str=str_tokens(model, [target])[0],
         positions=at,
         tokens=tuple(prompt),
+        lens=lens,
         measured_on=facts_of(model)
         | {
             "prompts": [{"text": "".join(prompt)}],
-            "read": "resid_post of each layer, the model's final norm and unembedding",
             "positions": list(at),
             "softcap": architecture.softcap,
-        },
+        }
+        | dict(facts),
     )

@@ -22,7 +22,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from mlxterp.causal.rows import Ids, Logits, Row, last, last_position_only
+from mlxterp.causal.rows import Ids, Logits, Row, edited_rows, last, last_position_only
 from mlxterp.core import engine, interventions
 from mlxterp.core.hook_points import HookPoint, axes
 from mlxterp.core.interventions import Intervention
@@ -132,8 +132,18 @@ def _mask(n: int, offset: int, *, return_array: bool, window_size: int | None) -
     return mask if window_size is None else mask & (dest < src + window_size)
 
 
-def run_base(model: InterpretableModel, tokens: Ids, also: Iterable[HookPoint] = ()) -> Base:
+def run_base(
+    model: InterpretableModel,
+    tokens: Ids,
+    also: Iterable[HookPoint] = (),
+    *,
+    interventions: Sequence[Intervention] = (),
+) -> Base:
     """One forward of the prompts, with everything that rows may join with, and the hook points of `also`.
+
+    Args:
+        interventions: edits of the prompts' own run. Rows that join behind a block join this run; the caller
+            sees to it that none starts at the embedding.
 
     Raises:
         CannotJoin: a layer asks more of its cache than keys and values.
@@ -146,7 +156,11 @@ def run_base(model: InterpretableModel, tokens: Ids, also: Iterable[HookPoint] =
     try:
         with last_position_only(model, ()):
             logits, seen, _ = engine.run(
-                model.architecture, mx.array(tokens), capture=points, cache=recorders
+                model.architecture,
+                mx.array(tokens),
+                interventions=interventions,
+                capture=points,
+                cache=recorders,
             )
             found = last(logits)
     except (ValueError, TypeError, AttributeError) as problem:
@@ -249,42 +263,13 @@ class _Live:
         def edit_rows(x: mx.array) -> mx.array:
             # Keys and values come with the prefix before them, everything else from `start` on.
             start = 0 if point.is_module_path or point.name == "logits" else length - x.shape[pos]
-            return _edit_rows(x, self.edits[point], start, length)
+            return edited_rows(x, self.edits[point], Window(start, (length,)))
 
         return edit_rows
 
 
 def _left_out(_: Callable[..., Any], h: mx.array, *__: Any, **___: Any) -> mx.array:
     return h
-
-
-def _edit_rows(x: mx.array, edits: dict[int, list[Intervention]], start: int, length: int) -> mx.array:
-    """`x` with each listed row put through its interventions; the rest untouched."""
-    pieces: list[mx.array] = []
-    upto = 0
-    for begin, end, chain in _runs(edits):
-        if begin > upto:
-            pieces.append(x[upto:begin])
-        part = x[begin:end]
-        for edit in chain:
-            changed = edit.apply(part, Window(start, (length,) * (end - begin)))
-            part = part if changed is None else changed
-        pieces.append(part)
-        upto = end
-    if upto < x.shape[0]:
-        pieces.append(x[upto:])
-    return mx.concatenate(pieces)
-
-
-def _runs(edits: dict[int, list[Intervention]]) -> Iterator[tuple[int, int, list[Intervention]]]:
-    """Neighbouring rows with the very same interventions, as one range."""
-    places = sorted(edits)
-    begin = 0
-    for i in range(1, len(places) + 1):
-        ends = i == len(places) or places[i] != places[i - 1] + 1 or edits[places[i]] != edits[places[begin]]
-        if ends:
-            yield places[begin], places[i - 1] + 1, edits[places[begin]]
-            begin = i
 
 
 def run_pass(model: InterpretableModel, base: Base, rows: Sequence[Row], start: int) -> Logits:

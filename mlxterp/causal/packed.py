@@ -1,18 +1,19 @@
 """The fastest engine of sweeps: rows carry only tokens that may differ from their prompt's, all in one list.
 
 A row with one edited activation is its prompt's run up to a layer and up to a position. So it joins after
-that layer, with its tokens from that position on, and the linear layers see all rows' tokens as one sequence
-`[1, n_tokens, d_model]`; only attention and rotary positions are computed group by group, a group being the
-rows that start at the same position, with their prompt's keys and values before them. An edit of attention's
-output or heads enters by the rest of the same block on the changed tokens alone; behind the last block's
-attention only the last token is left.
+that layer, with its tokens from that position on; a row with several joins before the first of them, and is
+edited on its way. The linear layers see all rows' tokens as one sequence `[1, n_tokens, d_model]`; only
+attention and rotary positions are computed group by group, a group being the rows that start at the same
+position, with their prompt's keys and values before them. A single edit of attention's output or heads enters
+by the rest of the same block on the changed tokens alone; behind the last block's attention only the last
+token is left.
 
 What lives here: such a pass, from the rows that join to their logits, and its check. What doesn't: which rows
-fit and go together (`packed_rows.py`), one block on the list of tokens (`packed_blocks.py`), rows edited at
-several places (`one_pass.py`), batching and the fallback (`sweep.py`). The model's own blocks run, with three
-of their parts seen: the attention function, the rotary embedding, and attention's output projection. What a
-family does besides is not known, so each pass checks itself on a row without edits and on a block entered
-behind its attention.
+fit and go together (`packed_rows.py`), one block on the list of tokens (`packed_blocks.py`), rows edited
+where a pass does not look (`one_pass.py`), batching and the fallback (`sweep.py`). The model's own blocks
+run, with three of their parts seen: the attention function, the rotary embedding, and attention's output
+projection. What a family does besides is not known, so each pass checks itself on a row without edits and on
+a block entered behind its attention.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ the pass from the first block to the logits with its self-check (`packed.py`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -22,8 +22,12 @@ import numpy as np
 
 from mlxterp.causal.one_pass import Base, CannotJoin
 from mlxterp.causal.packed_rows import Group
+from mlxterp.causal.rows import edited_rows
 from mlxterp.core import attention
 from mlxterp.core.architectures import Architecture
+from mlxterp.core.hook_points import HookPoint
+from mlxterp.core.interventions import Intervention
+from mlxterp.core.selection import Window
 from mlxterp.core.taps import Around, renamed, tapped
 
 MLP_TOKENS = 256
@@ -77,6 +81,7 @@ class Blocks:
         self._n_layers = len(architecture.layers)
         self._layer = -1
         self._segments: list[_Segment] = []
+        self._later: list[list[Mapping[HookPoint, Sequence[Intervention]]]] = []  # of each group's rows
         self._prologue = architecture.prologue(
             mx.array(base.tokens[:1]), cache=[_Cache() for _ in architecture.layers]
         )
@@ -85,6 +90,7 @@ class Blocks:
         """What a block makes of each group's rows, [rows, tokens, d_model]; the last one of their last token
         only."""
         self._layer, self._segments = block, []
+        self._later = [[entry.later for entry in group.live] for group in groups]
         parts, begin = [], 0
         for group in groups:
             assert group.h is not None
@@ -94,11 +100,14 @@ class Blocks:
             parts.append(group.h.reshape(1, n_rows * n_tokens, -1))
             begin = self._segments[-1].end
         h = parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=1)
+        h = self._edited("resid_pre", h)
         if block == self._n_layers - 1:
             y, ends = self._last_block(h), np.cumsum([0, *(s.n_rows for s in self._segments)])
         else:
-            y = self._architecture.block(block, h, self._prologue)
+            with tapped(self._edits_of_parts(block)):
+                y = self._architecture.block(block, h, self._prologue)
             ends = np.array([0, *(s.end for s in self._segments)])
+        y = self._edited("resid_post", y)
         if y.shape[1] != ends[-1]:
             raise CannotJoin(f"a block made {y.shape[1]} tokens of {ends[-1]}")
         return [
@@ -115,7 +124,7 @@ class Blocks:
         chosen, written = mx.array(last), list[mx.array]()
 
         def project(call: Callable[..., Any], z: mx.array, *args: Any, **kwargs: Any) -> Any:
-            return call(mx.take(z, chosen, axis=1), *args, **kwargs)
+            return call(self._edited("z", mx.take(z, chosen, axis=1)), *args, **kwargs)
 
         def attend(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             written.append(call(*args, **kwargs))
@@ -129,10 +138,17 @@ class Blocks:
         except _Left:
             pass
         ends = mx.take(h, chosen, axis=1)
-        return self.behind_attention(self._n_layers - 1, ends, attn=written[0])
+        edits = self._edits_of_parts(self._n_layers - 1)
+        return self.behind_attention(self._n_layers - 1, ends, attn=written[0], edits=edits)
 
     def behind_attention(
-        self, block: int, h: mx.array, *, attn: mx.array | None = None, adds: mx.array | None = None
+        self,
+        block: int,
+        h: mx.array,
+        *,
+        attn: mx.array | None = None,
+        adds: mx.array | None = None,
+        edits: Sequence[tuple[nn.Module, Around]] = (),
     ) -> mx.array:
         """A block's output on tokens [1, n, d_model], with what its attention returns, or adds, given."""
         layer = self._architecture.layers[block]
@@ -143,8 +159,55 @@ class Blocks:
         taps: list[tuple[nn.Module, Around]] = [(layer.attn, _returning(attn))]
         if adds is not None and layer.attn_adds is not None and layer.attn_adds is not layer.attn:
             taps.append((layer.attn_adds, _returning(adds)))
-        with tapped(taps):
+        with tapped([*taps, *edits]):
             return self._architecture.block(block, h, self._prologue)
+
+    # edits made on the way, of rows that are edited at several hook points
+
+    def _edits_of_parts(self, block: int) -> list[tuple[nn.Module, Around]]:
+        layer, architecture = self._architecture.layers[block], self._architecture
+        taps: list[tuple[nn.Module, Around]] = []
+        if self._asks("z") and layer.out_proj is not None and block < self._n_layers - 1:
+            taps.append((layer.out_proj, self._edit_input))
+        if self._asks("attn_out") and layer.attn_adds is not None:
+            taps.append((layer.attn_adds, self._edit_output("attn_out", architecture.attn_scale)))
+        if self._asks("mlp_out") and layer.mlp_adds is not None:
+            taps.append((layer.mlp_adds, self._edit_output("mlp_out", architecture.mlp_scale)))
+        return taps
+
+    def _edit_input(self, call: Callable[..., Any], z: mx.array, *args: Any, **kwargs: Any) -> Any:
+        return call(self._edited("z", z), *args, **kwargs)
+
+    def _edit_output(self, name: str, factor: float) -> Around:
+        def around(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            y = call(*args, **kwargs)
+            return self._edited(name, y) if factor == 1.0 else self._edited(name, y * factor) / factor
+
+        return around
+
+    def _asks(self, name: str) -> bool:
+        point = HookPoint(name, self._layer)
+        return any(point in later for rows in self._later for later in rows)
+
+    def _edited(self, name: str, x: mx.array) -> mx.array:
+        """`x` [1, tokens, …] of all rows, or of their last tokens only, with the edits made here."""
+        if not self._asks(name):
+            return x
+        point, length = HookPoint(name, self._layer), self._base.tokens.shape[1]
+        only_last = x.shape[1] == sum(s.n_rows for s in self._segments)
+        parts, begin = [], 0
+        for s, rows in zip(self._segments, self._later, strict=True):
+            n = 1 if only_last else s.n_tokens
+            end = begin + s.n_rows * n
+            part = x[0, begin:end].reshape(s.n_rows, n, -1)
+            if name == "z":
+                part = part.reshape(s.n_rows, n, self._architecture.layers[self._layer].n_heads or 1, -1)
+            edits = {i: later[point] for i, later in enumerate(rows) if point in later}
+            # Some of the positions that an edit names may be before this window.
+            window = Window(length - n, (length,), grows=True)
+            parts.append(edited_rows(part, edits, window).reshape(1, s.n_rows * n, x.shape[-1]))
+            begin = end
+        return parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=1)
 
     @contextmanager
     def looked_into(self) -> Iterator[None]:

@@ -8,7 +8,9 @@ no gap. What does not live here: patching (`activation_patching.py`), the forwar
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -79,20 +81,12 @@ class Prepared:
     @property
     def vocabulary(self) -> Ids | None:
         """The token ids that the metric looks at, ascending; None if it looks at all."""
-        named = [ids for ids in (self.targets.answers, self.targets.foils) if ids is not None]
-        return np.unique(np.concatenate(named)) if self.metric.targets_only and named else None
+        return vocabulary_of(self.metric, self.targets)
 
     def read(self, logits: np.ndarray[Any, Any], examples: Ids) -> metrics.Floats:
         """The metric of rows of logits over `vocabulary`, each belonging to one example: see
         `sweep.run_rows`."""
-        targets, vocabulary = self.targets.take(examples), self.vocabulary
-        if vocabulary is not None:
-            answers, foils = (
-                None if ids is None else np.searchsorted(vocabulary, ids)
-                for ids in (targets.answers, targets.foils)
-            )
-            targets = metrics.Targets(answers, foils)
-        return self.metric(logits, targets)
+        return read_rows(self.metric, self.targets, logits, examples)
 
     def measured_on(self, model: InterpretableModel) -> dict[str, Any]:
         """Everything the numbers depend on, for a result."""
@@ -104,6 +98,25 @@ class Prepared:
             "corrupted_metric": float(self.corrupted_metric.mean()),
             "alignment": self.alignment.to_dict(),
         }
+
+
+def vocabulary_of(metric: metrics.Metric, targets: metrics.Targets) -> Ids | None:
+    """The token ids that a metric looks at, ascending; None if it looks at all."""
+    named = [ids for ids in (targets.answers, targets.foils) if ids is not None]
+    return np.unique(np.concatenate(named)) if metric.targets_only and named else None
+
+
+def read_rows(
+    metric: metrics.Metric, targets: metrics.Targets, logits: np.ndarray[Any, Any], examples: Ids
+) -> metrics.Floats:
+    """The metric of rows of logits over `vocabulary_of` it, each belonging to one example."""
+    mine, vocabulary = targets.take(examples), vocabulary_of(metric, targets)
+    if vocabulary is not None:
+        answers, foils = (
+            None if ids is None else np.searchsorted(vocabulary, ids) for ids in (mine.answers, mine.foils)
+        )
+        mine = metrics.Targets(answers, foils)
+    return metric(logits, mine)
 
 
 def as_pairs(
@@ -202,7 +215,34 @@ def prepare(
     return prepared
 
 
+_kept: ContextVar[dict[Any, Any] | None] = ContextVar("_kept", default=None)
+
+
+@contextmanager
+def runs_kept() -> Iterator[None]:
+    """Inside, analyses of the same prompts on the same model share one clean and one corrupted run."""
+    before = _kept.set({})
+    try:
+        yield
+    finally:
+        _kept.reset(before)
+
+
 def _run_both(
+    model: InterpretableModel, clean: Ids, corrupted: Ids
+) -> tuple[sweep.Base | None, sweep.Base | None]:
+    """Both runs, or those made before, inside `runs_kept`."""
+    kept = _kept.get()
+    if kept is None:
+        return _runs(model, clean, corrupted)
+    key = (id(model), clean.shape, clean.tobytes(), corrupted.shape, corrupted.tobytes())
+    if key not in kept:
+        kept[key] = (model, _runs(model, clean, corrupted))  # the model too, so that its id stays its own
+    found: tuple[sweep.Base | None, sweep.Base | None] = kept[key][1]
+    return found
+
+
+def _runs(
     model: InterpretableModel, clean: Ids, corrupted: Ids
 ) -> tuple[sweep.Base | None, sweep.Base | None]:
     """Both runs, in one batch if their lengths are equal."""

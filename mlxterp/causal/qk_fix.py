@@ -17,6 +17,7 @@ import mlx.core as mx
 from mlxterp.core import attention
 from mlxterp.core.model import InterpretableModel
 from mlxterp.core.taps import renamed
+from mlxterp.errors import CapabilityUnavailable
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +41,11 @@ def recording(model: InterpretableModel) -> Iterator[list[Scores]]:
     seen: list[Scores] = []
     namespaces: list[dict[str, Any]] = []
     for layer in model.architecture.layers:
+        if attention.NAME not in layer.namespace:
+            raise CapabilityUnavailable(
+                f"{model.name}: its attention computes its softmax in place, after a cap that only it knows, "
+                "so it cannot be recomputed with other queries or keys. Leave qk_fix out."
+            )
         if not any(layer.namespace is known for known in namespaces):
             namespaces.append(layer.namespace)
 

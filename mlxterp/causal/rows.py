@@ -1,9 +1,9 @@
 """Rows of a sweep: one patched run each, and what follows from its edits: where it first differs from its
-prompt."""
+prompt, and the edits of a batch of rows."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from mlxterp.core.hook_points import HookPoint
 from mlxterp.core.interventions import Intervention
 from mlxterp.core.model import InterpretableModel
+from mlxterp.core.selection import Window
 from mlxterp.core.taps import tapped
 
 Ids: TypeAlias = NDArray[np.int64]
@@ -77,3 +78,36 @@ def _sees_last(call: Callable[..., Any], h: mx.array, *args: Any, **kwargs: Any)
 def last(logits: mx.array) -> Logits:
     """Float32 logits `[n, d_vocab]` at the last position."""
     return np.array(logits[:, -1].astype(mx.float32))
+
+
+def edited_rows(x: mx.array, edits: Mapping[int, Sequence[Intervention]], window: Window) -> mx.array:
+    """`x [rows, …]` with each listed row put through its interventions; the rest untouched.
+
+    Args:
+        window: which positions `x` holds; its one length is that of every row.
+    """
+    pieces: list[mx.array] = []
+    upto = 0
+    for begin, end, chain in _runs(edits):
+        if begin > upto:
+            pieces.append(x[upto:begin])
+        part = x[begin:end]
+        for edit in chain:
+            changed = edit.apply(part, Window(window.start, window.lengths * (end - begin), window.grows))
+            part = part if changed is None else changed
+        pieces.append(part)
+        upto = end
+    if upto < x.shape[0]:
+        pieces.append(x[upto:])
+    return pieces[0] if len(pieces) == 1 else mx.concatenate(pieces)
+
+
+def _runs(edits: Mapping[int, Sequence[Intervention]]) -> Iterator[tuple[int, int, Sequence[Intervention]]]:
+    """Neighbouring rows with the very same interventions, as one range."""
+    places = sorted(edits)
+    begin = 0
+    for i in range(1, len(places) + 1):
+        ends = i == len(places) or places[i] != places[i - 1] + 1 or edits[places[i]] != edits[places[begin]]
+        if ends:
+            yield places[begin], places[i - 1] + 1, edits[places[begin]]
+            begin = i

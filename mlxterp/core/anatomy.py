@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import mlx.nn as nn
 
 from mlxterp.core import families, linear
-from mlxterp.core.architectures import YES, Architecture, Capability, Layer, missing
+from mlxterp.core.architectures import YES, Architecture, Capability, Layer, OwnSoftmax, missing
 from mlxterp.core.attention import NAME as ATTENTION_FUNCTION
 from mlxterp.core.families import COMMON, FAMILIES, Family
 from mlxterp.errors import UnsupportedArchitecture
@@ -64,7 +65,7 @@ def _structural(found: Architecture) -> Iterator[tuple[str, Capability]]:
         "an attention module has no output projection or no number of heads",
     )
     function = in_every(
-        lambda la: ATTENTION_FUNCTION in la.namespace,
+        lambda la: ATTENTION_FUNCTION in la.namespace or la.own_softmax is not None,
         f"attention does not call {ATTENTION_FUNCTION}, where q, k, v and pattern are read",
     )
     unembedding = found.unembedding_module is not None and linear.readable(found.unembedding_module)
@@ -89,6 +90,7 @@ def _read_block(block: nn.Module, family: Family) -> Layer:
     n_heads = None if attn is None else _number(attn, families.N_HEADS)
     if out_proj is not None and n_heads and linear.width(out_proj) % n_heads:
         out_proj = None  # its input is not a row of heads
+    namespace = getattr(type(attn).__call__, "__globals__", {})
     return Layer(
         block=block,
         attn=attn,
@@ -98,8 +100,16 @@ def _read_block(block: nn.Module, family: Family) -> Layer:
         mlp_adds=_at(block, family.mlp_adds) if family.mlp_adds else mlp,
         n_heads=n_heads,
         n_kv_heads=n_heads if attn is None else _number(attn, families.N_KV_HEADS) or n_heads,
-        namespace=getattr(type(attn).__call__, "__globals__", {}),
+        namespace=namespace,
+        own_softmax=_own_softmax(attn, namespace) if family.own_softmax else None,
     )
+
+
+def _own_softmax(attn: nn.Module | None, namespace: dict[str, Any]) -> OwnSoftmax | None:
+    rope, v_proj = (None if attn is None else _first(attn, (name,)) for name in ("rope", "v_proj"))
+    if rope is None or v_proj is None or "mx" not in namespace:
+        return None
+    return OwnSoftmax(rope, v_proj)
 
 
 def _layer_list(model: nn.Module) -> tuple[list[nn.Module], list[nn.Module]]:

@@ -38,6 +38,15 @@ class Layer:
     n_heads: int | None
     n_kv_heads: int | None
     namespace: dict[str, Any]  # the globals in which the attention module looks up its functions
+    own_softmax: OwnSoftmax | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class OwnSoftmax:
+    """The parts of an attention module that computes its softmax in place: where q, k and v can be seen."""
+
+    rope: nn.Module  # called for the queries first, then for the keys
+    v_proj: nn.Module
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,12 @@
 Models of mlx-lm call a function named `scaled_dot_product_attention`, found in their own module. `engine.py`
 puts its own there while it runs; q, k, v and pattern are read and edited where the model really uses them,
 whatever norms, masks, windows or sinks came before. A module of your own is read the same way if it calls the
-function below by this name.
+function below by this name. gemma2 calls no function but `mx.softmax`, which is seen the same way.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
@@ -69,3 +70,16 @@ def attend(probabilities: mx.array, values: mx.array) -> mx.array:
     n_kv = values.shape[1]
     grouped = probabilities.reshape(batch, n_kv, n_heads // n_kv, n_dest, n_src)
     return (grouped @ values[:, :, None]).reshape(batch, n_heads, n_dest, values.shape[-1])
+
+
+class SeenSoftmax:
+    """Stands in for the name `mx` in a model's module: all of mlx.core, with a softmax that is seen."""
+
+    def __init__(self, see: Callable[[mx.array], mx.array]) -> None:
+        self._see = see
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(mx, name)
+
+    def softmax(self, *args: Any, **kwargs: Any) -> mx.array:
+        return self._see(mx.softmax(*args, **kwargs))

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
@@ -17,6 +18,7 @@ import mlx.nn as nn
 
 from mlxterp.core import attention, blas
 from mlxterp.core.architectures import Architecture, Layer, stream
+from mlxterp.core.attention import SeenSoftmax
 from mlxterp.core.hook_points import LAYER_NAMES, HookPoint
 from mlxterp.core.interventions import Intervention
 from mlxterp.core.selection import Window
@@ -37,6 +39,7 @@ class Visit:
     window: Window
     captured: dict[HookPoint, mx.array] = field(default_factory=dict)
     fired: set[Intervention] = field(default_factory=set)
+    called: set[HookPoint] = field(default_factory=set)  # modules named by their path
     layer: int = -1
     resid_pre: mx.array | None = None
 
@@ -45,6 +48,8 @@ class Visit:
 
     def at(self, point: HookPoint, x: mx.array, *, start: int | None = None) -> mx.array:
         """The activation to go on with: edited, and noted if it is wanted. Unasked, `x` itself."""
+        if point.is_module_path:
+            self._note_call(point)
         window = self.window if start is None else Window(start, self.window.lengths, self.window.grows)
         for intervention in self.edits.get(point, ()):
             edited = intervention.apply(x, window)
@@ -55,6 +60,15 @@ class Visit:
             # A handle of its own: a model's `h += ...` would change the captured array under our hands.
             self.captured[point] = x[...]
         return x
+
+    def _note_call(self, point: HookPoint) -> None:
+        if point in self.called:
+            raise HookError(
+                f"{point}: one run calls this module more than once, as it does a rotary embedding (for "
+                "queries and for keys), so its output is no single activation. Name what you mean, as in "
+                "'L0.q' or 'L0.k', or a module that runs once."
+            )
+        self.called.add(point)
 
 
 def run(
@@ -125,7 +139,7 @@ def raise_unfired(interventions: Iterable[Intervention], fired: set[Intervention
 
 @contextmanager
 def _hooked(architecture: Architecture, visit: Visit) -> Iterator[None]:
-    taps, namespaces = _taps(architecture, visit)
+    taps, namespaces, own_softmaxes = _taps(architecture, visit)
     if not taps:
         yield
         return
@@ -137,16 +151,21 @@ def _hooked(architecture: Architecture, visit: Visit) -> Iterator[None]:
     architecture.running = True
     try:
         stand_ins = [(names, _attention(visit, names[attention.NAME])) for names in namespaces]
-        with tapped(taps), renamed(attention.NAME, stand_ins):
+        seen = [(names, SeenSoftmax(partial(_softmax, visit))) for names in own_softmaxes]
+        with tapped(taps), renamed(attention.NAME, stand_ins), renamed("mx", seen):
             yield
     finally:
         architecture.running = False
 
 
-def _taps(architecture: Architecture, visit: Visit) -> tuple[list[Tap], list[dict[str, Any]]]:
-    """Taps on the modules this run touches, and the namespaces whose attention function it needs to see."""
+def _taps(
+    architecture: Architecture, visit: Visit
+) -> tuple[list[Tap], list[dict[str, Any]], list[dict[str, Any]]]:
+    """Taps on the modules this run touches, and the namespaces of which it needs to see the attention
+    function, or the softmax."""
     taps: list[Tap] = []
     namespaces: list[dict[str, Any]] = []
+    own_softmaxes: list[dict[str, Any]] = []
     touched = {point.layer for point in (*visit.edits, *visit.wanted) if point.layer is not None}
     if visit.asks(HookPoint("embed")):
         touched.add(0)
@@ -154,18 +173,24 @@ def _taps(architecture: Architecture, visit: Visit) -> tuple[list[Tap], list[dic
         layer = architecture.layers[index]
         taps.extend(_layer_taps(architecture, layer, index, visit))
         if any(visit.asks(HookPoint(name, index)) for name in _IN_ATTENTION_FUNCTION):
-            namespaces += [] if any(layer.namespace is known for known in namespaces) else [layer.namespace]
+            found = namespaces if layer.own_softmax is None else own_softmaxes
+            found += [] if any(layer.namespace is known for known in found) else [layer.namespace]
     if visit.asks(HookPoint("final_norm")) and architecture.norm_module is not None:
         taps.append((architecture.norm_module, _output(visit, HookPoint("final_norm"))))
     for point in {*visit.edits, *visit.wanted}:
         if point.is_module_path:
             taps.append((architecture.module_at(point.name), _output(visit, point)))
-    return taps, namespaces
+    return taps, namespaces, own_softmaxes
 
 
 def _layer_taps(architecture: Architecture, layer: Layer, index: int, visit: Visit) -> Iterator[Tap]:
     here = {name: HookPoint(name, index) for name in LAYER_NAMES}
     mid = here["resid_mid"] if visit.asks(here["resid_mid"]) else None
+    if layer.own_softmax is not None:
+        if visit.asks(here["q"]) or visit.asks(here["k"]):
+            yield layer.own_softmax.rope, _rotated(visit, [here["q"], here["k"]])
+        if visit.asks(here["v"]):
+            yield layer.own_softmax.v_proj, _values(visit, here["v"], layer.n_kv_heads or 1)
     if layer.out_proj is not None and visit.asks(here["z"]):
         yield layer.out_proj, _heads_input(visit, here["z"], layer.n_heads or 1)
     if layer.attn_adds is not None and (visit.asks(here["attn_out"]) or mid):
@@ -252,6 +277,40 @@ def _attention(visit: Visit, original: Callable[..., mx.array]) -> Callable[...,
         return original(queries, keys, values, cache, scale=scale, mask=mask, **rest)
 
     return attend
+
+
+def _rotated(visit: Visit, points: Sequence[HookPoint]) -> Around:
+    """A tap on a rotary embedding: its first call gives the queries of this run, its second the keys."""
+    left = list(points)
+
+    def around(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        y = call(*args, **kwargs)
+        return _by_position(visit, left.pop(0), y, None) if left else y
+
+    return around
+
+
+def _values(visit: Visit, point: HookPoint, n_kv_heads: int) -> Around:
+    """A tap on the projection of values, before a cache puts earlier ones in front."""
+
+    def around(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        y = call(*args, **kwargs)
+        v = y.reshape(*y.shape[:-1], n_kv_heads, -1)
+        edited = visit.at(point, v)
+        return y if edited is v else edited.reshape(y.shape)
+
+    return around
+
+
+def _softmax(visit: Visit, probabilities: mx.array) -> mx.array:
+    """What a block's own softmax gave, [batch, …heads, dest, src], seen and edited as the pattern."""
+    point = HookPoint("pattern", visit.layer)
+    if visit.layer < 0 or not visit.asks(point):
+        return probabilities
+    batch, *_, n_dest, n_src = probabilities.shape
+    pattern = probabilities.reshape(batch, -1, n_dest, n_src)
+    edited = visit.at(point, pattern)
+    return probabilities if edited is pattern else edited.reshape(probabilities.shape)
 
 
 def _by_position(visit: Visit, point: HookPoint, x: mx.array, start: int | None) -> mx.array:

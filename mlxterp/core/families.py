@@ -49,6 +49,7 @@ class Family:
         attn_scale, mlp_scale: the factor it is added with.
         logit_scale: the factor between the unembedding's product and the logits.
         softcap: c in c · tanh(logits / c).
+        own_softmax: whether attention is computed in place, with `mx.softmax`, and no function is called.
     """
 
     attn: str = ""
@@ -59,6 +60,7 @@ class Family:
     mlp_scale: Callable[[Any], float] = _one
     logit_scale: Callable[[Any], float] = _one
     softcap: Callable[[Any], float | None] = _no_cap
+    own_softmax: bool = False
 
 
 def _granite(args: Any) -> float:
@@ -84,7 +86,7 @@ FAMILIES = {
     "cohere2": Family(logit_scale=lambda args: float(args.logit_scale)),
     "exaone": Family(attn="attn.attention"),
     "exaone4": _POST_NORMS,
-    "gemma2": replace(_POST_NORMS, softcap=_cap),
+    "gemma2": replace(_POST_NORMS, softcap=_cap, own_softmax=True),
     "gemma3_text": _POST_NORMS,
     "gemma4_text": replace(_POST_NORMS, softcap=_cap),
     "glm4": Family(attn_adds="post_self_attn_layernorm", mlp_adds="post_mlp_layernorm"),

@@ -16,12 +16,12 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
 
-from mlxterp.core import blas, engine, loading, probe
+from mlxterp.core import blas, devices, engine, kept_probe, loading, probe
 from mlxterp.core.anatomy import describe
 from mlxterp.core.architectures import Architecture, Capability
 from mlxterp.core.families import Family
 from mlxterp.core.generate import Generation, Sampling, generate
-from mlxterp.core.hook_points import HookPoint, expand
+from mlxterp.core.hook_points import GLOBAL_NAMES, LAYER_NAMES, HookPoint, expand
 from mlxterp.core.interventions import Intervention
 from mlxterp.core.tokens import Padded, Prompt, TextTokens, Tokens, as_rows, pad
 from mlxterp.core.trace import Trace
@@ -39,12 +39,15 @@ class InterpretableModel:
         quantized: keep the weights of a bundled model or GGUF file quantised.
         dtype: what to cast the weights to, as in `mx.float32`; by default they stay as they came.
         family: how the blocks of a module of your own differ from the common ones (`families.py`).
-        verify: check by two forwards of five tokens that the hook points mean what they say (`probe.py`).
+        verify: check by two forwards of five tokens that the hook points mean what they say (`probe.py`), and
+            on a GPU that it computes what the CPU does (`devices.py`). For a model loaded by name the outcome
+            is kept in MLXTERP_CACHE and taken up again for the same weights and code (`kept_probe.py`).
         progress: told what is going on while a model is fetched and loaded.
 
     Raises:
         ModelNotFound: nothing answers to the name; the message says what was tried.
         UnsupportedArchitecture: the module has no blocks that can be hooked.
+        DeviceDisagrees: the GPU's logits of five tokens are not the CPU's.
     """
 
     def __init__(
@@ -76,7 +79,18 @@ class InterpretableModel:
         self.architecture: Architecture = describe(self.model, family)
         probe.measure(self.architecture)
         if verify:
-            probe.verify(self.architecture)
+            self._verify(keep=isinstance(model, str) and family is None)
+
+    def _verify(self, *, keep: bool) -> None:
+        """Asks the probe, or takes up what it found in an earlier process."""
+        found = kept_probe.read(self.architecture, self.digest) if keep else None
+        if found is not None:
+            self.architecture.capabilities = found
+            return
+        devices.compare(self.architecture, probe.probe_tokens(self.architecture))
+        probe.verify(self.architecture)
+        if keep:
+            kept_probe.write(self.architecture, self.digest)
 
     def __repr__(self) -> str:
         return f"InterpretableModel({self.name!r}, n_layers={self.n_layers}, d_model={self.d_model})"
@@ -197,7 +211,8 @@ class InterpretableModel:
         Args:
             tokens: [batch, pos]; rows of unequal length padded on the right, with their `lengths`.
             interventions: edits; `rows=` restricts one to batch rows, and a value may have a batch axis.
-            capture: hook points; "resid_pre" is every layer's, "L9.z" only itself.
+            capture: hook points; "resid_pre" is every layer's, "L9.z" only itself, "all" every one that this
+                model has.
 
         Raises:
             UnknownHookPoint, CapabilityUnavailable: listing what there is.
@@ -208,10 +223,15 @@ class InterpretableModel:
             self.architecture,
             ids,
             interventions=interventions,
-            capture=expand(capture, self.n_layers),
+            capture=self._points(capture),
             lengths=None if lengths is None else tuple(lengths),
         )
         return logits, captured
+
+    def _points(self, capture: Capture) -> list[HookPoint]:
+        if capture == "all":
+            capture = [n for n in (*LAYER_NAMES, *GLOBAL_NAMES) if self.capabilities[n].available]
+        return expand(capture, self.n_layers)
 
     def trace(
         self,
@@ -223,13 +243,14 @@ class InterpretableModel:
         """One run of a text, token ids, or a list of them, with the activations asked for.
 
         A list is one batch, padded on the right; causal attention makes each row what it is alone. Nothing is
-        computed before it is looked at.
+        computed before it is looked at, with `capture="all"` neither; `trace.layers[9].z` and `trace["L9.z"]`
+        are the same array.
         """
         batch = self._batch(prompt)
         logits, captured = self.run(
             batch.tokens, interventions=interventions, capture=capture, lengths=batch.lengths
         )
-        return Trace(batch, logits, captured, self._text.split)
+        return Trace(batch, logits, captured, self._text.split, self.n_layers)
 
     def logits(
         self, prompt: Prompt | Sequence[Prompt], *, interventions: Sequence[Intervention] = ()

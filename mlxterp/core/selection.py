@@ -204,6 +204,11 @@ def indices(where: Selection, point: HookPoint, shape: tuple[int, ...], window: 
     return Chosen(layout, window.start, rows, pos, declared, count, heads)
 
 
+def check_positions(where: Selection, point: HookPoint, length: int) -> None:
+    """HookError if a position of the selection does not exist in a row of this many tokens."""
+    _positions(where.positions, np.arange(1), length, Window(0, (length,)), point)
+
+
 def _within(numbers: tuple[int, ...] | None, size: int, what: str, point: HookPoint) -> np.ndarray[Any, Any]:
     if numbers is None:
         return np.arange(size)

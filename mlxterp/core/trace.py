@@ -1,8 +1,12 @@
-"""A trace: the tokens of one run, its logits, and the activations that were asked for."""
+"""A trace: the tokens of one run, its logits, and the activations that were asked for.
+
+Two ways to one activation: `trace["L9.z"]` and `trace.layers[9].z`. Both give what was captured, or say what
+was; neither runs anything.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType, TracebackType
 from typing import Any
@@ -10,9 +14,57 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from mlxterp.core.hook_points import HookPoint, parse
+from mlxterp.core.hook_points import LAYER_NAMES, HookPoint, parse
 from mlxterp.core.tokens import Padded, Tokens
-from mlxterp.errors import MissingActivation
+from mlxterp.errors import MissingActivation, MissingAttribute
+
+
+class LayerActivations:
+    """What was captured in one layer, as attributes: `trace.layers[9].z`."""
+
+    def __init__(self, layer: int, captured: Mapping[str, mx.array]) -> None:
+        self._layer, self._captured = layer, captured
+
+    def __getattr__(self, name: str) -> mx.array:
+        if name in self._captured:
+            return self._captured[name]
+        if name.startswith("__"):  # what Python and notebooks ask of any object
+            raise AttributeError(name)
+        have = ", ".join(self._captured) or "nothing"
+        if name in LAYER_NAMES:
+            todo = f"Add capture=['L{self._layer}.{name}'] to the trace, or capture='all'."
+        else:
+            todo = f"In a layer there are: {', '.join(LAYER_NAMES)}."
+        raise MissingAttribute(
+            f"layers[{self._layer}].{name} was not captured. Captured there: {have}. {todo}"
+        )
+
+    def __dir__(self) -> list[str]:
+        return list(self._captured)
+
+    def __repr__(self) -> str:
+        held = ", ".join(f"{name} {x.shape}" for name, x in self._captured.items())
+        return f"layers[{self._layer}]: {held or 'nothing captured'}"
+
+
+@dataclass(frozen=True, eq=False)
+class Layers:
+    """The layers of a trace: `len()` of them, each with what was captured there."""
+
+    count: int
+    captured: Mapping[HookPoint, mx.array]
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, layer: int) -> LayerActivations:
+        index = layer + self.count if layer < 0 else layer
+        if not 0 <= index < self.count:
+            raise IndexError(f"layers[{layer}]: the model has {self.count}, 0 to {self.count - 1}.")
+        return LayerActivations(index, {p.name: x for p, x in self.captured.items() if p.layer == index})
+
+    def __iter__(self) -> Iterator[LayerActivations]:
+        return (self[layer] for layer in range(self.count))
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,12 +76,14 @@ class Trace:
         batch: the rows, padded on the right where lengths differ.
         logits: [batch, pos, d_vocab].
         captured: what was asked for, by hook point.
+        n_layers: of the model.
     """
 
     batch: Padded
     logits: mx.array
     captured: Mapping[HookPoint, mx.array]
     split: Callable[[Any], list[str]]
+    n_layers: int
 
     def __enter__(self) -> Trace:
         return self
@@ -52,6 +106,29 @@ class Trace:
                 f"{wanted} was not captured. Captured: {have}. Add capture=['{wanted}'] to the trace."
             )
         return self.captured[wanted]
+
+    def __getattr__(self, name: str) -> mx.array:
+        """`trace.embed`, `trace.final_norm`: what is in no layer; the rest is in `layers`.
+
+        Raises:
+            MissingAttribute: it was not captured; the message lists what was.
+        """
+        if name.startswith("__"):  # what Python and notebooks ask of any object
+            raise AttributeError(name)
+        captured = self.__dict__.get("captured", {})
+        if HookPoint(name) in captured:
+            found: mx.array = captured[HookPoint(name)]
+            return found
+        have = ", ".join(str(point) for point in captured) or "nothing"
+        raise MissingAttribute(
+            f"A trace has no {name!r}. Captured: {have}. What is in a layer is read as trace.layers[9].z or "
+            "trace['L9.z'], what is in none as trace.embed."
+        )
+
+    @property
+    def layers(self) -> Layers:
+        """Each layer's captured activations: `trace.layers[9].z`."""
+        return Layers(self.n_layers, self.captured)
 
     def __contains__(self, point: str | HookPoint) -> bool:
         return parse(point) in self.captured

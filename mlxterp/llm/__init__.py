@@ -1,10 +1,12 @@
 """Questions to a language model behind an API: what is asked, what came back, what it cost.
 
-Lives here: `Completer`, the one thing the library needs of such a model; Claude behind it (`claude.py`); the
-fake that tests and examples use (`scripted.py`); what faults mean (`faults.py`), the money (`purse.py`,
-`prices.py`), replies kept on disk (`reply_cache.py`) and the way in for code that is not async (`sync.py`).
-Does not live here: what is asked about features (`mlxterp.auto_interp`), the researcher that talks with tools
-all night (`mlxterp_agent`). Knows no mlx, and loads the anthropic package only when it is asked something.
+Lives here: `Completer`, the one thing the library needs of such a model; Claude behind it, call by call
+(`claude.py`) or in batches (`batches.py`), and what both share (`service.py`); the fake that tests use
+(`scripted.py`); what faults mean (`faults.py`), the money (`purse.py`, `prices.py`), replies kept on disk
+(`reply_cache.py`), the way in for code that is not async (`sync.py`). Does not live here: what is asked about
+features (`mlxterp.auto_interp`), the researcher that talks with tools all night (`mlxterp_agent`).
+
+Knows no mlx, and loads the anthropic package only when it is asked something.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from typing import TYPE_CHECKING
 from mlxterp.llm.prices import DEFAULT_MODEL
 
 if TYPE_CHECKING:
+    from mlxterp.llm.batches import BatchCompleter as BatchCompleter
     from mlxterp.llm.claude import AnthropicCompleter as AnthropicCompleter
     from mlxterp.llm.completer import Completer as Completer
     from mlxterp.llm.completer import Reply as Reply
@@ -25,9 +28,11 @@ if TYPE_CHECKING:
     from mlxterp.llm.reply_cache import ReplyCache as ReplyCache
     from mlxterp.llm.scripted import ScriptedCompleter as ScriptedCompleter
     from mlxterp.llm.sync import run as run
+    from mlxterp.llm.sync import together as together
 
 _WHERE = {
     "AnthropicCompleter": "claude",
+    "BatchCompleter": "batches",
     "CachedCompleter": "reply_cache",
     "Completer": "completer",
     "ReplyCache": "reply_cache",
@@ -37,11 +42,13 @@ _WHERE = {
     "Unusable": "completer",
     "read": "completer",
     "run": "sync",
+    "together": "sync",
 }
 
 __all__ = [
     "DEFAULT_MODEL",
     "AnthropicCompleter",
+    "BatchCompleter",
     "CachedCompleter",
     "Completer",
     "Reply",
@@ -51,6 +58,7 @@ __all__ = [
     "Unusable",
     "read",
     "run",
+    "together",
 ]
 
 

@@ -16,6 +16,7 @@ import anthropic
 import httpx2
 
 from mlxterp.errors import LlmRejected
+from mlxterp.llm.prices import deprecation
 
 
 class Away(Exception):
@@ -29,7 +30,7 @@ class Away(Exception):
 
 def meaning(problem: Exception, *, model: str, key: str) -> Away | LlmRejected:
     """What a fault means. Its words never hold the key, whatever the service repeats."""
-    words = shortened(problem, key)
+    words = _words(problem, key)
     if isinstance(problem, anthropic.APIStatusError):
         return _of_status(problem, words, model)
     if isinstance(
@@ -40,7 +41,7 @@ def meaning(problem: Exception, *, model: str, key: str) -> Away | LlmRejected:
     if isinstance(problem, anthropic.APIConnectionError | httpx2.TransportError):
         cause = problem.__cause__ or problem
         return Away(
-            f"the connection was lost ({shortened(cause, key)})",
+            f"the connection was lost ({_words(cause, key)})",
             paid=not isinstance(cause, httpx2.ConnectError),
         )
     return Away(f"the answer could not be read ({words})", paid=True)
@@ -59,7 +60,9 @@ def _of_status(problem: anthropic.APIStatusError, words: str, model: str) -> Awa
         case 402:
             return LlmRejected(f"{asked} The account cannot pay.")
         case 404:
-            return LlmRejected(f"{asked} Check the name of the model and the base URL.")
+            old = deprecation(model)
+            hint = "Check the name of the model and the base URL." if old is None else f"{old}."
+            return LlmRejected(f"{asked} {hint}")
         case 413:
             return LlmRejected(f"{asked} The request is too large: give shorter or fewer texts.")
         case _:
@@ -75,7 +78,10 @@ def _retry_after(problem: anthropic.APIStatusError) -> float | None:
     return seconds if math.isfinite(seconds) and seconds >= 0 else None
 
 
-def shortened(problem: BaseException, key: str) -> str:
-    """A fault's own words on one line, without the key."""
-    words = " ".join((str(problem) or type(problem).__name__).split())
-    return (words.replace(key, "(key)") if key else words)[:200]
+def shortened(words: str, key: str) -> str:
+    """The service's or a fault's own words on one line, without the key."""
+    return " ".join(words.split()).replace(key, "(key)")[:200]
+
+
+def _words(problem: BaseException, key: str) -> str:
+    return shortened(str(problem) or type(problem).__name__, key)

@@ -33,15 +33,18 @@ class Purse:
             LlmBudgetReached: it does not fit, and nothing is under way that could make room.
         """
         assert self._freed is not None, "enter_loop comes first"
-        while self.max_usd is not None and self.spent + sum(self._held) + usd > self.max_usd:
+        while not self.try_hold(usd):
             if not self._held:
-                raise LlmBudgetReached(
-                    f"max_usd={self.max_usd:g} was given; ${self.spent:.4f} are spent, and the next call "
-                    f"could cost ${usd:.4f}. Replies are kept where there is a cache: raise max_usd and run again."
-                )
+                raise self.empty(usd)
             self._freed.clear()
             await self._freed.wait()
+
+    def try_hold(self, usd: float) -> bool:
+        """Puts `usd` aside if it fits now."""
+        if self.max_usd is not None and self.spent + sum(self._held) + usd > self.max_usd:
+            return False
         self._held.append(usd)
+        return True
 
     def settle(self, held: float, cost: float) -> None:
         """Takes back what was put aside and counts what was spent."""
@@ -49,3 +52,10 @@ class Purse:
         self.spent += cost
         if self._freed is not None:
             self._freed.set()
+
+    def empty(self, usd: float) -> LlmBudgetReached:
+        """That `usd` does not fit, in words."""
+        return LlmBudgetReached(
+            f"max_usd={self.max_usd:g} was given; ${self.spent:.4f} are spent, and the next call could cost "
+            f"${usd:.4f}. Kept replies are not paid again: raise max_usd and run again."
+        )

@@ -11,6 +11,8 @@ from __future__ import annotations
 import json
 import sqlite3
 import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from mlxterp.errors import ReplyCacheError
@@ -24,11 +26,13 @@ _WAIT = 30.0
 _FORM = 1
 """Of the table; a file with another is not touched."""
 
-_TABLE = """
-CREATE TABLE IF NOT EXISTS replies (
+_TABLES = (
+    """CREATE TABLE IF NOT EXISTS replies (
     key TEXT PRIMARY KEY, model TEXT NOT NULL, version TEXT NOT NULL, text TEXT NOT NULL,
     stop_reason TEXT NOT NULL, tokens TEXT NOT NULL, usd REAL NOT NULL, estimated INTEGER NOT NULL
-)"""
+)""",
+    "CREATE TABLE IF NOT EXISTS batches (id TEXT PRIMARY KEY, model TEXT NOT NULL, keys TEXT NOT NULL)",
+)
 
 
 class ReplyCache:
@@ -45,50 +49,57 @@ class ReplyCache:
     def __init__(self, path: str | Path | None = None) -> None:
         self.path = cache_dir() / "replies.sqlite" if path is None else Path(path)
         self._lock = threading.Lock()
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            # Each run of the event loop may be in a thread of its own; the lock keeps them apart.
-            self._db = sqlite3.connect(
-                self.path, timeout=_WAIT, isolation_level=None, check_same_thread=False
-            )
-        except (OSError, sqlite3.Error) as problem:
-            raise self._error(problem) from problem
-        try:
-            self._open()
-        except BaseException:
-            self._db.close()
-            raise
+        self._db: sqlite3.Connection | None = None
+        with self._opened():
+            pass
 
-    def _open(self) -> None:
+    @contextmanager
+    def _opened(self) -> Iterator[sqlite3.Connection]:
+        """The database, to one thread at a time; opened if it is not."""
+        with self._lock:
+            try:
+                if self._db is None:
+                    self._db = self._open()
+                yield self._db
+            except (OSError, sqlite3.Error) as problem:
+                raise ReplyCacheError(
+                    f"replies are to be kept in {self.path}; that fails ({problem}). "
+                    "Choose a file that can be written (MLXTERP_CACHE names the default's directory), or "
+                    "move this one away."
+                ) from problem
+
+    def _open(self) -> sqlite3.Connection:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        # Each run of the event loop may be in a thread of its own; the lock keeps them apart.
+        db = sqlite3.connect(self.path, timeout=_WAIT, isolation_level=None, check_same_thread=False)
         try:
-            self._db.execute("PRAGMA synchronous=NORMAL")
-            self._db.execute("BEGIN IMMEDIATE")  # so that of two processes one makes the table
-            form = self._db.execute("PRAGMA user_version").fetchone()[0]
-            foreign = form == 0 and self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+            db.execute("PRAGMA synchronous=NORMAL")
+            db.execute("BEGIN IMMEDIATE")  # so that of two processes one makes the table
+            form = db.execute("PRAGMA user_version").fetchone()[0]
+            foreign = form == 0 and db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
             if form == 0 and not foreign:
-                self._db.execute(_TABLE)
-                self._db.execute(f"PRAGMA user_version={_FORM}")
+                for table in _TABLES:
+                    db.execute(table)
+                db.execute(f"PRAGMA user_version={_FORM}")
                 form = _FORM
-            self._db.execute("COMMIT")
-            if form == _FORM:
-                self._db.execute("PRAGMA journal_mode=WAL")
-        except sqlite3.Error as problem:
-            raise self._error(problem) from problem
-        if form != _FORM:
-            raise ReplyCacheError(
-                f"replies are to be kept in {self.path}; it is a database of form {form}, this version reads "
-                f"form {_FORM}. Choose another file."
-            )
+            db.execute("COMMIT")
+            if form != _FORM:
+                raise ReplyCacheError(
+                    f"replies are to be kept in {self.path}; it is a database of form {form}, this version "
+                    f"reads form {_FORM}. Choose another file."
+                )
+            db.execute("PRAGMA journal_mode=WAL")
+        except BaseException:
+            db.close()
+            raise
+        return db
 
     def get(self, key: str) -> Reply | None:
         """The kept reply, or None."""
-        try:
-            with self._lock:
-                row = self._db.execute(
-                    "SELECT text, stop_reason, tokens, usd, estimated FROM replies WHERE key = ?", (key,)
-                ).fetchone()
-        except sqlite3.Error as problem:
-            raise self._error(problem) from problem
+        with self._opened() as db:
+            row = db.execute(
+                "SELECT text, stop_reason, tokens, usd, estimated FROM replies WHERE key = ?", (key,)
+            ).fetchone()
         if row is None:
             return None
         text, stop_reason, tokens, usd, estimated = row
@@ -96,36 +107,39 @@ class ReplyCache:
 
     def put(self, key: str, reply: Reply, *, model: str, version: str) -> None:
         """Keeps a reply; on disk when this returns."""
-        row = (
-            key,
-            model,
-            version,
-            reply.text,
-            reply.stop_reason,
-            json.dumps(reply.tokens),
-            reply.usd,
-            reply.estimated,
-        )
-        try:
-            with self._lock:
-                self._db.execute("INSERT OR REPLACE INTO replies VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
-        except sqlite3.Error as problem:
-            raise self._error(problem) from problem
+        tokens = json.dumps(reply.tokens)
+        row = (key, model, version, reply.text, reply.stop_reason, tokens, reply.usd, reply.estimated)
+        with self._opened() as db:
+            db.execute("INSERT OR REPLACE INTO replies VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
+
+    def batches(self, model: str) -> dict[str, list[str]]:
+        """Batches that were sent to the service and not fetched yet: their ids, and the keys in each."""
+        with self._opened() as db:
+            rows = db.execute("SELECT id, keys FROM batches WHERE model = ?", (model,)).fetchall()
+        return {batch: json.loads(keys) for batch, keys in rows}
+
+    def add_batch(self, batch: str, keys: Sequence[str], *, model: str) -> None:
+        """Notes a batch that was sent; on disk when this returns."""
+        with self._opened() as db:
+            db.execute(
+                "INSERT OR REPLACE INTO batches VALUES (?, ?, ?)", (batch, model, json.dumps(list(keys)))
+            )
+
+    def drop_batch(self, batch: str) -> None:
+        """Forgets a batch whose replies are kept."""
+        with self._opened() as db:
+            db.execute("DELETE FROM batches WHERE id = ?", (batch,))
 
     def __len__(self) -> int:
-        with self._lock:
-            return int(self._db.execute("SELECT count(*) FROM replies").fetchone()[0])
+        with self._opened() as db:
+            return int(db.execute("SELECT count(*) FROM replies").fetchone()[0])
 
     def close(self) -> None:
-        """Closes the file."""
+        """Closes the file; it is opened again when it is next used."""
         with self._lock:
-            self._db.close()
-
-    def _error(self, problem: Exception) -> ReplyCacheError:
-        return ReplyCacheError(
-            f"replies are to be kept in {self.path}; that fails ({problem}). "
-            "Choose a file that can be written, or move this one away."
-        )
+            if self._db is not None:
+                self._db.close()
+                self._db = None
 
 
 class CachedCompleter:
@@ -157,4 +171,5 @@ class CachedCompleter:
         return reply
 
     async def close(self) -> None:
+        self.cache.close()
         await self.completer.close()

@@ -24,6 +24,20 @@ def run(job: Callable[[], Coroutine[Any, Any, T]]) -> T:
     return _in_a_thread(job)
 
 
+async def together(*jobs: Coroutine[Any, Any, T]) -> list[T]:
+    """The results of all jobs, run at once. If one raises, the others are cancelled before it is raised here.
+
+    `asyncio.gather` would let them go on, and spend. (A TaskGroup needs Python 3.11.)
+    """
+    tasks = [asyncio.ensure_future(job) for job in jobs]
+    try:
+        return list(await asyncio.gather(*tasks))
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
 def _in_a_thread(job: Callable[[], Coroutine[Any, Any, T]]) -> T:
     results: list[T] = []
     problems: list[BaseException] = []

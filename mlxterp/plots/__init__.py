@@ -14,19 +14,17 @@ import io
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 from mlxterp.plots.axes import FONT, INK, WIDTH, Area, shown
 from mlxterp.plots.bars import bars_height, draw_bars, largest_bars
 from mlxterp.plots.heatmap import draw_heatmap, heatmap_height
-from mlxterp.plots.inline import inlined
+from mlxterp.plots.inline import cell_title, inlined
 from mlxterp.plots.network import draw_network, network_height, strongest_links
-from mlxterp.results.shows import Bars, Heatmap, Network, Show, describe
+from mlxterp.results.shows import Bars, Drawable, Heatmap, Network, Show, describe, drawables
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-Drawable: TypeAlias = Heatmap | Bars | Network
 
 alt_text = describe
 
@@ -41,11 +39,6 @@ _RC: dict[Any, Any] = {
     "path.simplify": False,
     "hatch.linewidth": 0.5,
 }
-
-
-def drawables(shows: Sequence[Show]) -> list[Drawable]:
-    """Those of `shows` that are figures."""
-    return [show for show in shows if isinstance(show, (Heatmap, Bars, Network))]
 
 
 def figure(shows: Sequence[Show], title: str = "") -> Figure:
@@ -134,4 +127,4 @@ def _heading(drawn: Figure, y: float, text: str, *, size: float) -> None:
     )
 
 
-__all__ = ["Drawable", "alt_text", "draw", "drawables", "figure", "png", "svg"]
+__all__ = ["Drawable", "alt_text", "cell_title", "draw", "drawables", "figure", "png", "svg"]

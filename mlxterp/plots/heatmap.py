@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,9 +23,10 @@ from mlxterp.plots.axes import (
 from mlxterp.results.shows import Heatmap
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_MOST_RECTANGLES = 3000  # above this a picture of pixels, without a title for each cell
+_MOST_CELLS = 3000  # above this a picture of pixels, without a title for each cell
 
 
 def heatmap_height(show: Heatmap) -> float:
@@ -54,22 +56,8 @@ def draw_heatmap(drawn: Figure, show: Heatmap, area: Area) -> None:
     axes.set_ylabel(shown(show.row_axis), **SOFT)
     values = np.array(show.values, dtype=np.float64).reshape(n_rows, n_columns)
     painted = colours(values, show)
-    if values.size <= _MOST_RECTANGLES:
-        for i, j in np.ndindex(values.shape):
-            missing = not np.isfinite(values[i, j])
-            axes.add_patch(
-                Rectangle(
-                    (j - 0.5, i - 0.5),
-                    1,
-                    1,
-                    facecolor="none" if missing else tuple(painted[i, j]),
-                    edgecolor=(0.5, 0.5, 0.5, 0.6) if missing else "none",
-                    hatch="////" if missing else None,
-                    linewidth=0,
-                    clip_on=False,
-                    gid=f"cell-{i}-{j}",
-                )
-            )
+    if values.size <= _MOST_CELLS:
+        _draw_cells(axes, values, painted)
     else:
         axes.imshow(painted, aspect="auto", interpolation="nearest")
     roomy = width / max(1, n_columns) >= 0.34 and plot_height / max(1, n_rows) >= 0.15
@@ -98,7 +86,37 @@ def draw_heatmap(drawn: Figure, show: Heatmap, area: Area) -> None:
     _colour_bar(drawn, show, (left + width + 0.14, bottom + height - 0.08, plot_height, total))
 
 
+def _draw_cells(axes: Axes, values: np.ndarray[Any, Any], painted: np.ndarray[Any, Any]) -> None:
+    """A square per finite value, in one collection (a patch each takes 15 times as long); others hatched."""
+    from matplotlib.collections import PolyCollection
+    from matplotlib.patches import Rectangle
+
+    there = np.argwhere(np.isfinite(values))
+    corners = np.array([(-0.5, -0.5), (0.5, -0.5), (0.5, 0.5), (-0.5, 0.5)])
+    squares = PolyCollection(
+        there[:, None, ::-1] + corners, facecolors=painted[tuple(there.T)], edgecolors="none", linewidths=0
+    )
+    squares.set_gid("cells")
+    squares.set_clip_on(False)
+    axes.add_collection(squares, autolim=False)
+    for i, j in np.argwhere(~np.isfinite(values)):
+        axes.add_patch(
+            Rectangle(
+                (j - 0.5, i - 0.5),
+                1,
+                1,
+                facecolor="none",
+                edgecolor=(0.5, 0.5, 0.5, 0.6),
+                hatch="////",
+                linewidth=0,
+                clip_on=False,
+                gid=f"cell-{i}-{j}",
+            )
+        )
+
+
 def _colour_bar(drawn: Figure, show: Heatmap, area: tuple[float, float, float, float]) -> None:
+    from matplotlib.collections import PolyCollection
     from matplotlib.patches import Rectangle
 
     left, top, plot_height, total = area
@@ -107,12 +125,11 @@ def _colour_bar(drawn: Figure, show: Heatmap, area: tuple[float, float, float, f
     axes.set(xlim=(0, 1), ylim=(show.low, show.high))
     edges = np.linspace(show.low, show.high, 42)
     painted = colours((edges[:-1] + edges[1:]) / 2, show)
-    for low, high, colour in zip(edges[:-1], edges[1:], painted, strict=True):
-        axes.add_patch(
-            Rectangle(
-                (0, low), 1, high - low, facecolor=tuple(colour), linewidth=0, clip_on=False, gid="shade"
-            )
-        )
+    corners = [[(0, low), (1, low), (1, high), (0, high)] for low, high in pairwise(edges.tolist())]
+    shades = PolyCollection(corners, facecolors=painted, edgecolors="none", linewidths=0)
+    shades.set_gid("shades")
+    shades.set_clip_on(False)
+    axes.add_collection(shades, autolim=False)
     axes.add_patch(
         Rectangle(
             (0, show.low),

@@ -6,10 +6,13 @@ Only the elements and attributes named here pass; another one is our own mistake
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from xml.etree import ElementTree
 
+import numpy as np
+
 from mlxterp.plots.axes import INK, typeset
-from mlxterp.results.shows import Bars, Heatmap, Network, describe, visible
+from mlxterp.results.shows import Drawable, Heatmap, Network, describe, visible
 
 _SVG = "http://www.w3.org/2000/svg"
 _XLINK = "http://www.w3.org/1999/xlink"
@@ -21,9 +24,11 @@ _ATTRIBUTES = {
 }  # fmt: skip
 _NUMBER = re.compile(r"-?\d+\.\d+")
 _CELL = re.compile(r"cell-(\d+)-(\d+)")
+_REAL = re.compile(r"-?\d+(?:\.\d+)?")
+_PAINTED = re.compile(r"fill: (?P<fill>#[0-9a-f]{6}|none)(?:; fill-opacity: (?P<opacity>[\d.e-]+))?")
 
 
-def inlined(raw: bytes, show: Heatmap | Bars | Network) -> str:
+def inlined(raw: bytes, show: Drawable) -> str:
     """The SVG as an element of an HTML page, with `show`'s description and a title for every cell or bar."""
     source = ElementTree.fromstring(raw)
     box = source.attrib["viewBox"]
@@ -37,25 +42,25 @@ def inlined(raw: bytes, show: Heatmap | Bars | Network) -> str:
     return ElementTree.tostring(root, encoding="unicode")
 
 
-def _copy(element: ElementTree.Element, parent: ElementTree.Element, show: Heatmap | Bars | Network) -> None:
+def _copy(element: ElementTree.Element, parent: ElementTree.Element, show: Drawable) -> None:
     name = element.tag.removeprefix(f"{{{_SVG}}}")
     if name in _DROPPED:
         return
     _require(name in _ELEMENTS, f"element {name!r}")
     cell = _CELL.fullmatch(element.get("id", ""))
-    if (
-        name == "g" and cell is None and element.get("id") != "shade" and set(element.attrib) <= {"id"}
-    ):  # groups carry only ids; their children stand for themselves
+    if element.get("id") in ("cells", "shades"):
+        _copy_squares(element, parent, show)
+        return
+    if name == "g" and cell is None and set(element.attrib) <= {"id"}:
+        # groups carry only ids; their children stand for themselves
         for child in element:
             _copy(child, parent, show)
         return
     copied = ElementTree.SubElement(parent, name)
-    if element.get("id", "") == "shade":
-        copied.set("shape-rendering", "crispEdges")
     if cell is not None:
         copied.set("pointer-events", "all")  # a cell of value 0 paints nothing, and still has its title
         copied.set("shape-rendering", "crispEdges")  # neighbours share an edge without a seam
-        ElementTree.SubElement(copied, "title").text = _cell_title(show, int(cell[1]), int(cell[2]))
+        ElementTree.SubElement(copied, "title").text = cell_title(show, int(cell[1]), int(cell[2]))
     for key, value in element.attrib.items():
         _require(key in _ATTRIBUTES, f"attribute {key!r}")
         if key == f"{{{_XLINK}}}href":
@@ -78,15 +83,51 @@ def _tidied(value: str) -> str:
     return value.replace(INK, "currentColor")
 
 
-def _cell_title(show: Heatmap | Bars | Network, row: int, column: int) -> str:
+def _copy_squares(group: ElementTree.Element, parent: ElementTree.Element, show: Drawable) -> None:
+    """The cells of a heatmap, or the shades of its colour bar: neighbours share an edge without a seam.
+
+    A cell of value 0 paints nothing, and still has its title.
+    """
+    copied = ElementTree.SubElement(parent, "g", {"shape-rendering": "crispEdges", "pointer-events": "all"})
+    titles = _titles(show) if group.get("id") == "cells" else None
+    for square in group:
+        _require(square.tag == f"{{{_SVG}}}path" and set(square.attrib) <= {"d", "style"}, "an odd square")
+        left, top, _, _, right, bottom = (float(n) for n in _REAL.findall(square.attrib["d"])[:6])
+        painted = _PAINTED.fullmatch(square.attrib.get("style", ""))
+        if painted is None:
+            raise AssertionError(f"a square of the style {square.attrib.get('style')!r}")
+        one = ElementTree.SubElement(copied, "path")
+        one.set("d", f"M{left:.6g} {top:.6g}H{right:.6g}V{bottom:.6g}H{left:.6g}z")
+        one.set("fill", painted["fill"])
+        if painted["opacity"]:
+            one.set("fill-opacity", f"{float(painted['opacity']):.3g}")
+        if titles is not None:
+            ElementTree.SubElement(one, "title").text = next(titles)
+
+
+def _titles(show: Drawable) -> Iterator[str]:
+    """Of the cells that hold a finite number, row by row."""
+    if isinstance(show, Heatmap):
+        for row, column in np.argwhere(np.isfinite(np.array(show.values, dtype=np.float64))):
+            yield cell_title(show, int(row), int(column))
+
+
+def cell_title(show: Drawable, row: int, column: int) -> str:
+    """What a reader is told of one cell, bar or node: where it stands, its value, its interval."""
     if isinstance(show, Network):
         ends = [link.start for link in show.links], [link.end for link in show.links]
         counts = f"{ends[1].count(row)} edges in, {ends[0].count(row)} out"
         return visible(f"{show.rows[row]} {show.labels[row]}: {counts}")
     if isinstance(show, Heatmap):
+        within = f"{show.within}, " if show.within else ""
         place = f"{show.column_axis} {show.column_labels[column]}, {show.row_axis} {show.row_labels[row]}"
-        return visible(f"{place}: {typeset(show.values[row][column], 3)}")
-    return visible(f"{show.labels[column]}: {typeset(show.values[column], 3)}")
+        detail = show.details[row][column] if show.details else ""
+        value = typeset(show.values[row][column], 3)
+        return visible(f"{within}{place}: {value}{f' ({detail})' if detail else ''}")
+    value = typeset(show.values[column], 3)
+    low, high = show.intervals[column] if show.intervals else (np.nan, np.nan)
+    interval = f" ({typeset(low, 3)} to {typeset(high, 3)})" if low == low and high == high else ""
+    return visible(f"{show.labels[column]}: {value}{interval}")
 
 
 def _require(condition: bool, what: str) -> None:  # noqa: FBT001

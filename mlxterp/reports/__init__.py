@@ -1,8 +1,9 @@
-"""Reports: results or a whole investigation as one page of Markdown or HTML.
+"""Reports: results, a whole investigation, or the features of an SAE as one page.
 
 An HTML report is one file that asks for nothing else: figures are inline SVG, there is no script, and a
 content security policy forbids the rest. A Markdown report has its figures beside it in `<name>_files/`.
-Text from models, logs and agents is escaped everywhere.
+`interactive` pages and dashboards hold one script of ours, which the policy lets run by its hash. Text from
+models, logs and agents is escaped everywhere.
 
 Lives here: pages. Does not live here: figures (`mlxterp.plots`), numbers and their meaning
 (`mlxterp.results`).
@@ -18,7 +19,10 @@ from typing import Any, Literal, TypeAlias
 from mlxterp.errors import ResultError
 from mlxterp.reports import page as pages
 from mlxterp.reports.investigation import write_investigation_report
-from mlxterp.results import AnalysisResult, json_safe
+from mlxterp.reports.notebook import notebook
+from mlxterp.reports.views import InteractiveView, interactive
+from mlxterp.results.base import AnalysisResult
+from mlxterp.results.values import json_safe
 
 Results: TypeAlias = AnalysisResult | Mapping[str, Any] | Sequence[AnalysisResult | Mapping[str, Any]]
 
@@ -32,18 +36,23 @@ def generate_report(
     include_plots: bool = True,
     include_json: bool = False,
 ) -> str:
-    """One result or several as a page.
+    """One result or several as a page; the steps of a workflow are sections of their own.
 
     Args:
         results: results, or the dictionaries that their `to_dict` gives. title: the heading; a single
-        result has its own. description: plain text under the heading; a blank line begins a paragraph.
+        result has its own. description: CommonMark under the heading: emphasis, lists, code, links to the
+        web. HTML and images in it are shown as the characters they are.
         format: "markdown" or "html". include_plots: in HTML, figures. A Markdown text alone cannot hold
         figures, so it describes them in words;
             `save_report` writes them beside it.
         include_json: append every result in full, as one JSON array.
+
+    Raises:
+        ResultError: no results, something that is no result, an unknown format.
     """
     page = pages.Page(format, include_plots=include_plots)
-    return _render(page, results, title=title, description=description, include_json=include_json)
+    every = _listed(results)
+    return _render(page, every, title=title, description=description, include_json=include_json)
 
 
 def save_report(
@@ -55,39 +64,64 @@ def save_report(
     include_plots: bool = True,
     include_json: bool = False,
 ) -> Path:
-    """Writes `generate_report` to a file; `.md` or `.html` says the format. Returns the path.
+    """Writes `generate_report` to a file; `.md`, `.html` or `.ipynb` says the format. Returns the path.
 
-    The file appears in one step. Its directory is made; Markdown's figures go to `<name>_files/` beside it.
+    The file appears in one step. Its directory is made; Markdown's figures go to `<name>_files/` beside it, a
+    notebook holds its own. For a PDF, print the HTML from a browser. Costs 0.1 to 0.2 s per figure.
+
+    Raises:
+        ResultError: also a suffix that names no format, or a notebook without the extra `notebook`.
     """
     path = Path(path)
     format = pages.format_of(path)
-    figures_in = f"{path.stem}_files" if format == "markdown" else None
+    every = _listed(results)
+    if format == "notebook":
+        text = notebook(
+            [each.section() for each in every],
+            title=_titled(every, title),
+            description=description,
+            include_plots=include_plots,
+            appendix=_appendix(every) if include_json else None,
+        )
+        pages.write(path, text, {})
+        return path
+    figures_in = f"{path.stem}_files/" if format == "markdown" else None
     page = pages.Page(format, figures_in=figures_in, include_plots=include_plots)
-    text = _render(page, results, title=title, description=description, include_json=include_json)
+    text = _render(page, every, title=title, description=description, include_json=include_json)
     pages.write(path, text, page.files)
     return path
 
 
 def fragment(result: AnalysisResult) -> str:
-    """One result as a piece of HTML, for a notebook."""
-    return pages.Page("html").render("fragment", result=result)
+    """One result as a piece of HTML, for a notebook; it holds no script."""
+    return pages.fragment(result.section())
 
 
 def _render(
-    page: pages.Page, results: Results, *, title: str | None, description: str, include_json: bool
+    page: pages.Page,
+    every: Sequence[AnalysisResult],
+    *,
+    title: str | None,
+    description: str,
+    include_json: bool,
 ) -> str:
-    every = _listed(results)
-    appendix = None
-    if include_json:
-        plain = [json_safe(each.to_dict()) for each in every]
-        appendix = json.dumps(plain, ensure_ascii=True, allow_nan=False, indent=1)
     return page.render(
         "report",
-        title=pages.titled(every, title),
-        description=[part for part in description.split("\n\n") if part.strip()],
-        results=every,
-        appendix=appendix,
+        title=_titled(every, title),
+        description=description,
+        sections=[each.section() for each in every],
+        appendix=_appendix(every) if include_json else None,
     )
+
+
+def _appendix(every: Sequence[AnalysisResult]) -> str:
+    plain = [json_safe(each.to_dict()) for each in every]
+    return json.dumps(plain, ensure_ascii=True, allow_nan=False, indent=1)
+
+
+def _titled(every: Sequence[AnalysisResult], title: str | None) -> str:
+    """The given title, or the only result's own."""
+    return title or (every[0].title if len(every) == 1 else "Analysis report")
 
 
 def _listed(results: Results) -> list[AnalysisResult]:
@@ -107,4 +141,12 @@ def _result(given: object) -> AnalysisResult:
     )
 
 
-__all__ = ["Results", "fragment", "generate_report", "save_report", "write_investigation_report"]
+__all__ = [
+    "InteractiveView",
+    "Results",
+    "fragment",
+    "generate_report",
+    "interactive",
+    "save_report",
+    "write_investigation_report",
+]

@@ -83,7 +83,7 @@ def write_investigation_report(
     view = investigation(project, entries, config=config, spent=spent, stop_reason=stop_reason)
     paths = (project / "report.md", project / "report.html")
     for path, format in zip(paths, ("markdown", "html"), strict=True):
-        page = Page(format, figures_in="report_files" if format == "markdown" else None)
+        page = Page(format, figures_in="report_files/" if format == "markdown" else None)
         write(path, page.render("investigation", view=view), page.files)
     return paths
 

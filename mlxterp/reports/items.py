@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlxterp.errors import MlxterpError
-from mlxterp.plots import Drawable, drawables
 from mlxterp.reports.page import clip, duration
 from mlxterp.results import AnalysisResult, is_result
-from mlxterp.results.shows import Show, number
+from mlxterp.results.shows import Drawable, Show, drawables, number
 
 if TYPE_CHECKING:
     from mlxterp.autointerpret.entry import ExperimentEntry

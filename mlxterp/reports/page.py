@@ -1,14 +1,18 @@
 """Turns templates and values into a page: escaping, figures, atomic writes.
 
 Everything a template prints is escaped by the environment itself, in HTML and in Markdown alike; only
-what this module made (`Markup` in HTML, `Verbatim` in Markdown) passes as it is. Hidden characters become
-visible marks.
+what this package made (`Markup` in HTML, `Verbatim` in Markdown) passes as it is. Hidden characters become
+visible marks. It sets shows and sections; it knows no kind of result.
 """
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import json
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import lru_cache
 from pathlib import Path
@@ -20,13 +24,15 @@ from markupsafe import Markup
 from mlxterp import plots
 from mlxterp._files import locate, write_atomically
 from mlxterp.errors import ResultError
-from mlxterp.results import AnalysisResult, Table, markdown
-from mlxterp.results.shows import Cell, describe, number, visible
+from mlxterp.reports import prose
+from mlxterp.results import markdown
+from mlxterp.results.shows import Cell, Section, Table, describe, number, visible
 
 MOST_ROWS = 200
 _LONGEST = 6000
 _HTML_SUFFIXES = (".html", ".htm")
 _MARKDOWN_SUFFIXES = (".md", ".markdown")
+_NOTEBOOK_SUFFIXES = (".ipynb",)
 
 
 class Verbatim(str):
@@ -35,13 +41,44 @@ class Verbatim(str):
     __slots__ = ()
 
 
+@dataclass(frozen=True)
+class Script:
+    """A script of ours in a page, with the hash by which the page's content security policy lets it run."""
+
+    source: str
+
+    @property
+    def digest(self) -> str:
+        return base64.b64encode(hashlib.sha256(self.source.encode("utf-8")).digest()).decode("ascii")
+
+    @property
+    def inline(self) -> Markup:
+        return Markup(f"<script>{self.source}</script>")
+
+
+def script(name: str) -> Script:
+    """`templates/<name>.js`."""
+    source = (locate("templates") / f"{name}.js").read_text(encoding="utf-8")
+    if "</script" in source or "<!--" in source:
+        raise AssertionError(f"{name}.js holds what would end it early in a page")
+    return Script(source)
+
+
+def data_block(value: Any) -> Markup:
+    """Plain values as JSON in a script element that does not run. No sign in it can end the element."""
+    text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    for sign in "<>&":
+        text = text.replace(sign, f"\\u{ord(sign):04x}")
+    return Markup(f'<script type="application/json" id="data">{text}</script>')
+
+
 class Page:
     """One rendering: the environment of its format and the figures it drew.
 
     Args:
-        format: "html" or "markdown". figures_in: the name of the directory that Markdown links its
-        figures from; None writes descriptions only. include_plots: False leaves figures out and writes
-        their descriptions.
+        format: "html" or "markdown". figures_in: what Markdown's links to its figures begin with,
+        `report_files/` or `attachment:`; None writes descriptions only. include_plots: False leaves figures
+        out and writes their descriptions.
     """
 
     def __init__(self, format: str, *, figures_in: str | None = None, include_plots: bool = True) -> None:
@@ -70,7 +107,7 @@ class Page:
         name = f"{len(self.files) + 1:03d}-{_slug(show.title)}.png"
         self.files[name] = plots.png(show)
         alt = markdown.escape(describe(show))
-        return Verbatim(f"![{alt}]({self._figures_in}/{name})")
+        return Verbatim(f"![{alt}]({self._figures_in}{name})")
 
     def _described(self, show: plots.Drawable) -> str:
         return Markup("<p>{}</p>").format(visible(describe(show))) if self.is_html else describe(show)
@@ -84,16 +121,33 @@ class Page:
 
 
 def format_of(path: Path) -> str:
-    """ "html" or "markdown", by the suffix of the file."""
+    """ "html", "markdown" or "notebook", by the suffix of the file in any case."""
     suffix = path.suffix.lower()
     if suffix in _HTML_SUFFIXES:
         return "html"
     if suffix in _MARKDOWN_SUFFIXES:
         return "markdown"
+    if suffix in _NOTEBOOK_SUFFIXES:
+        return "notebook"
+    every = ", ".join(_MARKDOWN_SUFFIXES + _HTML_SUFFIXES + _NOTEBOOK_SUFFIXES)
+    if suffix == ".pdf":
+        raise ResultError(
+            f"a report cannot be written to {path.name!r}: PDF is made by a browser. Save it as "
+            f"'{path.stem}.html', open that, and print it to a file; its style for print is made for this. "
+            f"Formats that are written here: {every}."
+        )
     raise ResultError(
-        f"a report cannot be written to {path.name!r}: its suffix names no format. "
-        f"Use one of {', '.join(_MARKDOWN_SUFFIXES + _HTML_SUFFIXES)}."
+        f"a report cannot be written to {path.name!r}: its suffix names no format. Use one of {every}."
     )
+
+
+def require_html(path: Path) -> None:
+    """Refuses a file name that does not end like HTML."""
+    if path.suffix.lower() not in _HTML_SUFFIXES:
+        raise ResultError(
+            f"a page with a script cannot be written to {path.name!r}: it is HTML. Name it "
+            f"'{path.stem or 'page'}.html'."
+        )
 
 
 def write(path: Path, text: str, figures: dict[str, bytes]) -> None:
@@ -142,6 +196,7 @@ def _environment(*, autoescape: bool, finalize: Callable[[Any], Any]) -> Environ
         "fenced": lambda text, language="": Verbatim(markdown.fenced(text, language)),
         "md_table": lambda shown: Verbatim(markdown.table(shown)),
         "md_lines": lambda text: Verbatim(markdown.paragraphs(clip(text))),
+        "commonmark": _commonmark_html if autoescape else _commonmark,
         "value_text": markdown.value_text,
     }
     environment.tests |= {
@@ -149,6 +204,14 @@ def _environment(*, autoescape: bool, finalize: Callable[[Any], Any]) -> Environ
         "drawable": lambda show: bool(plots.drawables([show])),
     }
     return environment
+
+
+def _commonmark_html(text: str) -> Markup:
+    return Markup(prose.as_html(text))
+
+
+def _commonmark(text: str) -> Verbatim:
+    return Verbatim(prose.as_markdown(text))
 
 
 def _shown(value: Any) -> Any:
@@ -202,6 +265,6 @@ def _slug(text: str) -> str:
     return "-".join(re.findall(r"[a-z0-9]+", text.lower()))[:40].strip("-") or "figure"
 
 
-def titled(results: list[AnalysisResult], title: str | None) -> str:
-    """The given title, or the only result's own."""
-    return title or (results[0].title if len(results) == 1 else "Analysis report")
+def fragment(section: Section) -> str:
+    """One result as a piece of HTML, for a notebook."""
+    return Page("html").render("fragment", section=section)

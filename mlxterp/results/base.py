@@ -22,7 +22,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mlxterp.errors import ResultError
-from mlxterp.results.shows import Component, Show
+from mlxterp.results import markdown, rendering
+from mlxterp.results.shows import Component, Heatmap, Section, Show, drawables
 from mlxterp.results.values import PLAIN, json_safe, plain
 
 if TYPE_CHECKING:
@@ -111,9 +112,16 @@ class AnalysisResult(ABC):
 
     def plot(self) -> Figure:
         """All of this result's heatmaps and bars in one matplotlib figure (no pyplot state)."""
-        from mlxterp.plots import figure
+        return rendering.figure(self.shows(), title=self.title)
 
-        return figure(self.shows(), title=self.title)
+    def section(self) -> Section:
+        """This result as a page sets it; a result that holds others gives each a section of its own."""
+        return Section(self.title, self.summary(), self.shows(), self.measured_on)
+
+    def panels(self) -> tuple[Heatmap, ...]:
+        """Every matrix to explore in an interactive page (`mlxterp.reports.interactive`): by default those
+        that `shows` has."""
+        return tuple(show for show in drawables(self.shows()) if isinstance(show, Heatmap))
 
     def to_dict(self) -> dict[str, Any]:
         """Every field as plain Python values. Non-finite numbers stay floats here."""
@@ -166,22 +174,23 @@ class AnalysisResult(ABC):
 
     def to_markdown(self) -> str:
         """Title, summary and tables as Markdown. Heatmaps become the table of their strongest cells."""
-        from mlxterp.results import markdown
-
         parts = [f"## {markdown.escape(self.title)}", markdown.paragraphs(self.summary())]
         parts += [markdown.show(each) for each in self.shows()]
         parts.append(markdown.measured_on(self.measured_on))
         return "\n\n".join(part for part in parts if part) + "\n"
 
     def _repr_html_(self) -> str:
-        from mlxterp.reports import fragment
-
-        return fragment(self)
+        return rendering.html(self.section())
 
 
 def kinds() -> tuple[str, ...]:
     """The names of all kinds of results that can be read back."""
     return tuple(sorted(_KINDS))
+
+
+def result_class(kind: str) -> type[AnalysisResult]:
+    """The class of a kind that is known."""
+    return _KINDS[kind]
 
 
 def is_result(value: object) -> bool:

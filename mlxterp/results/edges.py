@@ -52,6 +52,9 @@ class EdgeScoresResult(AnalysisResult):
         if self.method not in _METHODS:
             raise ResultError(f"method {self.method!r}. Methods are: {', '.join(_METHODS)}.")
         n = len(self.edges)
+        wrong = [edge for edge in self.edges if edge.count("→") != 1]
+        if wrong:
+            raise ResultError(f"the edge {wrong[0]!r} has no two ends. Write it as in 'L0.H2→L1.H1.k'.")
         for name, values in (("scores", self.scores), ("ci_low", self.ci_low), ("ci_high", self.ci_high)):
             if values is not None and values.shape != (n,):
                 raise ResultError(f"{name} of shape {values.shape} for {n} edges.")

@@ -35,6 +35,7 @@ class LogitLensResult(AnalysisResult):
         answer_token, answer_token_str: whose probability is followed.
         positions: where it was read, as indices into `tokens`.
         tokens: the prompt's tokens.
+        lens: which lens read them: "logit lens", or "tuned lens" where translators stand before the norm.
     """
 
     kind: ClassVar[str] = "logit_lens"
@@ -47,6 +48,7 @@ class LogitLensResult(AnalysisResult):
     answer_token_str: str
     positions: tuple[int, ...] = field(metadata=converted(_numbers))
     tokens: tuple[str, ...] = field(metadata=TEXTS)
+    lens: str = "logit lens"
 
     def _check(self) -> None:
         shape = self.answer_probs.shape
@@ -67,7 +69,7 @@ class LogitLensResult(AnalysisResult):
 
     @property
     def title(self) -> str:
-        return f"Logit lens: {self.answer_token_str!r}"
+        return f"{self.lens.capitalize()}: {self.answer_token_str!r}"
 
     def components(self) -> tuple[Component, ...]:
         """Each layer's residual stream at each position, with the answer's probability there."""
@@ -105,7 +107,7 @@ class LogitLensResult(AnalysisResult):
         on = measured_on_text(self.measured_on)
         since = self.first_layer()
         last = f"at position {self.positions[-1]}, {self.tokens[self.positions[-1]]!r}"
-        rank = int(self.answer_ranks[-1, -1])
+        rank = number(float(self.answer_ranks[-1, -1]))
         became = (
             f"It is the first choice {last} from the residual stream after layer {since} on."
             if since is not None
@@ -125,7 +127,7 @@ class LogitLensResult(AnalysisResult):
                 " ".join(repr(token) for token in self.top_tokens[i][-1]),
                 float(self.top_probs[i, -1, 0]),
                 float(self.answer_probs[i, -1]),
-                int(self.answer_ranks[i, -1]),
+                float(self.answer_ranks[i, -1]),
                 float(self.answer_logits[i, -1]),
             )
             for i in range(len(layers))

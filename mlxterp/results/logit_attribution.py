@@ -71,7 +71,8 @@ class LogitAttributionResult(AnalysisResult):
         """The embedding, heads, MLPs, attention biases that are not zero, and the constant bias."""
         found = [Component("embed", self.embed_contribution, name="embed")]
         n_layers, n_heads = self.head_contributions.shape
-        attn_bias = self.attn_contributions - self.head_contributions.sum(axis=1)
+        with np.errstate(invalid="ignore"):  # ∞ − ∞ is n/a, and no warning
+            attn_bias = self.attn_contributions - self.head_contributions.sum(axis=1)
         for layer in range(n_layers):
             for head in range(n_heads):
                 effect = float(self.head_contributions[layer, head])

@@ -201,16 +201,42 @@ class PatchingResult(AnalysisResult):
         drawn += [Note(text, "caution") for text in self.cautions]
         return tuple(drawn)
 
+    def panels(self) -> tuple[Heatmap, ...]:
+        """What `shows` draws; of a sweep over layers, positions and heads, a map for each head instead."""
+        if len(self.axes) < 3:
+            return super().panels()
+        axis = self.axes.index("head")
+        kept = tuple(name for name in self.axes if name != "head")
+        found: list[Heatmap] = []
+        for i, (head, label) in enumerate(zip(self.indices_of("head"), self.labels_of("head"), strict=True)):
+            one = replace(
+                self,
+                effects=np.asarray(np.take(self.effects, i, axis=axis)),
+                axes=kept,
+                per_example=None,
+                ci_low=None if self.ci_low is None else np.asarray(np.take(self.ci_low, i, axis=axis)),
+                ci_high=None if self.ci_high is None else np.asarray(np.take(self.ci_high, i, axis=axis)),
+            )
+            found += [
+                replace(each, title=f"{self.component} of head {head} by layer and position", within=label)
+                for each in one.panels()
+            ]
+        return tuple(found)
+
     def _map(self, axis: str, unit: str, reading: str) -> Heatmap:
         """Layers from left to right, `axis` downwards; a third axis is reduced to its strongest entry."""
         values = self.effects
+        bounds = None if self.ci_low is None or self.ci_high is None else (self.ci_low, self.ci_high)
         title = self.title
         for other in self.axes:
             if other not in ("layer", axis):
                 values = _strongest_along(values, self.axes.index(other))
                 title += f": at each {_axis_word(axis)}, the strongest {_axis_word(other)}"
+                bounds = None
         kept = [a for a in self.axes if a in ("layer", axis)]
-        values = values.T if kept[0] == "layer" else values
+        if kept[0] == "layer":
+            values = values.T
+            bounds = None if bounds is None else (bounds[0].T, bounds[1].T)
         rows = self.labels_of(axis)
         if axis == "pos" and axis in self.labels:
             rows = tuple(f"{i} {label!r}" for i, label in zip(self.indices_of(axis), rows, strict=True))
@@ -221,6 +247,7 @@ class PatchingResult(AnalysisResult):
             columns=("layer", self.labels_of("layer")),
             unit=unit,
             reading=reading,
+            intervals=bounds,
         )
 
     def _table(self, unit: str) -> Table:

@@ -1,6 +1,6 @@
 """What a result has to show, as plain values: tables, heatmaps, bars and notes.
 
-Lives here: the four values that `mlxterp.plots` draws and `mlxterp.reports` sets in a page; `Component`, the
+Lives here: the values that `mlxterp.plots` draws and `mlxterp.reports` sets in a page; `Component`, the
 readable name of one part of a model with its effect; text made safe to show. Does not live here: how they are
 drawn.
 """
@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,6 +54,8 @@ class Heatmap:
 
     `low` and `high` are the colour limits; a diverging map has `low == -high`, so that 0 is neutral. `marks`
     are the (row, column) of the strongest cells, strongest first. `reading` says what a value means.
+    `within` says what all cells have in common ("L3.H2"), `details` what there is to know of each cell beyond
+    its value ("0.33 to 0.48"): both are told of a cell that is pointed at.
     """
 
     title: str
@@ -68,6 +70,8 @@ class Heatmap:
     diverging: bool = True
     marks: tuple[tuple[int, int], ...] = ()
     reading: str = ""
+    within: str = ""
+    details: tuple[tuple[str, ...], ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -124,7 +128,27 @@ class Network:
     reading: str = ""
 
 
-Show: TypeAlias = Table | Heatmap | Bars | Network | Note
+Drawable: TypeAlias = Heatmap | Bars | Network
+Show: TypeAlias = Drawable | Table | Note
+
+
+@dataclass(frozen=True)
+class Section:
+    """What a page says of one result: a heading, sentences, what there is to see, what it was measured on.
+
+    `sections` are those of the results it holds, such as the steps of a workflow.
+    """
+
+    title: str
+    text: str
+    shows: tuple[Show, ...]
+    measured_on: Mapping[str, Any] = field(default_factory=dict)
+    sections: tuple[Section, ...] = ()
+
+
+def drawables(shows: Iterable[Show]) -> list[Drawable]:
+    """Those of `shows` that are figures."""
+    return [show for show in shows if isinstance(show, (Heatmap, Bars, Network))]
 
 
 def number(value: float, digits: int = 3) -> str:
@@ -198,8 +222,14 @@ def heatmap(
     reading: str = "",
     diverging: bool = True,
     marks: int = 3,
+    intervals: tuple[Floats, Floats] | None = None,
+    within: str = "",
 ) -> Heatmap:
-    """A heatmap whose colour limits and marked cells follow from the values."""
+    """A heatmap whose colour limits and marked cells follow from the values.
+
+    Args:
+        intervals: low and high ends, of the shape of `values`; told of a cell that is pointed at.
+    """
     limit = colour_limit(values)
     return Heatmap(
         title=title,
@@ -214,6 +244,15 @@ def heatmap(
         diverging=diverging,
         marks=tuple((i, j) for i, j in strongest(values, marks) if abs(values[i, j]) >= limit / 4),
         reading=reading,
+        within=within,
+        details=None if intervals is None else _interval_texts(*intervals),
+    )
+
+
+def _interval_texts(low: Floats, high: Floats) -> tuple[tuple[str, ...], ...]:
+    return tuple(
+        tuple(f"{number(a)} to {number(b)}".replace("-", "−") for a, b in zip(*ends, strict=True))
+        for ends in zip(low.tolist(), high.tolist(), strict=True)
     )
 
 
@@ -234,7 +273,7 @@ def component_bars(
     )
 
 
-def describe(shown: Heatmap | Bars | Network) -> str:
+def describe(shown: Drawable) -> str:
     """What a reader who cannot see the figure needs: its extent, its strongest cells with their numbers."""
     if isinstance(shown, Network):
         heavy = sorted(shown.links, key=lambda link: -abs(link.weight) if link.weight == link.weight else 0.0)

@@ -122,6 +122,15 @@ def test_the_prompt_holds_the_contract_the_facts_and_the_signatures(project):
     assert text == prompts.system_text(project, dict(reversed(facts.items())))
 
 
+def test_the_overview_names_every_module_and_nothing_of_it_is_cut_off():
+    import re
+
+    modules = re.findall(r"^from (\S+) import", listing(), re.MULTILINE)
+
+    assert "mlxterp.workflows" in modules
+    assert [module for module in modules if f"from {module} import" not in essentials()] == []
+
+
 def test_a_huge_setup_does_not_make_a_huge_prompt(project):
     (project / "setup.py").write_text("x = 1\n" * 100_000)
 

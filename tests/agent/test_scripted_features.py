@@ -54,7 +54,7 @@ class World:
             "sensitivity": {"tested": {f: {"passed": int(f) <= self.passing} for f in asked}},
             "effects": {
                 "measured": {
-                    f: {"effect": 0.1, "percentile": 99.0, "stands_out": int(f) in self.standing_out}
+                    f: {"effect": 0.1, "p_value": 0.04, "stands_out": int(f) in self.standing_out}
                     for f in asked
                 }
             },

@@ -3,10 +3,10 @@
 
 Prints, all from one run on one machine: the matmul rate that is reachable; the time of one naive patch (a
 whole forward with one edit, the same BLAS), and of one TransformerLens patch if `transformer_lens` can be
-imported; per sweep wall and CPU seconds, ratios, the linear layers' operations, and the CPU seconds of these
-products alone, replayed in the same sizes right after. Wall time means something on an idle machine only, so
-the load is printed too; CPU seconds are this process's, user and system. `OPENBLAS_NUM_THREADS=1` makes them
-comparable on a busy machine.
+imported; per sweep wall and CPU seconds, ratios, the linear layers' operations and how many times more a
+forward per cell makes, and the CPU seconds of these products alone, replayed in the same sizes right after.
+Wall time means something on an idle machine only, so the load is printed too; CPU seconds are this process's,
+user and system. `OPENBLAS_NUM_THREADS=1` (torch is given as many) makes them comparable on a busy machine.
 """
 
 from __future__ import annotations
@@ -75,12 +75,17 @@ def _measure(model: InterpretableModel, name: str, repeat: int, cells: int) -> N
     pair = PAIRS[name]
     peak = _matmul_rate()
     naive = _naive(model, pair, cells)
+    with _counted(model) as of_a_forward:
+        mx.eval(model.logits(pair.corrupted))
+    forward = _operations(of_a_forward)
     lens = _transformer_lens(model, pair, cells)
     print(f"\n{name}: {len(model.to_str_tokens(pair.clean))} tokens, load {os.getloadavg()[0]:.1f}")
     print(f"  matmul [768, 576] · [576, 1536]: {peak / 1e9:.0f} GFLOP/s")
     print(f"  one naive patch: {_both(naive)}; one TransformerLens patch: {_both(lens)}")
+    print(f"  linear layers of one whole forward, which either makes per cell: {forward / 1e9:.2f} GFLOP")
     print(
-        "  sweep                      cells   wall s   CPU s   × naive   × TL    GFLOP  products CPU s  share"
+        "  sweep                      cells   wall s   CPU s   × naive   × TL  (CPU)    GFLOP  × fewer  "
+        "products CPU s  share"
     )
     for component, by in SWEEPS:
         run = lambda component=component, by=by: activation_patching(model, pair, component=component, by=by)  # noqa: E731
@@ -88,7 +93,7 @@ def _measure(model: InterpretableModel, name: str, repeat: int, cells: int) -> N
             n_cells = int(np.prod(run().effects.shape))
         best = min(_took(run) for _ in range(repeat))
         alone = min(_took(lambda: _replay(products)) for _ in range(repeat))
-        print(f"  {component:9s} {by:15s} {_row(n_cells, best, naive, lens, products, alone)}")
+        print(f"  {component:9s} {by:15s} {_row(n_cells, best, naive, lens, products, alone, forward)}")
     whole = min(_took(lambda: activation_patchings(model, pair)) for _ in range(repeat))
     single = min(
         _took(lambda: activation_patching(model, pair, by="layer_pos_head", component="z")) for _ in "1"
@@ -99,13 +104,27 @@ def _measure(model: InterpretableModel, name: str, repeat: int, cells: int) -> N
     )
 
 
-def _row(cells: int, best: Took, naive: Took, lens: Took | None, products: list[Product], alone: Took) -> str:
-    against = f"{lens.wall * cells / best.wall:6.1f}" if lens else "     –"
-    operations = sum(2 * n * module.weight.size for module, n in products)
+def _row(
+    cells: int,
+    best: Took,
+    naive: Took,
+    lens: Took | None,
+    products: list[Product],
+    alone: Took,
+    forward: float,
+) -> str:
+    by_wall, by_cpu = (lens.wall / best.wall, lens.cpu / best.cpu) if lens else (np.nan, np.nan)
+    against = f"{by_wall * cells:6.1f} ({by_cpu * cells:5.1f})" if lens else "     –        "
+    operations = _operations(products)
     return (
         f"{cells:6d}  {best.wall:7.2f} {best.cpu:7.2f}  {naive.wall * cells / best.wall:8.1f} {against}"
-        f"  {operations / 1e9:7.0f}  {alone.cpu:14.2f}   {alone.cpu / best.cpu:4.0%}"
+        f"  {operations / 1e9:7.0f}  {cells * forward / operations:7.1f}  {alone.cpu:14.2f}   "
+        f"{alone.cpu / best.cpu:4.0%}"
     )
+
+
+def _operations(products: list[Product]) -> float:
+    return float(sum(2 * n * module.weight.size for module, n in products))
 
 
 def _both(took: Took | None) -> str:
@@ -174,8 +193,10 @@ def _transformer_lens(model: InterpretableModel, pair: PromptPair, cells: int) -
     from tokenizers import Tokenizer, models
     from transformer_lens.model_bridge import TransformerBridge
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers.utils import logging
 
-    torch.set_num_threads(os.cpu_count() or 1)
+    logging.disable_progress_bar()
+    torch.set_num_threads(int(os.environ.get("OPENBLAS_NUM_THREADS", os.cpu_count() or 1)))
     torch.set_grad_enabled(mode=False)
     args = model.model.args
     theirs = LlamaForCausalLM(

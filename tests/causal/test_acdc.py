@@ -20,6 +20,11 @@ from tests.causal.conftest import PAIR, PAIRS
 from tests.tiny_models import ByteTokenizer, tiny_module
 
 
+@pytest.fixture(scope="module")
+def two_layers() -> InterpretableModel:
+    return InterpretableModel(tiny_module("llama", num_hidden_layers=2), ByteTokenizer())
+
+
 def planted_edges() -> set[str]:
     """The edges that carry a token; those that carry a position are the same on every prompt of a length."""
     names = []
@@ -63,13 +68,13 @@ def test_other_metrics_find_them_too(toy_model, metric):
     assert result.circuit_metric == pytest.approx(result.clean_metric, abs=0.05)
 
 
-def test_an_infinite_threshold_removes_every_edge_and_minus_infinity_keeps_all(tiny_llama):
-    none = acdc(tiny_llama, PAIR, threshold=math.inf)
-    every = acdc(tiny_llama, PAIR, threshold=-math.inf)
+def test_an_infinite_threshold_removes_every_edge_and_minus_infinity_keeps_all(two_layers):
+    none = acdc(two_layers, PAIR, threshold=math.inf)
+    every = acdc(two_layers, PAIR, threshold=-math.inf)
 
     assert none.edges == ()
     assert none.circuit_metric == pytest.approx(none.corrupted_metric, rel=1e-4)
-    assert edges_of(every) == [str(edge) for edge in graph_of(tiny_llama).edges()]
+    assert edges_of(every) == [str(edge) for edge in graph_of(two_layers).edges()]
     assert every.circuit_metric == pytest.approx(0, abs=1e-6)
 
 
@@ -92,9 +97,9 @@ def test_batches_decide_as_single_edges_do(seed):
     assert max(kept) > 5
 
 
-def test_the_decisions_are_those_of_the_algorithm_as_it_is_written():
+def test_the_decisions_are_those_of_the_algorithm_as_it_is_written(two_layers):
     """Algorithm 1 of the paper in a few lines, one run of the model per edge."""
-    model = InterpretableModel(tiny_module("llama", num_hidden_layers=2), ByteTokenizer())
+    model = two_layers
     pairs, threshold = PAIRS[:1], 0.02
     tokens = [np.array([list(p.encode())]) for p in (pairs[0].clean, pairs[0].corrupted)]
     run = EdgeRun(model, *tokens)
@@ -122,29 +127,29 @@ def test_inputs_of_nodes_that_nothing_reads_any_more_are_not_tested(toy_model):
     assert result.n_tested < 30
 
 
-def test_a_search_that_was_stopped_goes_on_from_its_checkpoint(tiny_llama, tmp_path):
+def test_a_search_that_was_stopped_goes_on_from_its_checkpoint(two_layers, tmp_path):
     file = tmp_path / "search.json"
     calls = []
 
     def stop_at_fifth(progress):
         calls.append(progress)
-        if len(calls) == 5:
+        if len(calls) == 4:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        acdc(tiny_llama, PAIR, threshold=0.01, checkpoint=file, progress=stop_at_fifth)
+        acdc(two_layers, PAIR, threshold=0.01, checkpoint=file, progress=stop_at_fifth)
     before = json.loads(file.read_text())["position"]
     resumed = []
 
-    result = acdc(tiny_llama, PAIR, threshold=0.01, checkpoint=file, progress=resumed.append)
+    result = acdc(two_layers, PAIR, threshold=0.01, checkpoint=file, progress=resumed.append)
 
-    whole = acdc(tiny_llama, PAIR, threshold=0.01)
+    whole = acdc(two_layers, PAIR, threshold=0.01)
     assert 0 < before < whole.n_edges
     assert resumed[0].done > before
     assert edges_of(result) == edges_of(whole)
     assert result.n_tested == whole.n_tested
     assert not list(tmp_path.glob("*.new"))
-    assert acdc(tiny_llama, PAIR, threshold=0.01, checkpoint=file) == result
+    assert acdc(two_layers, PAIR, threshold=0.01, checkpoint=file) == result
 
 
 @pytest.mark.parametrize(
@@ -165,16 +170,16 @@ def test_a_file_that_is_no_checkpoint_is_refused(tiny_llama, tmp_path):
         acdc(tiny_llama, PAIR, threshold=1.0, checkpoint=tmp_path / "x")
 
 
-def test_progress_counts_edges_and_estimates_the_rest(tiny_llama):
+def test_progress_counts_edges_and_estimates_the_rest(two_layers):
     told = []
 
-    acdc(tiny_llama, PAIR, threshold=0.01, progress=told.append)
+    acdc(two_layers, PAIR, threshold=0.01, progress=told.append)
 
     assert [p.done for p in told] == sorted({p.done for p in told})
-    assert told[-1].done == told[-1].edges == 190
+    assert told[-1].done == told[-1].edges == 82
     assert told[-1].seconds_left == 0
     assert all(p.seconds_left > 0 for p in told[:-1])
-    assert "190 of 190 edges" in str(told[-1])
+    assert "82 of 82 edges" in str(told[-1])
 
 
 def test_the_result_survives_json(tiny_llama):

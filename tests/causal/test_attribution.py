@@ -12,9 +12,10 @@ from mlxterp.causal import PromptPair, activation_patching, attribution_patching
 from mlxterp.causal.pair import prepare
 from mlxterp.core.interventions import add, edit, replace
 from mlxterp.core.model import InterpretableModel
-from mlxterp.errors import MetricError, SweepError
+from mlxterp.errors import CapabilityUnavailable, MetricError, SweepError
 from mlxterp.results import AnalysisResult
 from tests.causal.conftest import FIRST_DIFFERENCE, PAIR, PAIRS, logit_difference
+from tests.tiny_models import ByteTokenizer, tiny_module
 
 EVERY = ("resid_pre", "q", "k", "v", "pattern", "z", "attn_out", "mlp_out", "resid_post")
 
@@ -112,6 +113,22 @@ def test_every_metric_has_the_slope_of_its_own_numbers(tiny_llama, metric):
     assert result.metric == patched.metric
 
 
+def test_a_metric_of_ones_own_sees_each_pairs_own_answer_and_foil(tiny_llama):
+    """With operators that numpy and mlx share, it is patched and differentiated like the named one."""
+
+    def margin(logits, targets):
+        one_hot = np.eye(logits.shape[-1], dtype=np.float32)
+        direction = one_hot[targets.answers] - one_hot[targets.foils]
+        return (logits * (direction if isinstance(logits, np.ndarray) else mx.array(direction))).sum(axis=-1)
+
+    for method in (activation_patching, attribution_patching):
+        own = method(tiny_llama, PAIRS, component="z", metric=margin)
+        named = method(tiny_llama, PAIRS, component="z", metric="logit_diff")
+
+        assert own.metric == "margin"
+        assert own.per_example == pytest.approx(named.per_example, abs=1e-3)
+
+
 def test_with_the_qk_fix_a_query_or_key_is_as_exact_as_the_pattern_it_makes(tiny_llama):
     """Recomputed one by one: replace one query or key, let attention compute, multiply by the slope there."""
     sweeps = [("q", "layer_pos_head"), ("k", "layer_pos_head")]
@@ -195,6 +212,93 @@ def test_grad_drop_is_the_mean_size_of_the_estimates_with_one_layer_held(tiny_ll
     assert np.all(np.sign(dropped.effects) == np.sign(plain.effects))
 
 
+@pytest.mark.parametrize("direction", ["denoising", "noising"])
+def test_with_steps_the_gradient_is_the_mean_on_the_way_between_both_inputs(tiny_llama, direction):
+    """Two steps: the base run, and the run halfway to the source run's embeddings."""
+    base, source = (PAIR.corrupted, PAIR.clean) if direction == "denoising" else (PAIR.clean, PAIR.corrupted)
+    embeds, zs = zip(
+        *[
+            (t["embed"], t["L1.z"])
+            for t in (tiny_llama.trace(p, capture=["embed", "L1.z"]) for p in (base, source))
+        ],
+        strict=True,
+    )
+    halfway, change, step = add("embed", 0.5 * (embeds[1] - embeds[0])), zs[1] - zs[0], 1e-2
+    slopes = []
+    for moved in ([], [halfway]):
+        up, down = (
+            logit_difference(tiny_llama, base, *moved, add("L1.z", s * change, heads=1))
+            for s in (step, -step)
+        )
+        slopes.append((up - down) / (2 * step) / gap(tiny_llama))
+    sign = 1 if direction == "denoising" else -1
+
+    result = attribution_patching(tiny_llama, PAIR, steps=2, direction=direction)
+
+    assert result.effects[1, 1] == pytest.approx(sign * np.mean(slopes), abs=2e-3, rel=5e-3)
+    assert result.method == "attribution patching with 2 steps"
+
+
+def test_one_step_is_plain_attribution_patching_and_batches_change_nothing(tiny_llama, monkeypatch):
+    plain = attribution_patching(tiny_llama, PAIRS, component="mlp_out", by="layer_pos")
+    five = attribution_patching(tiny_llama, PAIRS, component="mlp_out", by="layer_pos", steps=5)
+
+    one = attribution_patching(tiny_llama, PAIRS, component="mlp_out", by="layer_pos", steps=1)
+    monkeypatch.setattr("mlxterp.causal.estimates.TOKEN_BUDGET", 23)
+    slowly = attribution_patching(tiny_llama, PAIRS, component="mlp_out", by="layer_pos", steps=5)
+
+    assert np.array_equal(one.effects, plain.effects)
+    assert slowly.effects == pytest.approx(five.effects, abs=1e-5)
+    assert slowly.per_example == pytest.approx(five.per_example, abs=1e-4)
+
+
+def test_with_many_steps_patching_the_whole_input_is_estimated_as_everything(tiny_llama):
+    shares = [
+        attribution_patching(tiny_llama, PAIR, steps=n).measured_on["estimate_of_patching_the_whole_input"]
+        for n in (1, 64)
+    ]
+
+    assert shares[1] == pytest.approx(1, abs=0.05)
+    assert abs(shares[0] - 1) > 2 * abs(shares[1] - 1)
+
+
+def test_steps_see_a_head_that_acts_through_a_saturated_softmax_and_say_where_they_disagree():
+    """The toy's first planted head hands its word to sharp keys: in both runs no gradient reaches it."""
+    module, tokenizer = toy.load()
+    sharp = module.model.layers[1].self_attn.k_proj
+    sharp.weight = sharp.weight * 100
+    model = InterpretableModel(module, tokenizer)
+    pair = PromptPair((1, 2, 3, 4, 5, 1), (9, 2, 1, 4, 5, 1), answer=2, foil=4)
+    patched = activation_patching(model, pair, component="z")
+
+    plain = attribution_patching(model, pair, component="z")
+    stepped = attribution_patching(model, pair, component="z", steps=32)
+
+    assert patched.effects[0, 2] > 0.9
+    assert abs(plain.effects[0, 2]) < 0.05
+    assert stepped.effects[0, 2] > 0.3
+    assert any("Single steps disagree at L0.H2" in text for text in stepped.cautions)
+    assert not any("Single steps" in text for text in plain.cautions)
+
+
+def test_sites_are_named_where_the_steps_lie_further_apart_than_their_mean(tiny_llama):
+    """Of two steps one is plain attribution patching, so the other follows from it and the mean."""
+    plain = attribution_patching(tiny_llama, PAIR, component="z").effects
+    stepped = attribution_patching(tiny_llama, PAIR, component="z", steps=2)
+    other = 2 * stepped.effects - plain
+    apart = np.abs(other - plain)
+    order = [f"L{i // 4}.H{i % 4}" for i in np.argsort(-apart, axis=None)]
+    unsteady = int(((apart > 0.1) & (apart > np.abs(stepped.effects))).sum())
+
+    (said,) = [text for text in stepped.cautions if text.startswith("Single steps disagree")]
+
+    assert 0 < unsteady < apart.size
+    assert [part.split(" (")[0] for part in said[25:].split(", ")][:3] == order[:3]
+    assert said.count(" to ") == min(6, unsteady)
+    low, high = sorted((plain.ravel()[apart.argmax()], other.ravel()[apart.argmax()]))
+    assert f"{order[0]} ({low:.2f} to {high:.2f})" in said
+
+
 def test_the_result_says_what_it_is_and_how_far_to_trust_it(tiny_llama):
     result = attribution_patching(tiny_llama, PAIR, component="resid_pre", by="layer_pos")
 
@@ -214,6 +318,16 @@ def test_prompts_of_different_lengths_are_compared_along_a_stated_map(tiny_llama
 
     assert result.axes == ("layer", "pos")
     assert "estimate_of_patching_the_whole_input" not in result.measured_on
+    with pytest.warns(UserWarning, match="position"), pytest.raises(SweepError, match="steps=3"):
+        attribution_patching(tiny_llama, pair, component="z", align="auto", steps=3)
+
+
+def test_a_softmax_computed_in_place_has_slopes_but_cannot_be_recomputed():
+    model = InterpretableModel(tiny_module("gemma2"), ByteTokenizer())
+
+    assert np.abs(attribution_patching(model, PAIR, component="q").effects).max() > 0
+    with pytest.raises(CapabilityUnavailable, match="Leave qk_fix out"):
+        attribution_patching(model, PAIR, component="q", qk_fix=True)
 
 
 def test_what_has_no_slope_is_refused(tiny_llama):
@@ -225,6 +339,10 @@ def test_what_has_no_slope_is_refused(tiny_llama):
         attribution_patching(tiny_llama, PAIR, component="resid_pre", grad_drop=True)
     with pytest.raises(SweepError, match="sweeps is empty"):
         attribution_patchings(tiny_llama, PAIR, sweeps=())
+    with pytest.raises(SweepError, match="steps=0"):
+        attribution_patching(tiny_llama, PAIR, steps=0)
+    with pytest.raises(SweepError, match="Choose one of the two"):
+        attribution_patching(tiny_llama, PAIR, steps=2, grad_drop=True)
 
 
 IOI = [
@@ -258,7 +376,7 @@ def agreement(patched, estimated):
     [(0, "denoising"), (1, "denoising"), (0, "noising"), (1, "noising"), (2, "noising")],
 )
 def test_on_heads_of_a_real_model_the_estimates_agree_with_patching(which, direction):
-    """Denoising the third pair, the correlation is 0.71: a single pair can be too far for a first order."""
+    """Denoising the third pair, the correlation is 0.71: it takes several steps, as below."""
     model = InterpretableModel("smollm2-135m")
     options = {"component": "z", "direction": direction}
     pair = ioi_pair(*IOI[which])
@@ -272,6 +390,25 @@ def test_on_heads_of_a_real_model_the_estimates_agree_with_patching(which, direc
     assert recall >= 0.8
     assert sizes_with_fixes >= sizes - 0.01
     assert recall_with_fixes >= recall - 0.1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("which", "direction", "shared"), [(0, "denoising", 8), (2, "denoising", 7), (2, "noising", 8)]
+)
+def test_with_five_steps_they_agree_on_every_pair_and_name_what_one_step_misses(which, direction, shared):
+    """The third pair, denoising, is the hardest: seven of the ten strongest heads."""
+    model = InterpretableModel("smollm2-135m")
+    options = {"component": "z", "direction": direction}
+    pair = ioi_pair(*IOI[which])
+    patched = activation_patching(model, pair, **options)
+
+    estimated = attribution_patching(model, pair, steps=5, **options)
+
+    correlation, _, recall = agreement(patched, estimated)
+    assert correlation >= 0.9
+    assert recall >= shared / 10
+    assert any("Single steps disagree" in text for text in estimated.cautions)
 
 
 @pytest.mark.slow

@@ -54,10 +54,16 @@ def masked_llama(model, tokens, differences, masks, metric):
     return metric(model.model.lm_head(module.norm(read("logits")))[0, -1])
 
 
-def differences_of(model):
-    """Corrupted minus clean of what every sender writes."""
+def differences_of(model, ablation="corrupted"):
+    """What every sender's ablated edges carry, minus what it writes in the clean run."""
     names = ["embed", *(f"L{i}.{part}" for i in range(model.n_layers) for part in ("z", "mlp_out"))]
-    clean, corrupted = (model.trace(text, capture=names) for text in (PAIR.clean, PAIR.corrupted))
+    clean, corrupted = (
+        dict(model.trace(text, capture=names).activations) for text in (PAIR.clean, PAIR.corrupted)
+    )
+    if ablation == "zero":
+        corrupted = {name: mx.zeros_like(x) for name, x in clean.items()}
+    if ablation == "mean":
+        corrupted = {name: (x + corrupted[name]) / 2 for name, x in clean.items()}
     found = {"input": corrupted["embed"] - clean["embed"]}
     for i in range(model.n_layers):
         change = corrupted[f"L{i}.z"] - clean[f"L{i}.z"]
@@ -67,9 +73,10 @@ def differences_of(model):
     return found
 
 
-def test_every_score_is_the_slope_of_its_edges_mask(tiny_llama):
-    result = edge_attribution(tiny_llama, PAIR)
-    differences = differences_of(tiny_llama)
+@pytest.mark.parametrize("ablation", ["corrupted", "zero", "mean"])
+def test_every_score_is_the_slope_of_its_edges_mask(tiny_llama, ablation):
+    result = edge_attribution(tiny_llama, PAIR, ablation=ablation)
+    differences = differences_of(tiny_llama, ablation)
     answer, foil = (tiny_llama.to_single_token(token) for token in (PAIR.answer, PAIR.foil))
     tokens = mx.array(tiny_llama.to_tokens(PAIR.clean))
 

@@ -147,6 +147,36 @@ def test_every_edge_out_of_a_node_is_noising_that_node(any_family):
         assert close(logits, expected), node
 
 
+@pytest.mark.parametrize("ablation", ["zero", "mean"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox", "mixtral"])
+def test_every_edge_out_of_a_node_at_zero_or_its_mean_is_that_node_ablated(family, ablation):
+    """Three different prompts among four: the mean counts each once."""
+    model = InterpretableModel(tiny_module(family), ByteTokenizer())
+    clean, corrupted = TOKENS, np.stack([OTHERS[0], TOKENS[0]])
+    run = EdgeRun(model, clean, corrupted, ablation=ablation)
+    _, seen = model.run(np.stack([*TOKENS, OTHERS[0]]), capture=["z", "mlp_out", "embed"])
+    edits = {INPUT: (HookPoint("embed"), None)}
+    for layer in range(model.n_layers):
+        edits[mlp(layer)] = (HookPoint("mlp_out", layer), None)
+        edits |= {head(layer, i): (HookPoint("z", layer), i) for i in range(model.n_heads)}
+
+    got = run.logits([{e for e in run.graph.edges() if e.sender == node} for node in edits])
+
+    for (node, (point, i)), logits in zip(edits.items(), got, strict=True):
+        if node == INPUT and ablation == "zero":
+            continue  # in a sum, the first norm then reads rounding, and scales it up
+        stand_in = seen[point].mean(axis=0, keepdims=True) if ablation == "mean" else seen[point][:1] * 0
+        expected = plain(model, clean, replace(point, stand_in, heads=i))
+        assert close(logits, expected), node
+
+
+def test_an_ablation_that_means_nothing_is_refused(tiny_llama):
+    with pytest.raises(SweepError, match="corrupted, zero, mean"):
+        EdgeRun(tiny_llama, TOKENS[:1], TOKENS[1:], ablation="resample")
+    with pytest.raises(SweepError, match="single prompt"):
+        EdgeRun(tiny_llama, TOKENS[:1], TOKENS[:1], ablation="mean")
+
+
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox", "gemma2"])
 def test_rows_and_prompts_of_a_batch_do_not_touch_each_other(family):
     model = InterpretableModel(tiny_module(family), ByteTokenizer())

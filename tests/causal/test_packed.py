@@ -13,7 +13,7 @@ from mlxterp.causal.pair import prepare
 from mlxterp.causal.sweep import Row, run_prompts, run_rows
 from mlxterp.core import engine
 from mlxterp.core.hook_points import HookPoint
-from mlxterp.core.interventions import add, edit, noise, replace, scale, zero
+from mlxterp.core.interventions import add, clamp, edit, mean, noise, replace, scale, zero
 from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import HookError, SweepError
 from tests.causal.conftest import CLEAN, CORRUPTED, PAIR, PAIRS
@@ -54,6 +54,60 @@ def test_a_packed_pass_equals_a_whole_forward_per_row_on_every_family(any_family
     slow = run_rows(any_family, TOKENS, rows, everything, engine="plain")
     assert len(rows) >= 60
     assert values == pytest.approx(slow, abs=1e-4 * np.abs(slow).max())
+
+
+def rows_with_several_edits(model: InterpretableModel) -> list[Row]:
+    """Heads and components of every layer at once, and drawn edits at two to four hook points."""
+    rng = np.random.default_rng(0)
+    have = [name for name in packed_rows.IN_FLIGHT if model.capabilities[name].available]
+    heads = tuple(zero(HookPoint("z", layer), heads=[1, 2]) for layer in range(model.n_layers))
+    means = [(HookPoint(name, layer), name == "z") for layer in range(model.n_layers) for name in have]
+    rows = [Row(0, heads), Row(1, heads), Row(1, heads[::-1])]
+    rows.append(Row(0, tuple(mean(p, np.full((1, 11, 1, 1)[: 4 if z else 3], 0.2)) for p, z in means)))
+    while len(rows) < 24:
+        edits = []
+        for _ in range(rng.integers(2, 5)):
+            point = HookPoint(have[rng.integers(len(have))], int(rng.integers(model.n_layers)))
+            positions = [None, [3, -1], slice(6, None), 10, 5][rng.integers(5)]
+            make = [lambda p, **k: scale(p, 0.5, **k), lambda p, **k: clamp(p, -0.2, 0.2, **k)][
+                rng.integers(2)
+            ]
+            edits.append(make(point, positions=positions))
+        if len({e.point for e in edits}) > 1:
+            rows.append(Row(int(rng.integers(2)), tuple(edits)))
+    return rows
+
+
+def test_rows_edited_on_their_way_equal_whole_forwards_on_every_family(any_family):
+    rows = rows_with_several_edits(any_family)
+    assert all(map(packed_rows.fits, rows))
+    if not packed.supports(any_family.architecture):
+        return
+
+    values = everything(run(any_family, rows), np.array([row.base for row in rows]))
+
+    slow = run_rows(any_family, TOKENS, rows, everything, engine="plain")
+    assert values == pytest.approx(slow, abs=1e-4 * np.abs(slow).max())
+
+
+def test_what_needs_to_see_all_of_a_row_at_once_takes_another_engine(tiny_llama):
+    key = mx.random.key(3)
+    whole = [
+        Row(0, (noise("L0.z", 0.5, key=key), zero("L2.z", heads=0))),
+        Row(1, (edit("L2.attn_out", lambda x: x - x.mean(axis=1, keepdims=True)), zero("L0.mlp_out"))),
+        Row(1, (zero("L0.q"), zero("L2.z"))),
+    ]
+
+    assert not any(map(packed_rows.fits, whole))
+    values = run_rows(tiny_llama, TOKENS, whole, everything)
+    assert values == pytest.approx(run_rows(tiny_llama, TOKENS, whole, everything, engine="plain"), abs=1e-3)
+
+
+def test_a_later_edit_at_a_position_that_does_not_exist_is_refused(tiny_llama):
+    for positions in ([11], [-12], slice(20, None)):
+        row = Row(0, (zero("L0.z"), zero("L2.z", positions=positions)))
+        with pytest.raises(HookError):
+            run_rows(tiny_llama, TOKENS, [row], everything)
 
 
 def test_windows_of_attention_reach_back_into_the_prompt():

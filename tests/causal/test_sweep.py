@@ -220,7 +220,7 @@ def test_an_unpatched_row_that_comes_out_wrong_is_noticed(tiny_llama, monkeypatc
         around = tap(live, block)
         return around and (lambda call, h, *args, **kwargs: around(call, h, *args, **kwargs) * 1.1)
 
-    edits = (scale("L1.z", 0.5), scale("L2.z", 0.5))
+    edits = (scale("L1.q", 0.5), scale("L2.z", 0.5))
     rows = [Row(0, edits), Row(1, edits)]
     monkeypatch.setattr(one_pass._Live, "tap", spoilt)
 

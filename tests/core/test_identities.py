@@ -14,8 +14,7 @@ from tests.tiny_models import FAMILIES, PARALLEL, POST_NORM, ByteTokenizer, tiny
 
 TEXT, OTHER = "The cat sat", "A dog ran a"
 ADDED = ("attn_out", "mlp_out")
-LACKS = {"gemma2": {"q", "k", "v", "pattern"}, **{family: {"resid_mid"} for family in PARALLEL}}
-WITH_PATTERN = sorted(set(FAMILIES) - {"gemma2"})  # which computes attention in its own way
+LACKS = {family: {"resid_mid"} for family in PARALLEL}
 
 
 def available(model) -> list[str]:
@@ -98,7 +97,7 @@ def test_z_times_w_o_is_attn_out_where_no_norm_stands_between(family):
         assert close(out, t[f"L{n}.attn_out"])
 
 
-@pytest.mark.parametrize("family", WITH_PATTERN)
+@pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_pattern_times_v_is_z_and_each_row_of_a_pattern_is_a_causal_distribution(family):
     model = InterpretableModel(tiny_module(family), ByteTokenizer())
     t = model.trace(TEXT, capture=["pattern", "v", "z"])
@@ -183,7 +182,7 @@ def test_everything_added_by_another_prompt_makes_the_run_of_that_prompt(any_fam
     assert close(patched, other.logits)
 
 
-@pytest.mark.parametrize("family", WITH_PATTERN)
+@pytest.mark.parametrize("family", sorted(FAMILIES))
 @pytest.mark.parametrize("names", [("q", "k", "v"), ("pattern", "v")])
 def test_what_attention_is_made_of_in_another_prompt_makes_its_z(family, names):
     model = InterpretableModel(tiny_module(family), ByteTokenizer())

@@ -1,9 +1,13 @@
+import copy
+
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
 
 from mlxterp.core import interventions as iv
+from mlxterp.core.families import COMMON
+from mlxterp.core.hook_points import LAYER_NAMES
 from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import (
     CapabilityUnavailable,
@@ -172,11 +176,12 @@ def test_logits_and_the_final_norm_can_be_edited(tiny_llama):
     assert not np.any(np.array(tiny_llama.logits(TEXT, interventions=[iv.zero("logits")])))
 
 
-def test_nothing_is_computed_before_it_is_looked_at(tiny_llama):
+@pytest.mark.parametrize("capture", [["resid_post"], "all"])
+def test_nothing_is_computed_before_it_is_looked_at(tiny_llama, capture):
     tiny_llama.logits(TEXT * 20).shape  # noqa: B018 - whatever the first run sets up
     before = mx.get_active_memory()
 
-    t = tiny_llama.trace(TEXT * 20, capture=["resid_post"])
+    t = tiny_llama.trace(TEXT * 20, capture=capture)
     unlooked = mx.get_active_memory() - before
     mx.eval(t["L0.resid_post"])
 
@@ -291,7 +296,7 @@ def test_a_quantised_tied_embedding_gives_dequantised_unembedding_rows():
 
 
 def test_a_missing_part_is_named_with_what_there_is():
-    model = InterpretableModel(tiny_module("gemma2"), ByteTokenizer())
+    model = InterpretableModel(tiny_module("gemma2"), ByteTokenizer(), family=COMMON)
 
     with pytest.raises(
         CapabilityUnavailable, match=r"gemma2 has no 'pattern'.*Available in a layer: resid_pre, z"
@@ -304,3 +309,39 @@ def test_random_weights_are_the_same_for_a_seed():
     randomise(two, 0)
 
     assert mx.array_equal(one.model.embed_tokens.weight, two.model.embed_tokens.weight)
+
+
+def test_an_activation_is_an_attribute_of_its_layer(tiny_llama):
+    with tiny_llama.trace(TEXT, capture=["z", "embed", "L1.resid_post"]) as t:
+        assert mx.array_equal(t.layers[1].z, t["L1.z"])
+        assert mx.array_equal(t.layers[-1].z, t["L2.z"])
+        assert mx.array_equal(t.embed, t["embed"])
+        assert [layer.z.shape for layer in t.layers] == [t["L0.z"].shape] * 3
+        assert dir(t.layers[1]) == ["resid_post", "z"]
+        assert "resid_post" in repr(t.layers[1])
+
+
+def test_an_attribute_that_was_not_captured_is_an_error_that_lists_what_was(tiny_llama):
+    t = tiny_llama.trace(TEXT, capture=["L1.z"])
+
+    with pytest.raises(AttributeError, match=r"layers\[1\]\.q .*Captured there: z\. Add capture=\['L1\.q'\]"):
+        _ = t.layers[1].q
+    with pytest.raises(MissingActivation, match="Captured there: nothing"):
+        _ = t.layers[0].z
+    with pytest.raises(AttributeError, match=r"layers\[1\]\.attn .*In a layer there are: resid_pre, q"):
+        _ = t.layers[1].attn
+    with pytest.raises(AttributeError, match=r"no 'final_norm'\. Captured: L1\.z"):
+        _ = t.final_norm
+    with pytest.raises(IndexError, match="3, 0 to 2"):
+        _ = t.layers[3]
+    assert getattr(t, "embed", None) is None
+    assert copy.copy(t).tokens.tolist() == t.tokens.tolist()
+
+
+def test_all_is_every_hook_point_there_is(any_family):
+    t = any_family.trace(TEXT, capture="all")
+
+    there = [name for name in LAYER_NAMES if any_family.capabilities[name].available]
+    assert set(dir(t.layers[0])) == set(there)
+    assert len(t.names) == len(there) * any_family.n_layers + 3
+    assert mx.array_equal(t.logits, any_family.logits(TEXT))

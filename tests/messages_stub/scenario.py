@@ -21,6 +21,8 @@ A step answers one request (`times`: several):
     break: type             the stream has an error event of this type in its middle, and ends
     hang: seconds           nothing is sent for so long, then the rest of the step
     drip: seconds           a pause before every 16 bytes
+    together: n             nothing is sent before n requests with such a step are there at once; if they do
+                            not come, that is a failure
     garbage                 200 with a page of HTML
     malformed               the input of the last tool is not JSON
     expect                  conditions that this request must meet; what fails is in `failures`
@@ -65,6 +67,7 @@ _FAILS = {
     "break",
     "hang",
     "drip",
+    "together",
     "garbage",
 }
 _STEP_NAMES = _SAYS | _FAILS | {"name", "expect", "when", "call", "times"}

@@ -1,8 +1,9 @@
 """Serves a scenario over HTTP on 127.0.0.1, in threads of the test's own process.
 
-Covers: POST /v1/messages (streamed or whole, with or without ?beta=true) and /v1/messages/count_tokens. HEAD
-of anything is 200, every other path is 404 at once: clients probe, and must not wait. A request of the
-message-threads beta is refused with 400, as by a gateway that does not know it.
+Covers: POST /v1/messages (streamed or whole, with or without ?beta=true), /v1/messages/count_tokens and
+/v1/messages/batches (`batches.py`). HEAD of anything is 200, every other path is 404 at once: clients probe,
+and must not wait. A request of the message-threads beta is refused with 400, as by a gateway that does not
+know it.
 """
 
 from __future__ import annotations
@@ -17,12 +18,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from tests.messages_stub import wire
+from tests.messages_stub import batches, wire
 from tests.messages_stub.requests import SECRET_HEADERS, Request
 from tests.messages_stub.scenario import Scenario, Step
 
 _PAGE = b"<!doctype html><title>Log in to the network</title><p>Accept the terms to go on.</p>"
 _DRIP = 16
+_MEETING = 20.0
 
 
 class MessagesStub:
@@ -33,6 +35,8 @@ class MessagesStub:
         requests: every POST to the Messages API, in order, with lane, step and usage.
         probes: every other request, as "HEAD /".
         failures: expectations that did not hold.
+        batches: results of each batch by its id, in order.
+        at_once, most_at_once: requests that are being answered, now and at most.
     """
 
     key = "sk-ant-stub-0000000000"
@@ -44,6 +48,7 @@ class MessagesStub:
         variables: Mapping[str, str] | None = None,
         check_key: bool = False,
         save: Path | None = None,
+        batch_polls: int = 1,
     ) -> None:
         self.scenario = Scenario(script, variables=variables)
         self.requests: list[Request] = []
@@ -52,6 +57,12 @@ class MessagesStub:
         self.stopping = threading.Event()
         self._save = save
         self._lock = threading.Lock()
+        self.batches: dict[str, list[dict[str, Any]]] = {}
+        self.batch_polls = batch_polls
+        self.polls: dict[str, int] = {}
+        self.at_once = 0
+        self.most_at_once = 0
+        self._meetings: dict[int, threading.Barrier] = {}
         self._server: _Server | None = None
         self._thread: threading.Thread | None = None
 
@@ -92,6 +103,21 @@ class MessagesStub:
             )
             (self._save / f"{number:04}.json").write_text(text, encoding="utf-8")
         return number
+
+    def came(self, change: int) -> None:
+        """Counts a request that comes (1) or has its answer (-1)."""
+        with self._lock:
+            self.at_once += change
+            self.most_at_once = max(self.most_at_once, self.at_once)
+
+    def meet(self, number: int) -> None:
+        """Waits for so many requests, this one included."""
+        with self._lock:
+            meeting = self._meetings.setdefault(number, threading.Barrier(number))
+        try:
+            meeting.wait(timeout=_MEETING)
+        except threading.BrokenBarrierError:
+            self.failures.append(f"{number} requests at once were waited for; {self.at_once} came")
 
     def answered(self, number: int, lane: str, step: int, usage: Mapping[str, Any] | None) -> None:
         with self._lock:
@@ -146,6 +172,15 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def do_GET(self) -> None:
+        path = self.path.partition("?")[0]
+        batch = path.rpartition("/v1/messages/batches/")[2].removesuffix("/results")
+        if batch in self.server.stub.batches and "/batches/" in path:
+            if path.endswith("/results"):
+                raw = batches.results(self.server.stub, batch)
+                self._send(200, "application/x-jsonl", [raw], len(raw), {})
+            else:
+                self._json(200, batches.poll(self.server.stub, batch))
+            return
         self.server.stub.probes.append(f"GET {self.path}")
         self._not_there()
 
@@ -154,8 +189,14 @@ class _Handler(BaseHTTPRequestHandler):
         path = self.path.partition("?")[0].rstrip("/")
         if path.endswith("/v1/messages/count_tokens"):
             self._json(200, {"input_tokens": len(json.dumps(body)) // 4})
+        elif path.endswith("/v1/messages/batches"):
+            self._json(200, batches.take(self.server.stub, body, self.path))
         elif path.endswith("/v1/messages"):
-            self._messages(body)
+            self.server.stub.came(1)
+            try:
+                self._messages(body)
+            finally:
+                self.server.stub.came(-1)
         else:
             self.server.stub.probes.append(f"POST {self.path}")
             self._not_there()
@@ -194,6 +235,8 @@ class _Handler(BaseHTTPRequestHandler):
         self._play(step, request, whole)
 
     def _play(self, step: Step, request: Request, whole: dict[str, Any] | None) -> None:
+        if step.get("together"):
+            self.server.stub.meet(int(step["together"]))
         if step.get("hang"):
             self._pause(float(step["hang"]))
         if step.get("drop"):

@@ -71,10 +71,16 @@ class Variable:
 
 @dataclass(frozen=True)
 class Compiled:
-    """A program as a model, with the edges that carry something which depends on the tokens."""
+    """A program as a model, with the edges that carry something which depends on the tokens, and all that
+    carry something which is read."""
 
     model: InterpretableModel
     truth: frozenset[str]
+    wired: frozenset[str]
+
+    def truth_under(self, ablation: str) -> frozenset[str]:
+        """The edges that matter: a constant is missed where it is set to zero, and only there."""
+        return self.wired if ablation == "zero" else self.truth
 
 
 @dataclass
@@ -89,6 +95,7 @@ class Program:
     seed: int = 0
     variables: dict[str, Variable] = field(default_factory=dict)
     edges: set[str] = field(default_factory=set)
+    wired: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self._width = 0
@@ -106,6 +113,7 @@ class Program:
         return self.variables[name]
 
     def _reads(self, into: str, variable: Variable) -> None:
+        self.wired.add(f"{variable.writer}→{into}")
         if variable.varies:
             self.edges.add(f"{variable.writer}→{into}")
 
@@ -141,6 +149,9 @@ class Program:
         for into, variable in (("q", query), ("k", key), ("v", value)):
             if into == "v" or selector.any():
                 self._reads(f"{node}.{into}", variable)
+        if beginning:
+            self._reads(f"{node}.q", self.one)
+            self._reads(f"{node}.k", self.bos)
         return out
 
     def table(self, node: str, reads: Mapping[str, float], bounds: Sequence[float]) -> Variable:
@@ -193,7 +204,7 @@ class Program:
         for layer, block in enumerate(module.layers):
             self._fill_heads(block.self_attn, layer, width, d_head, rng)
             self._fill_mlp(block.mlp, f"L{layer}.mlp", width, rng)
-        return Compiled(InterpretableModel(module), frozenset(self.edges))
+        return Compiled(InterpretableModel(module), frozenset(self.edges), frozenset(self.wired))
 
     def _fill_heads(self, attn: Attention, layer: int, width: int, d_head: int, rng) -> None:
         parts = {name: np.zeros((self.n_heads * d_head, width)) for name in "qkv"} | {

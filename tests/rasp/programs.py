@@ -112,7 +112,7 @@ def reverse() -> Case:
     n_padded = p.table("L0.mlp", {"L0.H0": 1.0}, bounds.tolist())
     at = np.zeros((LENGTH - 1, LENGTH))
     at[np.arange(LENGTH - 1), LENGTH - 1 - np.arange(LENGTH - 1)] = 1
-    out = p.head("L1.H1", n_padded, p.pos, at, p.tok)
+    out = p.head("L1.H1", n_padded, p.pos, at, p.tok, beginning=0.0)  # something always matches
 
     def draw(rng: np.random.Generator) -> np.ndarray:
         tokens = rng.integers(4, size=LENGTH - 1)

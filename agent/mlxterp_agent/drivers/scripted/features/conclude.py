@@ -12,7 +12,7 @@ from mlxterp_agent.drivers.scripted.concluding import (
     predictions,
     some,
 )
-from mlxterp_agent.drivers.scripted.features.criteria import ACCURACY, EXPLAINED, ORDER, PERCENTILE
+from mlxterp_agent.drivers.scripted.features.criteria import ACCURACY, CHANCE, EXPLAINED, ORDER
 from mlxterp_agent.drivers.scripted.features.facts import (
     Survey,
     kept_labels,
@@ -125,8 +125,8 @@ def _effects(known: Known) -> str:
         strongest = f", most of all {listed(_named(known, [best]))} ({effect:.3f} nats)"
     return (
         f"Ablated where they fire, {len(matter)} of {len(numbers['measured'])} features change the next "
-        "token "
-        f"more than {PERCENTILE:.0f} % of random features of a like activation{strongest}."
+        "token more "
+        f"than all but {CHANCE:.0%} of random features put in their place{strongest}."
     )
 
 

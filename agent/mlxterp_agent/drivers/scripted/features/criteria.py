@@ -34,7 +34,8 @@ TESTED, FEWER_TESTED = 12, 4
 """How many labels are tested on fresh texts, and how many features are ablated."""
 PASSED = 0.5
 """Share of the tested labels that are predicted to pass."""
-PERCENTILE = 95.0
-"""Place among random features of a like activation from which on an ablation's effect stands out."""
+CHANCE = 0.05
+"""Chance that a random direction of the same size does as much, up to which an ablation's effect stands "
+"out."""
 STANDS_OUT = 0.2
 """Share of the ablated features that are predicted to stand out."""

@@ -12,6 +12,7 @@ from mlxterp_agent.drivers.scripted.features.conclude import conclusion
 from mlxterp_agent.drivers.scripted.features.criteria import (
     ACCURACY,
     CANDIDATES,
+    CHANCE,
     CONFIDENCE,
     DECOY,
     DENSEST,
@@ -22,7 +23,6 @@ from mlxterp_agent.drivers.scripted.features.criteria import (
     LEAST_TOKENS,
     ORDER,
     PASSED,
-    PERCENTILE,
     STANDS_OUT,
     TESTED,
 )
@@ -118,10 +118,12 @@ def _effects(known: Known, survey: Survey, attempt: int) -> Asked | Skip:
         return Skip("there is no feature to ablate", lasting=True)
     return Asked(
         "features/effects",
-        f"Ablating a feature where it fires, the reconstruction error kept, changes the next token more than "
-        f"{PERCENTILE:.0f} % of random features of a like activation do, for at least {STANDS_OUT:.0%} of "
-        "them. Rival: the model does not read these features in particular.",
-        {"features": chosen, "percentile": PERCENTILE, "stands_out": STANDS_OUT},
+        "Ablating a feature where it fires, the reconstruction error kept, changes the next token more "
+        "than all "
+        f"but {CHANCE:.0%} of random features put in its place do, for at least {STANDS_OUT:.0%} of "
+        "them. Rival: "
+        "the model does not read these features in particular.",
+        {"features": chosen, "chance": CHANCE, "stands_out": STANDS_OUT},
     )
 
 

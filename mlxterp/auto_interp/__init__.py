@@ -1,0 +1,78 @@
+"""Labels for SAE features: from evidence, scored on held-out text, tested for sensitivity.
+
+Not `mlxterp.autointerpret` (the files of an investigation), nor `autointerp` (the command that runs one).
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mlxterp.auto_interp.dashboard import save_dashboard as save_dashboard
+    from mlxterp.auto_interp.evidence import FeatureEvidence as FeatureEvidence
+    from mlxterp.auto_interp.evidence import Sampling as Sampling
+    from mlxterp.auto_interp.evidence import Window as Window
+    from mlxterp.auto_interp.label import FeatureLabel as FeatureLabel
+    from mlxterp.auto_interp.label import Proposal as Proposal
+    from mlxterp.auto_interp.labeling import auto_label_feature as auto_label_feature
+    from mlxterp.auto_interp.labeling import auto_label_features as auto_label_features
+    from mlxterp.auto_interp.labeling import labels_result as labels_result
+    from mlxterp.auto_interp.llm_labeler import LlmLabeler as LlmLabeler
+    from mlxterp.auto_interp.llm_pairs import MinimalPairs as MinimalPairs
+    from mlxterp.auto_interp.llm_pairs import minimal_pairs as minimal_pairs
+    from mlxterp.auto_interp.llm_scoring import LlmScorer as LlmScorer
+    from mlxterp.auto_interp.local_scoring import InterventionScorer as InterventionScorer
+    from mlxterp.auto_interp.local_scoring import SurprisalScorer as SurprisalScorer
+    from mlxterp.auto_interp.sensitivity import sensitivity_test as sensitivity_test
+
+# Loaded when first used: who only reads labels needs no mlx.
+_WHERE = {
+    "FeatureEvidence": "evidence",
+    "FeatureLabel": "label",
+    "InterventionScorer": "local_scoring",
+    "LlmLabeler": "llm_labeler",
+    "LlmScorer": "llm_scoring",
+    "MinimalPairs": "llm_pairs",
+    "Proposal": "label",
+    "Sampling": "evidence",
+    "SurprisalScorer": "local_scoring",
+    "Window": "evidence",
+    "auto_label_feature": "labeling",
+    "auto_label_features": "labeling",
+    "labels_result": "labeling",
+    "minimal_pairs": "llm_pairs",
+    "save_dashboard": "dashboard",
+    "sensitivity_test": "sensitivity",
+}
+
+__all__ = [
+    "FeatureEvidence",
+    "FeatureLabel",
+    "InterventionScorer",
+    "LlmLabeler",
+    "LlmScorer",
+    "MinimalPairs",
+    "Proposal",
+    "Sampling",
+    "SurprisalScorer",
+    "Window",
+    "auto_label_feature",
+    "auto_label_features",
+    "labels_result",
+    "minimal_pairs",
+    "save_dashboard",
+    "sensitivity_test",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _WHERE:
+        raise AttributeError(
+            f"module 'mlxterp.auto_interp' has no attribute {name!r}; it has {', '.join(__all__)}"
+        )
+    return getattr(importlib.import_module(f"mlxterp.auto_interp.{_WHERE[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

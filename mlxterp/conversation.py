@@ -1,0 +1,288 @@
+"""Conversations: messages as the tokens a model was trained on, each turn's place in them, patching by turn.
+
+Lives here: chat templates, turns, generations as results. Does not live here: generating
+(`core/generate.py`), patching (`causal/activation_patching.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from mlxterp.causal.activation_patching import activation_patching
+from mlxterp.causal.alignment import Align
+from mlxterp.causal.pair import PromptPair, runs_kept
+from mlxterp.causal.prompts import facts_of, str_tokens
+from mlxterp.causal.sites import Direction
+from mlxterp.core.generate import Generation
+from mlxterp.core.model import InterpretableModel
+from mlxterp.core.tokens import TextTokens
+from mlxterp.errors import PromptPairError, TokenError
+from mlxterp.metrics import Metric, MetricFunction
+from mlxterp.results.conversation import TurnPatchingResult
+from mlxterp.results.generation import GenerationResult
+from mlxterp.tokenizer import GgufTokenizer
+
+Message: TypeAlias = Mapping[str, str]
+"""`{"role": "user", "content": "Where is the Louvre?"}`."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One message's content in the token sequence.
+
+    Attributes:
+        role: "system", "user", "assistant" …
+        start, stop: the first token that holds any of the content, and one past the last.
+        text: the content as it stands in the prompt.
+    """
+
+    role: str
+    start: int
+    stop: int
+    text: str
+
+    @property
+    def positions(self) -> tuple[int, ...]:
+        """For `positions=` of an analysis or an intervention."""
+        return tuple(range(self.start, self.stop))
+
+
+def chat(
+    model: InterpretableModel,
+    messages: Sequence[Message],
+    *,
+    template: str | None = None,
+    add_generation_prompt: bool = True,
+) -> tuple[int, ...]:
+    """Token ids of a conversation, for anything that takes a prompt: `model.generate(chat(model, messages))`.
+
+    Args:
+        messages: each with "role" and "content".
+        template: a chat template in Jinja, as tokenizers hold them; by default the tokenizer's own. It sees
+            `messages`, `add_generation_prompt`, `bos_token` and `eos_token`.
+        add_generation_prompt: end with what begins an answer of the assistant.
+
+    Raises:
+        TokenError: a message without role or content; a tokenizer without a template, and none given.
+    """
+    text = _rendered(model, _checked(messages), template, answer=add_generation_prompt)
+    return tuple(TextTokens(model.tokenizer).encode(text, special=False))
+
+
+def turns(
+    model: InterpretableModel,
+    messages: Sequence[Message],
+    *,
+    template: str | None = None,
+    add_generation_prompt: bool = True,
+) -> tuple[Turn, ...]:
+    """Where each message's content is among the tokens that `chat` gives with the same arguments.
+
+    What a template adds by itself (role names, a system prompt of its own) belongs to no turn. A token that
+    holds the end of one and the beginning of another belongs to both.
+
+    Raises:
+        TokenError: as `chat`; or the template changes contents beyond trimming them, or the tokens do not
+            decode to the text, so that no place is known.
+    """
+    given = _checked(messages)
+    text = _rendered(model, given, template, answer=add_generation_prompt)
+    # A private-use character cannot be in a template, so what stands between the marks is the template's own.
+    marks = [f"\ue000{i}\ue001" for i in range(len(given))]
+    marked = [{**message, "content": mark} for message, mark in zip(given, marks, strict=True)]
+    frame = _rendered(model, marked, template, answer=add_generation_prompt)
+    found: list[tuple[int, str]] = []
+    place, rest = 0, frame
+    for message, mark in zip(given, marks, strict=True):
+        before, there, rest = rest.partition(mark)
+        content = message["content"]
+        place += len(before)
+        here = next((c for c in (content, content.strip()) if text.startswith(c, place)), None)
+        if not there or here is None or text[place - len(before) : place] != before:
+            raise _unplaced(model, content)
+        found.append((place, here))
+        place += len(here)
+    if text[place:] != rest:
+        raise _unplaced(model, given[-1]["content"])
+    tokens = TextTokens(model.tokenizer)
+    ids = tokens.encode(text, special=False)
+    if tokens.decode(ids) != text:
+        raise TokenError(
+            f"{model.name}: the tokens of this conversation do not decode to its text, so the places of "
+            "turns are not known. Give positions yourself."
+        )
+    return tuple(
+        _turn(tokens, ids, text, message["role"], (start, start + len(content)))
+        for message, (start, content) in zip(given, found, strict=True)
+    )
+
+
+def turn_patching(
+    model: InterpretableModel,
+    clean: Sequence[Message],
+    corrupted: Sequence[Message],
+    *,
+    component: str = "resid_pre",
+    metric: str | MetricFunction | Metric | None = None,
+    answer: str | int | None = None,
+    foil: str | int | None = None,
+    direction: Direction = "denoising",
+    align: Align = "strict",
+    template: str | None = None,
+    layers: Sequence[int] | None = None,
+) -> TurnPatchingResult:
+    """The effect of patching each turn: `component` at all tokens of the turn's content together, by layer.
+
+    Args:
+        clean, corrupted: two conversations of the same roles. Turns are those of the one that is patched: the
+            corrupted one, or with direction="noising" the clean one.
+        template: see `chat`. The rest as in `activation_patching`.
+
+    Costs both runs once, and a row per layer and turn that differs or follows a difference.
+
+    Returns:
+        effects [n_layers, n_turns].
+
+    Raises:
+        PromptPairError: other roles in one than in the other. And what `activation_patching` and `turns`
+        raise.
+    """
+    roles = [[message.get("role") for message in messages] for messages in (clean, corrupted)]
+    if roles[0] != roles[1]:
+        raise PromptPairError(
+            f"the turns of clean are {roles[0]}, those of corrupted {roles[1]}, so they don't correspond. "
+            "Give two conversations of the same roles."
+        )
+    located = turns(model, corrupted if direction == "denoising" else clean, template=template)
+    pair = PromptPair(
+        chat(model, clean, template=template), chat(model, corrupted, template=template), answer, foil
+    )
+    with runs_kept():
+        each = [
+            activation_patching(
+                model,
+                pair,
+                component=component,
+                by="layer",
+                metric=metric,
+                direction=direction,
+                align=align,
+                layers=layers,
+                positions=turn.positions,
+            )
+            for turn in located
+        ]
+    first = each[0]
+    return TurnPatchingResult(
+        effects=np.stack([result.effects for result in each], axis=1),
+        roles=tuple(turn.role for turn in located),
+        texts=tuple(turn.text for turn in located),
+        spans=tuple((turn.start, turn.stop) for turn in located),
+        layers=first.indices_of("layer"),
+        component=first.component,
+        direction=direction,
+        metric=first.metric,
+        clean_metric=first.clean_metric,
+        corrupted_metric=first.corrupted_metric,
+        measured_on=first.measured_on,
+    )
+
+
+def generation_result(model: InterpretableModel, generation: Generation, **settings: Any) -> GenerationResult:
+    """What `model.generate` gave as a result: for reports, plots and JSON.
+
+    Args:
+        settings: what it was generated with (temperature, seed …), for the record.
+    """
+    return GenerationResult(
+        prompt="".join(str_tokens(model, generation.prompt_tokens)),
+        text=generation.text,
+        prompt_tokens=generation.prompt_tokens,
+        tokens=generation.tokens,
+        token_texts=tuple(str_tokens(model, generation.tokens)) if generation.tokens else (),
+        logprobs=np.array(generation.logprobs, dtype=np.float64),
+        stopped=generation.stopped,
+        measured_on=facts_of(model) | ({"settings": settings} if settings else {}),
+    )
+
+
+def _checked(messages: Sequence[Message]) -> list[dict[str, str]]:
+    if not messages:
+        raise TokenError("a conversation of no messages. Give at least one, with 'role' and 'content'.")
+    for message in messages:
+        if not (isinstance(message.get("role"), str) and isinstance(message.get("content"), str)):
+            raise TokenError(
+                f"a message is {dict(message)!r}. Each has a 'role' and a 'content', both of them text."
+            )
+    return [dict(message) for message in messages]
+
+
+def _rendered(
+    model: InterpretableModel, messages: Sequence[Message], template: str | None, *, answer: bool
+) -> str:
+    tokenizer: Any = model.tokenizer
+    if template is not None:
+        return _by_template(tokenizer, messages, template, answer=answer)
+    if getattr(tokenizer, "chat_template", None) is None:  # transformers' and ours have it, perhaps as None
+        raise TokenError(
+            f"{model.name}'s tokenizer has no chat template, so how it was trained on conversations is not "
+            "known. Give one with template=, or write the prompt as plain text."
+        )
+    if isinstance(tokenizer, GgufTokenizer):
+        return tokenizer.apply_chat_template(messages, add_generation_prompt=answer)
+    rendered = tokenizer.apply_chat_template(list(messages), add_generation_prompt=answer, tokenize=False)
+    return str(rendered)
+
+
+def _by_template(tokenizer: Any, messages: Sequence[Message], template: str, *, answer: bool) -> str:
+    from jinja2.exceptions import TemplateError
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    special = {name: _special(tokenizer, name) for name in ("bos_token", "eos_token")}
+    try:
+        return environment.from_string(template).render(
+            messages=messages, add_generation_prompt=answer, **special
+        )
+    except TemplateError as problem:
+        raise TokenError(f"this chat template cannot be rendered: {problem}. Correct template=.") from problem
+
+
+def _special(tokenizer: Any, name: str) -> str:
+    """A special token's text: transformers' tokenizers say it, ours knows its id; else nothing."""
+    text = getattr(tokenizer, name, None)
+    if isinstance(text, str):
+        return text
+    token = getattr(tokenizer, f"{name}_id", None)
+    return "" if token is None else str(tokenizer.decode([token]))
+
+
+def _unplaced(model: InterpretableModel, content: str) -> TokenError:
+    return TokenError(
+        f"{model.name}: the chat template changes {content[:60]!r} beyond trimming it, so where it stands "
+        "among the tokens is not known. Give positions yourself."
+    )
+
+
+def _turn(tokens: TextTokens, ids: Sequence[int], text: str, role: str, span: tuple[int, int]) -> Turn:
+    """The turn whose content is this span of characters; a character of several tokens is all of them."""
+    start, stop = span
+    if start == stop:
+        empty = _first(len(ids), lambda n: len(tokens.decode(ids[:n])) >= start)
+        return Turn(role, empty, empty, "")
+    first = _first(len(ids), lambda n: len(tokens.decode(ids[:n])) > start) - 1
+    last = _first(len(ids), lambda n: tokens.decode(ids[:n])[:stop] == text[:stop])
+    return Turn(role, first, last, text[start:stop])
+
+
+def _first(most: int, holds: Callable[[int], bool]) -> int:
+    """The smallest number up to `most` for which it holds, where it holds for all larger ones."""
+    low, high = 0, most
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if holds(middle) else (middle + 1, high)
+    return low

@@ -1,0 +1,203 @@
+"""A dashboard of SAE features: one page that holds them all, to search, sort and read without a network.
+
+Lives here: the plain values that a feature's entry shows, the page made of them. Does not live here: where
+they come from (`mlxterp.auto_interp.dashboard`), the script that sets them (`templates/dashboard.js`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mlxterp.errors import ResultError
+from mlxterp.reports import page as pages
+from mlxterp.results.shows import number, percent, visible
+
+Weighted = tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True)
+class Excerpt:
+    """A few tokens of a text with the feature's activation at each; `peak` is where it is strongest."""
+
+    tokens: tuple[str, ...]
+    activations: tuple[float, ...]
+    peak: int
+    place: str = ""
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Excerpts under one heading: the strongest ones, or those of one part of the feature's activations."""
+
+    title: str
+    excerpts: tuple[Excerpt, ...]
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """A balanced accuracy on held-out text, with its interval, and the area under the ROC curve if known."""
+
+    name: str
+    value: float
+    low: float
+    high: float
+    auroc: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureEntry:
+    """What the page says of one feature.
+
+    Attributes:
+        feature_id: its index in the SAE.
+        label, description: None where no label was given, for the reason in `status`.
+        facts: short statements under the heading, as (name, value): method, kind.
+        confidence: of the label, between 0 and 1.
+        accuracies: of the label on held-out text.
+        sensitivity: "passed", "failed" or ""; `sensitivity_details` says how.
+        density: the share of tokens at which it fires.
+        max_activation, mean_activation: the mean is over the tokens where it fires.
+        counts: a histogram of its activations between 0 and `max_activation`, parts of equal width.
+        examples: excerpts in groups.
+        top_tokens: where it fires, with shares of its activation.
+        promoted, suppressed: the tokens whose logits it raises and lowers, with by how much.
+        neighbours: features of similar direction, most similar first.
+    """
+
+    feature_id: int
+    label: str | None = None
+    description: str = ""
+    status: str = ""
+    facts: tuple[tuple[str, str], ...] = ()
+    confidence: float | None = None
+    accuracies: tuple[Accuracy, ...] = ()
+    sensitivity: str = ""
+    sensitivity_details: str = ""
+    density: float = 0.0
+    max_activation: float = 0.0
+    mean_activation: float = 0.0
+    counts: tuple[int, ...] = ()
+    examples: tuple[Examples, ...] = ()
+    top_tokens: Weighted = ()
+    promoted: Weighted = ()
+    suppressed: Weighted = ()
+    neighbours: tuple[int, ...] = ()
+
+
+def dashboard(
+    features: Sequence[FeatureEntry],
+    *,
+    title: str = "Features",
+    about: Mapping[str, Any] | None = None,
+) -> str:
+    """The page as HTML; `save_dashboard` of `mlxterp.auto_interp` makes it from a store and labels.
+
+    Args:
+        features: in the order in which the page lists them until it is sorted.
+        about: what they were measured on; plain values.
+
+    The features are one block of JSON, about 10 kB each; the page sets the one that is chosen. It asks for
+    nothing else and holds one script, which its content security policy lets run by its hash.
+
+    Raises:
+        ResultError: no features, or one twice.
+    """
+    ids = [each.feature_id for each in features]
+    if not ids or len(set(ids)) < len(ids):
+        given = "no features" if not ids else "a feature twice"
+        raise ResultError(f"a dashboard of {given}. Give at least one feature, and each once.")
+    words = _Words()
+    entries = [_entry(each, words) for each in features]
+    return pages.Page("html").render(
+        "dashboard",
+        title=title,
+        about=dict(about or {}),
+        n_features=len(ids),
+        data=pages.data_block({"words": words.every, "features": entries}),
+        script=pages.script("dashboard"),
+    )
+
+
+def write_dashboard(path: str | Path, html: str) -> Path:
+    """Writes the page in one step; its directory is made."""
+    path = Path(path)
+    pages.require_html(path)
+    pages.write(path, html, {})
+    return path
+
+
+class _Words:
+    """Token texts, each held once: an excerpt holds their numbers."""
+
+    def __init__(self) -> None:
+        self.every: list[str] = []
+        self._at: dict[str, int] = {}
+
+    def at(self, word: str) -> int:
+        found = self._at.get(word)
+        if found is None:
+            found = self._at[word] = len(self.every)
+            self.every.append(visible(word))
+        return found
+
+
+def _entry(given: FeatureEntry, words: _Words) -> dict[str, Any]:
+    best = given.accuracies[0].value if given.accuracies else None
+    return {
+        "id": given.feature_id,
+        "label": None if given.label is None else visible(given.label),
+        "description": visible(given.description),
+        "status": visible(given.status),
+        "facts": [[visible(name), visible(value)] for name, value in given.facts],
+        "confidence": _number(given.confidence),
+        "accuracy": _number(best),
+        "accuracies": [
+            [visible(a.name), number(a.value), f"{number(a.low)} to {number(a.high)}", _text(a.auroc)]
+            for a in given.accuracies
+        ],
+        "sensitivity": visible(given.sensitivity),
+        "sensitivityDetails": visible(given.sensitivity_details),
+        "density": _number(given.density),
+        "max": _number(given.max_activation),
+        "told": [
+            ["fires at", f"{number(100 * given.density)} % of tokens"],
+            ["largest activation", number(given.max_activation)],
+            ["mean where it fires", number(given.mean_activation)],
+            *([["confidence", percent(given.confidence)]] if given.confidence is not None else []),
+        ],
+        "counts": list(given.counts),
+        "examples": [
+            [visible(group.title), [_excerpt(excerpt, words) for excerpt in group.excerpts]]
+            for group in given.examples
+        ],
+        "tokens": _weights(given.top_tokens, words),
+        "promoted": _weights(given.promoted, words),
+        "suppressed": _weights(given.suppressed, words),
+        "neighbours": list(given.neighbours),
+    }
+
+
+def _excerpt(given: Excerpt, words: _Words) -> list[Any]:
+    fired = [[i, _short(a)] for i, a in enumerate(given.activations) if a]
+    return [[words.at(token) for token in given.tokens], fired, given.peak, visible(given.place)]
+
+
+def _weights(given: Weighted, words: _Words) -> list[list[Any]]:
+    return [[words.at(token), _short(weight)] for token, weight in given]
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.3g}") if math.isfinite(value) else 0.0
+
+
+def _number(value: float | None) -> float | None:
+    """For sorting: None where there is no number."""
+    return None if value is None or not math.isfinite(value) else _short(value)
+
+
+def _text(value: float | None) -> str:
+    return "" if value is None else number(value)

@@ -1,0 +1,137 @@
+"""`SAEQualityResult`: how well an SAE reconstructs, how sparsely, and what the model loses by it.
+
+`mlxterp.sae.quality` measures it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+
+from mlxterp.errors import ResultError
+from mlxterp.results.base import AnalysisResult, measured_on_text
+from mlxterp.results.shows import Bars, Component, Floats, Note, Show, Table, number, percent
+from mlxterp.results.values import ARRAY, converted, to_number
+
+MEANINGS = {
+    "fvu": "fraction of variance unexplained; 0 is perfect, 1 is the mean",
+    "explained_variance": "1 − fvu",
+    "l0": "active features a token",
+    "shrinkage": "mean length of the reconstruction over that of the activation, both about the mean",
+    "cosine": "mean cosine between activation and reconstruction, both about the mean",
+    "dead": "share of features that fired on no token",
+    "dense": "share of features that fired on more than a tenth of the tokens",
+    "ce_clean": "cross-entropy of the model, nats a token",
+    "ce_reconstructed": "with the reconstruction in place of the activation",
+    "ce_zero": "with zeros in its place",
+    "ce_mean": "with the mean in its place",
+    "ce_recovered_zero": "share of the loss of zero ablation that the reconstruction avoids; 1 loses nothing",
+    "ce_recovered_mean": "the same against mean ablation",
+    "kl_reconstructed": "KL(model ‖ with the reconstruction), nats a token",
+    "kl_recovered_zero": "1 − KL with the reconstruction / KL with zeros",
+    "kl_recovered_mean": "the same against the mean",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quality:
+    """One number with its 95 % interval; NaN where there is none, as for a single document."""
+
+    name: str
+    value: float
+    low: float
+    high: float
+
+
+def _to_rows(rows: Iterable[Quality | Mapping[str, Any]]) -> tuple[Quality, ...]:
+    found = []
+    for row in rows:
+        data = dict(vars(row) if isinstance(row, Quality) else row)
+        numbers = {name: to_number(data[name]) for name in ("value", "low", "high")}
+        found.append(Quality(name=str(data["name"]), **numbers))
+    return tuple(found)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class SAEQualityResult(AnalysisResult):
+    """What was measured of one SAE on texts that it was not trained on.
+
+    Attributes:
+        rows: the numbers by name; `MEANINGS` says what each is.
+        density: [d_sae], on which share of the tokens each feature fired.
+        tokens, documents: how many were looked at.
+    """
+
+    kind: ClassVar[str] = "sae_quality"
+    rows: tuple[Quality, ...] = field(metadata=converted(_to_rows))
+    density: Floats = field(metadata=ARRAY)
+    tokens: int
+    documents: int
+
+    def _check(self) -> None:
+        unknown = [row.name for row in self.rows if row.name not in MEANINGS]
+        if unknown:
+            raise ResultError(f"unknown numbers {unknown}. Known: {', '.join(MEANINGS)}.")
+
+    def __getitem__(self, name: str) -> Quality:
+        """The number of this name; an unknown one raises ResultError, listing those that were measured."""
+        for row in self.rows:
+            if row.name == name:
+                return row
+        raise ResultError(f"no {name!r} was measured. There are: {', '.join(row.name for row in self.rows)}.")
+
+    @property
+    def title(self) -> str:
+        return f"Quality of the SAE at {self.measured_on.get('hook_point', 'an unnamed place')}"
+
+    def components(self) -> tuple[Component, ...]:
+        """None: nothing of the model is compared here."""
+        return ()
+
+    def summary(self) -> str:
+        on = measured_on_text(self.measured_on)
+        lines = [
+            f"{self.title}{f' ({on})' if on else ''}, {self.tokens:,} tokens of {self.documents} documents."
+        ]
+        lines.append(f"FVU {_shown(self['fvu'])}, L0 {_shown(self['l0'])}.")
+        if any(row.name == "ce_recovered_zero" for row in self.rows):
+            lines.append(
+                f"Loss recovered: {_shown(self['ce_recovered_zero'])} against zero ablation, "
+                f"{_shown(self['ce_recovered_mean'])} against mean ablation."
+            )
+        lines.append(f"{percent(self['dead'].value)} of {len(self.density)} features fired on none of them.")
+        return "\n".join(lines)
+
+    def shows(self) -> tuple[Show, ...]:
+        rows = tuple((row.name, row.value, row.low, row.high, MEANINGS[row.name]) for row in self.rows)
+        fired = self.density[self.density > 0]
+        edges = np.arange(-7, 1)
+        counts, _ = np.histogram(np.log10(fired), bins=edges) if len(fired) else (np.zeros(7), edges)
+        return (
+            Table(
+                title="How good it is",
+                columns=("number", "value", "low", "high", "meaning"),
+                rows=rows,
+                caption="Intervals: 95 %, bootstrap over documents.",
+            ),
+            Bars(
+                title="How often features fire",
+                labels=tuple(f"10^{low} to 10^{low + 1}" for low in edges[:-1]),
+                values=tuple(float(count) for count in counts),
+                unit="features",
+                axis="share of tokens",
+                ordered=True,
+                reading="Features by the share of tokens on which they fire; dead ones are left out.",
+            ),
+            Note(
+                "First tokens of rows and special tokens are not counted; tokens with a norm above ten times the "
+                "median are not counted in the reconstruction."
+            ),
+        )
+
+
+def _shown(row: Quality) -> str:
+    return f"{number(row.value)} [{number(row.low)}, {number(row.high)}]"

@@ -1,0 +1,32 @@
+"""The SAE that ships: small, for examples and first looks.
+
+Lives here: loading it. Does not live here: how it was made (`python -m tests.benchmarks.sae_smollm2 bundle`).
+"""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+
+from mlxterp.errors import SAEError
+from mlxterp.sae.formats import load_sae
+from mlxterp.sae.sae import SAE
+
+BUNDLED = {"smollm2-135m": "sae_smollm2_135m_L15"}
+
+
+def bundled_sae(model: str = "smollm2-135m") -> SAE:
+    """The SAE in the package for this model: 1,024 features of SmolLM2-135M's residual stream after layer 15.
+
+    2.4 MB in bfloat16; computes in float32. Small and trained on few tokens, so that many of its features are
+    coarse: `sae.metadata` says on what it was trained and how good it is.
+
+    Raises:
+        SAEError: there is none for this model.
+    """
+    if model not in BUNDLED:
+        raise SAEError(
+            f"No SAE for {model!r} is in the package; there is one for {', '.join(BUNDLED)}. Train one with "
+            "`python -m mlxterp.sae train`, or load one with load_sae."
+        )
+    return load_sae(Path(str(files("mlxterp") / "weights" / BUNDLED[model])))

@@ -1,0 +1,269 @@
+"""`circuit_discovery`: a small set of edges that does what the model does.
+
+Lives here: the steps and their order, which edges are searched. Does not live here: attribution, patching,
+ACDC and faithfulness themselves (`mlxterp.causal`), the words (`telling.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+from mlxterp.causal.acdc import AcdcProgress, acdc
+from mlxterp.causal.activation_patching import activation_patchings
+from mlxterp.causal.alignment import Align
+from mlxterp.causal.edge_attribution import edge_attribution
+from mlxterp.causal.graph import Graph, graph_of
+from mlxterp.causal.pair import PromptPair
+from mlxterp.causal.path_patching import path_patching
+from mlxterp.causal.prompts import Prompt
+from mlxterp.causal.sites import By
+from mlxterp.core.model import InterpretableModel
+from mlxterp.errors import SweepError
+from mlxterp.results import CircuitResult, EdgeScoresResult, Step, WorkflowResult
+from mlxterp.workflows import telling, telling_circuits
+from mlxterp.workflows.asking import Asked, MetricLike, Progress, Teller, ask, chosen_steps, shared_runs, top
+from mlxterp.workflows.judging import faithfulness_of
+from mlxterp.workflows.printing import progress_of
+from mlxterp.workflows.shift import mean_of_pairs, towards_clean
+
+NAME = "circuit_discovery"
+STEPS = ("attribution", "activation", "acdc", "paths")
+DEFAULT = ("attribution", "activation", "acdc")
+CANDIDATES = 1000
+"""Edges searched by default (decision record 22)."""
+_SWEEPS: dict[str, tuple[str, By, str]] = {
+    "activation": ("z", "layer_head", "Heads patched with their corrupted values"),
+    "activation_mlp": ("mlp_out", "layer", "MLPs patched with their corrupted values"),
+}
+
+
+def circuit_discovery(
+    model: InterpretableModel,
+    clean: Prompt | PromptPair | Sequence[PromptPair],
+    corrupted: Prompt | None = None,
+    *,
+    answer: str | int | None = None,
+    foil: str | int | None = None,
+    threshold: float = 0.01,
+    steps: Sequence[str] | None = None,
+    metric: MetricLike = "kl",
+    metric_kwargs: Mapping[str, Any] | None = None,
+    candidates: int | Literal["all"] = CANDIDATES,
+    top_k: int = 10,
+    align: Align = "auto",
+    checkpoint: str | Path | None = None,
+    token_budget: int | None = None,
+    seed: int = 0,
+    verbose: bool = False,
+    progress: Progress | None = None,
+) -> WorkflowResult:
+    """Which edges are enough for what the model does on `clean` and not on `corrupted`.
+
+        attribution   every edge's effect, estimated by EAP-IG from a few backward passes
+        activation    every head patched for real, noising (`activation_mlp`: every MLP)
+        acdc          edges removed one by one while the loss grows by less than `threshold` each
+        faithfulness  follows acdc: how much of the gap is left with these edges only, and without them
+        paths         what each node of the circuit writes to the logits, past other heads; not by default
+
+    A real model has too many edges to remove one by one in minutes, so `acdc` searches among the `candidates`
+    edges of largest estimate; the others are removed before, and what that costs is in the result. Without
+    the attribution step, or with candidates="all", every edge is searched (70,651 in SmolLM2-135M).
+
+    Args:
+        clean, corrupted: two prompts; or one PromptPair, or a list of them, and no `corrupted`.
+        threshold: τ of ACDC, in units of the metric: nats for "kl".
+        steps: some of attribution, activation, acdc, paths; by default the first three.
+        metric: "kl" as in the paper; or any other, see `mlxterp.metrics.resolve`.
+        metric_kwargs: further arguments of a function given as metric; of a named one, answer and foil.
+        candidates: how many edges acdc searches, or "all".
+        top_k: how many components the narrative names per step.
+        align: positions of prompts of different lengths; "auto" maps the common prefix and suffix, the
+            result says so, and positions outside the map are never corrupted.
+        checkpoint: a file that keeps acdc's decisions; the same call goes on from it.
+        token_budget: bounds the memory of a batch.
+        seed: of the bootstrap over pairs, and of the random edges that the circuit is compared with.
+        verbose: say on stderr how far it is, with an estimate of the time left. progress: called with
+            StepProgress instead.
+
+    Costs one run of each prompt for the baselines of all steps, one more in each step that works on edges;
+    five backward passes; a row per head and MLP; for each candidate about one run. `measured_on["ran"]` says
+    how many.
+
+    Returns:
+        a WorkflowResult; `get_step("acdc")` is a CircuitResult with `nodes` and `edges`.
+
+    Raises:
+        SweepError: an unknown step, listing them; candidates below 1; paths for prompts of different lengths.
+        NoGap, LengthMismatch, MetricError, CapabilityUnavailable: as the analyses.
+
+    Source: Conmy et al. 2023 (2304.14997), ACDC; estimates first, as Syed et al. 2023 (2310.10348); EAP-IG of
+    Hanna et al. 2024 (2403.17806).
+    """
+    chosen = chosen_steps(NAME, steps, STEPS, DEFAULT)
+    if candidates != "all" and candidates < 1:
+        raise SweepError(
+            f"candidates={candidates}: acdc searches at least one edge. Give a number, or 'all'."
+        )
+    graph = graph_of(model)
+    teller = Teller(NAME, progress_of(progress, verbose=verbose))
+    with shared_runs():
+        teller.says(chosen[0], "running both prompts")
+        asked = ask(
+            model,
+            clean,
+            corrupted,
+            answer=answer,
+            foil=foil,
+            metric=metric,
+            metric_kwargs=metric_kwargs,
+            align=align,
+        )
+        if "paths" in chosen and asked.prepared.alignment.stated is not None:
+            raise SweepError(
+                "paths carry each position's value to the same position, and these prompts have different "
+                "lengths. Leave the step out, or choose prompts of one length."
+            )
+        teller.ran["prompts"] = 2 * len(asked.pairs)
+        run = _Run(asked, graph, teller, top(top_k), seed, token_budget)
+        done: list[Step] = []
+        scores: EdgeScoresResult | None = None
+        if "attribution" in chosen:
+            scores = run.attribution()
+            done.append(telling_circuits.attribution(scores, top_k))
+        if "activation" in chosen:
+            done += run.activation(scores)
+        circuit: CircuitResult | None = None
+        if "acdc" in chosen:
+            circuit, step = run.acdc(threshold, _searched(scores, graph, candidates), checkpoint)
+            judged = faithfulness_of(asked, circuit, scores, graph, seed=seed, token_budget=token_budget)
+            done += [step, telling_circuits.faithfulness(judged, circuit)]
+            done[-2] = telling_circuits.missed(done, step, scores, top_k)
+        if "paths" in chosen:
+            done.append(run.paths(circuit))
+    facts = {"threshold": threshold, "candidates": candidates, "steps": list(chosen), "top_k": top_k}
+    found = WorkflowResult(
+        name=NAME,
+        question=telling.question(asked, "Which edges are enough for it?"),
+        steps=tuple(done),
+        cautions=tuple(telling.cautions(asked)),
+        components_from=next(((s,) for s in ("acdc", "activation", "attribution") if s in chosen), ()),
+        measured_on=asked.prepared.measured_on(model) | facts | {"n_edges": graph.n_edges, "ran": teller.ran},
+    )
+    return replace(found, conclusion=telling_circuits.conclusion(found, top_k))
+
+
+def _searched(
+    scores: EdgeScoresResult | None, graph: Graph, candidates: int | Literal["all"]
+) -> list[str] | None:
+    """The edges of largest estimate in magnitude; None if all are searched."""
+    if scores is None or candidates == "all" or candidates >= graph.n_edges:
+        return None
+    return [component.label for component in scores.top_components(candidates)]
+
+
+class _Run:
+    """The steps, on one question."""
+
+    def __init__(
+        self, asked: Asked, graph: Graph, teller: Teller, top_k: int, seed: int, token_budget: int | None
+    ) -> None:
+        self.asked, self.graph, self.teller = asked, graph, teller
+        self.top_k, self.seed, self.token_budget = top_k, seed, token_budget
+
+    def attribution(self) -> EdgeScoresResult:
+        """EAP-IG; for prompts of different lengths EAP, whose metric needs a slope in the clean run."""
+        asked, tell = self.asked, self.teller.counting("attribution", "examples")
+        self.teller.says("attribution", "a forward and a backward per step")
+        if asked.prepared.alignment.stated is None:
+            return edge_attribution(
+                asked.model, asked.pairs, method="eap-ig", metric=asked.metric, seed=self.seed, progress=tell
+            )
+        if not asked.distance:
+            return self._eap(asked.pairs, asked.metric, tell)
+        each = []
+        for i, pair in enumerate(asked.pairs):
+            each.append(self._eap([pair], towards_clean(asked, i)))
+            tell(i + 1, len(asked.pairs))
+        return mean_of_pairs(each)
+
+    def _eap(
+        self,
+        pairs: Sequence[PromptPair],
+        metric: MetricLike,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> EdgeScoresResult:
+        return edge_attribution(
+            self.asked.model,
+            pairs,
+            method="eap",
+            metric=metric,
+            align=self.asked.align,
+            seed=self.seed,
+            progress=progress,
+        )
+
+    def activation(self, scores: EdgeScoresResult | None) -> list[Step]:
+        asked = self.asked
+        names = ["activation", *(["activation_mlp"] if self.graph.has_mlp else [])]
+        results = activation_patchings(
+            asked.model,
+            asked.pairs,
+            sweeps=[_SWEEPS[name][:2] for name in names],
+            metric=asked.metric,
+            direction="noising",
+            align=asked.align,
+            seed=self.seed,
+            progress=self.teller.counting("activation", "patched rows"),
+        )
+        steps = []
+        for name, result in zip(names, results, strict=True):
+            cautions = (*telling.small(result), *telling.replication(result, self.top_k))
+            steps.append(Step(name, result, telling.patched(result, _SWEEPS[name][2], self.top_k), cautions))
+        return steps if scores is None else telling_circuits.agreement(steps, scores)
+
+    def acdc(
+        self, threshold: float, searched: list[str] | None, checkpoint: str | Path | None
+    ) -> tuple[CircuitResult, Step]:
+        def tell(state: AcdcProgress) -> None:
+            self.teller.says("acdc", str(state), state.done, state.edges)
+
+        n = self.graph.n_edges if searched is None else len(searched)
+        self.teller.says("acdc", f"searching {telling.share_searched(n, self.graph.n_edges)}")
+        asked = self.asked
+        circuit = acdc(
+            asked.model,
+            asked.pairs,
+            threshold=threshold,
+            metric=asked.metric or "kl",
+            align=asked.align,
+            candidates=searched,
+            token_budget=self.token_budget,
+            checkpoint=checkpoint,
+            progress=tell,
+        )
+        self.teller.ran["acdc tested edges"] = circuit.n_tested
+        return circuit, telling_circuits.search(circuit, self.top_k)
+
+    def paths(self, circuit: CircuitResult | None) -> Step:
+        senders = None if circuit is None else [n for n in circuit.nodes if n in map(str, self.graph.senders)]
+        asked = self.asked
+        result = path_patching(
+            asked.model,
+            asked.pairs,
+            receivers="logits",
+            senders=senders or None,
+            metric=asked.metric,
+            token_budget=self.token_budget,
+            seed=self.seed,
+            progress=self.teller.counting("paths", "senders"),
+        )
+        strong = telling.notable(result.top_components(self.top_k))
+        told = (
+            "Into the logits directly (through MLPs, past other heads), the corrupted values of these "
+            "remove: "
+            f"{telling.listed(strong)} of the gap. Nodes of the circuit that are not named act through heads."
+        )
+        return Step("paths", result, told)

@@ -1,0 +1,245 @@
+"""`behavior_localization`: which heads and MLPs make a model say what it says.
+
+Lives here: the steps and their order. Does not live here: patching and attribution themselves
+(`mlxterp.causal`), the words (`telling.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from mlxterp.causal.activation_patching import activation_patchings
+from mlxterp.causal.alignment import Align
+from mlxterp.causal.direct_logit import direct_logit_attribution
+from mlxterp.causal.pair import PromptPair
+from mlxterp.causal.prompts import Prompt
+from mlxterp.causal.sites import By, Direction
+from mlxterp.core.model import InterpretableModel
+from mlxterp.errors import CapabilityUnavailable
+from mlxterp.results import LogitAttributionResult, PatchingResult, Step, WorkflowResult
+from mlxterp.workflows import telling
+from mlxterp.workflows.asking import Asked, MetricLike, Progress, Teller, ask, chosen_steps, shared_runs, top
+from mlxterp.workflows.printing import progress_of
+
+NAME = "behavior_localization"
+SWEEPS: dict[str, tuple[str, By, str]] = {
+    "patch_resid": ("resid_pre", "layer_pos", "Residual stream, by layer and position"),
+    "patch_mlp": ("mlp_out", "layer", "MLP outputs, by layer"),
+    "patch_attn": ("attn_out", "layer", "Attention outputs, by layer"),
+    "patch_heads": ("z", "layer_head", "Heads"),
+}
+STEPS = ("dla", *SWEEPS)
+DEFAULT = ("dla", "patch_mlp", "patch_attn", "patch_heads")
+_NEEDS = {
+    "dla": ("unembedding", "final_norm_formula", "attn_out", "head_outputs"),
+    **{step: (component,) for step, (component, _, _) in SWEEPS.items()},
+}
+
+
+def behavior_localization(
+    model: InterpretableModel,
+    clean: Prompt | PromptPair | Sequence[PromptPair],
+    corrupted: Prompt | None = None,
+    *,
+    answer: str | int | None = None,
+    foil: str | int | None = None,
+    steps: Sequence[str] | None = None,
+    metric: MetricLike = None,
+    metric_kwargs: Mapping[str, Any] | None = None,
+    direction: Direction = "denoising",
+    top_k: int = 5,
+    align: Align = "auto",
+    seed: int = 0,
+    verbose: bool = False,
+    progress: Progress | None = None,
+) -> WorkflowResult:
+    """Which components make the model behave on `clean` as it does, and not as on `corrupted`.
+
+        dla          what the embedding, each head and each MLP write towards the answer, directly
+        patch_mlp    the recovered share of the gap when each layer's MLP output is the clean run's
+        patch_attn   the same for each layer's attention output
+        patch_heads  the same for each head's z
+        patch_resid  the same for the residual stream at each layer and position; not by default
+
+    Args:
+        clean, corrupted: two prompts; or one PromptPair, or a list of them, and no `corrupted`.
+        answer, foil: one token each, as text or id. Without them `dla` looks at what the model says first on
+            clean and on corrupted.
+        steps: some of the names above; by default the first four, those that the model can do.
+        metric: a name or a function of logits, see `mlxterp.metrics.resolve`; `logit_diff` with answer and
+            foil, else "l2".
+        metric_kwargs: further arguments of a function given as metric; of a named one, answer and foil.
+        direction: "denoising" (what is sufficient) or "noising" (what is necessary).
+        top_k: how many components the narrative names per step.
+        align: positions of prompts of different lengths; "auto" maps the common prefix and suffix, and the
+            result says so.
+        seed: of the bootstrap over pairs.
+        verbose: say on stderr how far it is. progress: called with StepProgress instead.
+
+    Costs one run of each prompt, shared by all steps, one more of each clean prompt for `dla`, and a row per
+    patched site, all of them in one batch: n_layers·(n_heads + 2) for the default steps. `measured_on["ran"]`
+    says how many. Each step's result is what the analysis alone returns.
+
+    Returns:
+        a WorkflowResult; `top_components` ranks heads and MLPs by recovered share.
+
+    Raises:
+        SweepError: an unknown step, listing them. MetricError: an unknown metric, or arguments it lacks.
+        NoGap: both runs give the same metric, so that there is nothing to localise.
+        LengthMismatch: prompts that end differently, with align="auto"; or of different lengths, with
+            "strict".
+        CapabilityUnavailable: a step that was named and that this model cannot do.
+
+    Source: the order is that of Wang et al. 2022 (2211.00593), section 3: direct effects, then patching.
+    """
+    chosen = chosen_steps(NAME, steps, STEPS, DEFAULT)
+    chosen, left_out = _possible(model, chosen, named=steps is not None)
+    teller = Teller(NAME, progress_of(progress, verbose=verbose))
+    with shared_runs():
+        teller.says(chosen[0], "running both prompts")
+        asked = ask(
+            model,
+            clean,
+            corrupted,
+            answer=answer,
+            foil=foil,
+            metric=metric,
+            metric_kwargs=metric_kwargs,
+            align=align,
+        )
+        teller.ran["prompts"] = 2 * len(asked.pairs)
+        done: list[Step] = []
+        if "dla" in chosen:
+            done.append(_dla(asked, teller, top(top_k)))
+        sweeps = tuple(step for step in chosen if step in SWEEPS)
+        if sweeps:
+            done += _patching(asked, teller, sweeps, direction, top(top_k), seed)
+    facts = {"direction": direction, "steps": list(chosen), "top_k": top_k, "ran": teller.ran}
+    found = WorkflowResult(
+        name=NAME,
+        question=telling.question(asked, "Which components make the model do it?"),
+        steps=tuple(done),
+        cautions=(*left_out, *telling.cautions(asked)),
+        components_from=_ranked(chosen),
+        measured_on=asked.prepared.measured_on(model) | facts,
+    )
+    return replace(found, conclusion=_conclusion(found, top_k))
+
+
+def _possible(
+    model: InterpretableModel, steps: tuple[str, ...], *, named: bool
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The steps that this model can do, and a caution for each of the others; a named one raises instead."""
+    can: list[str] = []
+    cautions: list[str] = []
+    for step in steps:
+        if named:
+            model.architecture.require(*_NEEDS[step])
+        missing = [name for name in _NEEDS[step] if not model.capabilities[name].available]
+        if missing:
+            cautions.append(f"{step} was left out: {model.capabilities[missing[0]].reason}")
+        else:
+            can.append(step)
+    if not can:
+        raise CapabilityUnavailable(
+            f"{model.name} can do none of {', '.join(steps)}: {' '.join(cautions)} Nothing can be localised."
+        )
+    return tuple(can), tuple(cautions)
+
+
+def _dla(asked: Asked, teller: Teller, top_k: int) -> Step:
+    pairs = asked.with_choices()
+    each = []
+    for pair in pairs:
+        each.append(direct_logit_attribution(asked.model, pair.clean, answer=pair.answer, foil=pair.foil))
+        teller.counting("dla", "prompts")(len(each), len(pairs))
+    result = mean_attribution(each)
+    return Step("dla", result, telling.written(result, top_k, len(each)), tuple(_of_choices(asked, pairs)))
+
+
+def _of_choices(asked: Asked, pairs: Sequence[PromptPair]) -> Sequence[str]:
+    if asked.pairs[0].answer is not None:
+        return ()
+    if pairs[0].foil is not None:
+        return ("No answer was given: these are the model's own first choices on clean and on corrupted.",)
+    return (
+        "No answer was given, and the model says the same first on clean and on corrupted, so this is about "
+        "a token that does not tell them apart. Give answer= and foil=.",
+    )
+
+
+def mean_attribution(results: Sequence[LogitAttributionResult]) -> LogitAttributionResult:
+    """The mean over prompts, of one result per prompt; the only one as it is.
+
+    Where answers differ, the token is −1 and called "the answer".
+    """
+    first = results[0]
+    if len(results) == 1:
+        return first
+
+    def mean(name: str) -> Any:
+        return np.mean([getattr(result, name) for result in results], axis=0)
+
+    same = len({(r.target_token, r.foil_token) for r in results}) == 1
+    prompts = [prompt for r in results for prompt in r.measured_on["prompts"]]
+    return replace(
+        first,
+        head_contributions=mean("head_contributions"),
+        attn_contributions=mean("attn_contributions"),
+        mlp_contributions=None if first.mlp_contributions is None else mean("mlp_contributions"),
+        embed_contribution=mean("embed_contribution"),
+        bias_contribution=mean("bias_contribution"),
+        total=mean("total"),
+        logit=mean("logit"),
+        target_token=first.target_token if same else -1,
+        target_token_str=first.target_token_str if same else "the answer",
+        foil_token=first.foil_token if same or first.foil_token is None else -1,
+        foil_token_str=first.foil_token_str if same or first.foil_token is None else "the foil",
+        tokens=first.tokens if len({r.tokens for r in results}) == 1 else (),
+        measured_on=dict(first.measured_on) | {"prompts": prompts, "reduced": "mean over prompts"},
+    )
+
+
+def _patching(
+    asked: Asked, teller: Teller, steps: Sequence[str], direction: Direction, top_k: int, seed: int
+) -> list[Step]:
+    name = " + ".join(steps)
+    results = activation_patchings(
+        asked.model,
+        asked.pairs,
+        sweeps=[(SWEEPS[step][0], SWEEPS[step][1]) for step in steps],
+        metric=asked.metric,
+        direction=direction,
+        align=asked.align,
+        seed=seed,
+        progress=teller.counting(name, "patched rows"),
+    )
+    return [_told(step, result, top_k) for step, result in zip(steps, results, strict=True)]
+
+
+def _told(step: str, result: PatchingResult, top_k: int) -> Step:
+    cautions = (*telling.small(result), *telling.replication(result, top_k), *telling.first_mlp(result))
+    return Step(step, result, telling.patched(result, SWEEPS[step][2], top_k), cautions)
+
+
+def _ranked(steps: Sequence[str]) -> tuple[str, ...]:
+    """The finest steps whose effects are in one unit: heads rather than their layer's attention."""
+    attention = "patch_heads" if "patch_heads" in steps else "patch_attn"
+    fine = tuple(step for step in ("patch_mlp", attention) if step in steps)
+    return fine or steps[-1:]  # type: ignore[return-value]
+
+
+def _conclusion(found: WorkflowResult, top_k: int) -> str:
+    strong = telling.notable(found.top_components(top_k))
+    if not strong:
+        return "No component has an effect that is a finite number."
+    unit = "logits" if found.components_from == ("dla",) else "of the gap"
+    parts = [f"The strongest components are {telling.listed(strong)} ({unit})."]
+    if "dla" in found.step_names and unit != "logits":
+        said = list(telling.roles(strong, found.get_step("dla")))
+        parts += [f"{'; '.join(said)}."] if said else []
+    return " ".join(parts)

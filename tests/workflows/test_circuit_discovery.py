@@ -1,0 +1,248 @@
+"""Circuit discovery: the planted edges, and nothing else; a narrowed search says what it left out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from mlxterp.causal import (
+    PromptPair,
+    acdc,
+    activation_patching,
+    edge_attribution,
+    faithfulness,
+    path_patching,
+    sweep,
+)
+from mlxterp.core.model import InterpretableModel
+from mlxterp.errors import MetricError, NoGap, ResultError, SweepError
+from mlxterp.results import AnalysisResult, CircuitResult, FaithfulnessResult
+from mlxterp.workflows import circuit_discovery, telling_circuits
+from tests.causal.test_acdc import planted_edges, random_token_pairs
+from tests.tiny_models import ByteTokenizer, tiny_module
+
+CLEAN, CORRUPTED = "the cat sat", "the dog sat"
+EIFFEL, COLOSSEUM = "The Eiffel Tower is in", "The Colosseum is in"
+
+
+@pytest.fixture(scope="module")
+def small_llama():
+    """Two layers of four heads, two of them to a key/value head, and MLPs: 82 edges."""
+    return InterpretableModel(tiny_module("llama", num_hidden_layers=2), ByteTokenizer())
+
+
+@pytest.fixture(scope="module")
+def planted_pairs():
+    return random_token_pairs(4)
+
+
+@pytest.fixture(scope="module")
+def found(toy_model, planted_pairs):
+    return circuit_discovery(toy_model, planted_pairs)
+
+
+@pytest.fixture(scope="module")
+def narrowed(small_llama):
+    return circuit_discovery(small_llama, CLEAN, CORRUPTED, threshold=0.02, candidates=60)
+
+
+def edges_of(circuit) -> set[str]:
+    return {str(edge) for edge in circuit.edges}
+
+
+def test_it_finds_exactly_the_planted_edges_and_they_do_the_models_work(found):
+    circuit = found.get_step("acdc")
+
+    assert edges_of(circuit) == planted_edges()
+    assert list(circuit.nodes) == ["input", "L0.H2", "L1.H1", "logits"]
+    judged = found.get_step("faithfulness")
+    assert judged.faithfulness == pytest.approx(1, abs=1e-3)
+    assert judged.row("all but the circuit").faithfulness == pytest.approx(0, abs=1e-3)
+    assert max(judged.of("random")) < 0.5
+    assert "A circuit of 5 edges and 4 nodes does 1 of the model's work" in found.conclusion
+    assert "all 81 edges were searched" in found.conclusion
+
+
+def test_its_components_are_the_edges_of_the_circuit(found):
+    assert {c.label for c in found.top_components(5)} == planted_edges()
+
+
+def test_every_step_is_what_the_analysis_alone_returns(small_llama):
+    pair = (small_llama, CLEAN, CORRUPTED)
+    steps = ("attribution", "activation", "acdc", "paths")
+    result = circuit_discovery(*pair, threshold=0.05, steps=steps)
+
+    scores = edge_attribution(*pair, method="eap-ig", metric="kl")
+    np.testing.assert_allclose(result.get_step("attribution").scores, scores.scores, atol=1e-6)
+    for step, component, by in (
+        ("activation", "z", "layer_head"),
+        ("activation_mlp", "mlp_out", "layer"),
+    ):
+        alone = activation_patching(*pair, component=component, by=by, metric="kl", direction="noising")
+        np.testing.assert_allclose(result.get_step(step).effects, alone.effects, atol=1e-6)
+    circuit = acdc(*pair, threshold=0.05)
+    assert edges_of(result.get_step("acdc")) == edges_of(circuit)
+    f = faithfulness(small_llama, PromptPair(CLEAN, CORRUPTED), circuit, metric="kl").effects[0]
+    assert result.get_step("faithfulness").faithfulness == pytest.approx(f, abs=1e-6)
+    paths = path_patching(
+        *pair,
+        receivers="logits",
+        senders=list(result.get_step("paths").senders),
+        metric="kl",
+    )
+    np.testing.assert_allclose(result.get_step("paths").effects, paths.effects, atol=1e-6)
+
+
+def test_only_candidates_are_searched_and_the_result_says_which_share(narrowed, small_llama):
+    circuit, scores = narrowed.get_step("acdc"), narrowed.get_step("attribution")
+
+    best = {c.label for c in scores.top_components(60)}
+    assert edges_of(circuit) <= best
+    assert circuit.measured_on["searched_edges"] == 60
+    assert 0 < circuit.n_tested <= 60 < circuit.n_edges
+    assert f"60 of {circuit.n_edges:,} edges" in narrowed.conclusion
+    (caution,) = [c for c in narrowed.step("acdc").cautions if "untested" in c]
+    assert caution.startswith(f"{circuit.n_edges - 60:,} edges of small estimate")
+    best_alone = faithfulness(small_llama, PromptPair(CLEAN, CORRUPTED), best, metric="kl").effects[0]
+    loss = circuit.measured_on["loss_of_all_searched_edges"]
+    assert 1 - loss / circuit.corrupted_metric == pytest.approx(best_alone, abs=1e-5)
+
+
+def test_all_edges_are_searched_when_asked_or_without_attribution(small_llama):
+    options = {"threshold": 0.1, "metric": "kl"}
+    asked = circuit_discovery(small_llama, CLEAN, CORRUPTED, candidates="all", **options)
+    alone = circuit_discovery(small_llama, CLEAN, CORRUPTED, steps=["acdc"], candidates=5, **options)
+
+    everything = acdc(small_llama, CLEAN, CORRUPTED, **options)
+    assert edges_of(asked.get_step("acdc")) == edges_of(alone.get_step("acdc")) == edges_of(everything)
+    assert alone.step_names == ("acdc", "faithfulness")
+    assert "searched_edges" not in asked.get_step("acdc").measured_on
+
+
+def test_only_the_steps_that_are_asked_for_run(small_llama, monkeypatch):
+    rows = []
+    run_rows = sweep.run_rows
+    monkeypatch.setattr(
+        sweep, "run_rows", lambda m, t, r, *a, **k: (rows.append(len(r)), run_rows(m, t, r, *a, **k))[1]
+    )
+
+    result = circuit_discovery(small_llama, CLEAN, CORRUPTED, steps=["attribution"])
+    assert (result.step_names, rows) == (("attribution",), [])
+    assert "No circuit was searched" in result.conclusion
+
+    result = circuit_discovery(small_llama, CLEAN, CORRUPTED, steps="activation")
+    assert result.step_names == ("activation", "activation_mlp")
+    assert rows == [small_llama.n_layers * (small_llama.n_heads + 1)]
+    with pytest.raises(ResultError, match="activation, activation_mlp"):
+        result.get_step("acdc")
+
+
+def test_a_circuit_of_nothing_is_said_to_be_nothing(small_llama):
+    result = circuit_discovery(small_llama, CLEAN, CORRUPTED, threshold=1e9)
+
+    assert result.get_step("acdc").nodes == ()
+    assert result.conclusion == "No circuit was found at threshold 1e+09."
+    assert result.get_step("faithfulness").faithfulness == pytest.approx(0, abs=1e-6)
+    assert "Lower the threshold" in result.narrative
+
+
+@pytest.mark.parametrize(
+    ("faithfulness", "said"),
+    [(1.0, None), (0.5, "only part of the model's work"), (-0.5, "away from"), (1.5, "overshoots")],
+)
+def test_how_much_of_the_work_a_circuit_does_is_said(found, faithfulness, said):
+    judged = found.get_step("faithfulness")
+    rows = [
+        replace(row, faithfulness=faithfulness if row.group == "found" else row.faithfulness)
+        for row in judged.rows
+    ]
+
+    step = telling_circuits.faithfulness(replace(judged, rows=tuple(rows)), found.get_step("acdc"))
+
+    assert "does not show that the circuit holds on others" in step.cautions[0]
+    assert [said in text for text in step.cautions[1:]] == ([] if said is None else [True])
+
+
+def test_prompts_of_different_lengths_work_and_the_account_says_how(small_llama):
+    """The guide's own pair has different lengths in most tokenizers."""
+    result = circuit_discovery(small_llama, EIFFEL, COLOSSEUM, threshold=0.05, candidates=40)
+
+    circuit = result.get_step("acdc")
+    assert circuit.measured_on["alignment"]["kind"] == "auto"
+    assert "The prompts have 22 and 19 tokens" in result.narrative
+    assert result.get_step("attribution").method == "eap"
+    assert result.get_step("attribution").metric == "shift_towards_clean"
+    assert "instead of EAP-IG" in result.narrative
+    with pytest.raises(SweepError, match="Leave the step out"):
+        circuit_discovery(small_llama, EIFFEL, COLOSSEUM, steps=["acdc", "paths"])
+
+
+def test_where_lengths_differ_estimates_are_of_a_metric_whose_gap_is_the_distance_both_ways(small_llama):
+    pair = PromptPair(EIFFEL, COLOSSEUM)
+
+    both = circuit_discovery(small_llama, [pair, pair], steps=["attribution"]).get_step("attribution")
+    one = circuit_discovery(small_llama, pair, steps=["attribution"]).get_step("attribution")
+
+    def log_p(text):
+        row = np.array(small_llama.logits(text))[0, -1].astype(np.float64)
+        return row - np.log(np.exp(row).sum())
+
+    c, x = log_p(EIFFEL), log_p(COLOSSEUM)
+    jeffreys = float(((np.exp(c) - np.exp(x)) * (c - x)).sum())
+    assert one.clean_metric - one.corrupted_metric == pytest.approx(jeffreys, rel=1e-3)
+    np.testing.assert_allclose(both.scores, one.scores, atol=1e-6)
+    assert both.per_example.shape == (2, len(one.edges))
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "says"),
+    [
+        ({"steps": ["attribution", "prayer"]}, SweepError, "attribution, activation, acdc, paths"),
+        ({"candidates": 0}, SweepError, "at least one edge"),
+        ({"metric": "accuracy"}, MetricError, "logit_diff"),
+        ({"metric": "logit_diff"}, MetricError, "answer"),
+        ({"metric": lambda logits: 0 * logits[:, 0]}, NoGap, "nothing to recover"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused(small_llama, options, error, says):
+    with pytest.raises(error, match=says):
+        circuit_discovery(small_llama, CLEAN, CORRUPTED, **options)
+
+
+def test_another_metric_is_used_by_every_step(toy_model, pairs):
+    result = circuit_discovery(toy_model, pairs, metric="logit_diff", threshold=0.1)
+
+    assert {step.result.metric for step in result.steps} == {"logit_diff"}
+    assert {"L0.H2", "L1.H1"} <= set(result.get_step("acdc").nodes)
+
+
+def test_it_survives_json_and_each_step_keeps_its_kind(found):
+    again = AnalysisResult.from_json(found.to_json())
+
+    assert again == found
+    assert isinstance(again.get_step("acdc"), CircuitResult)
+    assert isinstance(again.get_step("faithfulness"), FaithfulnessResult)
+
+
+def test_the_search_tells_how_long_it_takes(small_llama, capsys):
+    heard = []
+    circuit_discovery(small_llama, CLEAN, CORRUPTED, threshold=0.1, candidates=40, progress=heard.append)
+
+    searching = [each for each in heard if each.step == "acdc" and each.total]
+    assert searching[-1].done == searching[-1].total
+    assert "kept" in str(searching[0])
+    assert "s left" in str(searching[0])
+    assert capsys.readouterr().err == ""
+
+
+def test_a_search_can_be_taken_up_again(small_llama, tmp_path, narrowed):
+    options = {"threshold": 0.02, "candidates": 60, "checkpoint": tmp_path / "search.json"}
+    first = circuit_discovery(small_llama, CLEAN, CORRUPTED, **options)
+    again = circuit_discovery(small_llama, CLEAN, CORRUPTED, **options)
+
+    assert edges_of(first.get_step("acdc")) == edges_of(again.get_step("acdc"))
+    assert edges_of(again.get_step("acdc")) == edges_of(narrowed.get_step("acdc"))
+    with pytest.raises(SweepError, match="differs in searched"):
+        circuit_discovery(small_llama, CLEAN, CORRUPTED, **options | {"candidates": 61})
