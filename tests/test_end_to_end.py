@@ -146,3 +146,27 @@ def _landmarks() -> list[tuple[str, str]]:
         encoding="utf-8"
     )
     return re.findall(r'\("([^"]+)", "([^"]+)"\)', text)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_an_investigation_of_features_tells_what_is_understood_and_what_is_used(tmp_path, newcomer):
+    made = _autointerp(tmp_path, newcomer, "init", "mine", "--scaffold", "features")
+    project = tmp_path / "mine"
+    setup = project / "setup.py"
+    assert made.returncode == 0, made.stderr
+    # Fewer texts than the scaffold's, for time's sake: a person edits setup.py before the first run.
+    setup.write_text(setup.read_text().replace("texts = sample_texts()", "texts = sample_texts(100)"))
+
+    started = _autointerp(tmp_path, newcomer, "start", "mine", "--agent", "scripted")
+
+    assert started.returncode == 0, started.stdout + started.stderr
+    steps = {e.result["step"]: e.result["numbers"] for e in _entries(project) if "numbers" in e.result}
+    kept = [e.experiment_id for e in _entries(project) if e.record and e.record["tier"] in KEPT]
+    assert {"survey", "labels", "sensitivity", "effects", "steering", "conclusion"} <= set(steps)
+    assert steps["survey"]["explained"] > 0.5
+    assert steps["decoys"]["own"] > 0.75 > steps["decoys"]["decoy"]
+    assert any(each["passed"] for each in steps["sensitivity"]["tested"].values())
+    assert "label that reaches a balanced accuracy" in _conclusion(project)
+    assert _trailers(project, newcomer) == sorted(kept)
+    assert _autointerp(project, newcomer, "verify").returncode == 0

@@ -31,7 +31,9 @@ LABELLED = 0.3
 DECOY = 0.6
 """Median balanced accuracy that labels of other features must stay below."""
 TESTED, FEWER_TESTED = 12, 4
-"""How many labels are tested on fresh texts, and how many features are ablated."""
+"""How many labels are tested on fresh texts, exchanged, or steered with."""
+ABLATED, FEWER_ABLATED = 8, 3
+"""How many features are ablated."""
 PASSED = 0.5
 """Share of the tested labels that are predicted to pass."""
 CHANCE = 0.05

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 
 from mlxterp_agent.drivers.scripted.features.conclude import conclusion
 from mlxterp_agent.drivers.scripted.features.criteria import (
+    ABLATED,
     ACCURACY,
     CANDIDATES,
     CHANCE,
@@ -17,6 +18,7 @@ from mlxterp_agent.drivers.scripted.features.criteria import (
     DECOY,
     DENSEST,
     EXPLAINED,
+    FEWER_ABLATED,
     FEWER_CANDIDATES,
     FEWER_TESTED,
     LABELLED,
@@ -111,9 +113,8 @@ def _sensitivity(known: Known, _: Survey, attempt: int) -> Asked | Skip:
 
 
 def _effects(known: Known, survey: Survey, attempt: int) -> Asked | Skip:
-    chosen = (passed_labels(known) or list(kept_labels(known)) or list(survey.candidates))[
-        : TESTED if attempt == 1 else FEWER_TESTED
-    ]
+    chosen = passed_labels(known) or list(kept_labels(known)) or list(survey.candidates)
+    chosen = chosen[: ABLATED if attempt == 1 else FEWER_ABLATED]
     if not chosen:
         return Skip("there is no feature to ablate", lasting=True)
     return Asked(
