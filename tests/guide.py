@@ -109,7 +109,8 @@ def token_sae(model: InterpretableModel, texts: Sequence[str]) -> SAE:
     words = [model.to_str_tokens([int(kind)])[0].strip() for kind in kinds]
     length = [min(len(word), 5) if word.isalpha() else 0 for word in words]  # whole words rather than pieces
     often = [i for i in np.argsort(-share, kind="stable") if share[i] < 0.08]
-    order = sorted(often, key=lambda i: -length[i])[: D_SAE // 2]
+    order = [*sorted(often, key=lambda i: -length[i])[: D_SAE // 2], *often[:8]]  # and what is in any text
+    order = list(dict.fromkeys(order))
     chosen = [FEATURE, *(f for f in range(D_SAE) if f != FEATURE)][: len(order)]
     mean, scale = x.mean(axis=0), x.std()
     centred = (x - mean) / scale

@@ -81,7 +81,7 @@ def api() -> str:
         methods = help_.methods_of(public)
         parts += [f"```text\n{each}\n```" for each in (rest.rstrip(), methods) if each]
         if public.name in examples:
-            parts.append(f"```pycon\n{examples[public.name].rstrip()}\n```")
+            parts.append(f"```python-console\n{examples[public.name].rstrip()}\n```")
     return "\n\n".join(parts)
 
 

@@ -255,7 +255,12 @@ def after_batch(ran, model):
 
 def after_sensitivity(ran, model):
     label = ran.names["label"]
-    assert label.sensitivity_passed is True
+    area, balanced, p = (
+        float(re.search(pattern, label.sensitivity_details)[1])
+        for pattern in (r"curve [\d.]+ \((\d\.\d+) to", r"balanced accuracy (\d\.\d+)", r"p = (\d\.\d+)")
+    )
+    assert label.sensitivity_passed is (area > 0.6 and balanced >= 0.75 and p < 0.01)
+    assert label.sensitivity_passed or label.method == "llm", "a rule that was planted holds on other texts"
     assert ("PASS" in ran.printed) == label.sensitivity_passed
     assert f"Details: {label.sensitivity_details}" in ran.printed
 
@@ -350,7 +355,8 @@ class JudgeOverHttp(FakeJudge):
         if marked:
             ((word, _),) = collections.Counter(m.strip() for m in marked).most_common(1)
             self.candidates = [candidate(word)]
-        return {"text": self._answer(question)}
+        # The instructions are read from the service's cache, as they are there.
+        return {"text": self._answer(question), "usage": {"cache_read_input_tokens": 1500}}
 
 
 @pytest.mark.slow

@@ -242,7 +242,13 @@ def _joined(rule: Rule) -> str:
 
 def quoted(token: str) -> str:
     """A token between quotation marks, line breaks written out."""
-    shown = token.replace("\\", "\\\\").replace("\n", "\\n").replace("\t", "\\t").replace("\r", "\\r")
+    shown = (
+        token.replace("\\", "\\\\")
+        .replace('"', '\\"')
+        .replace("\n", "\\n")
+        .replace("\t", "\\t")
+        .replace("\r", "\\r")
+    )
     return f'"{shown}"'
 
 

@@ -126,6 +126,7 @@ def acdc(
         prepared.corrupted,
         positions=prepared.alignment.stated,
         ablation=ablation,
+        suffix_only=True,
         token_budget=token_budget,
     )
     searched = None if candidates is None else run.mask(Circuit.of(candidates).edges)

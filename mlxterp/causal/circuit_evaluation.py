@@ -113,6 +113,7 @@ class _Evaluation:
             self.prepared.corrupted,
             positions=self.prepared.alignment.stated,
             ablation=ablation,
+            suffix_only=True,
             token_budget=token_budget,
         )
         self.nothing = self.prepared.corrupted_metric

@@ -24,8 +24,8 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
-from mlxterp.causal.alignment import at_clean_positions
-from mlxterp.causal.edge_ablation import EdgeAblation, carried, check_ablation, different
+from mlxterp.causal.edge_ablation import EdgeAblation, check_ablation
+from mlxterp.causal.edge_baselines import baselines, common_prefix
 from mlxterp.causal.graph import Edge, Graph, Into, Node, graph_of, head, mlp
 from mlxterp.causal.node_outputs import NodeOutputs
 from mlxterp.causal.rows import Ids
@@ -53,10 +53,13 @@ class EdgeRun:
             "zero"; "mean", its mean at the same position over all prompts given, clean and corrupted. A
             head at zero still has its share of the output bias, and an embedding at zero leaves the first
             norms nothing but rounding to scale up.
+        suffix_only: compute no position before the first at which the prompts differ: nothing changes there.
+            What goes in and comes out then begins at `start`.
         token_budget: most tokens in a batch; by default as many as `NUMBER_BUDGET` holds.
 
     Attributes:
         graph: of the model; `n_edges` its edges, which masks `[rows, n_edges]` are about, in its order.
+        start, length: the first position that is computed, and how many.
     """
 
     def __init__(
@@ -67,6 +70,7 @@ class EdgeRun:
         *,
         positions: Sequence[tuple[int, int]] | None = None,
         ablation: EdgeAblation = "corrupted",
+        suffix_only: bool = False,
         token_budget: int | None = None,
     ) -> None:
         check_ablation(ablation, clean, corrupted)
@@ -83,11 +87,13 @@ class EdgeRun:
             )
         self.model = model
         self.ablation: EdgeAblation = ablation
-        self._mean_over = different(clean, corrupted)
         self.graph: Graph = graph_of(model)
-        self.n, self.length = clean.shape
+        self.n, whole = clean.shape
+        changes = ablation == "corrupted" and positions is None
+        self.start, before = common_prefix(model, clean, corrupted) if suffix_only and changes else (0, None)
+        self.length = whole - self.start
         self.n_edges = self.graph.n_edges
-        self._nodes = NodeOutputs(model, self.length)
+        self._nodes = NodeOutputs(model, self.length, before)
         per_token = model.d_model * len(self.graph.senders)
         self._budget = NUMBER_BUDGET // per_token if token_budget is None else token_budget
         self._at = {node: i for i, node in enumerate(self.graph.senders)}
@@ -97,7 +103,16 @@ class EdgeRun:
             count = self.graph.n_senders_to(receiver[0])
             self._edges_into[receiver] = slice(first, first + count)
             first += count
-        self._run_both(clean, corrupted, positions)
+        self._clean, self._corruption = baselines(
+            model,
+            self.graph,
+            self._nodes,
+            clean,
+            corrupted,
+            positions=positions,
+            ablation=ablation,
+            start=self.start,
+        )
 
     @property
     def rows_at_once(self) -> int:
@@ -162,44 +177,6 @@ class EdgeRun:
         h = self._clean_input(mlp(layer)) + change
         out = self._nodes.mlp(layer, h.reshape(-1, *h.shape[2:])).reshape(h.shape)
         return out - self._clean[HookPoint("mlp_out", layer)]
-
-    # the two runs everything starts from
-
-    def _run_both(self, clean: Ids, corrupted: Ids, positions: Sequence[tuple[int, int]] | None) -> None:
-        names = ["z", "resid_pre", *(["mlp_out"] if self.graph.has_mlp else [])]
-        names += ["resid_mid"] if self.graph.has_mlp and not self.graph.parallel else []
-        last = HookPoint("resid_post", self.graph.n_layers - 1)
-
-        def run(tokens: Ids) -> dict[HookPoint, mx.array]:
-            _, seen = self.model.run(mx.array(tokens), capture=[*names, last, "embed"])
-            return {point: x.astype(mx.float32) for point, x in seen.items()}
-
-        if positions is None:
-            both = run(np.concatenate([clean, corrupted]))
-        else:
-            own, other = run(clean), run(corrupted)
-            both = {
-                point: mx.concatenate([x, at_clean_positions(x, other[point], positions)])
-                for point, x in own.items()
-            }
-        change = [self._change(both[HookPoint("embed")])[None]]
-        for layer in range(self.graph.n_layers):
-            z = both[HookPoint("z", layer)]
-            written = self._nodes.all_written(layer, z)
-            if self.ablation == "zero":  # the head at zero: its share of the output bias stays
-                of_heads = self._nodes.all_written(layer, mx.zeros_like(z[: self.n])) - written[: self.n]
-            else:
-                of_heads = self._change(written)
-            change.append(mx.moveaxis(of_heads, 2, 0))
-            if self.graph.has_mlp:
-                change.append(self._change(both[HookPoint("mlp_out", layer)])[None])
-        self._corruption = mx.concatenate(change)  # D: [senders, n, pos, d_model]
-        self._clean = {point: x[: self.n] for point, x in both.items()}
-        mx.eval(self._corruption, self._clean)
-
-    def _change(self, both: mx.array) -> mx.array:
-        clean, corrupted = both[: self.n], both[self.n :]
-        return carried(self.ablation, clean, corrupted, self._mean_over) - clean
 
     def _clean_input(self, receiver: Node) -> mx.array:
         if receiver.kind == "logits":

@@ -16,6 +16,7 @@ import mlx.nn as nn
 import numpy as np
 from numpy.typing import NDArray
 
+from mlxterp.causal.one_pass import CommonPrefix
 from mlxterp.core import linear
 from mlxterp.core.architectures import Layer
 from mlxterp.core.attention import NAME as ATTENTION_FUNCTION
@@ -39,17 +40,24 @@ class _Seen(Exception):
 class NodeOutputs:
     """The nodes of a model as functions of their inputs, for prompts of one length.
 
+    Args:
+        length: of the inputs.
+        before: per layer a cache with what attention sees before the first of them; none for whole prompts.
+
     Raises:
         CapabilityUnavailable: the heads of this architecture cannot be run one by one.
     """
 
-    def __init__(self, model: InterpretableModel, length: int) -> None:
+    def __init__(
+        self, model: InterpretableModel, length: int, before: Sequence[CommonPrefix] | None = None
+    ) -> None:
         architecture = model.architecture
         architecture.require("decomposed", "head_outputs", "unembedding")
         self.n_heads, self.n_kv_heads = model.n_heads, model.n_kv_heads
         self.has_mlps = architecture.capabilities["mlp_out"].available
         self._model, self._architecture = model, architecture
-        self._prologue = architecture.prologue(mx.zeros((1, length), dtype=mx.int32))
+        tokens = mx.zeros((1, length), dtype=mx.int32)
+        self._prologue = architecture.prologue(tokens, None if before is None else list(before))
         self._dtype = self._prologue.h.dtype
         self._written: dict[int, mx.array] = {}
         self._slices: dict[tuple[int, int], tuple[mx.array, mx.array | None]] = {}

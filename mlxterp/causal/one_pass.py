@@ -123,6 +123,25 @@ class _Prefix:
         return _mask(n, self.offset, return_array=return_array, window_size=window_size)
 
 
+class CommonPrefix:
+    """A cache that holds n prompts' keys and values before a position, for batches that repeat them."""
+
+    def __init__(self, start: int, recorded: tuple[mx.array, mx.array]) -> None:
+        self.offset = start
+        self._before = tuple(part[:, :, :start] for part in recorded)
+
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+        index = mx.arange(len(keys)) % len(self._before[0])
+        k, v = (
+            mx.concatenate([mx.take(old, index, axis=0), new], axis=2)
+            for old, new in zip(self._before, (keys, values), strict=True)
+        )
+        return k, v
+
+    def make_mask(self, n: int, *, return_array: bool = False, window_size: int | None = None) -> Any:
+        return _mask(n, self.offset, return_array=return_array, window_size=window_size)
+
+
 def _mask(n: int, offset: int, *, return_array: bool, window_size: int | None) -> Any:
     """What mlx-lm's own cache answers: no mask for one token, a name where that will do, else booleans."""
     if window_size is None and not return_array:

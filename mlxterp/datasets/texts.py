@@ -14,10 +14,10 @@ _FILE = "austen.txt.gz"
 
 
 def sample_texts(n: int | None = None) -> list[str]:
-    """Documents of one or a few paragraphs, 60 words at least, from the openings of six novels by Jane Austen.
+    """Documents of one or a few paragraphs, from the openings of six novels by Jane Austen.
 
-    195 kB of prose, about 45,000 tokens of SmolLM2; in the public domain. For examples, tests and first looks:
-    one author and one century are no sample of English.
+    60 words or more each; 190 kB of prose in all, 42,000 tokens of SmolLM2; in the public domain. For
+    examples, tests and first looks: one author and one century are no sample of English.
 
     Args:
         n: how many, evenly spread over the novels; None is all of them.

@@ -127,8 +127,8 @@ class SAEQualityResult(AnalysisResult):
                 reading="Features by the share of tokens on which they fire; dead ones are left out.",
             ),
             Note(
-                "First tokens of rows and special tokens are not counted; tokens with a norm above ten times the "
-                "median are not counted in the reconstruction."
+                "First tokens of rows and special tokens are not counted; tokens with a norm above ten times "
+                "the median are not counted in the reconstruction."
             ),
         )
 

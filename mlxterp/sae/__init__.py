@@ -10,14 +10,16 @@ from mlxterp.sae.circuits import feature_circuit
 from mlxterp.sae.config import SAEConfig
 from mlxterp.sae.effects import feature_effects
 from mlxterp.sae.examples import feature_examples
-from mlxterp.sae.feature_store import FeatureStore, load_store, store_from_arrays
+from mlxterp.sae.feature_store import FeatureStore, load_store
 from mlxterp.sae.formats import load_sae, save_sae
 from mlxterp.sae.interventions import feature_add, feature_clamp, feature_scale, feature_zero
 from mlxterp.sae.quality import fvu, reconstruction_quality, sae_quality
 from mlxterp.sae.sae import SAE, Activation, JumpRelu, Relu, TopK
 from mlxterp.sae.source import ActivationSource, ArrayActivations
 from mlxterp.sae.store import build_store, cached_store
-from mlxterp.sae.training import Trained, TrainingProgress, train_sae, train_saes
+from mlxterp.sae.store_arrays import store_from_arrays
+from mlxterp.sae.training import Trained, train_sae, train_saes
+from mlxterp.sae.training_progress import TrainingProgress
 from mlxterp.sae.truth import Recovery, recovery
 
 __all__ = [

@@ -23,7 +23,8 @@ from mlxterp.sae.activations import cached_activations
 from mlxterp.sae.config import VARIANTS, SAEConfig
 from mlxterp.sae.formats import save_sae
 from mlxterp.sae.quality import sae_quality
-from mlxterp.sae.training import TrainingProgress, train_sae
+from mlxterp.sae.training import train_sae
+from mlxterp.sae.training_progress import TrainingProgress
 
 HELD_OUT = 20
 """Every how manieth document is kept to measure on."""

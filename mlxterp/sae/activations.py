@@ -136,6 +136,20 @@ class StreamedActivations(ActivationSource):
             mixed = np.random.default_rng((seed, epoch, index)).permutation(n)
             yield {place: widened(array[mixed]) for place, array in whole.items()}
 
+    def sample(self, n: int, *, seed: int) -> Block:
+        """About `n` tokens of rows from all over the texts: no more than that is computed."""
+        rows: list[Ids] = []
+        have = 0
+        for i in np.random.default_rng((seed, 0)).permutation(len(self._rows)):
+            rows.append(self._rows[i])
+            have += len(self._rows[i])
+            if have >= 1.1 * n:
+                break
+        parts = list(self.forwards(rows))
+        whole = {place: np.concatenate([part[place] for part in parts]) for place in self.hook_points}
+        mixed = np.random.default_rng((seed, 1)).permutation(len(whole[self.hook_points[0]]))[:n]
+        return {place: array[mixed] for place, array in whole.items()}
+
     def rows_of_text(self, text: int) -> list[Ids]:
         """Its token ids in pieces of at most `context`; pieces of one token are left out."""
         return [row for row, of in zip(self._rows, self._text_of, strict=True) if of == text]

@@ -17,7 +17,7 @@ Variant = Literal["topk", "batchtopk", "jumprelu", "relu", "matryoshka"]
 VARIANTS: tuple[str, ...] = get_args(Variant)
 
 MIN_STEPS = 50
-_STEPS_WANTED = 1_000
+_STEPS_WANTED = 3_000
 _BATCHES = (256, 4096)
 
 
@@ -33,7 +33,7 @@ class SAEConfig:
             a running threshold stands in at inference), "matryoshka" (Bussmann et al. 2025: batchtopk whose
             prefixes reconstruct too), "jumprelu" (Rajamanoharan et al. 2024), "relu" (L1 penalty).
         learning_rate: None finds one by short trial runs.
-        batch_tokens: tokens a step; None: as many as leave 1,000 steps, between 256 and 4,096.
+        batch_tokens: tokens a step; None: as many as leave 3,000 steps, between 256 and 4,096.
         epochs: how often every token is seen.
         seed: of the initial weights; of the shuffling unless the source has its own.
         warmup, decay: shares of the run: the rate rises linearly, and falls linearly to 0 at the end.
@@ -135,7 +135,7 @@ def plan(config: SAEConfig, n_tokens: int) -> Plan:
 
 
 def batch_for(total: int) -> int:
-    """The power of two that leaves about 1,000 steps, between 256 and 4,096."""
+    """The power of two that leaves about 3,000 steps, between 256 and 4,096."""
     low, high = _BATCHES
     wanted = 1 << round(math.log2(max(1, total / _STEPS_WANTED)))
     return max(low, min(high, wanted))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -48,6 +48,18 @@ class ActivationSource(ABC):
     @abstractmethod
     def blocks(self, *, seed: int, epoch: int, first: int = 0) -> Iterator[Block]:
         """The tokens of one epoch in pieces, from block `first` on; the order depends on seed and epoch."""
+
+    def sample(self, n: int, *, seed: int) -> Block:
+        """About `n` tokens, shuffled, to measure means and learning rates on."""
+        taken: list[Block] = []
+        have = 0
+        for block in self.blocks(seed=seed, epoch=0):
+            taken.append(block)
+            have += len(next(iter(block.values())))
+            if have >= n:
+                break
+        none = [np.zeros((0, 1), np.float32)]
+        return {point: np.concatenate([block[point] for block in taken] or none)[:n] for point in self.points}
 
     def facts(self) -> dict[str, Any]:
         """What a record says of it, plain values."""
@@ -164,20 +176,6 @@ def narrowed(array: Floats) -> NDArray[np.uint16]:
     """bfloat16 as 16 bits, rounded to nearest even."""
     bits = np.ascontiguousarray(array, dtype=np.float32).view(np.uint32)
     return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
-
-
-def rows_of(source: ActivationSource, points: Sequence[str], n: int, *, seed: int) -> Block:
-    """About `n` tokens of the first blocks, to measure means on."""
-    taken: list[Block] = []
-    have = 0
-    for block in source.blocks(seed=seed, epoch=0):
-        taken.append({point: block[point] for point in points})
-        have += len(block[points[0]])
-        if have >= n:
-            break
-    if not taken:
-        return {point: np.zeros((0, 1), np.float32) for point in points}
-    return {point: np.concatenate([block[point] for block in taken])[:n] for point in points}
 
 
 def _digest(arrays: Mapping[str, NDArray[Any]]) -> str:

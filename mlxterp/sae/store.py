@@ -22,8 +22,9 @@ from mlxterp.core.model import InterpretableModel
 from mlxterp.core.tokens import Prompt, TextTokens
 from mlxterp.errors import StoreError
 from mlxterp.fetch import cache_dir
-from mlxterp.sae.feature_store import FeatureStore, Firing, load_store, store_from_arrays
+from mlxterp.sae.feature_store import FeatureStore, Firing, load_store
 from mlxterp.sae.sae import SAE
+from mlxterp.sae.store_arrays import store_from_arrays
 from mlxterp.sae.store_jobs import Block, Pass, Portable, blocks, run_block, run_elsewhere
 
 __all__ = [

@@ -23,36 +23,12 @@ from mlxterp.sae.config import Plan, SAEConfig, plan
 from mlxterp.sae.probe import find_learning_rate
 from mlxterp.sae.sae import SAE
 from mlxterp.sae.scaling import Scaling
-from mlxterp.sae.source import ActivationSource, Block, Cursor, batches, rows_of
+from mlxterp.sae.source import ActivationSource, Block, Cursor, batches
 from mlxterp.sae.steps import State, Stepped, Stepper
+from mlxterp.sae.training_progress import Progress, TrainingProgress, still_falling
 
 REPORT_EVERY = 50
-STILL_IMPROVING = 0.10
 _MEASURED_ON = 16_384
-
-
-@dataclass(frozen=True)
-class TrainingProgress:
-    """How a training stands: means over the steps since the last report.
-
-    `fvu` is of the tokens being trained on, before each step; `dead` the share of features that have not
-    fired for a while; `eta_seconds` until the end of the run at the present speed.
-    """
-
-    name: str
-    step: int
-    steps: int
-    tokens: int
-    loss: float
-    fvu: float
-    l0: float
-    dead: float
-    learning_rate: float
-    tokens_per_second: float
-    eta_seconds: float
-
-
-Progress = Callable[[TrainingProgress], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -228,7 +204,7 @@ def _one_batching(plans: list[Plan]) -> list[Plan]:
 def _begun(source: ActivationSource, config: SAEConfig, planned: Plan, seed: int) -> Run:
     read = str(config.hook_point)
     written = config.hook_point_out or read
-    rows = rows_of(source, sorted({read, written}), _MEASURED_ON, seed=seed)
+    rows = source.sample(_MEASURED_ON, seed=seed)
     if not len(rows[read]):
         raise TooLittleData(f"The source holds no token to train on at {read}. Give it more texts.")
     inner = scaling.measure(rows[read], read, config.k)
@@ -242,8 +218,7 @@ def _begun(source: ActivationSource, config: SAEConfig, planned: Plan, seed: int
 def _with_learning_rate(run: Run, source: ActivationSource, seed: int) -> Run:
     if run.config.learning_rate is not None:
         return run
-    read, written = run.points
-    rows = rows_of(source, sorted({read, written}), 4 * _MEASURED_ON, seed=seed)
+    rows = source.sample(4 * _MEASURED_ON, seed=seed)
     x, y = run.batch(rows)
     rate = find_learning_rate(run.config, run.plan, x, y)
     stepper = Stepper(run.config, run.plan, rate)
@@ -291,7 +266,7 @@ def _save(folder: Path, runs: list[Run], source: ActivationSource, cursor: Curso
 
 
 def _finished(run: Run, source: ActivationSource, *, stopped: bool) -> Trained:
-    falling = _still_falling(run.history, run.config.decay)
+    falling = still_falling(run.history, run.config.decay)
     if falling is not None:
         warnings.warn(
             f"{run.config.name or run.config.hook_point}: the FVU was still falling by {falling:.0%} before "
@@ -326,22 +301,3 @@ def _finished(run: Run, source: ActivationSource, *, stopped: bool) -> Trained:
     )
     mx.eval(sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec)
     return Trained(sae, tuple(run.history), under_trained=falling is not None)
-
-
-def _still_falling(history: Sequence[TrainingProgress], decay: float) -> float | None:
-    """By which share the FVU fell between the last two 15 % of the run before the decay, if that is too much.
-
-    Too much is more than a tenth of what it was, or of all that the run had gained: a rate that is far too
-    low falls slowly, but as fast at the end as at the beginning.
-    """
-    if not history or history[-1].step < (1 - decay) * history[-1].steps:
-        return None
-    steps = history[-1].steps
-    end = (1 - decay) * steps
-    before = [line.fvu for line in history if end - 0.3 * steps < line.step <= end - 0.15 * steps]
-    after = [line.fvu for line in history if end - 0.15 * steps < line.step <= end]
-    if not before or not after:
-        return None
-    start, finish = float(np.mean(before)), float(np.mean(after))
-    fell, gained = start - finish, history[0].fvu - finish
-    return fell / start if fell > STILL_IMPROVING * max(0.0, min(start, gained)) else None

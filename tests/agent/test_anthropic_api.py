@@ -576,6 +576,7 @@ def test_max_tokens_is_never_exceeded_either(project):
 # --- memory
 
 
+@pytest.mark.slow
 def test_the_context_stays_under_its_bound_over_200_experiments(project, monkeypatch):
     monkeypatch.setattr(tools_module, "write_atomically", lambda path, data: path.write_bytes(data))
     count = iter(range(10_000))

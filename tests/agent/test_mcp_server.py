@@ -71,6 +71,7 @@ def test_run_experiment_alone_runs_it_once_and_returns_the_verdict(project, conn
     assert verdicts(project) == ["lead"]
 
 
+@pytest.mark.slow
 def test_beside_a_supervisor_run_experiment_waits_for_its_verdict(project, connected):
     beside = subprocess.Popen(
         [sys.executable, "-m", "mlxterp_agent.cli", "watch", str(project), "--max-experiments", "1"],
@@ -110,6 +111,7 @@ def test_what_cannot_run_is_said_at_once_and_costs_no_experiment(project, connec
     assert entries(project) == []
 
 
+@pytest.mark.slow
 def test_an_experiment_that_fails_with_a_long_trace_is_told_in_two_kilobytes(project, connected):
     (project / "experiment.py").write_text(f"raise ValueError({'x' * 5000!r})\n")
 
@@ -121,6 +123,7 @@ def test_an_experiment_that_fails_with_a_long_trace_is_told_in_two_kilobytes(pro
     connected(work)
 
 
+@pytest.mark.slow
 def test_it_offers_four_tools_and_they_answer_from_the_log_and_the_library(project, connected):
     supervise(project, ["alpha", "beta", "dull"])
 

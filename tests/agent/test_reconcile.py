@@ -35,7 +35,19 @@ def everything_agrees(project: Path) -> bool:
     return all(check.result == "ok" for check in verify(project, State(state_dir(project))))
 
 
-@pytest.mark.parametrize("fault", POINTS)
+QUICK = ("after-log", "after-journal-committed")
+"""Points of a kill that the default group tries; the slow group tries all others."""
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param(
+            point, marks=[] if point in ("after-log", "after-journal-committed") else pytest.mark.slow
+        )
+        for point in POINTS
+    ],
+)
 def test_a_kill_at_any_point_loses_no_line_and_doubles_none(project, fault):
     process = supervise_apart(project, NAMES, fault=fault)
     process.communicate(timeout=60)

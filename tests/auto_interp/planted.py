@@ -14,8 +14,9 @@ import numpy as np
 from scipy.sparse import csc_array, hstack
 
 from mlxterp.core.model import InterpretableModel
-from mlxterp.sae.feature_store import FeatureStore, store_from_arrays
+from mlxterp.sae.feature_store import FeatureStore
 from mlxterp.sae.sae import SAE, Relu
+from mlxterp.sae.store_arrays import store_from_arrays
 from mlxterp.toy_circuit import D_MODEL, MODULI, POS, PREV, TOK, WORDS
 
 SUCCESSORS = 3

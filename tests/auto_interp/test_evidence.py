@@ -9,7 +9,7 @@ from mlxterp.auto_interp.corpus import Corpus
 from mlxterp.auto_interp.drawing import draw
 from mlxterp.auto_interp.evidence import FeatureEvidence, Sampling, gather
 from mlxterp.errors import LabelingError, StoreError
-from mlxterp.sae.feature_store import store_from_arrays
+from mlxterp.sae.store_arrays import store_from_arrays
 from tests.auto_interp import planted
 
 FEATURES = [0, 45, 100, 120, 210]

@@ -111,6 +111,20 @@ def test_what_the_search_looks_at_is_what_the_rules_say(store, feature_id):
         assert np.array_equal(rule.holds(background.corpus.view, drawn.index), holds), rule
 
 
+def test_a_rule_that_may_be_a_guess_on_other_texts_is_no_label(store):
+    nulls = labelled(planted.with_nulls(store), range(store.d_sae, store.d_sae + 20))
+
+    for label in nulls:
+        assert (label.status, label.label, label.rule, label.confidence) == (
+            "uninterpretable",
+            None,
+            None,
+            0.0,
+        )
+        assert not label.scores or label.scores["rule"].interval[0] < 0.6
+    assert any("does not hold on held-out texts" in label.description for label in nulls)
+
+
 def test_another_features_rule_scores_like_a_guess(labels):
     scores = [label.scores["random_label"] for label in labels if label.scores]
 

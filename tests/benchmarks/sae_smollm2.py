@@ -36,7 +36,8 @@ from mlxterp.sae.formats import load_sae, save_sae
 from mlxterp.sae.quality import fvu, sae_quality
 from mlxterp.sae.sae import SAE
 from mlxterp.sae.source import ArrayActivations, Floats, widened
-from mlxterp.sae.training import TrainingProgress, train_sae
+from mlxterp.sae.training import train_sae
+from mlxterp.sae.training_progress import TrainingProgress
 from tests.benchmarks.corpora import austen, brown
 
 POINT = "L15.resid_post"
@@ -147,11 +148,12 @@ def train(minutes: float, config: SAEConfig, name: str, *, random: bool) -> None
     print(load_sae(home(random=random) / name))
 
 
-def report(name: str, held: Sequence[str]) -> None:
+def report(name: str, held: Sequence[str], *, models: Sequence[bool]) -> None:
     """What was trained, on documents that no training saw; PCA with as many components as k beside it."""
-    for random in (False, True):
+    for random in models:
         folder = home(random=random) / name
         if not folder.is_dir():
+            print(f"No SAE in {folder}: train it first.")
             continue
         subject, sae = model(random=random), load_sae(folder)
         print(f"{'random weights' if random else 'SmolLM2'}: {sae}, {sae.metadata['training']}")
@@ -214,7 +216,7 @@ def main() -> None:
     arguments = parser.parse_args()
     held = documents()[1][: arguments.held]
     if arguments.what == "report":
-        report(f"m{arguments.d_sae}-k{arguments.k}", held)
+        report(f"m{arguments.d_sae}-k{arguments.k}", held, models=[arguments.random])
     if arguments.what == "bundle":
         bundle(SAEConfig(d_sae=1024, k=32, epochs=arguments.epochs), held)
     if arguments.what == "cache":

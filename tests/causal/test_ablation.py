@@ -57,6 +57,21 @@ def test_mean_ablation_puts_in_the_mean_over_clean_and_corrupted_prompts_at_each
     assert result.rows[0].value == pytest.approx(expected, abs=1e-4)
 
 
+def test_a_prompt_that_occurs_twice_counts_once_in_the_mean(tiny_llama, pairs, monkeypatch):
+    again = prefers(PromptPair(pairs[0].clean, pairs[1].clean, "k", "q"), tiny_llama)
+    several = [*pairs, again]
+    prompts = [p for pair in pairs for p in (pair.clean, pair.corrupted)]
+    z = np.mean([np.array(tiny_llama.trace(p, capture=["L0.z"])["L0.z"]) for p in prompts], axis=0)
+    expected = by_hand(tiny_llama, several, lambda _: [replace("L0.z", z, heads=1)])
+
+    kept = ablate(tiny_llama, several, [(0, 1)], kind="mean")
+    monkeypatch.setattr("mlxterp.causal.sweep.KEPT_TOKENS", 0)
+    made_again = ablate(tiny_llama, several, [(0, 1)], kind="mean")
+
+    assert kept.rows[0].value == pytest.approx(expected, abs=1e-4)
+    assert made_again.rows[0].value == pytest.approx(expected, abs=1e-4)
+
+
 def test_resampling_puts_in_the_corrupted_run_of_the_same_pair_and_its_share_is_of_the_gap(tiny_llama, pairs):
     traces = [tiny_llama.trace(pair.corrupted, capture=["z"]) for pair in pairs]
 

@@ -170,6 +170,29 @@ def test_every_edge_out_of_a_node_at_zero_or_its_mean_is_that_node_ablated(famil
         assert close(logits, expected), node
 
 
+def test_positions_that_the_prompts_share_need_not_be_computed(any_family):
+    clean, corrupted = np.stack([TOKENS[0], OTHERS[0]]), np.stack([TOKENS[1], OTHERS[1]])
+    whole = EdgeRun(any_family, clean, corrupted)
+    few, many, edges = 0.05, 0.9, np.random.default_rng(0).random((2, whole.n_edges))
+    masks = np.stack([edges[0] < few, edges[1] < many, edges[0] < 2])
+
+    suffix = EdgeRun(any_family, clean, corrupted, suffix_only=True)
+
+    assert (suffix.start, suffix.length, whole.start, whole.length) == (4, 7, 0, 11)
+    assert close(suffix.logits(masks), whole.logits(masks))
+
+
+def test_all_positions_are_computed_where_the_ablation_changes_them_or_the_first_differs(tiny_llama):
+    first = TOKENS[1:] + (np.arange(11) == 0)
+    zeroed = EdgeRun(tiny_llama, TOKENS[:1], TOKENS[1:], ablation="zero", suffix_only=True)
+    last = EdgeRun(tiny_llama, TOKENS[:1], TOKENS[:1] + (np.arange(11) == 10), suffix_only=True)
+
+    assert EdgeRun(tiny_llama, TOKENS[:1], first, suffix_only=True).start == zeroed.start == 0
+    assert (last.start, last.length) == (10, 1)
+    everything = np.ones((1, last.n_edges), dtype=bool)
+    assert close(last.logits(everything)[0], plain(tiny_llama, TOKENS[:1] + (np.arange(11) == 10)))
+
+
 def test_an_ablation_that_means_nothing_is_refused(tiny_llama):
     with pytest.raises(SweepError, match="corrupted, zero, mean"):
         EdgeRun(tiny_llama, TOKENS[:1], TOKENS[1:], ablation="resample")

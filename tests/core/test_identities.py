@@ -110,6 +110,23 @@ def test_pattern_times_v_is_z_and_each_row_of_a_pattern_is_a_causal_distribution
         assert close(z, t[f"L{n}.z"])
 
 
+def test_a_query_decides_its_row_of_the_pattern_and_a_key_its_column(any_family):
+    plain = np.array(any_family.trace(TEXT, capture=["L1.pattern"])["L1.pattern"])[0]
+    t = any_family.trace(TEXT, capture=["L1.q", "L1.k", "L1.v"])
+    changed = {}
+    for name in ("q", "k"):
+        edit = iv.scale(f"L1.{name}", -2.0, positions=7)
+        moved = any_family.trace(TEXT, capture=["L1.pattern"], interventions=[edit])
+        changed[name] = np.argwhere(np.abs(np.array(moved["L1.pattern"])[0] - plain).max(axis=0) > 1e-6)
+
+    n_heads, n_kv_heads = any_family.n_heads, any_family.n_kv_heads
+    assert [t[f"L1.{name}"].shape[2] for name in "qkv"] == [n_heads, n_kv_heads, n_kv_heads]
+    assert {dest for dest, _ in changed["q"].tolist()} == {7}
+    assert len(changed["q"]) > 1
+    assert min(dest for dest, _ in changed["k"].tolist()) == 7
+    assert len({dest for dest, _ in changed["k"].tolist()}) > 1
+
+
 def test_the_parts_run_one_by_one_give_the_logits(any_family):
     arch = any_family.architecture
     prologue = arch.prologue(mx.array(any_family.to_tokens(TEXT)))

@@ -155,6 +155,21 @@ def test_several_places_come_from_one_forward_and_stay_aligned(tiny_llama, monke
     assert len(runs) == 2  # one to calibrate the norms, one for all texts
 
 
+def test_a_sample_costs_no_more_than_its_tokens_and_repeats(tiny_llama, monkeypatch):
+    source = StreamedActivations(tiny_llama, texts(), POINT, batch_tokens=128)
+    source.sample(10, seed=0)  # calibrates the norms
+    runs = []
+    plain = type(tiny_llama).run
+    monkeypatch.setattr(type(tiny_llama), "run", lambda *a, **k: runs.append(1) or plain(*a, **k))
+
+    sample = source.sample(150, seed=3)[POINT]
+
+    assert sample.shape == (150, tiny_llama.d_model)
+    assert len(runs) <= 3
+    assert np.array_equal(sample, source.sample(150, seed=3)[POINT])
+    assert not np.array_equal(sample, source.sample(150, seed=4)[POINT])
+
+
 def test_bfloat16_rounds_to_nearest():
     x = np.array([1.0, 1.0 + 2**-8, 1.0 + 2**-9, -3.14159, 0.0, 65504.0], dtype=np.float32)
 

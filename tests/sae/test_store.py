@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import SAEError, StoreError, UnknownHookPoint
-from mlxterp.sae.feature_store import FeatureStore, load_store, store_from_arrays
+from mlxterp.sae.feature_store import FeatureStore, load_store
 from mlxterp.sae.sae import SAE, Relu, TopK
 from mlxterp.sae.store import build_store
+from mlxterp.sae.store_arrays import store_from_arrays
 from mlxterp.sae.store_jobs import Portable, blocks
 from tests.tiny_models import ByteTokenizer, tiny_module
 

@@ -86,6 +86,8 @@ def test_every_step_is_what_the_analysis_alone_returns(small_llama):
     assert edges_of(result.get_step("acdc")) == edges_of(circuit)
     f = faithfulness(small_llama, PromptPair(CLEAN, CORRUPTED), circuit, metric="kl").effects[0]
     assert result.get_step("faithfulness").faithfulness == pytest.approx(f, abs=1e-6)
+    value = result.get_step("faithfulness").row("the circuit").value
+    assert value == pytest.approx(circuit.circuit_metric, abs=1e-4)
     paths = path_patching(
         *pair,
         receivers="logits",
