@@ -151,13 +151,13 @@ def ask(
 ) -> Asked:
     """Runs both prompts of every pair once. Raises what `prepare` raises, and MetricError for arguments that
     the metric does not take."""
-    chosen, targets = _with_arguments(metric, metric_kwargs, {"answer": answer, "foil": foil})
+    chosen, targets = with_arguments(metric, metric_kwargs, {"answer": answer, "foil": foil})
     pairs = as_pairs(clean, corrupted, **targets)
     prepared = prepare(model, pairs, chosen, align=align)
     return Asked(model, prepared, chosen, align, tuple(_said(model, prepared)))
 
 
-def _with_arguments(
+def with_arguments(
     metric: MetricLike, kwargs: Mapping[str, Any] | None, targets: dict[str, str | int | None]
 ) -> tuple[MetricLike, dict[str, str | int | None]]:
     given = dict(kwargs or {})

@@ -24,7 +24,7 @@ from mlxterp.sae.sae import SAE
 from mlxterp.sae.store import build_store, same_texts
 from mlxterp.sae.texts import Given
 from mlxterp.workflows import telling_features as telling
-from mlxterp.workflows.asking import MetricLike, Progress, Teller, _with_arguments, chosen_steps, top
+from mlxterp.workflows.asking import MetricLike, Progress, Teller, chosen_steps, top, with_arguments
 from mlxterp.workflows.printing import progress_of
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def feature_investigation(
             f"nothing elsewhere: leave layer out, or pass an SAE of layer {layer}."
         )
     wanted = None if features is None else checked_features(sae, features)
-    own_metric, targets = _with_arguments(metric, metric_kwargs, {"answer": answer, "foil": foil})
+    own_metric, targets = with_arguments(metric, metric_kwargs, {"answer": answer, "foil": foil})
     right, wrong = targets["answer"], targets["foil"]
     teller = Teller(NAME, progress_of(progress, verbose=verbose))
     teller.says(chosen[0], "running the text")
