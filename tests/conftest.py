@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import pytest
@@ -18,3 +19,8 @@ def tiny_llama() -> InterpretableModel:
     from tests.tiny_models import ByteTokenizer, tiny_module
 
     return InterpretableModel(tiny_module("llama"), ByteTokenizer())
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """One more worker than cores: many tests wait for a process, and leave their core to another."""
+    return (os.cpu_count() or 1) + 1

@@ -16,7 +16,7 @@ from tests.every_kind import EXAMPLES, patching, rotated, with_words
 from tests.payloads import PAYLOADS
 from tests.test_dashboard import entry
 
-pytestmark = pytest.mark.skipif(MISSING, reason=REASON)
+pytestmark = [pytest.mark.skipif(MISSING, reason=REASON), pytest.mark.slow]
 
 # If it ran, the page would hold "0wned" in one piece.
 SCRIPT = "document.body.append('0w' + 'ned')"
@@ -105,7 +105,6 @@ def test_a_feature_is_found_by_typing_and_reached_by_arrows(tab, tmp_path):
     assert_quiet(tab, scripts=1)
 
 
-@pytest.mark.slow
 def test_hostile_words_of_an_investigation_stay_words(tab, tmp_path):
     by_hand = ExperimentEntry(
         experiment_id="0001",
@@ -126,7 +125,6 @@ def test_hostile_words_of_an_investigation_stay_words(tab, tmp_path):
     assert HOSTILE in tab.eval("document.querySelector('h1').textContent")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("offset", range(0, len(WORDS), 7))
 def test_hostile_words_in_every_field_of_every_kind_do_nothing(tab, tmp_path, offset):
     results = [with_words(make(), rotated(WORDS, offset + i)) for i, make in enumerate(EXAMPLES.values())]
@@ -140,7 +138,6 @@ def test_hostile_words_in_every_field_of_every_kind_do_nothing(tab, tmp_path, of
     assert tab.eval("document.querySelectorAll('svg.figure[aria-label]').length") >= len(EXAMPLES)
 
 
-@pytest.mark.slow
 def test_hostile_words_do_nothing_in_pages_with_a_script(tab, tmp_path):
     for i, (kind, make) in enumerate(EXAMPLES.items()):
         interactive(with_words(make(), rotated(WORDS, i)), tmp_path / f"{kind}.html", title=WORDS[i % 7])
@@ -158,7 +155,6 @@ def test_hostile_words_do_nothing_in_pages_with_a_script(tab, tmp_path):
         assert_quiet(tab, scripts=1)
 
 
-@pytest.mark.slow
 def test_pages_fit_a_telephone_the_dark_and_paper(tab, tmp_path):
     long = with_words(patching(), rotated([" a rather long word or two", "x" * 300], 0))
     results = [*(make() for make in EXAMPLES.values()), long]
@@ -190,7 +186,6 @@ def test_pages_fit_a_telephone_the_dark_and_paper(tab, tmp_path):
         assert len({(tmp_path / f"{page.stem}-{n}.png").read_bytes() for n in paper}) == 4
 
 
-@pytest.mark.slow
 def test_without_its_script_a_cell_still_has_its_title(tab, tmp_path):
     interactive(patching(), tmp_path / "page.html")
     tab.call("Emulation.setScriptExecutionDisabled", value=True)
@@ -205,7 +200,6 @@ def test_without_its_script_a_cell_still_has_its_title(tab, tmp_path):
     assert hidden
 
 
-@pytest.mark.slow
 def test_a_large_page_of_patterns_tells_each_cell_though_few_have_titles(tab, tmp_path):
     rng = np.random.default_rng(0)
     weights = np.tril(rng.random((90, 24, 24)))

@@ -65,6 +65,7 @@ def test_smollm_reads_ordinary_english(smollm: Bundled, english: mx.array):
     assert perplexity(smollm.module, english) < 15
 
 
+@pytest.mark.slow
 def test_smollm_with_its_rotary_rows_left_as_they_were_does_not(smollm: Bundled, english: mx.array):
     wrong = bundled.load(SMOLLM).module
     for layer in wrong.layers:
@@ -75,6 +76,7 @@ def test_smollm_with_its_rotary_rows_left_as_they_were_does_not(smollm: Bundled,
     assert perplexity(wrong, english) > 25
 
 
+@pytest.mark.slow
 def test_quantised_smollm_keeps_its_bits_and_gives_the_same_logits(smollm: Bundled, english: mx.array):
     quantized = bundled.load(SMOLLM, quantized=True)
     first = english[:, :10]

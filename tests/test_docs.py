@@ -19,6 +19,7 @@ SLOW = {
     "docs/examples/induction_heads.md",
     "docs/examples/logit_lens.md",
     "docs/guides/features.md",
+    "docs/tutorial.md",
 }
 """Pages whose code takes more than ten seconds: the slow group runs it, and compares the numbers too."""
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)

@@ -68,6 +68,7 @@ print("transformers" in sys.modules, "mlx_lm.generate" in sys.modules)
     assert run(code) == "False False"
 
 
+@pytest.mark.slow
 def test_the_real_package_is_whole_when_it_is_used_later():
     code = """
 import sys

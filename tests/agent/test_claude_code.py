@@ -140,6 +140,7 @@ def test_each_turn_has_a_fresh_mind_unless_one_conversation_is_asked_for(driven)
     assert kept.program.calls[-1].option("--resume") == kept.program.calls[-2].session
 
 
+@pytest.mark.slow
 def test_the_live_screen_hears_what_the_agent_does(project, driven):
     path = str(project / "program.md")
     each = driven([BEGIN, asks("Read", {"file_path": path}), ("sleep", 0.6), gets(), ends()])
@@ -170,6 +171,7 @@ def test_a_process_killed_midway_is_resumed(driven):
     assert second.option("--resume") == first.session
 
 
+@pytest.mark.slow
 def test_a_silent_process_is_ended_and_resumed(driven):
     each = driven([BEGIN, ("sleep", 60)], [BEGIN, ends()], silence=2.0)
     each.begin()
@@ -179,6 +181,7 @@ def test_a_silent_process_is_ended_and_resumed(driven):
     assert each.program.calls[1].option("--resume") == each.program.calls[0].session
 
 
+@pytest.mark.slow
 def test_a_long_experiment_is_no_silence(driven):
     each = driven([BEGIN, asks(RUN), ("sleep", 3.0), gets(), ends()], silence=2.0)
     each.begin()

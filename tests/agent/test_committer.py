@@ -415,6 +415,7 @@ def test_a_locked_index_of_the_user_delays_nothing_but_their_view(project: Path,
     assert lock.exists()
 
 
+@pytest.mark.slow
 def test_a_branch_that_cannot_be_moved_is_said_and_the_users_index_is_as_before(
     project: Path, committer: Committer, monkeypatch: pytest.MonkeyPatch
 ):

@@ -95,6 +95,7 @@ def test_beside_a_supervisor_run_experiment_waits_for_its_verdict(project, conne
     assert beside.returncode == 0
 
 
+@pytest.mark.slow
 def test_what_cannot_run_is_said_at_once_and_costs_no_experiment(project, connected):
     async def work(session: ClientSession) -> None:
         for text, words in (

@@ -35,7 +35,7 @@ def everything_agrees(project: Path) -> bool:
     return all(check.result == "ok" for check in verify(project, State(state_dir(project))))
 
 
-QUICK = ("after-log", "after-journal-committed")
+QUICK = ("after-log",)
 """Points of a kill that the default group tries; the slow group tries all others."""
 
 
