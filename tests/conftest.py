@@ -21,6 +21,6 @@ def tiny_llama() -> InterpretableModel:
     return InterpretableModel(tiny_module("llama"), ByteTokenizer())
 
 
-def pytest_xdist_auto_num_workers() -> int:
-    """One more worker than cores: many tests wait for a process, and leave their core to another."""
-    return (os.cpu_count() or 1) + 1
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """One more worker than cores for the default group, whose tests often wait; slow ones compute."""
+    return (os.cpu_count() or 1) + (config.option.markexpr == "not slow")
