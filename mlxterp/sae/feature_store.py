@@ -257,12 +257,29 @@ class FeatureStore:
                 "strings": list(self.strings),
             }
             (beside / _FACTS).write_text(json.dumps(facts), encoding="utf-8")
-            if there.exists():
-                shutil.rmtree(there)
-            os.replace(beside, there)
+            _put(beside, there, self)
         finally:
             shutil.rmtree(beside, ignore_errors=True)
         return there
+
+
+def _put(beside: Path, there: Path, store: FeatureStore) -> None:
+    """Puts a finished store in its place; the very same one, of another process meanwhile, is left there."""
+    if there.exists():
+        if _holds(there, store):
+            return
+        shutil.rmtree(there)
+    try:
+        os.replace(beside, there)
+    except OSError:
+        if not ((there / _FACTS).is_file() and _holds(there, store)):
+            raise
+
+
+def _holds(there: Path, store: FeatureStore) -> bool:
+    found = load_store(there)
+    same = found.context == store.context and dict(found.facts) == dict(store.facts)
+    return same and all(np.array_equal(getattr(found, name), getattr(store, name)) for name in _ARRAYS)
 
 
 def load_store(path: str | os.PathLike[str]) -> FeatureStore:

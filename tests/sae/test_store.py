@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import mlx.core as mx
 import numpy as np
@@ -15,7 +16,7 @@ from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import SAEError, StoreError, UnknownHookPoint
 from mlxterp.sae.feature_store import FeatureStore, load_store
 from mlxterp.sae.sae import SAE, Relu, TopK
-from mlxterp.sae.store import build_store
+from mlxterp.sae.store import build_store, cached_store
 from mlxterp.sae.store_arrays import store_from_arrays
 from mlxterp.sae.store_jobs import Portable, blocks
 from tests.tiny_models import ByteTokenizer, tiny_module
@@ -287,3 +288,40 @@ def test_what_makes_no_sense_is_refused(tiny_llama, sae):
     wider = InterpretableModel(tiny_module("llama", hidden_size=48), ByteTokenizer(), verify=False)
     with pytest.raises(SAEError, match="reads d_in"):
         build_store(wider, sae, TEXTS)
+
+
+def test_a_store_in_the_cache_is_read_again_and_other_texts_have_their_own(tiny_llama, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLXTERP_CACHE", str(tmp_path))
+    sae = random_sae()
+    first = cached_store(tiny_llama, sae, TEXTS)
+
+    again, other = cached_store(tiny_llama, sae, TEXTS), cached_store(tiny_llama, sae, TEXTS[:3])
+
+    assert first.forwards > 0
+    assert again.forwards == 0
+    assert other.forwards > 0
+    for name in ARRAYS:
+        assert np.array_equal(getattr(first, name), getattr(again, name)), name
+
+
+def test_a_store_that_another_process_finished_meanwhile_is_left_in_place(tiny_llama, tmp_path):
+    store = build_store(tiny_llama, random_sae(), TEXTS)
+    place = tmp_path / "store"
+    store.save(place)
+    before = (place / "store.json").stat().st_ino
+
+    store.save(place)
+
+    assert (place / "store.json").stat().st_ino == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["store"]
+
+
+def test_a_store_of_the_same_facts_and_other_activations_replaces_the_one_there(
+    tiny_llama, tmp_path
+):
+    store = build_store(tiny_llama, random_sae(), TEXTS)
+    store.save(tmp_path / "store")
+
+    replace(store, activation=2 * store.activation).save(tmp_path / "store")
+
+    assert np.array_equal(load_store(tmp_path / "store").activation, 2 * store.activation)

@@ -123,6 +123,17 @@ class Study:
     nothing: str
 
 
+def step_of(name: str, asked: Asked | Skip, attempt: int) -> Step | Skip:
+    """What a study asks as an experiment to write; a step that has nothing to ask stays as it is."""
+    if isinstance(asked, Skip):
+        return asked
+    metadata = {"researcher": "scripted", "step": name, "attempt": attempt}
+    if name == CONCLUSION:
+        metadata["role"] = "conclusion"
+    values = {"step": name, "hypothesis": asked.hypothesis, "metadata": metadata, **asked.values}
+    return Step(name, asked.template, attempt, values)
+
+
 def read(entries: Iterable[ExperimentEntry], study: Study) -> Known:
     """What these entries say, oldest first.
 

@@ -29,7 +29,7 @@ from mlxterp_agent.drivers.scripted.features.criteria import (
     TESTED,
 )
 from mlxterp_agent.drivers.scripted.features.facts import Survey, kept_labels, passed_labels, survey_of
-from mlxterp_agent.drivers.scripted.plan import Asked, Known, Skip, Step
+from mlxterp_agent.drivers.scripted.plan import Asked, Known, Skip, Step, step_of
 
 NO_LABELS = "no label holds"
 
@@ -46,13 +46,7 @@ def build(name: str, known: Known, attempt: int) -> Step | Skip:
         return Skip("the dictionary was not surveyed")
     else:
         asked = _BUILDERS[name](known, survey, attempt)
-    if isinstance(asked, Skip):
-        return asked
-    metadata = {"researcher": "scripted", "step": name, "attempt": attempt}
-    if name == "conclusion":
-        metadata["role"] = "conclusion"
-    values = {"step": name, "hypothesis": asked.hypothesis, "metadata": metadata, **asked.values}
-    return Step(name, asked.template, attempt, values)
+    return step_of(name, asked, attempt)
 
 
 def _survey(attempt: int) -> Asked:

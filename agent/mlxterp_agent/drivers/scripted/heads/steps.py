@@ -38,7 +38,7 @@ from mlxterp_agent.drivers.scripted.heads.sizing import (
     swept_layers,
     swept_pairs,
 )
-from mlxterp_agent.drivers.scripted.plan import Asked, Known, Skip, Step
+from mlxterp_agent.drivers.scripted.plan import Asked, Known, Skip, Step, step_of
 
 
 def build(name: str, known: Known, attempt: int) -> Step | Skip:
@@ -57,13 +57,7 @@ def build(name: str, known: Known, attempt: int) -> Step | Skip:
         return Skip("one pair gives no interval", lasting=True)
     else:
         asked = _BUILDERS[name](known, facts, attempt)
-    if isinstance(asked, Skip):
-        return asked
-    metadata = {"researcher": "scripted", "step": name, "attempt": attempt}
-    if name == "conclusion":
-        metadata["role"] = "conclusion"
-    values = {"step": name, "hypothesis": asked.hypothesis, "metadata": metadata, **asked.values}
-    return Step(name, asked.template, attempt, values)
+    return step_of(name, asked, attempt)
 
 
 def _baseline(attempt: int) -> Asked:
