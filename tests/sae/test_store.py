@@ -316,9 +316,7 @@ def test_a_store_that_another_process_finished_meanwhile_is_left_in_place(tiny_l
     assert sorted(path.name for path in tmp_path.iterdir()) == ["store"]
 
 
-def test_a_store_of_the_same_facts_and_other_activations_replaces_the_one_there(
-    tiny_llama, tmp_path
-):
+def test_a_store_of_the_same_facts_and_other_activations_replaces_the_one_there(tiny_llama, tmp_path):
     store = build_store(tiny_llama, random_sae(), TEXTS)
     store.save(tmp_path / "store")
 
