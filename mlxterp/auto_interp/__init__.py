@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from mlxterp.auto_interp.local_scoring import InterventionScorer as InterventionScorer
     from mlxterp.auto_interp.local_scoring import SurprisalScorer as SurprisalScorer
     from mlxterp.auto_interp.sensitivity import sensitivity_test as sensitivity_test
+    from mlxterp.auto_interp.sensitivity_many import sensitivity_tests as sensitivity_tests
 
 # Loaded when first used: who only reads labels needs no mlx.
 _WHERE = {
@@ -44,6 +45,7 @@ _WHERE = {
     "minimal_pairs": "llm_pairs",
     "save_dashboard": "dashboard",
     "sensitivity_test": "sensitivity",
+    "sensitivity_tests": "sensitivity_many",
 }
 
 __all__ = [
@@ -63,6 +65,7 @@ __all__ = [
     "minimal_pairs",
     "save_dashboard",
     "sensitivity_test",
+    "sensitivity_tests",
 ]
 
 

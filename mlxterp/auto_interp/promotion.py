@@ -38,12 +38,9 @@ def promotion(model: InterpretableModel, sae: SAE, feature_ids: Sequence[int], *
 
     Source: nostalgebraist 2020, "interpreting GPT: the logit lens".
     """
-    parts = [model.capabilities.get(name) for name in ("unembedding", "final_norm_formula")]
-    readable = all(part is None or part.available for part in parts)
-    if sae.point_out.name not in _WRITES_TO_RESIDUAL or not readable or not len(feature_ids):
+    if not _readable(model, sae) or not len(feature_ids):
         return Promotion({}, {})
-    directions, _ = model.architecture.logit_directions(mx.arange(model.d_vocab))
-    centred, k = directions - directions.mean(axis=0), min(k, model.d_vocab)
+    centred, k = _centred_directions(model), min(k, model.d_vocab)
     high: dict[int, tuple[NDArray[np.int64], NDArray[np.float32]]] = {}
     low: dict[int, tuple[NDArray[np.int64], NDArray[np.float32]]] = {}
     for i in range(0, len(feature_ids), _AT_ONCE):
@@ -60,6 +57,30 @@ def promotion(model: InterpretableModel, sae: SAE, feature_ids: Sequence[int], *
             if token not in names:
                 names[token] = model.to_str_tokens([token])[0]
     return Promotion(_named(high, names, 1.0), _named(low, names, -1.0))
+
+
+def promoted_ids(model: InterpretableModel, sae: SAE, feature_id: int, *, k: int = 10) -> NDArray[np.int64]:
+    """The ids of the k tokens that one feature raises most, by the same rule; none where it cannot be read.
+
+    Only such as it raises at all, and of a small vocabulary no more than a quarter.
+    """
+    if not _readable(model, sae):
+        return np.zeros(0, dtype=np.int64)
+    logits = np.array(_centred_directions(model) @ sae.W_dec[feature_id])
+    best = np.argsort(-logits, kind="stable")[: min(k, max(1, model.d_vocab // 4))]
+    return best[logits[best] > 0].astype(np.int64)
+
+
+def _readable(model: InterpretableModel, sae: SAE) -> bool:
+    parts = [model.capabilities.get(name) for name in ("unembedding", "final_norm_formula")]
+    readable = all(part is None or part.available for part in parts)
+    return readable and sae.point_out.name in _WRITES_TO_RESIDUAL
+
+
+def _centred_directions(model: InterpretableModel) -> mx.array:
+    """[d_vocab, d_model] what makes each token's logit, less its mean over the vocabulary."""
+    directions, _ = model.architecture.logit_directions(mx.arange(model.d_vocab))
+    return directions - directions.mean(axis=0)
 
 
 def _largest(values: NDArray[np.float32], k: int) -> NDArray[np.int64]:

@@ -1,7 +1,8 @@
 """`sensitivity_test`: does a feature fire where its label's concept is, and only there, on other texts?
 
-Lives here: the test. Does not live here: which texts or tokens have what a label says
-(`sensitivity_items.py`), making labels (`labeling.py`).
+Lives here: the test of one label. Does not live here: that of many (`sensitivity_many.py`), which texts or
+tokens have what a label says (`sensitivity_items.py`), what the feature does there (`sensitivity_causal.py`),
+making labels (`labeling.py`).
 """
 
 from __future__ import annotations
@@ -18,11 +19,13 @@ from scipy.stats import rankdata
 from mlxterp.auto_interp.label import FeatureLabel
 from mlxterp.auto_interp.rules import quoted
 from mlxterp.auto_interp.scoring import GOOD, auroc, balanced_accuracy
-from mlxterp.auto_interp.sensitivity_items import Items, by_document, by_rule, by_words, unseen
+from mlxterp.auto_interp.sensitivity_causal import causal_effect, in_words
+from mlxterp.auto_interp.sensitivity_items import Items, by_list, by_rule, by_words, unseen
 from mlxterp.core.model import InterpretableModel
 from mlxterp.core.tokens import Prompt
 from mlxterp.errors import LabelingError
 from mlxterp.results.shows import percent
+from mlxterp.sae.effects import CONTROLS
 from mlxterp.sae.feature_store import FeatureStore
 from mlxterp.sae.sae import SAE
 from mlxterp.sae.store import build_store, same_texts
@@ -33,7 +36,10 @@ MIN_AUROC, MAX_P = 0.6, 0.01
 FIRES_FROM = 0.1
 """A feature fires at this share of its strongest activation in the test, or above."""
 
-_DRAWS = 999
+DRAWS = 999
+"""Deals of the classes; a p is no smaller than one by these and one."""
+
+_NUMBERS_AT_ONCE = 1 << 21
 _EXAMPLES = 3
 
 
@@ -50,6 +56,8 @@ def sensitivity_test(
     store: FeatureStore | None = None,
     tau: float | None = None,
     n_min: int = 8,
+    causal: bool = False,
+    controls: int = CONTROLS,
     seed: int = 0,
 ) -> FeatureLabel:
     """The label with the outcome of a test: the feature fires where the label says, and nowhere else.
@@ -70,6 +78,11 @@ def sensitivity_test(
     None.
     Nothing depends on the scale of the SAE. Costs one pass over the texts, or none with `store`.
 
+    With `causal`, the feature is also taken out, and added once more, where the label holds and it fires, the
+    SAE's error kept, and what that does to the next prediction is compared with random features of the same
+    size (`sensitivity_causal.causal_effect` says how, and what it costs). The outcome is
+    `label.sensitivity["causal"]` and a sentence of the details; it does not change `sensitivity_passed`.
+
     Args:
         model, sae: as for labelling.
         label: stays as it is. Texts in which its evidence occurs are left out.
@@ -79,6 +92,8 @@ def sensitivity_test(
         store: of `test_texts`, to test many labels with one pass.
         tau: the activation from which on the feature fires.
         n_min: items of a class that are needed.
+        causal: whether to look at what the feature does, too.
+        controls: random features that its effect is compared with.
         seed: of the draws.
 
     Raises:
@@ -88,6 +103,18 @@ def sensitivity_test(
     Source: the question is that of "sensitivity" in arXiv:2509.23717, where texts are generated from
     examples; here they come from the label, and specificity is tested too.
     """
+    check(sae, layer, component, label, controls)
+    items = items_of(model, sae, label, test_texts, positives, negatives, store, seed)
+    found = measured(items, tau=tau, n_min=n_min, seed=seed)
+    if causal:
+        found["causal"] = causal_effect(
+            model, sae, items.store, label.feature_id, items.places, controls=controls, n_min=n_min, seed=seed
+        )
+    return outcome(label, found, items)
+
+
+def check(sae: SAE, layer: int | None, component: str | None, label: FeatureLabel, controls: int) -> None:
+    """Raises LabelingError where there is no label to test, or not on this SAE."""
     from mlxterp.auto_interp.labeling import check_place
 
     check_place(sae, layer, component)
@@ -96,8 +123,12 @@ def sensitivity_test(
             f"Feature {label.feature_id} has no label to test: its status is {label.status!r}. "
             "Test labels whose status is 'ok'."
         )
-    items = _items(model, sae, label, test_texts, positives, negatives, store, seed)
-    found = measured(items, tau=tau, n_min=n_min, seed=seed)
+    if controls < 1:
+        raise LabelingError(f"controls={controls}: an effect is compared with one random feature or more.")
+
+
+def outcome(label: FeatureLabel, found: dict[str, Any], items: Items) -> FeatureLabel:
+    """The label with what was found, in numbers and in words."""
     return replace(
         label,
         sensitivity_passed=found["passed"],
@@ -106,7 +137,7 @@ def sensitivity_test(
     )
 
 
-def _items(
+def items_of(
     model: InterpretableModel,
     sae: SAE,
     label: FeatureLabel,
@@ -116,19 +147,14 @@ def _items(
     store: FeatureStore | None,
     seed: int,
 ) -> Items:
+    """What the label is tested on, as `sensitivity_test` says."""
     if positives is not None or negatives is not None:
         yes, no = list(positives or ()), list(negatives or ())
         if not yes and not no:
             raise LabelingError("positives and negatives are both empty. Give some of each, or test_texts.")
-        strongest = by_document(build_store(model, sae, [*yes, *no]), label.feature_id)
         every = (*yes, *no)
-        return Items(
-            strongest[: len(yes)],
-            strongest[len(yes) :],
-            "text",
-            "the lists given",
-            lambda i: quoted(str(every[i])[:60]),
-        )
+        read = build_store(model, sae, every)
+        return by_list(read, label.feature_id, len(yes), lambda i: quoted(str(every[i])[:60]))
     if store is None and test_texts is None:
         raise LabelingError("Nothing to test on. Give test_texts=, or positives= and negatives=.")
     if store is None:
@@ -174,7 +200,7 @@ def measured(items: Items, *, tau: float | None, n_min: int, seed: int) -> dict[
     accuracy = balanced_accuracy(
         int(fires_yes.sum()), int((~fires_yes).sum()), int((~fires_no).sum()), int(fires_no.sum())
     )
-    p = _permutation_p(yes, no, np.random.default_rng([seed, 8]))
+    p = permutation_p(yes, no, np.random.default_rng([seed, 8]))
     area = auroc(yes, no)
     missed = np.flatnonzero(~fires_yes)[:_EXAMPLES]
     alarms = len(yes) + np.flatnonzero(fires_no)[:_EXAMPLES]
@@ -191,12 +217,17 @@ def measured(items: Items, *, tau: float | None, n_min: int, seed: int) -> dict[
     }
 
 
-def _permutation_p(yes: NDArray[np.float64], no: NDArray[np.float64], random: np.random.Generator) -> float:
+def permutation_p(
+    yes: NDArray[np.float64], no: NDArray[np.float64], random: np.random.Generator, draws: int = DRAWS
+) -> float:
     """How often classes dealt at random are as far apart as these, these included."""
     ranks = rankdata(np.concatenate([yes, no]))
-    dealt = random.permuted(np.tile(ranks, (_DRAWS, 1)), axis=1)[:, : len(yes)]
-    as_far = (dealt.sum(axis=1) >= ranks[: len(yes)].sum() - 1e-9).sum()
-    return float((1 + as_far) / (1 + _DRAWS))
+    own = ranks[: len(yes)].sum() - 1e-9
+    as_far, size = 0, max(1, _NUMBERS_AT_ONCE // len(ranks))
+    for done in range(0, draws, size):
+        deals = np.tile(ranks, (min(size, draws - done), 1))
+        as_far += int((random.permuted(deals, axis=1)[:, : len(yes)].sum(axis=1) >= own).sum())
+    return (1 + as_far) / (1 + draws)
 
 
 def details(found: Mapping[str, Any], items: Items) -> str:
@@ -206,16 +237,26 @@ def details(found: Mapping[str, Any], items: Items) -> str:
     if found["passed"] is None:
         return (
             f"Not tested: {counts} by {items.source}; {found['n_min']} of each are needed. "
-            f"Give more test texts, or positives= and negatives=.{left_out}"
+            f"Give more test texts, or positives= and negatives=.{left_out}{_causal(found)}"
         )
     low, high = found["auroc_interval"]
     text = (
         f"{'Passed' if found['passed'] else 'Failed'} on {counts} by {items.source}: it fires on "
         f"{percent(found['sensitivity'])} of the positives and on {percent(1 - found['specificity'])} of the "
         f"negatives; area under the curve {found['auroc']:.2f} ({low:.2f} to {high:.2f}), balanced accuracy "
-        f"{found['balanced_accuracy']:.2f}, p = {found['p']:.2g}.{left_out}"
+        f"{found['balanced_accuracy']:.2f}, p = {found['p']:.2g}{_adjusted(found)}.{left_out}"
     )
     for name, examples in (("Missed", found["missed"]), ("False alarms", found["false_alarms"])):
         if examples:
             text += f" {name}: {'; '.join(examples)}."
-    return text
+    return text + _causal(found)
+
+
+def _adjusted(found: Mapping[str, Any]) -> str:
+    if "p_adjusted" not in found:
+        return ""
+    return f" ({found['p_adjusted']:.2g} adjusted for {found['tested_with']} labels)"
+
+
+def _causal(found: Mapping[str, Any]) -> str:
+    return in_words(found["causal"]) if "causal" in found else ""

@@ -6,7 +6,7 @@ test on them (`sensitivity.py`), the words of a label (`lexical.py`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,6 +30,8 @@ class Items:
         unit: what an item is: "text", "window" or "token".
         source: who decided, in words.
         name: of an item, positives counted first, to be shown as an example of an error.
+        store: whose tokens they are.
+        places: [n] the token at which each positive is strongest, −1 where the feature is silent.
         removed: texts left out because the labeler has seen part of them.
     """
 
@@ -38,6 +40,8 @@ class Items:
     unit: str
     source: str
     name: Callable[[int], str]
+    store: FeatureStore
+    places: Indices
     removed: int = 0
 
 
@@ -49,12 +53,24 @@ def dense(store: FeatureStore, feature_id: int) -> NDArray[np.float32]:
     return result
 
 
-def by_document(store: FeatureStore, feature_id: int) -> NDArray[np.float64]:
-    """[n_documents] the strongest activation of each document."""
-    result = np.zeros(store.n_documents, dtype=np.float64)
-    fires = store.feature(feature_id)
-    np.maximum.at(result, store.document[fires.token_index], fires.activation)
-    return result
+def by_list(store: FeatureStore, feature_id: int, n_positive: int, name: Callable[[int], str]) -> Items:
+    """Texts whose classes were given: the first `n_positive` documents of the store, and the others."""
+    activation = dense(store, feature_id)
+    spans = [store.document_span(i) for i in range(store.n_documents)]
+    strongest = np.array([activation[span].max(initial=0.0) for span in spans], dtype=np.float64)
+    places = _strongest(activation, spans[:n_positive])
+    return Items(
+        strongest[:n_positive], strongest[n_positive:], "text", "the lists given", name, store, places
+    )
+
+
+def _strongest(activation: NDArray[np.float32], spans: Sequence[slice]) -> Indices:
+    """The token of each span with the largest activation, −1 where all are 0."""
+    found = np.full(len(spans), -1, dtype=np.int64)
+    for i, span in enumerate(spans):
+        if activation[span].max(initial=0.0) > 0:
+            found[i] = span.start + int(activation[span].argmax())
+    return found
 
 
 def unseen(store: FeatureStore, label: FeatureLabel) -> Bools:
@@ -87,6 +103,8 @@ def by_rule(
         "token",
         "the label's rule",
         lambda i: _around(store, int(every[i])),
+        store,
+        np.where(activation[positive] > 0, positive, -1),
         removed,
     )
 
@@ -114,6 +132,8 @@ def by_words(
         "window",
         source,
         lambda i: quoted(_text(store, windows[every[i]][0])),
+        store,
+        _strongest(activation, [windows[i][0] for i in yes]),
         removed,
     )
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from mlxterp.causal.ablation import ablate
-from mlxterp.causal.acdc import AcdcProgress, acdc
+from mlxterp.causal.acdc import acdc
+from mlxterp.causal.acdc_progress import AcdcProgress
 from mlxterp.causal.activation_patching import activation_patching, activation_patchings
 from mlxterp.causal.attention_patterns import attention_patterns
 from mlxterp.causal.attribution import attribution_patching, attribution_patchings
@@ -12,17 +13,16 @@ from mlxterp.causal.causal_tracing import TracedPrompt, causal_tracing
 from mlxterp.causal.circuit import Circuit, roc_auc
 from mlxterp.causal.circuit_evaluation import (
     Completeness,
-    FaithfulnessCurve,
     Minimality,
     completeness,
     faithfulness,
-    faithfulness_curve,
     faithfulnesses,
     minimality,
 )
 from mlxterp.causal.direct_logit import direct_logit_attribution, direct_logit_neurons
 from mlxterp.causal.edge_attribution import edge_attribution
 from mlxterp.causal.edge_run import EdgeRun
+from mlxterp.causal.faithfulness_curve import FaithfulnessCurve, faithfulness_curve
 from mlxterp.causal.graph import Edge, Graph, Node, all_edges, graph_of, parse_edge
 from mlxterp.causal.head_sets import random_head_sets
 from mlxterp.causal.lens import logit_lens

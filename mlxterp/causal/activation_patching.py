@@ -175,7 +175,7 @@ def activation_patchings(
         for (name, _), along in zip(asked, chosen, strict=True)
     ]
     named = [(name, grid.sites()) for (name, _), grid in zip(asked, grids, strict=True)]
-    measured = _patched_metrics(model, prepared, runs, named, progress)
+    measured = patched_metrics(model, prepared, runs, named, progress)
     facts = prepared.measured_on(model) | {"direction": direction, "bootstrap_seed": seed}
     return tuple(
         _result(model, prepared, name, direction, grid, values, facts, seed)
@@ -216,7 +216,7 @@ def _result(
     )
 
 
-def _patched_metrics(
+def patched_metrics(
     model: InterpretableModel,
     prepared: Prepared,
     runs: Runs,

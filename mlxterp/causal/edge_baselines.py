@@ -18,6 +18,7 @@ from mlxterp.causal.alignment import at_clean_positions
 from mlxterp.causal.edge_ablation import EdgeAblation, carried, different
 from mlxterp.causal.graph import Graph
 from mlxterp.causal.node_outputs import NodeOutputs
+from mlxterp.causal.prefix_caches import CommonPrefix
 from mlxterp.causal.rows import Ids
 from mlxterp.core.hook_points import HookPoint
 from mlxterp.core.model import InterpretableModel
@@ -86,7 +87,7 @@ def baselines(
 
 def common_prefix(
     model: InterpretableModel, clean: Ids, corrupted: Ids
-) -> tuple[int, list[one_pass.CommonPrefix] | None]:
+) -> tuple[int, list[CommonPrefix] | None]:
     """The first position at which any pair differs, and what attention sees before it; 0 where that is not
     known, because this architecture keeps something else than keys and values."""
     start = int(np.argmax((clean != corrupted).any(axis=0)))
@@ -98,4 +99,4 @@ def common_prefix(
         caches = None
     if caches is None:
         return 0, None
-    return start, [one_pass.CommonPrefix(start, recorded) for recorded in caches]
+    return start, [CommonPrefix(start, recorded) for recorded in caches]

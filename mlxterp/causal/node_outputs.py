@@ -16,7 +16,7 @@ import mlx.nn as nn
 import numpy as np
 from numpy.typing import NDArray
 
-from mlxterp.causal.one_pass import CommonPrefix
+from mlxterp.causal.prefix_caches import CommonPrefix
 from mlxterp.core import linear
 from mlxterp.core.architectures import Layer
 from mlxterp.core.attention import NAME as ATTENTION_FUNCTION

@@ -6,10 +6,10 @@ with its prompt's residual stream where its first edit is made; and rows whose f
 carry only the tokens from p on, with their prompt's keys and values before them, as in generation with a
 cache.
 
-What lives here: a pass, and how rows are spread over passes. What doesn't: what the rows are for, and the
-fallback (`sweep.py`). The model's own code runs, through its blocks and its cache arguments; nothing is known
-of its family. So a pass checks itself: among its rows is one without edits, which must come out as its prompt
-did.
+What lives here: a pass, and how rows are spread over passes. What doesn't: the caches (`prefix_caches.py`),
+what the rows are for, and the fallback (`sweep.py`). The model's own code runs, through its blocks and its
+cache arguments; nothing is known of its family. So a pass checks itself: among its rows is one without edits,
+which must come out as its prompt did.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from mlxterp.causal.prefix_caches import Prefix, Recorder
 from mlxterp.causal.rows import Ids, Logits, Row, edited_rows, last, last_position_only
 from mlxterp.core import engine, interventions
 from mlxterp.core.hook_points import HookPoint, axes
@@ -88,69 +89,6 @@ class Base:
         )
 
 
-class _Recorder:
-    """A cache that starts empty and remembers what a layer gave it."""
-
-    offset = 0
-
-    def __init__(self) -> None:
-        self.seen: tuple[mx.array, mx.array] | None = None
-
-    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        self.seen = (keys, values)
-        return keys, values
-
-    def make_mask(self, n: int, *, return_array: bool = False, window_size: int | None = None) -> Any:
-        return _mask(n, 0, return_array=return_array, window_size=window_size)
-
-
-class _Prefix:
-    """A cache that holds the prompts' keys and values before a position, for each row of the live batch."""
-
-    def __init__(self, start: int, recorded: tuple[mx.array, mx.array], bases: Sequence[int]) -> None:
-        self.offset = start
-        self._recorded = recorded
-        self._bases = bases
-
-    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        index = mx.array(list(self._bases))
-        before = (mx.take(part[:, :, : self.offset], index, axis=0) for part in self._recorded)
-        new = (keys, values)
-        k, v = (mx.concatenate([old, given], axis=2) for old, given in zip(before, new, strict=True))
-        return k, v
-
-    def make_mask(self, n: int, *, return_array: bool = False, window_size: int | None = None) -> Any:
-        return _mask(n, self.offset, return_array=return_array, window_size=window_size)
-
-
-class CommonPrefix:
-    """A cache that holds n prompts' keys and values before a position, for batches that repeat them."""
-
-    def __init__(self, start: int, recorded: tuple[mx.array, mx.array]) -> None:
-        self.offset = start
-        self._before = tuple(part[:, :, :start] for part in recorded)
-
-    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        index = mx.arange(len(keys)) % len(self._before[0])
-        k, v = (
-            mx.concatenate([mx.take(old, index, axis=0), new], axis=2)
-            for old, new in zip(self._before, (keys, values), strict=True)
-        )
-        return k, v
-
-    def make_mask(self, n: int, *, return_array: bool = False, window_size: int | None = None) -> Any:
-        return _mask(n, self.offset, return_array=return_array, window_size=window_size)
-
-
-def _mask(n: int, offset: int, *, return_array: bool, window_size: int | None) -> Any:
-    """What mlx-lm's own cache answers: no mask for one token, a name where that will do, else booleans."""
-    if window_size is None and not return_array:
-        return None if n == 1 else "causal"
-    dest, src = mx.arange(offset, offset + n)[:, None], mx.arange(offset + n)[None]
-    mask = dest >= src
-    return mask if window_size is None else mask & (dest < src + window_size)
-
-
 def run_base(
     model: InterpretableModel,
     tokens: Ids,
@@ -171,7 +109,7 @@ def run_base(
     pre = [HookPoint("resid_pre", layer) for layer in range(n_layers)]
     streams = [*pre[1:], HookPoint("resid_post", n_layers - 1)]
     points = [*pre, streams[-1], *also]
-    recorders = [_Recorder() for _ in range(n_layers)] if model.architecture.takes_cache else None
+    recorders = [Recorder() for _ in range(n_layers)] if model.architecture.takes_cache else None
     try:
         with last_position_only(model, ()):
             logits, seen, _ = engine.run(
@@ -250,10 +188,10 @@ class _Live:
         see."""
         return self.base.tokens[self.before(0) or [0], self.start :]
 
-    def caches(self, n_layers: int) -> list[_Prefix] | None:
+    def caches(self, n_layers: int) -> list[Prefix] | None:
         if not self.start or self.base.caches is None:
             return None
-        return [_Prefix(self.start, self.base.caches[layer], self.before(layer)) for layer in range(n_layers)]
+        return [Prefix(self.start, self.base.caches[layer], self.before(layer)) for layer in range(n_layers)]
 
     def tap(self, block: int) -> Around | None:
         """What happens around a block: it is left out while no row is live, and rows join behind it."""

@@ -4,16 +4,15 @@ The linear layers see one sequence `[1, n_tokens, d_model]`; rotary positions an
 segment by segment, one for each group of rows, with their prompts' keys and values before them.
 
 What lives here: one block on all tokens, or on tokens that enter it behind its attention, and what is put in
-the place of the block's parts meanwhile: the attention function, the rotary embedding, attention's output
-projection, an MLP that takes its tokens in pieces. What doesn't: which rows there are (`packed_rows.py`), and
-the pass from the first block to the logits with its self-check (`packed.py`).
+the place of the block's parts meanwhile: the rotary embedding, attention's output projection, an MLP that
+takes its tokens in pieces. What doesn't: attention itself (`packed_attention.py`), which rows there are
+(`packed_rows.py`), and the pass from the first block to the logits with its self-check (`packed.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
@@ -21,6 +20,7 @@ import mlx.nn as nn
 import numpy as np
 
 from mlxterp.causal.one_pass import Base, CannotJoin
+from mlxterp.causal.packed_attention import EmptyCache, Segment, WindowMask, attended
 from mlxterp.causal.packed_rows import Group
 from mlxterp.causal.rows import edited_rows
 from mlxterp.core import attention
@@ -34,43 +34,8 @@ MLP_TOKENS = 256
 """Tokens that an MLP computes at a time: its inner activations then stay in the processor's cache."""
 
 
-@dataclass(frozen=True)
-class _Segment:
-    """Where a group's tokens are in the list of all tokens."""
-
-    start: int
-    begin: int
-    n_rows: int
-    n_tokens: int
-    bases: tuple[int, ...]
-
-    @property
-    def end(self) -> int:
-        return self.begin + self.n_rows * self.n_tokens
-
-
 class _Left(Exception):
     """The last block was left behind its attention."""
-
-
-class _Mask:
-    """What the pass answers when a model asks for a mask: attention makes its own; only the window counts."""
-
-    def __init__(self, window: int | None) -> None:
-        self.window = window
-
-
-class _Cache:
-    """A cache that keeps nothing: keys and values of the prompt come in where attention is computed."""
-
-    offset = 0
-
-    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        return keys, values
-
-    def make_mask(self, n: int, *, return_array: bool = False, window_size: int | None = None) -> Any:
-        del n, return_array
-        return _Mask(window_size)
 
 
 class Blocks:
@@ -80,10 +45,10 @@ class Blocks:
         self._architecture, self._base = architecture, base
         self._n_layers = len(architecture.layers)
         self._layer = -1
-        self._segments: list[_Segment] = []
+        self._segments: list[Segment] = []
         self._later: list[list[Mapping[HookPoint, Sequence[Intervention]]]] = []  # of each group's rows
         self._prologue = architecture.prologue(
-            mx.array(base.tokens[:1]), cache=[_Cache() for _ in architecture.layers]
+            mx.array(base.tokens[:1]), cache=[EmptyCache() for _ in architecture.layers]
         )
 
     def through(self, block: int, groups: Sequence[Group]) -> list[mx.array]:
@@ -96,7 +61,7 @@ class Blocks:
             assert group.h is not None
             n_rows, n_tokens = group.h.shape[:2]
             bases = tuple(entry.base for entry in group.live)
-            self._segments.append(_Segment(group.start, begin, n_rows, n_tokens, bases))
+            self._segments.append(Segment(group.start, begin, n_rows, n_tokens, bases))
             parts.append(group.h.reshape(1, n_rows * n_tokens, -1))
             begin = self._segments[-1].end
         h = parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=1)
@@ -241,47 +206,18 @@ class Blocks:
             mask: Any = None,
             **rest: Any,
         ) -> mx.array:
-            if not (mask is None or isinstance(mask, _Mask)) or keys.shape[2] != self._segments[-1].end:
+            if not (mask is None or isinstance(mask, WindowMask)) or keys.shape[2] != self._segments[-1].end:
                 raise CannotJoin("its attention makes its own mask or keys")
             window = None if mask is None else mask.window
+            assert self._base.caches is not None
+            before = self._base.caches[self._layer]
             parts = [
-                self._attended(original, s, queries, keys, values, scale, window, rest)
+                attended(original, s, before, queries, keys, values, scale, window, rest)
                 for s in self._segments
             ]
             return parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=2)
 
         return attend
-
-    def _attended(
-        self,
-        original: Callable[..., mx.array],
-        s: _Segment,
-        queries: mx.array,
-        keys: mx.array,
-        values: mx.array,
-        scale: float,
-        window: int | None,
-        rest: dict[str, Any],
-    ) -> mx.array:
-        """One group's attention, [1, n_heads, rows · tokens, d_head]."""
-        assert self._base.caches is not None
-        k_base, v_base = (part[:, :, : s.start] for part in self._base.caches[self._layer])
-        q, k, v = (
-            x[0, :, s.begin : s.end].reshape(-1, s.n_rows, s.n_tokens, x.shape[-1])
-            for x in (queries, keys, values)
-        )
-        if not rest and len(set(s.bases)) == 1:
-            out = _shared_prefix(q * scale, k, v, k_base[s.bases[0]], v_base[s.bases[0]], window)
-            return out.reshape(1, -1, s.end - s.begin, out.shape[-1])
-        bases = mx.array(list(s.bases))
-        q, k, v = (x.swapaxes(0, 1) for x in (q, k, v))
-        k, v = (
-            mx.concatenate([mx.take(old, bases, axis=0), new], axis=2)
-            for old, new in ((k_base, k), (v_base, v))
-        )
-        mask = _visible(s.n_tokens, s.start, window)
-        out = original(q, k, v, None, scale=scale, mask=mask, **rest)
-        return out.swapaxes(0, 1).reshape(1, -1, s.end - s.begin, out.shape[-1])
 
 
 def _returning(value: mx.array | None) -> Around:
@@ -304,38 +240,3 @@ def _rotary(attn: nn.Module | None) -> list[nn.Module]:
     """The rotary embeddings among an attention module's parts."""
     parts = () if attn is None else attn.values()
     return [part for part in parts if isinstance(part, nn.Module) and "rope" in type(part).__name__.lower()]
-
-
-def _visible(n: int, start: int, window: int | None) -> mx.array:
-    """Booleans [n, start + n]: what the tokens from `start` on may look at."""
-    dest, src = mx.arange(start, start + n)[:, None], mx.arange(start + n)[None]
-    mask = dest >= src
-    return mask if window is None else mask & (dest < src + window)
-
-
-def _shared_prefix(
-    q: mx.array, k: mx.array, v: mx.array, k_base: mx.array, v_base: mx.array, window: int | None
-) -> mx.array:
-    """Attention of rows with one prefix, [n_heads, rows, tokens, d_head].
-
-    `q` (scaled), `k` and `v` are the rows' own, [heads, rows, tokens, d_head]; the prefix [n_kv_heads, start,
-    d_head] is multiplied once per key/value head for all rows.
-    """
-    (n_heads, n_rows, n, d_head), n_kv, start = q.shape, k.shape[0], k_base.shape[1]
-    group = n_heads // n_kv
-    q = q.reshape(n_kv, group, n_rows, n, d_head).swapaxes(1, 2).reshape(n_kv, n_rows, group * n, d_head)
-    scores = q @ k.swapaxes(-1, -2)
-    if start:
-        before = q.reshape(n_kv, n_rows * group * n, d_head) @ k_base.swapaxes(-1, -2)
-        scores = mx.concatenate([before.reshape(n_kv, n_rows, group * n, start), scores], axis=-1)
-    scores = scores.astype(mx.float32)
-    if n > 1 or window is not None:
-        mask = mx.tile(_visible(n, start, window), (group, 1))
-        scores = mx.where(mask, scores, mx.array(-mx.inf, dtype=scores.dtype))
-    a = mx.softmax(scores, axis=-1).astype(q.dtype)
-    out = a[..., start:] @ v
-    if start:
-        before = a[..., :start].reshape(n_kv, n_rows * group * n, start) @ v_base
-        out = out + before.reshape(out.shape)
-    out = out.reshape(n_kv, n_rows, group, n, v.shape[-1]).swapaxes(1, 2)
-    return out.reshape(n_heads, n_rows, n, v.shape[-1])

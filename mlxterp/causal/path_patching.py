@@ -21,7 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlxterp import metrics
-from mlxterp.causal.edge_run import EdgeRun, Input
+from mlxterp.causal.edge_batches import Input
+from mlxterp.causal.edge_run import EdgeRun
 from mlxterp.causal.effects import effects
 from mlxterp.causal.graph import Graph, Node, input_name, parse_node
 from mlxterp.causal.pair import PromptPair, as_pairs, prepare

@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 
@@ -26,6 +26,8 @@ _LOG2_E = 1.4426950408889634
 _LN2_HIGH, _LN2_LOW = 0.693359375, -2.12194440e-4  # their sum is ln 2; n · high is exact
 _ROUNDS = 12582912.0  # 1.5 · 2^23: adding it leaves no bits behind the point
 _POLYNOMIAL = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 0.5)
+PIECE = 1 << 18
+"""Numbers that SwiGLU computes at a time: 1 MiB."""
 _LIMIT = 80.0  # e^80 and e^-80 are normal numbers in float32
 
 
@@ -61,12 +63,27 @@ def _swiglu_vjp(primals: tuple[mx.array, mx.array], cotangent: mx.array, _: mx.a
     return cotangent * x * slope, cotangent * gate * sigmoid
 
 
+def _in_pieces(gate: mx.array, x: mx.array) -> mx.array:
+    """`swiglu` of some tokens at a time, one piece after the other: what is in between stays in the cache."""
+    compute = cast(Callable[[mx.array, mx.array], mx.array], swiglu)
+    tokens = max(1, PIECE // gate.shape[-1])
+    if gate.size // gate.shape[-1] <= tokens or gate.shape != x.shape:
+        return compute(gate, x)
+    shape = gate.shape
+    gate, x = gate.reshape(-1, shape[-1]), x.reshape(-1, shape[-1])
+    pieces: list[mx.array] = []
+    for i in range(0, len(gate), tokens):
+        some = gate[i : i + tokens]
+        # MLX would begin with all of them, and none would stay in the cache.
+        ready = mx.depends([some], pieces[-1:])[0] if pieces else some
+        pieces.append(compute(ready, x[i : i + tokens]))
+    return mx.concatenate(pieces).reshape(shape)
+
+
 def _stand_in(original: Callable[..., mx.array]) -> Callable[..., mx.array]:
     def either(gate: mx.array, x: mx.array) -> mx.array:
         fits = gate.dtype == mx.float32 and x.dtype == mx.float32
-        computed = swiglu(gate, x) if fits else original(gate, x)
-        assert isinstance(computed, mx.array)
-        return computed
+        return _in_pieces(gate, x) if fits else original(gate, x)
 
     return either
 

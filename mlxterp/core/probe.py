@@ -19,6 +19,7 @@ from mlxterp.core.hook_points import LAYER_NAMES, HookPoint
 from mlxterp.core.interventions import zero
 from mlxterp.core.selection import Window
 from mlxterp.core.taps import tapped
+from mlxterp.core.visit import Visit
 from mlxterp.errors import UnsupportedArchitecture
 
 N_TOKENS = 5
@@ -126,7 +127,7 @@ def _look(architecture: Architecture) -> Seen:
     have = [name for name in LAYER_NAMES if architecture.capabilities[name].available]
     wanted = {HookPoint(name, layer) for name in have for layer in range(len(architecture.layers))}
     wanted.add(HookPoint("final_norm"))
-    visit = engine.Visit({}, frozenset(wanted), Window(0, (N_TOKENS,)))
+    visit = Visit({}, frozenset(wanted), Window(0, (N_TOKENS,)))
     hooked = engine.forward(architecture, visit, tokens)
     return Seen(tokens, architecture.forward(tokens), hooked, visit.captured)
 

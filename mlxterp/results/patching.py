@@ -14,6 +14,7 @@ from mlxterp.results.base import AnalysisResult, measured_on_text
 from mlxterp.results.shows import (
     Cell,
     Component,
+    Flags,
     Floats,
     Heatmap,
     Note,
@@ -24,7 +25,7 @@ from mlxterp.results.shows import (
     number,
     strongest,
 )
-from mlxterp.results.values import ARRAY, INDEX_MAP, LABEL_MAP, NUMBER, TEXTS
+from mlxterp.results.values import ARRAY, FLAGS, INDEX_MAP, LABEL_MAP, NUMBER, TEXTS
 
 _AXES = ("layer", "pos", "head")
 _DIRECTIONS = {
@@ -58,6 +59,8 @@ class PatchingResult(AnalysisResult):
         ci_low, ci_high: an interval around each effect, same shape as `effects`.
         method: how the effects were found: by patching, or estimated by attribution patching.
         cautions: what limits what may be concluded from them.
+        measured: of estimates, True where the site was patched all the same (or nothing differs there, so
+            that the effect is 0) and the effect is the measured one; None where all were found in one way.
     """
 
     kind: ClassVar[str] = "patching"
@@ -76,6 +79,7 @@ class PatchingResult(AnalysisResult):
     ci_high: Floats | None = field(metadata=ARRAY, default=None)
     method: str = "patching"
     cautions: tuple[str, ...] = field(metadata=TEXTS, default=())
+    measured: Flags | None = field(metadata=FLAGS, default=None)
 
     def _check(self) -> None:
         if self.direction not in _DIRECTIONS:
@@ -92,9 +96,12 @@ class PatchingResult(AnalysisResult):
             ):
                 if count not in (0, size):
                     raise ResultError(f"{count} {name} for the axis {axis!r}, which has {size} entries.")
-        for name, bound in (("ci_low", self.ci_low), ("ci_high", self.ci_high)):
-            if bound is not None and bound.shape != self.effects.shape:
-                raise ResultError(f"{name} of shape {bound.shape} for effects of shape {self.effects.shape}.")
+        beside = {"ci_low": self.ci_low, "ci_high": self.ci_high, "measured": self.measured}
+        for name, values in beside.items():
+            if values is not None and values.shape != self.effects.shape:
+                raise ResultError(
+                    f"{name} of shape {values.shape} for effects of shape {self.effects.shape}."
+                )
         if self.per_example is not None and self.per_example.shape[1:] != self.effects.shape:
             raise ResultError(
                 f"per_example of shape {self.per_example.shape} for effects of shape {self.effects.shape}; "
@@ -109,13 +116,13 @@ class PatchingResult(AnalysisResult):
     @property
     def title(self) -> str:
         by = " and ".join(_axis_word(a) for a in self.axes)
-        what = f"of {self.component}" if self.estimated else self.component
+        what = self.component if self.method == "patching" else f"of {self.component}"
         return f"{self.method[:1].upper()}{self.method[1:]} {what} by {by}"
 
     @property
     def estimated(self) -> bool:
-        """Whether the effects are estimates, and no site was patched."""
-        return self.method != "patching"
+        """Whether effects are estimates; with `measured`, whether any still is."""
+        return self.method != "patching" and (self.measured is None or not self.measured.all())
 
     def indices_of(self, axis: str) -> tuple[int, ...]:
         """The layer, position or head numbers along an axis."""
@@ -161,7 +168,10 @@ class PatchingResult(AnalysisResult):
     def summary(self) -> str:
         what, reading, verb = _DIRECTIONS[self.direction]
         on = measured_on_text(self.measured_on)
-        what = f"an estimate of {what}" if self.estimated else what
+        if self.estimated:
+            what = f"an estimate of {what}"
+            if self.measured is not None:
+                what += f", measured at {int(self.measured.sum()):,} of {self.measured.size:,} sites"
         lines = [
             f"{self.title}, {self.direction}: {what}{f' ({on})' if on else ''}.",
             f"{self.metric}: clean {number(self.clean_metric)}, corrupted {number(self.corrupted_metric)}. "
@@ -171,15 +181,19 @@ class PatchingResult(AnalysisResult):
         if not top:
             lines.append("No effect is a finite number.")
             return "\n".join(lines)
-        first = top[0]
+        first, estimates = top[0], self._labels_of_estimates()
         interval = f" (interval {number(first.ci[0])} to {number(first.ci[1])})" if first.ci else ""
         lines.append(
-            f"{first.label} {verb} {number(first.effect)} of the gap{interval}, "
-            f"the most of {self.effects.size} sites."
+            f"{first.label} {verb} {number(first.effect)} of the gap{interval}"
+            f"{' by estimate' if first.label in estimates else ''}, the most of {self.effects.size} sites."
         )
         others = [c for c in top[1:] if c.effect]
         if others:
-            lines.append("Then " + ", ".join(f"{c.label} {number(c.effect)}" for c in others) + ".")
+            named = [
+                f"{c.label} {number(c.effect)}{' (estimated)' if c.label in estimates else ''}"
+                for c in others
+            ]
+            lines.append(f"Then {', '.join(named)}.")
         return "\n".join([*lines, *self.cautions])
 
     def shows(self) -> tuple[Show, ...]:
@@ -216,12 +230,20 @@ class PatchingResult(AnalysisResult):
                 per_example=None,
                 ci_low=None if self.ci_low is None else np.asarray(np.take(self.ci_low, i, axis=axis)),
                 ci_high=None if self.ci_high is None else np.asarray(np.take(self.ci_high, i, axis=axis)),
+                measured=None if self.measured is None else np.asarray(np.take(self.measured, i, axis=axis)),
             )
             found += [
                 replace(each, title=f"{self.component} of head {head} by layer and position", within=label)
                 for each in one.panels()
             ]
         return tuple(found)
+
+    def _labels_of_estimates(self) -> set[str]:
+        """Of the components that were not patched, where others were; empty where all were found alike."""
+        if self.measured is None:
+            return set()
+        pairs = zip(self.components(), self.measured.ravel(), strict=True)
+        return {component.label for component, measured in pairs if not measured}
 
     def _map(self, axis: str, unit: str, reading: str) -> Heatmap:
         """Layers from left to right, `axis` downwards; a third axis is reduced to its strongest entry."""
@@ -257,6 +279,10 @@ class PatchingResult(AnalysisResult):
         if any(c.ci for c in top):
             columns += ("from", "to")
             rows = tuple((c.label, c.effect, *(c.ci or (None, None))) for c in top)
+        if self.measured is not None:
+            columns += ("found by",)
+            estimates = self._labels_of_estimates()
+            rows = tuple((*row, "estimate" if row[0] in estimates else "patching") for row in rows)
         return Table(
             title="Strongest sites",
             columns=columns,

@@ -24,6 +24,10 @@ _ARRAY = {
     "description": "A numpy array of float64: numbers, or arrays of one shape.",
     "anyOf": [{"type": "array", "items": {"$ref": "#/$defs/array"}}, {"$ref": "#/$defs/number"}],
 }
+_FLAGS = {
+    "description": "A numpy array of booleans: booleans, or arrays of one shape.",
+    "anyOf": [{"type": "array", "items": {"$ref": "#/$defs/flags"}}, {"type": "boolean"}],
+}
 _SIMPLE: dict[Any, dict[str, Any]] = {
     str: {"type": "string"},
     int: {"type": "integer"},
@@ -93,6 +97,9 @@ def _of(hint: Any, definitions: dict[str, Any]) -> dict[str, Any]:
         return {"anyOf": [_of(each, definitions) for each in arguments]}
     if origin is Literal:
         return {"enum": list(arguments)}
+    if origin is np.ndarray and get_args(arguments[1]) == (np.bool_,):
+        definitions.setdefault("flags", _FLAGS)
+        return {"$ref": "#/$defs/flags"}
     if origin is np.ndarray:
         return {"$ref": "#/$defs/array"}
     if origin is tuple and arguments[-1] is not Ellipsis:

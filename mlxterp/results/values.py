@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mlxterp.errors import ResultError
-from mlxterp.results.shows import Floats
+from mlxterp.results.shows import Flags, Floats
 
 _NONFINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
@@ -25,6 +25,17 @@ def to_array(value: Any) -> Floats:
     if not isinstance(value, np.ndarray):
         value = _numbers(value)
     result = np.array(value, dtype=np.float64)
+    result.flags.writeable = False
+    return result
+
+
+def to_flags(value: Any) -> Flags:
+    """A read-only array of booleans; anything else than booleans is refused."""
+    result = np.array(value)
+    if result.dtype != np.bool_:
+        raise ResultError(
+            f"a field of booleans was given values of type {result.dtype}. Give True or False for each entry."
+        )
     result.flags.writeable = False
     return result
 
@@ -98,6 +109,7 @@ def converted(convert: Callable[[Any], Any]) -> dict[str, Callable[[Any], Any]]:
 
 PLAIN = converted(plain)
 ARRAY = converted(to_array)
+FLAGS = converted(to_flags)
 NUMBER = converted(to_number)
 TEXTS = converted(to_texts)
 LABEL_MAP = converted(to_label_map)

@@ -20,7 +20,7 @@ from mlxterp.sae.store import build_store, cached_store
 from mlxterp.sae.store_arrays import store_from_arrays
 from mlxterp.sae.training import Trained, train_sae, train_saes
 from mlxterp.sae.training_progress import TrainingProgress
-from mlxterp.sae.truth import Recovery, recovery
+from mlxterp.sae.truth import Recovery, absorption, recovery
 
 __all__ = [
     "SAE",
@@ -36,6 +36,7 @@ __all__ = [
     "TopK",
     "Trained",
     "TrainingProgress",
+    "absorption",
     "active_features",
     "build_store",
     "bundled_sae",

@@ -12,12 +12,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +22,13 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
-from mlxterp.core import fast_math
+from mlxterp.core import fast_math, lanes
 from mlxterp.core.hook_points import parse
 from mlxterp.core.model import InterpretableModel
 from mlxterp.core.tokens import Padded, TextTokens, pad
 from mlxterp.errors import SAEError, TooLittleData
-from mlxterp.fetch import cache_dir
+from mlxterp.fetch import cache_dir, publish
+from mlxterp.sae.scratch import scratch
 from mlxterp.sae.source import ActivationSource, ArrayActivations, Block, narrowed, widened
 
 Ids = NDArray[np.int64]
@@ -181,19 +179,23 @@ class StreamedActivations(ActivationSource):
             yield {place: activations[keep] for place, activations in found.items()}
 
     def _forward(self, rows: Sequence[Ids]) -> Block:
+        with fast_math.used(self.model.architecture):
+            parts = lanes.cut(rows, sum(map(len, rows)))
+            found = lanes.side_by_side([partial(self._activations, part) for part in parts])
+        return {place: np.concatenate([np.array(x[place]) for x in found]) for place in self.hook_points}
+
+    def _activations(self, rows: Sequence[Ids]) -> dict[str, mx.array]:
+        """Not computed yet: [tokens that count, width] at each hook point."""
         batch = pad(rows)
         at = mx.array(np.flatnonzero(self.counted(batch)))
         points = {place: parse(place) for place in self.hook_points}
-        with fast_math.used(self.model.architecture):
-            # Logits are lazy and never looked at, so what lies behind the last point is not computed.
-            _, captured = self.model.run(batch.tokens, capture=list(points.values()), lengths=batch.lengths)
-            found = {}
-            for place, point in points.items():
-                x = captured[point]
-                x = x.reshape(x.shape[0] * x.shape[1], -1)
-                found[place] = x[at].astype(mx.float32)
-            mx.eval(found)
-        return {place: np.array(x) for place, x in found.items()}
+        # Logits are lazy and never looked at, so what lies behind the last point is not computed.
+        _, captured = self.model.run(batch.tokens, capture=list(points.values()), lengths=batch.lengths)
+        found = {}
+        for place, point in points.items():
+            x = captured[point]
+            found[place] = x.reshape(x.shape[0] * x.shape[1], -1)[at].astype(mx.float32)
+        return found
 
     @cached_property
     def _longest(self) -> dict[str, float]:
@@ -235,12 +237,11 @@ def cached_activations(
     folder = home / stream.digest[:24]
     if not (folder / _FACTS).is_file():
         home.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".unfinished-", dir=home) as made:
-            ready = Path(made) / "ready"
+        with scratch(home) as made:
+            ready = made / "ready"
             ready.mkdir()
             _write(stream, ready, progress)
-            shutil.rmtree(folder, ignore_errors=True)
-            os.replace(ready, folder)
+            publish(ready, folder, lambda: (folder / _FACTS).is_file())
     facts = json.loads((folder / _FACTS).read_text(encoding="utf-8"))
     arrays = {
         place: np.memmap(folder / f"{place}.bf16", dtype=np.uint16, mode="r", shape=(facts["tokens"], width))

@@ -9,6 +9,7 @@ from mlxterp.core.selection import Positions
 from mlxterp.errors import SAEError
 from mlxterp.metrics import Floats
 from mlxterp.results import ActiveFeaturesResult
+from mlxterp.sae.activations import OUTLIER
 from mlxterp.sae.runs import Ablation
 from mlxterp.sae.sae import SAE
 from mlxterp.sae.texts import Given, Texts, read_texts, shown_tokens
@@ -66,7 +67,7 @@ def active_features(
         l0=float(found.fired.sum() / found.n_counted),
         fvu=found.fvu,
         hook_point=sae.hook_point,
-        measured_on=texts.measured_on(model, sae),
+        measured_on=texts.measured_on(model, sae) | ({"norm_outliers": found.sinks} if found.sinks else {}),
     )
 
 
@@ -78,6 +79,8 @@ class FiredFeatures:
         where: `[d_sae, 2]`, example and position of the largest.
         changes: the largest change that the ablation makes, in magnitude: of zero ablation, the largest
             activation.
+        sinks: counted positions with an activation longer than ten times the median: attention sinks, which
+            SAEs are trained without.
         fvu: error over variance, both summed over positions and dimensions; None without variance.
     """
 
@@ -88,6 +91,7 @@ class FiredFeatures:
         self.where = np.zeros((sae.d_sae, 2), dtype=np.int64)
         self.changes = np.zeros(sae.d_sae)
         self.n_counted = 0
+        self.sinks = 0
         self.fvu: float | None = None
         self._norms = decoder_norms(sae)
 
@@ -132,6 +136,9 @@ def fired_features(
         errors += float(np.square(np.array(seen.error, dtype=np.float64)[mask]).sum())
     every = np.concatenate(written)
     variance = float(np.square(every - every.mean(axis=0)).sum())
+    lengths = np.linalg.norm(every, axis=1)
+    usual = np.median(lengths)
+    found.sinks = int((lengths > OUTLIER * usual).sum()) if usual > 0 else 0
     found.fvu = errors / variance if len(every) > 1 and variance > 0 else None
     return found
 

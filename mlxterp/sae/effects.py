@@ -224,7 +224,7 @@ def _edits(
         table=table,
         change=change,
         written=np.array(seen.written),
-        shape=_shape_at(model, sae),
+        shape=shape_at(model, sae),
         directions=dict(zip(needed.tolist(), rows, strict=True)),
         cells=[
             _Cell(example, i, c)
@@ -235,7 +235,7 @@ def _edits(
     )
 
 
-def _shape_at(model: InterpretableModel, sae: SAE) -> tuple[int, ...]:
+def shape_at(model: InterpretableModel, sae: SAE) -> tuple[int, ...]:
     """The shape of one position's activation where the SAE writes: (d,), or (heads, d_head)."""
     name = sae.point_out.name
     if name not in ("q", "k", "v", "z"):

@@ -56,14 +56,15 @@ class FeatureStore:
         tokens: [n] token ids.
         document: [n] which document a token is of, ascending from 0.
         position: [n] where in its document.
-        counted: [n] False for tokens that are no evidence: the first of each row, special tokens. No feature
-            has an activation there.
+        counted: [n] False for tokens that are no evidence: the first of each row, special tokens, those with
+            an activation out of all proportion (`build_store`). No feature has an activation there.
         indptr: [d_sae + 1]; feature f owns `token_index[indptr[f]:indptr[f + 1]]`.
         token_index: [k] where features fire, ascending for each feature.
         activation: [k] > 0.
         token_ids, strings: the ids that occur, ascending, and the text of each.
         context: tokens of a row.
-        facts: what the store was made of: digests of model, SAE and texts, hook point; plain values.
+        facts: what the store was made of: digests of model, SAE and texts, hook point, the norm above which
+            tokens were left out and how many these are; plain values.
         forwards: how many calls of the model making it took: 0 when it was read from disk.
         path: where it lies on disk, if it does.
     """
@@ -125,8 +126,8 @@ class FeatureStore:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of every array; hex. Reads all of the store."""
-        seen = hashlib.sha256(f"{self.context}".encode())
+        """SHA-256 of every array and of the norm above which tokens are left out; hex. Reads all of it."""
+        seen = hashlib.sha256(f"{self.context} {self.facts.get('norm_limit')}".encode())
         for name in _ARRAYS:
             array = np.ascontiguousarray(getattr(self, name))
             seen.update(f"{name} {array.shape}".encode())
@@ -248,19 +249,23 @@ class FeatureStore:
         beside = there.with_name(f".{there.name}.{uuid.uuid4().hex[:8]}")
         beside.mkdir()
         try:
-            for name, kind in _ARRAYS.items():
-                np.save(beside / f"{name}.npy", np.ascontiguousarray(getattr(self, name), dtype=kind))
-            facts = {
-                "format": FORMAT,
-                "context": self.context,
-                "facts": dict(self.facts),
-                "strings": list(self.strings),
-            }
-            (beside / _FACTS).write_text(json.dumps(facts), encoding="utf-8")
+            self.write(beside)
             _put(beside, there, self)
         finally:
             shutil.rmtree(beside, ignore_errors=True)
         return there
+
+    def write(self, folder: Path) -> None:
+        """Writes the files of a store into a folder, which `save` and `build_store` then put in its place."""
+        for name, kind in _ARRAYS.items():
+            np.save(folder / f"{name}.npy", np.ascontiguousarray(getattr(self, name), dtype=kind))
+        facts = {
+            "format": FORMAT,
+            "context": self.context,
+            "facts": dict(self.facts),
+            "strings": list(self.strings),
+        }
+        (folder / _FACTS).write_text(json.dumps(facts), encoding="utf-8")
 
 
 def _put(beside: Path, there: Path, store: FeatureStore) -> None:

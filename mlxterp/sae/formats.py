@@ -64,14 +64,22 @@ def load_sae(
 
 
 def _from_sparsify(config: Mapping[str, Any], arrays: Arrays, said: Mapping[str, Any], file: Path) -> SAE:
-    """sparsify's conventions: `encoder.weight` is torch's [d_sae, d_in], `W_dec` [d_sae, d_out]. An SAE takes
-    b_dec off its input, a transcoder does not. Its activation function is the k largest, or all that are
-    positive ("groupmax" is refused)."""
+    """sparsify's conventions: `encoder.weight` is torch's [d_sae, d_in], `W_dec` [d_sae, d_out], `W_skip`
+    [d_out, d_in]. An SAE takes b_dec off its input, a transcoder does not. Its activation function is the k
+    largest of those that are positive ("groupmax" is refused). With `multi_topk`, what its forward returns is
+    of 4 k features; its encode and decode, and ours, are of k.
+
+    What these say was compared with sparsify 1.3.3 (tests/data/sparsify)."""
     function = config.get("activation", "topk")
     if function != "topk":
-        raise SAEFormatError(f"{file}: the activation {function!r} is not known here. Known: topk.")
+        raise SAEFormatError(
+            f"{file}: the activation {function!r} is not known here. Known: topk. Use this SAE with sparsify."
+        )
     if config.get("signed"):
-        raise SAEFormatError(f"{file}: signed latents have no meaning here: activations are 0 or positive.")
+        raise SAEFormatError(
+            f"{file}: signed = true, latents of both signs. Activations are 0 or positive here. Use this SAE "
+            "with sparsify."
+        )
     d_sae, d_in = arrays["encoder.weight"].shape if "encoder.weight" in arrays else (0, 0)
     transcoder = bool(config.get("transcode", False))
     d_out = arrays["W_dec"].shape[1] if "W_dec" in arrays else d_in
@@ -82,7 +90,14 @@ def _from_sparsify(config: Mapping[str, Any], arrays: Arrays, said: Mapping[str,
         "b_dec": (d_out,),
         "W_skip": (d_out, d_in),
     }
-    check(arrays, [name for name in shapes if name != "W_skip"], shapes, file)
+    skips = bool(config.get("skip_connection", "W_skip" in arrays))
+    check(arrays, [name for name in shapes if name != "W_skip" or skips], shapes, file)
+    unknown = sorted(set(arrays) - set(shapes)) + (["W_skip"] if "W_skip" in arrays and not skips else [])
+    if unknown:
+        raise SAEFormatError(
+            f"{file}: arrays {unknown} do not go with {CONFIG}. Known: {', '.join(shapes)}; W_skip where "
+            "skip_connection is true. Check that config and weights belong together."
+        )
     if config.get("d_in", d_in) != d_in:
         raise SAEFormatError(
             f"{file}: {CONFIG} says d_in = {config['d_in']}, encoder.weight is {(d_sae, d_in)}. One of them "

@@ -1,7 +1,8 @@
 """`build_store`: one masked pass of a model over a corpus, kept as a `FeatureStore` that every tool reads.
 
 Lives here: making a store, on one machine or over an executor, and knowing when there is one already. Does
-not live here: the store itself (`feature_store.py`), one block's work (`store_jobs.py`).
+not live here: the store itself (`feature_store.py`), one block's work (`store_jobs.py`), blocks joined
+(`store_joining.py`) and kept while it is unfinished (`store_shards.py`).
 """
 
 from __future__ import annotations
@@ -15,17 +16,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy.sparse import csc_array, csr_array
 
 from mlxterp.core.model import InterpretableModel
 from mlxterp.core.tokens import Prompt, TextTokens
 from mlxterp.errors import StoreError
 from mlxterp.fetch import cache_dir
+from mlxterp.sae.activations import OUTLIER
 from mlxterp.sae.feature_store import FeatureStore, Firing, load_store
 from mlxterp.sae.sae import SAE
 from mlxterp.sae.store_arrays import store_from_arrays
 from mlxterp.sae.store_jobs import Block, Pass, Portable, blocks, run_block, run_elsewhere
+from mlxterp.sae.store_joining import joined
+from mlxterp.sae.store_shards import Unfinished, discard
 
 __all__ = [
     "FeatureStore",
@@ -37,8 +39,6 @@ __all__ = [
     "store_from_arrays",
 ]
 
-_RULE = "first token of a row and special tokens are no evidence"
-
 
 def build_store(
     model: InterpretableModel,
@@ -47,6 +47,7 @@ def build_store(
     *,
     context: int = 128,
     batch_tokens: int = 4096,
+    outlier: float = OUTLIER,
     path: str | os.PathLike[str] | None = None,
     executor: Executor | None = None,
     progress: Callable[[str], None] | None = None,
@@ -54,8 +55,11 @@ def build_store(
     """Where each feature fires in these texts, by one pass of the model that serves every later question.
 
     A text is read in rows of at most `context` tokens, each begun anew; rows share batches, padded on the
-    right. The first token of a row (where attention sinks are) and special tokens count as no evidence, and
-    nothing is kept there. Only activations > 0 are kept. Layers behind the SAE's hook point are not computed.
+    right. The first token of a row and special tokens count as no evidence, and nothing is kept there. Nor
+    where the activation is longer than `outlier` times the median of this corpus: the few attention sinks
+    within a text would head the examples of every feature, and SAEs are trained without them. `facts` says
+    from which norm on ("norm_limit"), and how many tokens that leaves out ("norm_outliers").
+    Only activations > 0 are kept. Layers behind the SAE's hook point are not computed.
 
     Costs ceil(tokens / batch_tokens) forwards to the SAE's hook point or fewer, however many features there
     are, and 12 bytes per activation. With `path`, later calls cost none.
@@ -66,7 +70,10 @@ def build_store(
         texts: texts, or token ids.
         context: tokens of a row.
         batch_tokens: tokens of a forward.
-        path: a directory to keep the store in. One that is there and was made of the same is read instead.
+        outlier: as in `StreamedActivations`; `math.inf` keeps every token.
+        path: a directory to keep the store in. One that is there and was made of the same is read instead. Of
+            a build that was killed the finished blocks (some thousand tokens each) lie beside it, in a folder
+            `.<name>.unfinished-…`; the same call goes on from them, to the same store bit for bit.
         executor: spreads blocks of documents over its workers: threads (which take turns: a model runs one
             forward at a time), processes, or other machines by dask's `Client.get_executor()`. Processes must
             be spawned, not forked: `ProcessPoolExecutor(mp_context=get_context("spawn"))`. The store is the
@@ -86,23 +93,34 @@ def build_store(
             f"context={context} and batch_tokens={batch_tokens}. The first token of a row is no evidence, so "
             "a row needs two; a batch needs one."
         )
+    if not outlier >= 1:
+        raise StoreError(
+            f"outlier={outlier}: it would leave out tokens of usual length. Give a multiple of the median of "
+            "1 or more; SAEs are trained with 10."
+        )
     for i, text in enumerate(texts):
         if not len(text):
             raise StoreError(f"texts[{i}] is empty. Leave it out.")
     model.architecture.require_point(sae.point)
-    facts = _facts(model, sae, texts, context, batch_tokens)
+    facts = _facts(model, sae, texts, context, batch_tokens, outlier)
     there = _there(path, facts)
-    if there is not None:
+    if there is not None and path is not None:
+        discard(Path(path))
         return there
+    kept = None if path is None else Unfinished.at(Path(path), facts)
     how = Pass(context, batch_tokens, _special(model))
     done = []
     ranges = blocks(texts, batch_tokens)
-    for block in _run(model, sae, texts, ranges, how, executor):
-        done.append(block)
-        if progress is not None:
-            progress(f"features of {ranges[len(done) - 1].stop} of {len(texts)} texts")
-    store = _joined(done, sae.d_sae, context, facts, model)
-    return store if path is None else replace(store, path=store.save(path))
+    try:
+        for block in _run(model, sae, texts, ranges, how, executor, kept):
+            done.append(block)
+            if progress is not None:
+                progress(f"features of {ranges[len(done) - 1].stop} of {len(texts)} texts")
+    finally:
+        if kept is not None:
+            kept.forget_if_empty()
+    store = joined(done, sae.d_sae, context, outlier, facts, model)
+    return store if path is None or kept is None else replace(store, path=_finished(store, Path(path), kept))
 
 
 def same_texts(store: FeatureStore, sae: SAE, texts: Sequence[Prompt] | None = None) -> None:
@@ -138,19 +156,32 @@ def cached_store(
     *,
     context: int = 128,
     batch_tokens: int = 4096,
+    outlier: float = OUTLIER,
     progress: Callable[[str], None] | None = None,
 ) -> FeatureStore:
     """`build_store`, kept in the user cache under what it was made of: a second call costs no forward."""
-    facts = _facts(model, sae, texts, context, batch_tokens) if len(texts) else {}
+    facts = _facts(model, sae, texts, context, batch_tokens, outlier) if len(texts) else {}
     name = hashlib.sha256(repr(sorted(facts.items())).encode()).hexdigest()[:24]
     path = cache_dir() / "stores" / name
     return build_store(
-        model, sae, texts, context=context, batch_tokens=batch_tokens, path=path, progress=progress
+        model,
+        sae,
+        texts,
+        context=context,
+        batch_tokens=batch_tokens,
+        outlier=outlier,
+        path=path,
+        progress=progress,
     )
 
 
 def _facts(
-    model: InterpretableModel, sae: SAE, texts: Sequence[Prompt], context: int, batch_tokens: int
+    model: InterpretableModel,
+    sae: SAE,
+    texts: Sequence[Prompt],
+    context: int,
+    batch_tokens: int,
+    outlier: float,
 ) -> dict[str, Any]:
     return {
         "model": model.name,
@@ -160,7 +191,8 @@ def _facts(
         "hook_point": sae.hook_point,
         "context": context,
         "batch_tokens": batch_tokens,
-        "left_out": _RULE,
+        "left_out": "first token of a row, special tokens, activations longer than "
+        f"{outlier:g} times the median",
     }
 
 
@@ -178,6 +210,21 @@ def _there(path: str | os.PathLike[str] | None, facts: dict[str, Any]) -> Featur
     return store
 
 
+def _finished(store: FeatureStore, path: Path, kept: Unfinished) -> Path:
+    """Puts the store in its place, in one step; one that another process put there meanwhile is left."""
+    try:
+        ready = kept.ready()
+        store.write(ready)
+        os.replace(ready, path)
+    except OSError:
+        # With one there already nothing can be put in its place, and its process has removed the folder.
+        if not path.exists():
+            raise
+    discard(path)
+    _there(path, dict(store.facts))  # raises if the one there is of something else
+    return path
+
+
 def _special(model: InterpretableModel) -> tuple[int, ...]:
     tokens = TextTokens(model.tokenizer)
     begin = getattr(model.tokenizer, "bos_token_id", None)
@@ -191,73 +238,35 @@ def _run(
     ranges: Sequence[range],
     how: Pass,
     executor: Executor | None,
+    kept: Unfinished | None,
 ) -> Iterator[Block]:
-    """Every block, in order."""
-    parts = [[texts[i] for i in each] for each in ranges]
+    """Every block, in order: as it was kept, or made and then kept."""
+    parts = {each: [texts[i] for i in each] for each in ranges}
     if executor is None:
-        yield from (run_block(model, sae, part, how) for part in parts)
+        for each, part in parts.items():
+            yield _read(kept, each) or _keep(kept, each, run_block(model, sae, part, how))
         return
-    waiting: list[Future[Block]]
+    found = {each: block for each in ranges if (block := _read(kept, each)) is not None}
+    missing = [each for each in ranges if each not in found]
+    waiting: dict[range, Future[Block]]
     if isinstance(executor, ThreadPoolExecutor):
-        waiting = [executor.submit(run_block, model, sae, part, how) for part in parts]
+        waiting = {each: executor.submit(run_block, model, sae, parts[each], how) for each in missing}
     else:
-        portable = Portable.of(model, sae)
-        waiting = [executor.submit(run_elsewhere, portable, part, how) for part in parts]
+        sent = Portable.of(model, sae)
+        waiting = {each: executor.submit(run_elsewhere, sent, parts[each], how) for each in missing}
     try:
-        for each in waiting:
-            yield each.result()
+        for each in ranges:
+            yield found[each] if each in found else _keep(kept, each, waiting[each].result())
     finally:
-        for each in waiting:
-            each.cancel()
+        for future in waiting.values():
+            future.cancel()
 
 
-def _joined(
-    done: Sequence[Block], d_sae: int, context: int, facts: dict[str, Any], model: InterpretableModel
-) -> FeatureStore:
-    tokens = np.concatenate([block.tokens for block in done])
-    lengths = np.concatenate([block.lengths for block in done])
-    document = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
-    begins = np.cumsum(lengths) - lengths
-    before = np.cumsum([0, *(len(block.tokens) for block in done)])
-    place = np.concatenate([b.token_index + offset for b, offset in zip(done, before[:-1], strict=True)])
-    per_token = np.concatenate([[0], np.cumsum(np.bincount(place, minlength=len(tokens)))])
-    feature = np.concatenate([block.feature for block in done])
-    value = np.concatenate([block.activation for block in done])
-    by_feature: csc_array = csr_array((value, feature, per_token), shape=(len(tokens), d_sae)).tocsc()
-    token_ids = np.unique(tokens)
-    return FeatureStore(
-        tokens=tokens.astype(np.uint32),
-        document=document,
-        position=(np.arange(len(tokens)) - np.repeat(begins, lengths)).astype(np.int32),
-        counted=np.concatenate([block.counted for block in done]),
-        indptr=by_feature.indptr.astype(np.int64),
-        token_index=by_feature.indices.astype(np.uint32),
-        activation=by_feature.data.astype(np.float32),
-        token_ids=token_ids.astype(np.uint32),
-        strings=_strings(model, tokens, token_ids, begins),
-        context=context,
-        facts=facts,
-        forwards=sum(block.forwards for block in done),
-    )
+def _read(kept: Unfinished | None, documents: range) -> Block | None:
+    return None if kept is None else kept.read(documents)
 
 
-def _strings(
-    model: InterpretableModel,
-    tokens: NDArray[np.int64],
-    token_ids: NDArray[np.int64],
-    begins: NDArray[np.int64],
-) -> tuple[str, ...]:
-    """The text of each id, read behind a token it once follows where it does follow one: some decoders drop
-    the space that begins a text."""
-    if model.tokenizer is None:
-        return tuple(f"<{token}>" for token in token_ids)
-    split = TextTokens(model.tokenizer).split
-    inner = np.ones(len(tokens), dtype=bool)
-    inner[begins] = False
-    places = np.flatnonzero(inner)
-    _, first = np.unique(tokens[places], return_index=True)
-    behind = {int(tokens[places[i]]): int(tokens[places[i] - 1]) for i in first}
-    return tuple(
-        split([behind[token], token])[1] if token in behind else split([token])[0]
-        for token in token_ids.tolist()
-    )
+def _keep(kept: Unfinished | None, documents: range, block: Block) -> Block:
+    if kept is not None:
+        kept.keep(documents, block)
+    return block

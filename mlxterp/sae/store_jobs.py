@@ -21,6 +21,7 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
+from mlxterp.core import fast_math
 from mlxterp.core.model import InterpretableModel
 from mlxterp.core.tokens import Prompt, Tokens, pad
 from mlxterp.errors import StoreError
@@ -43,11 +44,15 @@ class Pass:
 
 
 class Block(NamedTuple):
-    """What one block's pass found. Token indices count from the block's first token."""
+    """What one block's pass found. Token indices count from the block's first token.
+
+    `norm` is the length of the activation that the SAE reads, 0 at tokens that do not count.
+    """
 
     tokens: Tokens
     lengths: NDArray[np.int64]
     counted: NDArray[np.bool_]
+    norm: NDArray[np.float32]
     token_index: NDArray[np.int64]
     feature: NDArray[np.int64]
     activation: NDArray[np.float32]
@@ -147,14 +152,29 @@ def run_block(model: InterpretableModel, sae: SAE, texts: Sequence[Prompt], how:
         _run_batch(model, sae, tokens, counted, starts[batch], stops[batch])
         for batch in _batches(rows, (stops - starts)[rows], how.batch_tokens)
     ]
+    norm = np.zeros(len(tokens), dtype=np.float32)
+    for each in found:
+        norm[each.seen] = each.norm
+    parts = found or [_NOTHING]
     places, features, values = (
-        (np.concatenate(parts) for parts in zip(*found, strict=True)) if found else _NOTHING
+        np.concatenate([getattr(each, name) for each in parts]) for name in ("place", "feature", "activation")
     )
     order = np.lexsort((features, places))
-    return Block(tokens, lengths, counted, places[order], features[order], values[order], len(found))
+    return Block(tokens, lengths, counted, norm, places[order], features[order], values[order], len(found))
 
 
-_NOTHING = (np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32))
+class _Found(NamedTuple):
+    """Of one batch: the tokens that count with the length of their activations, and where what fires."""
+
+    seen: NDArray[np.int64]
+    norm: NDArray[np.float32]
+    place: NDArray[np.int64]
+    feature: NDArray[np.int64]
+    activation: NDArray[np.float32]
+
+
+_NO_PLACES, _NO_VALUES = np.zeros(0, np.int64), np.zeros(0, np.float32)
+_NOTHING = _Found(_NO_PLACES, _NO_VALUES, _NO_PLACES, _NO_PLACES, _NO_VALUES)
 
 
 def _ids(model: InterpretableModel, text: Prompt) -> Tokens:
@@ -180,21 +200,22 @@ def _run_batch(
     counted: NDArray[np.bool_],
     starts: NDArray[np.int64],
     stops: NDArray[np.int64],
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
+) -> _Found:
     batch = pad([tokens[a:b] for a, b in zip(starts, stops, strict=True)])
     row, column = np.nonzero(batch.mask)
     place = starts[row] + column
     evidence = counted[place]
     place, at = place[evidence], (row * batch.tokens.shape[1] + column)[evidence]
     found = []
-    with _ONE_AT_A_TIME:
+    with _ONE_AT_A_TIME, fast_math.used(model.architecture):
         _, captured = model.run(batch.tokens, capture=sae.point, lengths=batch.lengths)
         x = captured[sae.point]
         x = x.reshape(x.shape[0] * x.shape[1], -1)
         step = max(1, _ELEMENTS_AT_ONCE // sae.d_sae)
         for i in range(0, len(at), step):
-            acts = np.array(sae.encode(x[mx.array(at[i : i + step])]))
+            own = x[mx.array(at[i : i + step])]
+            acts = np.array(sae.encode(own))
             token, feature = np.nonzero(acts > 0)
-            found.append((place[i + token], feature, acts[token, feature]))
-    places, features, values = (np.concatenate(parts) for parts in zip(*found, strict=True))
-    return places, features.astype(np.int64), values
+            norm = np.array(mx.linalg.norm(own.astype(mx.float32), axis=-1))
+            found.append((norm, place[i + token], feature.astype(np.int64), acts[token, feature]))
+    return _Found(place, *(np.concatenate(parts) for parts in zip(*found, strict=True)))

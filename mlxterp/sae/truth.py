@@ -1,6 +1,7 @@
-"""How much of a planted truth an SAE found: each true direction matched with one feature.
+"""How much of a planted truth an SAE found: each true direction matched with one feature; absorption.
 
-Lives here: the matching and its numbers. Does not live here: making planted data (tests, benchmarks).
+Lives here: the matching, and numbers that follow from it. Does not live here: making planted data (tests,
+benchmarks).
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import mlx.core as mx
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import linear_sum_assignment
@@ -17,7 +19,9 @@ from mlxterp.results.sae_quality import Quality
 from mlxterp.sae.sae import SAE
 
 FOUND = 0.9
+COVERS = 0.25
 _DRAWS = 1000
+_TOKENS = 8192
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +67,70 @@ def recovery(sae: SAE, directions: ArrayLike, *, seed: int = 0) -> Recovery:
         features,
         matched,
     )
+
+
+def absorption(
+    sae: SAE, x: ArrayLike, directions: ArrayLike, fires: ArrayLike, parents: ArrayLike, *, seed: int = 0
+) -> Quality:
+    """How often a general feature is silent because a special one has taken it over; 0 is best.
+
+    A parent is a true feature that others, its children, only fire together with. On a token where it fires
+    in truth, it is absorbed if the feature matched with it (`recovery`) does not fire, and a feature matched
+    with one of its children fires that writes the parent too: the cosine of its decoder row with the part of
+    the parent's direction that is orthogonal to that child's is at least 0.25. (Of a clean child it is 0; of
+    a sum of orthogonal parent and child 0.71.)
+
+    The value is the share of such tokens among those where the parent fires, averaged over the parents; the
+    interval is a bootstrap over them.
+
+    Args:
+        x: activations [tokens, d_in].
+        directions: [true, d_out].
+        fires: [tokens, true], whether each true feature fires.
+        parents: [true], the index of each feature's parent, −1 where it has none.
+
+    Raises:
+        SAEError: shapes that do not go together; no parent, or one that never fires.
+
+    Source: Chanin et al. 2024, "A is for Absorption", arXiv:2409.14507. Deviations: truth is planted, so it
+    stands in for their probe and for the choice of the feature's own latents; a child's latent stands in for
+    the one with the largest effect.
+    """
+    true, on = np.asarray(directions, dtype=np.float64), np.asarray(fires, dtype=bool)
+    of, rows_in = np.asarray(parents, dtype=np.int64), np.asarray(x, dtype=np.float32)
+    if on.shape != (len(rows_in), len(true)) or of.shape != (len(true),):
+        raise SAEError(
+            f"Absorption of {len(true)} features on {len(rows_in)} tokens with fires {on.shape} and parents "
+            f"{of.shape}; give [tokens, true] and [true]."
+        )
+    every = [int(parent) for parent in np.unique(of[of >= 0])]
+    silent = [parent for parent in every if not on[:, parent].any()]
+    if not every or silent:
+        raise SAEError(
+            f"Absorption of parents {every}, of which {silent} never fire. Give features with children "
+            "(parents[child] = parent), and tokens on which they fire."
+        )
+    matched = recovery(sae, true, seed=seed).features
+    active = _active(sae, rows_in)
+    rows, unit = _unit(np.array(sae.W_dec).astype(np.float64)), _unit(true)
+    shares = []
+    for parent in every:
+        own = matched[parent]
+        missed = on[:, parent] & (~active[:, own] if own >= 0 else True)
+        covered = np.zeros(len(on), dtype=bool)
+        for child in np.flatnonzero(of == parent):
+            rest = unit[parent] - (unit[parent] @ unit[child]) * unit[child]
+            feature = matched[child]
+            if feature >= 0 and rows[feature] @ _unit(rest[None])[0] >= COVERS:
+                covered |= active[:, feature]
+        shares.append((missed & covered).sum() / on[:, parent].sum())
+    drawn = np.random.default_rng(seed).integers(0, len(every), size=(_DRAWS, len(every)))
+    return _mean("absorption", np.array(shares), drawn)
+
+
+def _active(sae: SAE, x: NDArray[np.float32]) -> NDArray[np.bool_]:
+    pieces = [np.array(sae.encode(mx.array(x[low : low + _TOKENS])) > 0) for low in range(0, len(x), _TOKENS)]
+    return np.concatenate(pieces)
 
 
 def _unit(rows: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -66,13 +66,20 @@ def fires(result: ActiveFeaturesResult) -> str:
 
 
 def limits_of_fit(result: ActiveFeaturesResult) -> tuple[str, ...]:
-    """A caution where the SAE leaves much out."""
-    if result.fvu is None or result.fvu <= 0.5:
-        return ()
-    return (
-        f"The reconstruction leaves out {percent(result.fvu)} of the variance on this text, so the features "
-        "say little of what the model does here.",
-    )
+    """A caution where the SAE leaves much out, and where it sees what it was not trained on."""
+    found = []
+    if result.fvu is not None and result.fvu > 0.5:
+        found.append(
+            f"The reconstruction leaves out {percent(result.fvu)} of the variance on this text, so the "
+            "features say little of what the model does here."
+        )
+    if sinks := result.measured_on.get("norm_outliers"):
+        found.append(
+            f"At {sinks} of the counted positions the activation is more than ten times as long as the "
+            "median: attention sinks, which SAEs are trained without. What fires there is no evidence; "
+            "positions= leaves them out."
+        )
+    return tuple(found)
 
 
 def matters(result: FeatureEffectsResult) -> str:

@@ -211,19 +211,30 @@ def main() -> None:
     parser.add_argument("--random", action="store_true", help="the same shape with random weights")
     parser.add_argument("--d-sae", type=int, default=4608)
     parser.add_argument("-k", type=int, default=32)
-    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--variant", choices=("topk", "batchtopk"), default="topk")
+    parser.add_argument("--rate", type=float, default=1.2e-3, help="learning rate; 0 looks for one")
+    parser.add_argument("--decay", type=float, default=0.3)
     parser.add_argument("--held", type=int, default=20, help="how many held-out documents to measure on")
     arguments = parser.parse_args()
     held = documents()[1][: arguments.held]
+    config = SAEConfig(
+        d_sae=arguments.d_sae,
+        k=arguments.k,
+        variant=arguments.variant,
+        epochs=arguments.epochs,
+        learning_rate=arguments.rate or None,
+        decay=arguments.decay,
+    )
+    name = f"m{config.d_sae}-k{config.k}-{config.variant}"
     if arguments.what == "report":
-        report(f"m{arguments.d_sae}-k{arguments.k}", held, models=[arguments.random])
+        report(name, held, models=[arguments.random])
     if arguments.what == "bundle":
-        bundle(SAEConfig(d_sae=1024, k=32, epochs=arguments.epochs), held)
+        bundle(replace(config, d_sae=1024), held)
     if arguments.what == "cache":
         cache(arguments.minutes, random=arguments.random)
     if arguments.what == "train":
-        config = SAEConfig(d_sae=arguments.d_sae, k=arguments.k, epochs=arguments.epochs)
-        train(arguments.minutes, config, f"m{arguments.d_sae}-k{arguments.k}", random=arguments.random)
+        train(arguments.minutes, config, name, random=arguments.random)
 
 
 if __name__ == "__main__":

@@ -9,14 +9,9 @@ import pytest
 
 from mlxterp.causal.acdc import acdc
 from mlxterp.causal.circuit import Circuit, roc_auc, scores_in_order
-from mlxterp.causal.circuit_evaluation import (
-    FaithfulnessCurve,
-    completeness,
-    faithfulness,
-    faithfulness_curve,
-    minimality,
-)
+from mlxterp.causal.circuit_evaluation import completeness, faithfulness, minimality
 from mlxterp.causal.edge_run import EdgeRun
+from mlxterp.causal.faithfulness_curve import FaithfulnessCurve, faithfulness_curve
 from mlxterp.causal.graph import Graph, graph_of, head, mlp, parse_edge
 from mlxterp.errors import ResultError, SweepError
 from mlxterp.results import CircuitEdge, CircuitResult

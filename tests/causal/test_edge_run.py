@@ -11,6 +11,7 @@ import pytest
 
 from mlxterp.causal.edge_run import EdgeRun
 from mlxterp.causal.graph import INPUT, Edge, Node, graph_of, head, mlp, parse_edge
+from mlxterp.causal.node_outputs import NodeOutputs
 from mlxterp.core.hook_points import HookPoint
 from mlxterp.core.interventions import add, replace
 from mlxterp.core.model import InterpretableModel
@@ -217,8 +218,7 @@ def test_rows_and_prompts_of_a_batch_do_not_touch_each_other(family):
 
 
 def test_a_head_alone_is_the_same_as_among_all_of_its_layer(tiny_llama):
-    run = edge_run(tiny_llama)
-    nodes = run._nodes
+    nodes = NodeOutputs(tiny_llama, 11)
     h = mx.random.normal((2, 11, 32), key=mx.random.key(0))
 
     alone = nodes.head(1, 3, h, h[:1], h)

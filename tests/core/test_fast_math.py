@@ -7,6 +7,7 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 
+from mlxterp.causal import PromptPair, attribution_patching
 from mlxterp.core import fast_math
 from mlxterp.core.model import InterpretableModel
 from tests.tiny_models import ByteTokenizer, tiny_module
@@ -60,6 +61,23 @@ def test_a_model_uses_it_inside_the_block_only_also_after_an_exception():
         fail_while_in_use()
 
     assert names["swiglu"] is own
+
+
+def test_some_tokens_at_a_time_it_gives_the_same_with_the_same_gradient(monkeypatch):
+    model = InterpretableModel(tiny_module("llama"), ByteTokenizer())
+    pair = PromptPair("the cat sat", "the dog sat", answer="x", foil="y")
+
+    def run() -> tuple[np.ndarray, np.ndarray]:
+        with fast_math.used(model.architecture):
+            logits = np.array(model.logits(["the cat sat", "the dog ran"]))
+        return logits, attribution_patching(model, pair, component="mlp_out").effects
+
+    whole = run()
+    monkeypatch.setattr(fast_math, "PIECE", 3 * model.model.args.intermediate_size)
+    in_pieces = run()
+
+    assert np.array_equal(whole[0], in_pieces[0])
+    assert in_pieces[1] == pytest.approx(whole[1], abs=1e-6)
 
 
 def test_other_types_than_float32_stay_with_mlx():

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import mlx.core as mx
 import numpy as np
 import pytest
 
+from mlxterp.core.model import InterpretableModel
 from mlxterp.datasets import sample_texts
 from mlxterp.errors import SAEError, TooLittleData, UnknownHookPoint
 from mlxterp.sae import ArrayActivations, StreamedActivations, cached_activations
 from mlxterp.sae.source import Cursor, ahead, batches, narrowed, widened
 
 POINT = "L1.resid_post"
+ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 def texts(n: int = 12) -> list[str]:
@@ -207,3 +213,47 @@ def test_the_sample_is_paragraphs_of_prose():
     assert len(sample_texts(5)) == 5
     with pytest.raises(TooLittleData, match="Choose 1 to"):
         sample_texts(10_000)
+
+
+WRITES = """
+import sys
+from tests.sae.test_activations import written_by_another
+written_by_another(sys.argv[1])
+"""
+
+
+def written_by_another(home: str) -> None:
+    """What another process runs: it says when it writes, and waits to be killed or told to go on."""
+
+    def progress(_: int, __: int) -> None:
+        sys.stdout.write("here\n")
+        sys.stdout.flush()
+        sys.stdin.readline()
+
+    model = InterpretableModel("toy-induction")
+    cached_activations(model, ["sun moon dog"], "L0.resid_post", path=home, progress=progress)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", [True, False])
+def test_what_a_killed_run_left_is_removed_and_what_a_living_one_writes_is_not(tmp_path, killed):
+    command = [sys.executable, "-c", WRITES, str(tmp_path)]
+    model = InterpretableModel("toy-induction")
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT
+    ) as process:
+        try:
+            assert process.stdout.readline() == "here\n"
+            if killed:
+                process.kill()
+                process.wait()
+            cached_activations(model, ["cat fish cat fish"], "L0.resid_post", path=tmp_path)
+            left = [path.name for path in tmp_path.iterdir() if path.name.startswith(".")]
+            if not killed:
+                process.communicate("\n", timeout=120)
+                assert process.returncode == 0
+        finally:
+            process.kill()
+
+    assert len(left) == (0 if killed else 1)
+    assert len(list(tmp_path.iterdir())) == (1 if killed else 2)

@@ -86,6 +86,7 @@ def test_a_skip_transcoder_reads_here_writes_there_and_passes_its_input_by(tmp_p
             {"W_skip": SKIP},
             architecture="skip_transcoder",
             d_out=2,
+            apply_b_dec_to_input=False,
             metadata={"hook_name": "blocks.2.hook_resid_mid", "hook_name_out": "blocks.2.hook_mlp_out"},
         )
     )
@@ -165,6 +166,32 @@ def test_what_is_saved_is_read_back_to_the_bit(sae, tmp_path):
     assert dict(again.metadata) == {"trained": {"tokens": 12}}
 
 
+def test_saelens_is_told_where_it_reads_and_writes(tmp_path):
+    sae = random_sae(Relu(), hook_point="L1.resid_mid", hook_point_out="L1.mlp_out")
+
+    said = json.loads((save_sae(sae, tmp_path) / "cfg.json").read_text())["metadata"]
+
+    # Without the version, SAELens 6 drops the names (found by running it on such a file).
+    assert said["sae_lens_version"].startswith("6.")
+    assert (said["hook_name"], said["hook_name_out"]) == ("blocks.1.hook_resid_mid", "blocks.1.hook_mlp_out")
+
+
+@pytest.mark.parametrize(
+    "sae",
+    [
+        random_sae(Relu(), hook_point_out="L1.mlp_out", subtract_b_dec=True),
+        random_sae(TopK(2), subtract_b_dec=True, W_skip=mx.random.normal((6, 6), key=mx.random.key(4))),
+        random_sae(Relu(), W_dec=mx.ones((10, 4)), b_dec=mx.zeros(4)),
+    ],
+    ids=["transcoder that takes b_dec off", "skip path at one place", "another width at one place"],
+)
+def test_what_saelens_has_no_place_for_is_read_back_here_too(sae, tmp_path):
+    again = load_sae(save_sae(sae, tmp_path))
+
+    assert again.digest == sae.digest
+    assert again.hook_point_out == sae.hook_point_out
+
+
 def test_bfloat16_takes_half_the_space_and_is_read_as_float32(tmp_path):
     sae = random_sae(TopK(3))
     exact, short = save_sae(sae, tmp_path / "a"), save_sae(sae, tmp_path / "b", dtype=mx.bfloat16)
@@ -180,20 +207,37 @@ def test_bfloat16_takes_half_the_space_and_is_read_as_float32(tmp_path):
 @pytest.mark.parametrize(
     ("config", "arrays", "says"),
     [
-        ({"architecture": "gated"}, {}, "'gated' is not known here. Known: standard, topk"),
+        ({"architecture": "abstopk"}, {}, "'abstopk' is not known here. Known: standard, topk"),
+        ({"architecture": "gated"}, {}, "without b_gate, b_mag, r_mag"),
         ({"architecture": "jumprelu"}, {}, "without threshold. It holds W_dec, W_enc, b_dec, b_enc"),
         ({"architecture": "topk"}, {}, "has no 'k'"),
+        ({"activation_fn": "topk"}, {}, "activation_fn_kwargs have no 'k'"),
+        ({"architecture": "transcoder"}, {}, "apply_b_dec_to_input = True in a transcoder"),
         ({"d_sae": 4}, {}, r"W_enc \(2, 3\) and not \(2, 4\); b_enc"),
         ({"normalize_activations": "layer_norm"}, {}, "not for raw activations"),
-        ({"normalize_activations": "expected_average_only_in"}, {}, "scale is not in the file"),
+        ({"normalize_activations": "expected_average_only_in"}, {}, "number that is not in the file"),
         ({"activation_fn": "tanh-relu"}, {}, "'tanh-relu' is not known here"),
-        ({}, {"scaling_factor": np.ones(3, np.float32)}, r"\['scaling_factor'\] are not known here"),
+        (
+            {},
+            {"scaling_factor": np.ones(3, np.float32)},
+            r"\['scaling_factor'\], which a standard SAE does not have",
+        ),
+        ({}, {"threshold": np.ones(3, np.float32)}, r"\['threshold'\], which a standard SAE does not"),
+        ({}, {"W_skip": SKIP}, r"\['W_skip'\], which a standard SAE does not have"),
         ({"metadata": {}}, {}, "Give hook_point= to load_sae"),
     ],
 )
 def test_what_cannot_be_read_rightly_is_refused_and_named(tmp_path, config, arrays, says):
     with pytest.raises(SAEFormatError, match=says):
         load_sae(saelens(tmp_path, arrays, **config))
+
+
+def test_a_config_without_a_width_says_so(tmp_path):
+    folder = saelens(tmp_path, architecture="standard")
+    (folder / "cfg.json").write_text(json.dumps({"architecture": "standard", "d_in": 2}))
+
+    with pytest.raises(SAEFormatError, match="has no d_sae"):
+        load_sae(folder)
 
 
 def test_a_place_without_an_sae_says_what_is_there_and_what_can_be_read(tmp_path):

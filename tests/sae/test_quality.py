@@ -8,7 +8,17 @@ import pytest
 
 from mlxterp.errors import SAEError
 from mlxterp.results import AnalysisResult
-from mlxterp.sae import SAE, Relu, TopK, fvu, reconstruction_quality, recovery, sae_quality
+from mlxterp.sae import (
+    SAE,
+    JumpRelu,
+    Relu,
+    TopK,
+    absorption,
+    fvu,
+    reconstruction_quality,
+    recovery,
+    sae_quality,
+)
 from tests.sae.planted_directions import easy
 
 TEXTS = ["abcdefgh" * 3, "the quick brown fox", "zyx", "ab" * 20]
@@ -174,3 +184,68 @@ def test_the_truth_is_recovered_by_itself_and_not_by_half_of_it():
     assert recovery(half, planted.directions).recovered.value == 0.5
     with pytest.raises(SAEError, match="writes 32"):
         recovery(sae, np.ones((3, 7)))
+
+
+def family(rows: np.ndarray, reads: np.ndarray) -> SAE:
+    """Features that write `rows` and fire where their product with `reads` is above a half."""
+    return SAE(
+        W_enc=mx.array(reads.T.astype(np.float32)),
+        b_enc=mx.zeros(len(rows)),
+        W_dec=mx.array(rows.astype(np.float32)),
+        b_dec=mx.zeros(rows.shape[1]),
+        activation=JumpRelu(mx.array(0.5)),
+        hook_point="embed",
+        model="",
+    )
+
+
+ONE, TWO, SUM = np.array([1.0, 0, 0]), np.array([0, 1.0, 0]), np.array([1.0, 1, 0]) / np.sqrt(2)
+FIRES = np.array([[1, 0]] * 6 + [[1, 1]] * 4 + [[0, 0]] * 10)  # the parent ten times, the child four of these
+
+
+@pytest.mark.parametrize(
+    ("rows", "reads", "absorbed"),
+    [
+        ([ONE, TWO], [ONE, TWO], 0.0),  # each has its own
+        ([ONE, SUM], [ONE - TWO, TWO], 0.4),  # silent where the child fires, which writes both
+        ([ONE, TWO], [ONE - TWO, TWO], 0.0),  # silent there, but nothing covers it
+        ([ONE, SUM], [ONE, TWO], 0.0),  # the child writes both, but the parent fires as well
+        ([ONE, SUM], [0 * ONE, 0 * TWO], 0.0),  # dead features cover nothing
+    ],
+)
+def test_absorption_is_the_share_of_a_parents_tokens_that_a_child_has_taken_over(rows, reads, absorbed):
+    directions = np.array([ONE, TWO])
+
+    found = absorption(
+        family(np.array(rows), np.array(reads)), FIRES @ directions, directions, FIRES, [-1, 0]
+    )
+
+    assert found.value == pytest.approx(absorbed)
+    assert found.name == "absorption"
+
+
+def test_a_child_that_lies_near_its_parent_does_not_absorb_it_by_that_alone():
+    near = 0.6 * ONE + 0.8 * TWO
+    directions = np.array([ONE, near])
+
+    clean = family(np.array([ONE, near]), np.array([ONE - 2 * TWO, TWO]))
+    merged = family(
+        np.array([ONE, (ONE + near) / np.linalg.norm(ONE + near)]), np.array([ONE - 2 * TWO, TWO])
+    )
+
+    values = [
+        absorption(sae, FIRES @ directions, directions, FIRES, [-1, 0]).value for sae in (clean, merged)
+    ]
+    assert values == pytest.approx([0.0, 0.4])
+
+
+def test_absorption_asks_for_a_parent_that_fires_and_for_shapes_that_go_together():
+    directions = np.array([ONE, TWO])
+    sae = family(directions, directions)
+
+    with pytest.raises(SAEError, match=r"parents \[\], of which"):
+        absorption(sae, FIRES @ directions, directions, FIRES, [-1, -1])
+    with pytest.raises(SAEError, match=r"of which \[1\] never fire"):
+        absorption(sae, FIRES[:3] @ directions, directions, FIRES[:3], [1, -1])
+    with pytest.raises(SAEError, match=r"give \[tokens, true\]"):
+        absorption(sae, FIRES[:3] @ directions, directions, FIRES, [-1, 0])

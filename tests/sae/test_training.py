@@ -17,6 +17,7 @@ from mlxterp.sae import (
     Relu,
     SAEConfig,
     TopK,
+    absorption,
     fvu,
     objective,
     reconstruction_quality,
@@ -27,7 +28,7 @@ from mlxterp.sae import (
 from mlxterp.sae.config import Plan, batch_for, plan
 from mlxterp.sae.selection import largest
 from mlxterp.sae.steps import Stepper
-from tests.sae.planted_directions import POINT, Planted, easy, hard
+from tests.sae.planted_directions import POINT, Planted, easy, hard, hierarchy
 
 SMALL = SAEConfig(d_sae=48, k=3, learning_rate=4e-3, batch_tokens=128)
 
@@ -69,12 +70,29 @@ def test_the_planted_set_is_recovered_with_defaults(variant, limit, seed):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", ["topk", "batchtopk"])
-def test_the_harder_planted_set_is_recovered(variant):
-    planted = hard(0)
+@pytest.mark.parametrize("seed", range(3))
+def test_the_harder_planted_set_is_recovered(variant, seed):
+    planted = hard(seed)
 
-    trained = quietly(planted.source(), SAEConfig(d_sae=512, k=10, variant=variant, epochs=4))
+    trained = quietly(planted.source(), SAEConfig(d_sae=512, k=10, variant=variant, epochs=4, seed=seed))
 
     assert recovery(trained.sae, planted.directions).mcc.value >= 0.85
+
+
+@pytest.mark.slow
+def test_nested_prefixes_keep_parents_from_being_absorbed():
+    planted = hierarchy(0)
+    found = {}
+
+    for variant in ("batchtopk", "matryoshka"):
+        sae = quietly(planted.source(), SAEConfig(d_sae=128, k=3, variant=variant, epochs=2)).sae
+        n = 50_000
+        found[variant] = absorption(
+            sae, planted.x[:n], planted.directions, planted.fires[:n], planted.parents
+        ).value
+
+    assert found["batchtopk"] > 0.1  # otherwise there is nothing to keep from
+    assert found["matryoshka"] < 0.5 * found["batchtopk"]
 
 
 @pytest.mark.parametrize(

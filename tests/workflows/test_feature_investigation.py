@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from mlxterp.causal import PromptPair
+from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import MetricError, ResultError, SAEError, StoreError, SweepError
 from mlxterp.results import AnalysisResult
 from mlxterp.sae import JumpRelu, feature_effects
@@ -17,6 +18,7 @@ from mlxterp.sae.store import build_store, store_from_arrays
 from mlxterp.workflows.asking import StepProgress
 from mlxterp.workflows.features import feature_investigation
 from tests.sae.planted import ALL, NO, NOTHING, ONLY_C, YES, A, C, planted_model, planted_sae, random_sae
+from tests.tiny_models import ByteTokenizer, tiny_module
 
 TEXT = "the cat sat"
 DATASET = ["the dog sat on the mat", "a cat is a cat", "hello world"]
@@ -282,3 +284,18 @@ def test_answers_are_asked_for_by_text_or_id(model):
 
     assert result.get_step("ablation").metric == "logit_diff"
     assert result.get_step("ablation").effect(A) == pytest.approx(-9.0, abs=1e-4)
+
+
+def test_a_position_that_is_an_attention_sink_is_cautioned_of():
+    module = tiny_module("llama")
+    embed = module.model.embed_tokens
+    embed.weight = embed.weight * mx.where(mx.arange(embed.weight.shape[0]) == ord("z"), 100.0, 1.0)[:, None]
+    model, sae = InterpretableModel(module, ByteTokenizer(), verify=False), random_sae("embed")
+
+    with_sink, without = (
+        feature_investigation(model, sae, text, steps=["active_features"])
+        for text in ("a cat z sat", "a cat sat")
+    )
+
+    assert "At 1 of the counted positions the activation is more than ten times" in with_sink.narrative
+    assert "attention sinks" not in without.narrative
