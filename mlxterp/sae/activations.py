@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -29,7 +29,7 @@ from mlxterp.core.tokens import Padded, TextTokens, pad
 from mlxterp.errors import SAEError, TooLittleData
 from mlxterp.fetch import cache_dir, publish
 from mlxterp.sae.scratch import scratch
-from mlxterp.sae.source import ActivationSource, ArrayActivations, Block, narrowed, widened
+from mlxterp.sae.source import ActivationSource, ArrayActivations, Block, Floats, narrowed, widened
 
 Ids = NDArray[np.int64]
 Said = Callable[[int, int], None]  # tokens done, tokens in all
@@ -162,6 +162,13 @@ class StreamedActivations(ActivationSource):
         """[batch, pos], which tokens count, as far as the tokens alone say it."""
         return batch.mask & np.stack([_counts(row, self._special) for row in batch.tokens])
 
+    def usual(self, activations: Mapping[str, Floats]) -> NDArray[np.bool_]:
+        """[n], whether none of a token's activations [n, width] is an outlier."""
+        usual = np.ones(len(next(iter(activations.values()))), dtype=np.bool_)
+        for place, x in activations.items():
+            usual &= np.linalg.norm(x, axis=1) <= self._longest[place]
+        return usual
+
     def _pieces(self, text: str) -> list[Ids]:
         if not text:
             return []
@@ -173,9 +180,7 @@ class StreamedActivations(ActivationSource):
         """Activations of the tokens of these rows that count, longest rows first: a piece a forward."""
         for batch in _grouped(_by_length(rows), self.batch_tokens):
             found = self._forward(batch)
-            keep = np.ones(len(next(iter(found.values()))), dtype=bool)
-            for place, activations in found.items():
-                keep &= np.linalg.norm(activations, axis=1) <= self._longest[place]
+            keep = self.usual(found)
             yield {place: activations[keep] for place, activations in found.items()}
 
     def _forward(self, rows: Sequence[Ids]) -> Block:
@@ -202,10 +207,10 @@ class StreamedActivations(ActivationSource):
         """The norm at each hook point above which a token is left out: of rows from all over the texts."""
         chosen = np.linspace(0, len(self._rows) - 1, num=min(len(self._rows), _CALIBRATION_ROWS)).astype(int)
         found = self._forward([self._rows[i] for i in np.unique(chosen)])
-        return {
-            place: self.outlier * float(np.median(np.linalg.norm(x, axis=1))) if len(x) else np.inf
-            for place, x in found.items()
-        }
+        norms = {place: np.linalg.norm(x, axis=1) for place, x in found.items()}
+        middle = {place: np.median(each) if len(each) else 0.0 for place, each in norms.items()}
+        # Where most activations are 0 there is no usual length, and none is left out.
+        return {place: self.outlier * float(norm) if norm > 0 else np.inf for place, norm in middle.items()}
 
 
 def cached_activations(

@@ -85,7 +85,9 @@ def _losses_of(
     clean, seen = log_probs(None)
     found.add("predicted", documents, np.ones(len(documents)))
     found.add("ce_clean", documents, -clean[np.arange(len(answers)), answers])
-    here = mx.array(counted)[:, :, None]
+    # An attention sink stays what it is: no SAE is trained on them, and everything later looks at them.
+    flat = {str(point): np.array(x.astype(mx.float32)).reshape(counted.size, -1) for point, x in seen.items()}
+    here = mx.array(counted & source.usual(flat).reshape(counted.shape))[:, :, None]
     activation = seen[written]
     stand_ins = {
         "reconstructed": sae.reconstruct(seen[read]),

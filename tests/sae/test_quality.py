@@ -5,7 +5,9 @@ from __future__ import annotations
 import mlx.core as mx
 import numpy as np
 import pytest
+from scipy.special import logsumexp
 
+from mlxterp.core.interventions import replace
 from mlxterp.errors import SAEError
 from mlxterp.results import AnalysisResult
 from mlxterp.sae import (
@@ -19,6 +21,8 @@ from mlxterp.sae import (
     recovery,
     sae_quality,
 )
+from mlxterp.sae.activations import StreamedActivations
+from mlxterp.sae.model_losses import model_losses
 from tests.sae.planted_directions import easy
 
 TEXTS = ["abcdefgh" * 3, "the quick brown fox", "zyx", "ab" * 20]
@@ -249,3 +253,26 @@ def test_absorption_asks_for_a_parent_that_fires_and_for_shapes_that_go_together
         absorption(sae, FIRES[:3] @ directions, directions, FIRES[:3], [1, -1])
     with pytest.raises(SAEError, match=r"give \[tokens, true\]"):
         absorption(sae, FIRES[:3] @ directions, directions, FIRES, [-1, 0])
+
+
+def test_an_attention_sink_keeps_its_activation_when_losses_are_measured(tiny_llama):
+    """With outlier=1 the longer half of the tokens are sinks: only the others are set to zero."""
+    source = StreamedActivations(tiny_llama, TEXTS, "L1.resid_post", outlier=1.0)
+    zero = constant(mx.zeros(tiny_llama.d_model))
+
+    sums = model_losses(tiny_llama, zero, source, len(TEXTS), mx.zeros(tiny_llama.d_model))
+
+    of = [np.array(tiny_llama.trace(text, capture="L1.resid_post")["L1.resid_post"][0]) for text in TEXTS]
+    limit = np.median(np.concatenate([np.linalg.norm(x[1:], axis=1) for x in of]))
+    for i, (text, x) in enumerate(zip(TEXTS, of, strict=True)):
+        usual = np.linalg.norm(x, axis=1) <= limit
+        usual[0] = False
+        edit = replace("L1.resid_post", mx.array(np.where(usual[:, None], 0.0, x))[None])
+        logits = np.array(tiny_llama.logits(text, interventions=[edit])[0], dtype=np.float64)
+        ids = np.array(tiny_llama.to_tokens(text)).reshape(-1)
+        log_probs = logits - logsumexp(logits, axis=1, keepdims=True)
+        assert sums["ce_zero"][i] == pytest.approx(
+            -sum(log_probs[pos, ids[pos + 1]] for pos in range(1, len(ids) - 1)), rel=1e-4
+        )
+        assert sums["ce_reconstructed"][i] == pytest.approx(sums["ce_zero"][i], rel=1e-6)
+        assert 0 < usual[1:].sum() < len(ids) - 1 or len(ids) < 5
