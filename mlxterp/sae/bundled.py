@@ -18,8 +18,8 @@ BUNDLED = {"smollm2-135m": "sae_smollm2_135m_L15"}
 def bundled_sae(model: str = "smollm2-135m") -> SAE:
     """The SAE in the package for this model: 1,024 features of SmolLM2-135M's residual stream after layer 15.
 
-    2.4 MB in bfloat16; computes in float32. Small and trained on few tokens, so that many of its features are
-    coarse: `sae.metadata` says on what it was trained and how good it is.
+    2.4 MB in bfloat16; computes in float32. With so few features many are coarse: `sae.metadata` says on what
+    it was trained, a million tokens of Brown and Austen three times, and how good it is.
 
     Raises:
         SAEError: there is none for this model.

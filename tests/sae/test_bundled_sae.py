@@ -8,7 +8,7 @@ import pytest
 
 from mlxterp.datasets import sample_texts
 from mlxterp.errors import SAEError
-from mlxterp.sae import JumpRelu, bundled_sae, sae_quality
+from mlxterp.sae import TopK, bundled_sae, sae_quality
 from mlxterp.sae.bundled import BUNDLED
 
 
@@ -22,9 +22,9 @@ def test_it_is_small_and_says_how_it_was_made():
         sum(len((folder / name).read_bytes()) for name in ("cfg.json", "sae_weights.safetensors")) < 2_600_000
     )
     assert (sae.model, sae.hook_point, sae.d_in, sae.d_sae) == ("smollm2-135m", "L15.resid_post", 576, 1024)
-    assert isinstance(sae.activation, JumpRelu)
-    assert sae.metadata["training"]["tokens"] > 100_000
-    assert 0 < sae.metadata["held out"]["fvu"] < 0.6
+    assert sae.activation == TopK(32)
+    assert sae.metadata["training"]["tokens"] > 1_000_000
+    assert 0 < sae.metadata["held out"]["fvu"] < 0.25
     np.testing.assert_allclose(np.array(mx.linalg.norm(sae.W_dec, axis=1)), 1, atol=5e-3)  # bfloat16
 
 
@@ -39,6 +39,6 @@ def test_it_reconstructs_the_model_it_says():
 
     quality = sae_quality(InterpretableModel("smollm2-135m"), bundled_sae(), sample_texts(8))
 
-    assert quality["fvu"].value < 0.6
-    assert 16 < quality["l0"].value < 64
-    assert quality["ce_recovered_mean"].value > 0.4
+    assert quality["fvu"].value < 0.3
+    assert quality["l0"].value == 32
+    assert quality["ce_recovered_mean"].value > 0.9
