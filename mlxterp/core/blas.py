@@ -22,7 +22,6 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -48,7 +47,6 @@ _seeds = itertools.count()
 _originals: dict[Slot, int] = {}
 _installed: Candidate | None = None
 _last_look = -math.inf
-_held = 0  # how many computations ask for one thread
 
 
 @dataclass(frozen=True)
@@ -132,32 +130,10 @@ def use_idle_cores() -> None:
     """
     global _last_look
     now = time.monotonic()
-    if _held or _installed is None or _installed.set_threads is None or now - _last_look < _LOOK_SECONDS:
+    if _installed is None or _installed.set_threads is None or now - _last_look < _LOOK_SECONDS:
         return
     _last_look = now
     _installed.set_threads(cores.idle())
-
-
-def threads_are_ours() -> bool:
-    """Whether the number of threads can be set here, and the user has not done so."""
-    return _installed is not None and _installed.set_threads is not None
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Inside, products use one thread each: several are computed at once (`lanes.py`)."""
-    global _held, _last_look
-    if _installed is None or _installed.set_threads is None:
-        yield
-        return
-    _held += 1
-    _installed.set_threads(1)
-    try:
-        yield
-    finally:
-        _held -= 1
-        _last_look = -math.inf
-        use_idle_cores()
 
 
 def which() -> BlasInfo:

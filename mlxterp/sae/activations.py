@@ -14,7 +14,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
-from mlxterp.core import fast_math, lanes
+from mlxterp.core import fast_math
 from mlxterp.core.hook_points import parse
 from mlxterp.core.model import InterpretableModel
 from mlxterp.core.tokens import Padded, TextTokens, pad
@@ -184,23 +184,18 @@ class StreamedActivations(ActivationSource):
             yield {place: activations[keep] for place, activations in found.items()}
 
     def _forward(self, rows: Sequence[Ids]) -> Block:
-        with fast_math.used(self.model.architecture):
-            parts = lanes.cut(rows, sum(map(len, rows)))
-            found = lanes.side_by_side([partial(self._activations, part) for part in parts])
-        return {place: np.concatenate([np.array(x[place]) for x in found]) for place in self.hook_points}
-
-    def _activations(self, rows: Sequence[Ids]) -> dict[str, mx.array]:
-        """Not computed yet: [tokens that count, width] at each hook point."""
         batch = pad(rows)
         at = mx.array(np.flatnonzero(self.counted(batch)))
         points = {place: parse(place) for place in self.hook_points}
-        # Logits are lazy and never looked at, so what lies behind the last point is not computed.
-        _, captured = self.model.run(batch.tokens, capture=list(points.values()), lengths=batch.lengths)
-        found = {}
-        for place, point in points.items():
-            x = captured[point]
-            found[place] = x.reshape(x.shape[0] * x.shape[1], -1)[at].astype(mx.float32)
-        return found
+        with fast_math.used(self.model.architecture):
+            # Logits are lazy and never looked at, so what lies behind the last point is not computed.
+            _, captured = self.model.run(batch.tokens, capture=list(points.values()), lengths=batch.lengths)
+            found = {}
+            for place, point in points.items():
+                x = captured[point]
+                found[place] = x.reshape(x.shape[0] * x.shape[1], -1)[at].astype(mx.float32)
+            mx.eval(found)
+        return {place: np.array(x) for place, x in found.items()}
 
     @cached_property
     def _longest(self) -> dict[str, float]:
