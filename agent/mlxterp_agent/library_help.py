@@ -239,7 +239,7 @@ def _is_property(function: ast.FunctionDef) -> bool:
 
 
 def _arguments(function: ast.FunctionDef, *, method: bool = False) -> str:
-    text = ast.unparse(function.args)
+    text = ast.unparse(function.args).replace("lambda :", "lambda:")  # Python 3.10 writes a space
     first = function.args.args[0].arg if function.args.args else ""
     if method or first in ("self", "cls"):
         text = text.removeprefix(first).removeprefix(", ")
