@@ -6,7 +6,7 @@
     python -m tests.benchmarks.sae_smollm2 train --minutes 30     # goes on where it was stopped
     python -m tests.benchmarks.sae_smollm2 train --minutes 5 --random
     python -m tests.benchmarks.sae_smollm2 report                 # on held-out documents, beside PCA
-    python -m tests.benchmarks.sae_smollm2 bundle --epochs 10     # the SAE that ships, from the same cache
+    python -m tests.benchmarks.sae_smollm2 bundle --epochs 3      # the SAE that ships, from the same cache
 
 Documents of both corpora are mixed with a fixed seed; every twentieth is held out and never trained on.
 `--random` does the same for a model of the same shape with random weights: what an SAE finds in a model that
