@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from mlxterp._version import __version__
 
 if TYPE_CHECKING:
-    from mlxterp.causal.pair import PromptPair as PromptPair
+    from mlxterp.causal.prompts.pair import PromptPair as PromptPair
     from mlxterp.conversation import Turn as Turn
     from mlxterp.conversation import chat as chat
     from mlxterp.conversation import generation_result as generation_result
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _WHERE = {
     "InterpretableModel": "mlxterp.core.model",
-    "PromptPair": "mlxterp.causal.pair",
+    "PromptPair": "mlxterp.causal.prompts.pair",
     "Turn": "mlxterp.conversation",
     "chat": "mlxterp.conversation",
     "generation_result": "mlxterp.conversation",

@@ -1,7 +1,7 @@
 """Conversations: messages as the tokens a model was trained on, each turn's place in them, patching by turn.
 
 Lives here: chat templates, turns, generations as results. Does not live here: generating
-(`core/generate.py`), patching (`causal/activation_patching.py`).
+(`core/generate.py`), patching (`causal/patching/activation_patching.py`).
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from mlxterp.causal.activation_patching import activation_patching
-from mlxterp.causal.alignment import Align
-from mlxterp.causal.pair import PromptPair, runs_kept
-from mlxterp.causal.prompts import facts_of, str_tokens
-from mlxterp.causal.sites import Direction
+from mlxterp.causal.patching.activation_patching import activation_patching
+from mlxterp.causal.patching.sites import Direction
+from mlxterp.causal.prompts.alignment import Align
+from mlxterp.causal.prompts.encoding import facts_of, str_tokens
+from mlxterp.causal.prompts.pair import PromptPair, runs_kept
 from mlxterp.core.generate import Generation
 from mlxterp.core.model import InterpretableModel
 from mlxterp.core.tokens import TextTokens
 from mlxterp.errors import PromptPairError, TokenError
 from mlxterp.metrics import Metric, MetricFunction
+from mlxterp.models.tokenizer import GgufTokenizer
 from mlxterp.results.conversation import TurnPatchingResult
 from mlxterp.results.generation import GenerationResult
-from mlxterp.tokenizer import GgufTokenizer
 
 Message: TypeAlias = Mapping[str, str]
 """`{"role": "user", "content": "Where is the Louvre?"}`."""

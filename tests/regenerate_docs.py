@@ -66,7 +66,7 @@ def errors() -> str:
 
 def api() -> str:
     """Every public name with its signature and documentation, read from the source as `autointerp api` is."""
-    from mlxterp_agent import library_help as help_
+    from mlxterp_agent import api_help as help_
 
     parts: list[str] = []
     examples = help_.examples()

@@ -7,9 +7,16 @@ import itertools
 import numpy as np
 import pytest
 
-from mlxterp import InterpretableModel, bundled, chat, generation_result, turn_patching, turns
+from mlxterp import (
+    InterpretableModel,
+    chat,
+    generation_result,
+    turn_patching,
+    turns,
+)
 from mlxterp.causal import activation_patching
 from mlxterp.errors import PromptPairError, ResultError, TokenError
+from mlxterp.models import bundled
 from mlxterp.results import AnalysisResult, GenerationResult
 from tests import tiny_gguf
 from tests.tiny_models import ByteTokenizer, tiny_module

@@ -40,7 +40,7 @@ def newcomer(tmp_path) -> dict[str, str]:
 
 
 def _machine_cache() -> Path:
-    from mlxterp.fetch import cache_dir
+    from mlxterp.models.fetch import cache_dir
 
     return cache_dir()
 

@@ -59,7 +59,7 @@ def test_every_line_of_code_in_the_guide_is_in_a_block():
 def test_what_the_guide_says_of_the_service_is_what_the_library_reads():
     import importlib.metadata
 
-    from mlxterp.auto_interp.labeling import KEY
+    from mlxterp.auto_interp.api import KEY
 
     (package,) = re.findall(r"^pip install (\S+)$", GUIDE, re.MULTILINE)
     (variable,) = re.findall(r"^export (\w+)=", GUIDE, re.MULTILINE)

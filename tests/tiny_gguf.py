@@ -12,8 +12,8 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 from tokenizers.pre_tokenizers import ByteLevel
 
-from mlxterp.fetch import Wheel
-from mlxterp.mlx_lm_models import model_module
+from mlxterp.models.fetch import Wheel
+from mlxterp.models.mlx_lm_classes import model_module
 
 N_HEADS, N_KV_HEADS, D_MODEL, D_MLP, N_LAYERS = 4, 2, 64, 96, 2
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]

@@ -2,7 +2,7 @@
 number.
 
 Everything heavy is imported by the command that needs it, so that `--help` answers at once. What a run does
-is in `supervisor.py`; this is not `mlxterp.auto_interp` (an LLM labels SAE features) nor
+is in `loop.py`; this is not `mlxterp.auto_interp` (an LLM labels SAE features) nor
 `mlxterp.autointerpret` (the files and rules of an investigation).
 """
 
@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from mlxterp_agent import exits
+from mlxterp_agent import exit_codes as exits
 from mlxterp_agent.text import one_line, plain
 
 if TYPE_CHECKING:
-    from mlxterp_agent.drivers import Driver
-    from mlxterp_agent.notices import Target
-    from mlxterp_agent.options import Options
+    from mlxterp_agent.display.notify import Target
+    from mlxterp_agent.researchers.base import Driver
+    from mlxterp_agent.run_config import Options
 
 app = typer.Typer(
     name="autointerp",
@@ -98,7 +98,7 @@ def init(
     time_per_experiment: TimeBox = None,
 ) -> None:
     """Makes the files of a new investigation, in a git repository of their own."""
-    from mlxterp_agent.launch import make
+    from mlxterp_agent.supervisor.prepare import make
 
     made = make(
         directory,
@@ -137,10 +137,10 @@ def start(
 ) -> None:
     """Runs an investigation, or goes on with one, until a budget is used up or the question is answered."""
     from mlxterp.autointerpret.contract import load_project
-    from mlxterp_agent.drivers.choosing import choose
-    from mlxterp_agent.launch import make, target_of
-    from mlxterp_agent.notices import targets_of
-    from mlxterp_agent.options import AGENT_STREAK, UsageError, merge
+    from mlxterp_agent.display.notify import targets_of
+    from mlxterp_agent.researchers.select import choose
+    from mlxterp_agent.run_config import AGENT_STREAK, UsageError, merge
+    from mlxterp_agent.supervisor.prepare import make, target_of
 
     told = targets_of(notify or [])
     driver, who = choose(agent, model=agent_model, turns=agent_turns, shell=agent_shell, base_url=base_url)
@@ -185,9 +185,9 @@ def watch(
 ) -> None:
     """Runs every new experiment.py while somebody else edits it: you, or an agent opened in the directory."""
     from mlxterp.autointerpret.contract import load_project
-    from mlxterp_agent.drivers.external import External
-    from mlxterp_agent.notices import targets_of
-    from mlxterp_agent.options import merge
+    from mlxterp_agent.display.notify import targets_of
+    from mlxterp_agent.researchers.external import External
+    from mlxterp_agent.run_config import merge
 
     told = targets_of(notify or [])
     options = merge(
@@ -213,9 +213,9 @@ def run(
     """Runs experiment.py once, as it is now, and prints the verdict. Beside a supervisor: waits for its
     verdict."""
     from mlxterp.autointerpret.contract import load_project
-    from mlxterp_agent.live import PlainLines
-    from mlxterp_agent.once import run_once
-    from mlxterp_agent.options import merge
+    from mlxterp_agent.events import PlainLines
+    from mlxterp_agent.run_config import merge
+    from mlxterp_agent.supervisor.single_run import run_once
 
     options = merge(
         load_project(directory).config,
@@ -237,8 +237,8 @@ def run(
 @app.command()
 def status(directory: Here = Path("."), as_json: AsJson = False) -> None:
     """What the investigation is about, how it stands, and what is left: one screen."""
-    from mlxterp_agent.closing import status_fields, status_text
-    from mlxterp_agent.overview import look
+    from mlxterp_agent.messages import status_fields, status_text
+    from mlxterp_agent.supervisor.project_view import look
 
     seen = look(directory)
     if as_json:
@@ -257,9 +257,9 @@ def log(
     as_json: AsJson = False,
 ) -> None:
     """Every experiment with its verdict, oldest first."""
-    from mlxterp_agent.closing import log_lines
-    from mlxterp_agent.lines import is_kept
-    from mlxterp_agent.overview import look
+    from mlxterp_agent.messages import log_lines
+    from mlxterp_agent.storage.lines import is_kept
+    from mlxterp_agent.supervisor.project_view import look
 
     entries = [entry for entry in look(directory).entries if is_kept(entry) or not kept][-last:]
     if as_json:
@@ -272,7 +272,7 @@ def log(
 @app.command()
 def report(directory: Here = Path("."), as_json: AsJson = False) -> None:
     """Writes report.md and report.html from the log."""
-    from mlxterp_agent.reporting import write_report
+    from mlxterp_agent.supervisor.report_process import write_report
 
     markdown, html = write_report(directory)
     if as_json:
@@ -285,8 +285,8 @@ def report(directory: Here = Path("."), as_json: AsJson = False) -> None:
 def verify(directory: Here = Path("."), as_json: AsJson = False) -> None:
     """Checks seals, digests, journal and commits against the log. Ends with 4 if something does not agree."""
     from mlxterp.autointerpret.contract import load_project, state_dir
-    from mlxterp_agent.state import State
-    from mlxterp_agent.verify import verify as every_check
+    from mlxterp_agent.integrity.verify import verify as every_check
+    from mlxterp_agent.storage.state_dir import State
 
     project = load_project(directory).path
     checks = every_check(project, State(state_dir(project)))
@@ -306,8 +306,8 @@ def api(
     ] = None,
 ) -> None:
     """Help on the library: signature, documentation and an executed example; without NAME, what there is."""
-    from mlxterp_agent.library_help import NotFound, library_help
-    from mlxterp_agent.options import UsageError
+    from mlxterp_agent.api_help import NotFound, library_help
+    from mlxterp_agent.run_config import UsageError
 
     try:
         _say(library_help(name))
@@ -327,7 +327,7 @@ def models_check(
     as_json: AsJson = False,
 ) -> None:
     """Loads a model and prints which hook points and parts it has, and why it lacks the others."""
-    from mlxterp_agent.models import check
+    from mlxterp_agent.supervisor.model_check import check
 
     raise typer.Exit(check(name, as_json=as_json))
 
@@ -360,9 +360,9 @@ def _supervise(
     as_json: bool,
     notify: Sequence[Target],
 ) -> None:
-    from mlxterp_agent.closing import closing_text
-    from mlxterp_agent.launch import supervised
-    from mlxterp_agent.overview import look
+    from mlxterp_agent.messages import closing_text
+    from mlxterp_agent.supervisor.prepare import supervised
+    from mlxterp_agent.supervisor.project_view import look
 
     ended, report_failed = supervised(directory, driver, options, who, as_json=as_json, notify=notify)
     soon = ended.exit_code == exits.INTERRUPTED

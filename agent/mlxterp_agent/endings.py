@@ -12,7 +12,7 @@ from pathlib import Path
 
 from mlxterp.autointerpret.contract import STATE_DIR_ENV
 from mlxterp.errors import ContractError, CorruptLog, MlxterpError, ModelError
-from mlxterp_agent import exits
+from mlxterp_agent import exit_codes as exits
 from mlxterp_agent.errors import (
     BadLimit,
     DiskFull,
@@ -22,7 +22,7 @@ from mlxterp_agent.errors import (
     SetupChanged,
     StateUnavailable,
 )
-from mlxterp_agent.options import UsageError
+from mlxterp_agent.run_config import UsageError
 from mlxterp_agent.text import plain
 
 _NUMBERS: tuple[tuple[type[MlxterpError], int], ...] = (

@@ -1,7 +1,7 @@
 """Every error the machinery raises on purpose.
 
 A message has three parts: what was asked, what is there, what to do. The command line prints it and ends with
-the exit code of its class (`exits.py`).
+the exit code of its class (`exit_codes.py`).
 
     MlxterpError
     └── AgentError

@@ -23,11 +23,11 @@ from typing import TYPE_CHECKING
 from mlxterp.autointerpret.contract import load_project
 from mlxterp.autointerpret.entry import ExperimentEntry
 from mlxterp.errors import MlxterpError
-from mlxterp_agent import library_help as library
-from mlxterp_agent._os import without_secrets
-from mlxterp_agent.closing import status_text
-from mlxterp_agent.live import verdict_of
-from mlxterp_agent.overview import look
+from mlxterp_agent import api_help as library
+from mlxterp_agent.events import verdict_of
+from mlxterp_agent.messages import status_text
+from mlxterp_agent.platform import without_secrets
+from mlxterp_agent.supervisor.project_view import look
 from mlxterp_agent.telling import LIMIT
 from mlxterp_agent.text import cut, one_line, plain
 

@@ -2,7 +2,7 @@
 
 The words are in `templates/prompts/`. Lives here: filling them in, within a stated size, and keeping the
 stable part stable, since it is read from the service's cache. Signatures come from the installed library
-(`library_help.py`), so that they are those of the code.
+(`api_help.py`), so that they are those of the code.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ import jinja2
 from mlxterp._files import locate
 from mlxterp.autointerpret.contract import PROGRAM, SETUP, load_project
 from mlxterp.autointerpret.entry import ExperimentEntry
-from mlxterp_agent._os import NotRegular, read_regular
-from mlxterp_agent.drivers import BudgetState
-from mlxterp_agent.library_help import essentials
-from mlxterp_agent.memory import state_text
+from mlxterp_agent.api_help import essentials
+from mlxterp_agent.platform import NotRegular, read_regular
+from mlxterp_agent.researchers.base import BudgetState
+from mlxterp_agent.state_md import state_text
 from mlxterp_agent.text import cut, plain
 
 FILE_LIMIT = 12_000

@@ -6,9 +6,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mlxterp.autointerpret.entry import ExperimentEntry
-from mlxterp_agent.drivers import BudgetState
-from mlxterp_agent.live import verdict_of
-from mlxterp_agent.memory import budget_words
+from mlxterp_agent.events import verdict_of
+from mlxterp_agent.researchers.base import BudgetState
+from mlxterp_agent.state_md import budget_words
 from mlxterp_agent.text import cut, one_line, tail
 
 LIMIT = 2000

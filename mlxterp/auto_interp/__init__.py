@@ -9,43 +9,43 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from mlxterp.auto_interp.api import auto_label_feature as auto_label_feature
+    from mlxterp.auto_interp.api import auto_label_features as auto_label_features
+    from mlxterp.auto_interp.api import labels_result as labels_result
     from mlxterp.auto_interp.dashboard import save_dashboard as save_dashboard
-    from mlxterp.auto_interp.evidence import FeatureEvidence as FeatureEvidence
-    from mlxterp.auto_interp.evidence import Sampling as Sampling
-    from mlxterp.auto_interp.evidence import Window as Window
+    from mlxterp.auto_interp.evidence.evidence import FeatureEvidence as FeatureEvidence
+    from mlxterp.auto_interp.evidence.evidence import Sampling as Sampling
+    from mlxterp.auto_interp.evidence.evidence import Window as Window
     from mlxterp.auto_interp.label import FeatureLabel as FeatureLabel
     from mlxterp.auto_interp.label import Proposal as Proposal
-    from mlxterp.auto_interp.labeling import auto_label_feature as auto_label_feature
-    from mlxterp.auto_interp.labeling import auto_label_features as auto_label_features
-    from mlxterp.auto_interp.labeling import labels_result as labels_result
-    from mlxterp.auto_interp.llm_labeler import LlmLabeler as LlmLabeler
-    from mlxterp.auto_interp.llm_pairs import MinimalPairs as MinimalPairs
-    from mlxterp.auto_interp.llm_pairs import minimal_pairs as minimal_pairs
-    from mlxterp.auto_interp.llm_scoring import LlmScorer as LlmScorer
-    from mlxterp.auto_interp.local_scoring import InterventionScorer as InterventionScorer
-    from mlxterp.auto_interp.local_scoring import SurprisalScorer as SurprisalScorer
-    from mlxterp.auto_interp.sensitivity import sensitivity_test as sensitivity_test
-    from mlxterp.auto_interp.sensitivity_many import sensitivity_tests as sensitivity_tests
+    from mlxterp.auto_interp.llm.contrast_pairs import MinimalPairs as MinimalPairs
+    from mlxterp.auto_interp.llm.contrast_pairs import minimal_pairs as minimal_pairs
+    from mlxterp.auto_interp.llm.labeler import LlmLabeler as LlmLabeler
+    from mlxterp.auto_interp.llm.scorers import LlmScorer as LlmScorer
+    from mlxterp.auto_interp.model_scorers import InterventionScorer as InterventionScorer
+    from mlxterp.auto_interp.model_scorers import SurprisalScorer as SurprisalScorer
+    from mlxterp.auto_interp.sensitivity.sensitivity import sensitivity_test as sensitivity_test
+    from mlxterp.auto_interp.sensitivity.sensitivity_many import sensitivity_tests as sensitivity_tests
 
 # Loaded when first used: who only reads labels needs no mlx.
 _WHERE = {
-    "FeatureEvidence": "evidence",
+    "FeatureEvidence": "evidence.evidence",
     "FeatureLabel": "label",
-    "InterventionScorer": "local_scoring",
-    "LlmLabeler": "llm_labeler",
-    "LlmScorer": "llm_scoring",
-    "MinimalPairs": "llm_pairs",
+    "InterventionScorer": "model_scorers",
+    "LlmLabeler": "llm.labeler",
+    "LlmScorer": "llm.scorers",
+    "MinimalPairs": "llm.contrast_pairs",
     "Proposal": "label",
-    "Sampling": "evidence",
-    "SurprisalScorer": "local_scoring",
-    "Window": "evidence",
-    "auto_label_feature": "labeling",
-    "auto_label_features": "labeling",
-    "labels_result": "labeling",
-    "minimal_pairs": "llm_pairs",
+    "Sampling": "evidence.evidence",
+    "SurprisalScorer": "model_scorers",
+    "Window": "evidence.evidence",
+    "auto_label_feature": "api",
+    "auto_label_features": "api",
+    "labels_result": "api",
+    "minimal_pairs": "llm.contrast_pairs",
     "save_dashboard": "dashboard",
-    "sensitivity_test": "sensitivity",
-    "sensitivity_tests": "sensitivity_many",
+    "sensitivity_test": "sensitivity.sensitivity",
+    "sensitivity_tests": "sensitivity.sensitivity_many",
 }
 
 __all__ = [

@@ -1,7 +1,7 @@
 """Labels that wait for somebody: a language model that proposes and judges, and further scorers.
 
 Lives here: asking about many features at once, and what becomes of each answer. Does not live here: the
-questions (`llm_labeler.py`, `llm_scoring.py`), who wants labels (`labeling.py`).
+questions (`labeler.py`, `scorers.py`), who wants labels (`api.py`).
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from mlxterp.auto_interp.corpus import Corpus
-from mlxterp.auto_interp.evidence import FeatureEvidence, Sampling, gather
+from mlxterp.auto_interp.evidence.corpus import Corpus
+from mlxterp.auto_interp.evidence.evidence import FeatureEvidence, Sampling, gather
 from mlxterp.auto_interp.label import (
     Abstention,
     FeatureLabel,
@@ -23,7 +23,7 @@ from mlxterp.auto_interp.label import (
     Scorer,
     Usage,
 )
-from mlxterp.auto_interp.offline_run import unlabelled
+from mlxterp.auto_interp.rules.offline_run import unlabelled
 from mlxterp.errors import LlmAway, LlmBudgetReached
 
 if TYPE_CHECKING:
@@ -49,8 +49,8 @@ def label_by_asking(
         LlmRejected: the service answers no question of ours.
     """
     # Only here: the offline labeler needs neither pydantic nor the service's package.
-    from mlxterp.auto_interp.llm_labeler import LlmLabeler
-    from mlxterp.auto_interp.llm_scoring import LlmScorer
+    from mlxterp.auto_interp.llm.labeler import LlmLabeler
+    from mlxterp.auto_interp.llm.scorers import LlmScorer
     from mlxterp.llm import run, together
 
     labeler = LlmLabeler(completer, seed=seed)

@@ -1,7 +1,7 @@
 """Dashboards: what a store and labels say of features, as one page.
 
 Lives here: which excerpts a feature's entry shows, labels and scores in the page's plain values. Does not
-live here: the page (`mlxterp.reports.dashboard`), labels (`labeling.py`).
+live here: the page (`mlxterp.reports.dashboard`), labels (`api.py`).
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlxterp.auto_interp.label import FeatureLabel
-from mlxterp.auto_interp.promotion import neighbours, promotion
+from mlxterp.auto_interp.promoted_tokens import neighbours, promotion
 from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import LabelingError
 from mlxterp.reports.dashboard import Accuracy, Examples, Excerpt, FeatureEntry, dashboard, write_dashboard
-from mlxterp.sae.feature_store import FeatureStore
+from mlxterp.sae.feature_store.store import FeatureStore
 from mlxterp.sae.sae import SAE
 
 _BEFORE, _AFTER = 20, 11

@@ -1,7 +1,7 @@
 """`FeatureLabel`: what a feature is said to be about, and how far that can be believed.
 
 Lives here: the label as a value, with its scores; what labelers and scorers are. Does not live here: making
-labels (`labeling.py`), a list of labels as a result (`mlxterp.results.features`).
+labels (`api.py`), a list of labels as a result (`mlxterp.results.features`).
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-from mlxterp.auto_interp.evidence import FeatureEvidence, Weighted, Window
-from mlxterp.auto_interp.rules import Rule, rule_from_dict, rule_to_dict
+from mlxterp.auto_interp.evidence.evidence import FeatureEvidence, Weighted, Window
+from mlxterp.auto_interp.rules.rules import Rule, rule_from_dict, rule_to_dict
 from mlxterp.errors import LabelingError
 
 Status = Literal["ok", "dead", "too_few_examples", "uninterpretable", "refused", "error"]

@@ -10,12 +10,17 @@ from mlxterp.autointerpret.contract import FILES, Project, ProjectConfig, load_p
 from mlxterp.autointerpret.declaration import read_hypothesis
 from mlxterp.autointerpret.entry import ExperimentEntry
 from mlxterp.autointerpret.hypothesis import Hypothesis, InterventionClaim
+from mlxterp.autointerpret.keep_rule import (
+    Evidence,
+    Measured,
+    Verdict,
+    decide,
+)
 from mlxterp.autointerpret.log import ExperimentLog
 from mlxterp.autointerpret.loop import AutoInterpret
 from mlxterp.autointerpret.registry import MetricRegistry
 from mlxterp.autointerpret.scaffold import init_autointerpret, scaffolds
 from mlxterp.autointerpret.seals import Seal, SealProblem
-from mlxterp.autointerpret.verdict import Evidence, Measured, Verdict, decide
 
 __all__ = [
     "FILES",

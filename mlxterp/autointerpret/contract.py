@@ -2,7 +2,7 @@
 
 Lives here: the names, digests of bytes, the project's configuration, where a project keeps its private state.
 Does
-not live here: the log (`log.py`), how a child reaches its supervisor (`outbox.py`), the starting files
+not live here: the log (`log.py`), how a child reaches its supervisor (`channel.py`), the starting files
 (`scaffold.py`).
 """
 
@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from mlxterp._files import write_atomically
+from mlxterp.autointerpret.channel import OUTBOX_ENV, Outbox, outbox
 from mlxterp.autointerpret.encoding import LineError, decode_object
-from mlxterp.autointerpret.outbox import OUTBOX_ENV, Outbox, outbox
 from mlxterp.errors import ProjectError
 
 CONFIG_SCHEMA = "autointerp-config/1"

@@ -1,7 +1,7 @@
 """One experiment as the log holds it: the guide's fields, and under supervision the evidence in `record`.
 
 Lives here: the fields, their types, an entry as a line and back. Does not live here: the file (`log.py`), how
-values become plain (`encoding.py`), what `record` must hold for an entry to be kept (`verdict.py`).
+values become plain (`encoding.py`), what `record` must hold for an entry to be kept (`keep_rule.py`).
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 agent's code.
 
 Lives here: the declaration's fields and what they may hold, its digest. Does not live here: reading it out of
-experiment.py (`declaration.py`), deciding it (`verdict.py`).
+experiment.py (`declaration.py`), deciding it (`keep_rule.py`).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The experiment log: results.jsonl, one entry a line, append-only.
 
 Lives here: appending, strict and tolerant reading, what the log says in a few lines of text. Does not live
-here: the bytes and the lock (`logfile.py`), the fields of an entry (`entry.py`), seals (`seals.py`).
+here: the bytes and the lock (`log_file.py`), the fields of an entry (`entry.py`), seals (`seals.py`).
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 
 from mlxterp._files import write_atomically
 from mlxterp.autointerpret import seals
+from mlxterp.autointerpret.channel import outbox
 from mlxterp.autointerpret.encoding import MAX_LINE, LineError, decode_object, encode_object
 from mlxterp.autointerpret.entry import ExperimentEntry
-from mlxterp.autointerpret.logfile import LogFile, Place
-from mlxterp.autointerpret.outbox import outbox
+from mlxterp.autointerpret.log_file import LogFile, Place
 from mlxterp.autointerpret.seals import Seal, SealProblem
 from mlxterp.errors import CorruptLog, EntryError, TornTail
 

@@ -21,9 +21,9 @@ from mlxterp._files import write_atomically
 from mlxterp.autointerpret.contract import FINDINGS, LOG
 from mlxterp.autointerpret.encoding import plain
 from mlxterp.autointerpret.entry import ExperimentEntry
+from mlxterp.autointerpret.keep_rule import RULE, Evidence, decide
 from mlxterp.autointerpret.log import ExperimentLog
 from mlxterp.autointerpret.numbers import count, numbers, vector_digest
-from mlxterp.autointerpret.verdict import RULE, Evidence, decide
 from mlxterp.errors import BudgetReached, ContractError
 
 SMALL_EFFECT = 0.05

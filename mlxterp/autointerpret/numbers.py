@@ -1,6 +1,6 @@
 """The numbers inside a plain result: how many are finite, and whether two results hold the same ones.
 
-Does not live here: what follows from it (`verdict.py`).
+Does not live here: what follows from it (`keep_rule.py`).
 """
 
 from __future__ import annotations

@@ -1,17 +1,14 @@
-"""Causal methods: patching, attribution, ablation. Every sweep runs on `causal/sweep.py`."""
+"""Causal methods: patching, attribution, ablation. Every sweep runs on `causal/batching/sweep.py`."""
 
 from __future__ import annotations
 
-from mlxterp.causal.ablation import ablate
-from mlxterp.causal.acdc import acdc
-from mlxterp.causal.acdc_progress import AcdcProgress
-from mlxterp.causal.activation_patching import activation_patching, activation_patchings
 from mlxterp.causal.attention_patterns import attention_patterns
-from mlxterp.causal.attribution import attribution_patching, attribution_patchings
 from mlxterp.causal.behaviour import behaviour
-from mlxterp.causal.causal_tracing import TracedPrompt, causal_tracing
-from mlxterp.causal.circuit import Circuit, roc_auc
-from mlxterp.causal.circuit_evaluation import (
+from mlxterp.causal.circuits.acdc import acdc
+from mlxterp.causal.circuits.acdc_progress import AcdcProgress
+from mlxterp.causal.circuits.circuit import Circuit, roc_auc
+from mlxterp.causal.circuits.edge_patching import EdgeRun
+from mlxterp.causal.circuits.faithfulness import (
     Completeness,
     Minimality,
     completeness,
@@ -19,16 +16,26 @@ from mlxterp.causal.circuit_evaluation import (
     faithfulnesses,
     minimality,
 )
-from mlxterp.causal.direct_logit import direct_logit_attribution, direct_logit_neurons
-from mlxterp.causal.edge_attribution import edge_attribution
-from mlxterp.causal.edge_run import EdgeRun
-from mlxterp.causal.faithfulness_curve import FaithfulnessCurve, faithfulness_curve
-from mlxterp.causal.graph import Edge, Graph, Node, all_edges, graph_of, parse_edge
-from mlxterp.causal.head_sets import random_head_sets
-from mlxterp.causal.lens import logit_lens
-from mlxterp.causal.pair import PromptPair
-from mlxterp.causal.path_patching import path_patching
+from mlxterp.causal.circuits.faithfulness_curve import FaithfulnessCurve, faithfulness_curve
+from mlxterp.causal.circuits.graph import (
+    Edge,
+    Graph,
+    Node,
+    all_edges,
+    graph_of,
+    parse_edge,
+)
+from mlxterp.causal.direct_logit_attribution import direct_logit_attribution, direct_logit_neurons
+from mlxterp.causal.gradients.attribution_patching import attribution_patching, attribution_patchings
+from mlxterp.causal.gradients.edge_attribution import edge_attribution
+from mlxterp.causal.logit_lens import logit_lens
+from mlxterp.causal.patching.ablation import ablate
+from mlxterp.causal.patching.activation_patching import activation_patching, activation_patchings
+from mlxterp.causal.patching.causal_tracing import TracedPrompt, causal_tracing
+from mlxterp.causal.patching.head_sets import random_head_sets
+from mlxterp.causal.patching.path_patching import path_patching
 from mlxterp.causal.patterns import attention_scores
+from mlxterp.causal.prompts.pair import PromptPair
 from mlxterp.causal.tuned_lens import TunedLens, identity_lens, load_tuned_lens, tuned_lens
 from mlxterp.causal.tuned_lens_training import train_tuned_lens
 

@@ -11,7 +11,12 @@ from collections.abc import Sequence
 import mlx.core as mx
 import numpy as np
 
-from mlxterp.causal.prompts import Prompt, facts_of, str_tokens, token_rows
+from mlxterp.causal.prompts.encoding import (
+    Prompt,
+    facts_of,
+    str_tokens,
+    token_rows,
+)
 from mlxterp.core.hook_points import HookPoint
 from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import SweepError

@@ -7,9 +7,16 @@ from collections.abc import Sequence
 import numpy as np
 
 from mlxterp import metrics
-from mlxterp.causal import sweep
-from mlxterp.causal.pair import PromptPair, describe
-from mlxterp.causal.prompts import Prompt, facts_of, prompt_text, str_tokens, token_id, token_rows
+from mlxterp.causal.batching import sweep
+from mlxterp.causal.prompts.encoding import (
+    Prompt,
+    facts_of,
+    prompt_text,
+    str_tokens,
+    token_id,
+    token_rows,
+)
+from mlxterp.causal.prompts.pair import PromptPair, describe
 from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import PromptPairError
 from mlxterp.results import MetricsResult, MetricsRow

@@ -13,7 +13,7 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
-from mlxterp.causal.prompts import Ids, facts_of
+from mlxterp.causal.prompts.encoding import Ids, facts_of
 from mlxterp.core.hook_points import HookPoint
 from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import SweepError

@@ -14,8 +14,8 @@ from typing import Any, TypeAlias, cast
 
 import mlx.core as mx
 
-from mlxterp.causal.lens import read_layers
-from mlxterp.causal.prompts import Prompt
+from mlxterp.causal.logit_lens import read_layers
+from mlxterp.causal.prompts.encoding import Prompt
 from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import LensError
 from mlxterp.results import LogitLensResult

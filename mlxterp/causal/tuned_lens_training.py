@@ -14,7 +14,7 @@ import mlx.core as mx
 import mlx.optimizers as optimizers
 import numpy as np
 
-from mlxterp.causal.prompts import Prompt
+from mlxterp.causal.prompts.encoding import Prompt
 from mlxterp.causal.tuned_lens import TunedLens, identity_lens
 from mlxterp.core.hook_points import HookPoint
 from mlxterp.core.model import InterpretableModel

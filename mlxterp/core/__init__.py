@@ -5,7 +5,7 @@ Importing this package loads mlx and, on Linux, gives it a fast BLAS (`blas.py`)
 
 import mlx.core
 
-from mlxterp.core import blas
+from mlxterp.core.linux_blas import blas
 
 blas.install()
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlxterp.core.architectures import Architecture
+from mlxterp.core.architecture.parts import Architecture
 
 _STEP = 256
 

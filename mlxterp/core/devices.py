@@ -1,7 +1,7 @@
 """Whether the GPU computes what the CPU computes: asked at load, on five tokens.
 
 A backend that is silently wrong gives numbers that look like results. What lives here: that one comparison.
-What doesn't: whether hook points mean what they say (`probe.py`), which BLAS the CPU uses (`blas.py`).
+What doesn't: whether hook points mean what they say (`self_check.py`), which BLAS the CPU uses (`blas.py`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 import mlx.core as mx
 import numpy as np
 
-from mlxterp.core.architectures import Architecture
+from mlxterp.core.architecture.parts import Architecture
 from mlxterp.errors import DeviceDisagrees
 
 TOLERANCE, TOLERANCE_HALF = 5e-3, 4e-2

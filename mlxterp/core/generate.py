@@ -12,8 +12,8 @@ from typing import Literal
 import mlx.core as mx
 import numpy as np
 
-from mlxterp.core import engine
-from mlxterp.core.architectures import Architecture
+from mlxterp.core import forward as engine
+from mlxterp.core.architecture.parts import Architecture
 from mlxterp.core.cache import make_cache
 from mlxterp.core.interventions import Intervention
 from mlxterp.errors import HookError, TokenError

@@ -1,7 +1,7 @@
 """The vocabulary of places in a transformer: `L9.z`, `embed`, `logits`.
 
 What lives here: names, their spelling, the axes of what is read there. What doesn't: where a given model
-keeps them (`architectures.py`) and how they are read (`engine.py`).
+keeps them (`parts.py`) and how they are read (`forward.py`).
 
 With r the residual stream entering a block (Elhage et al. 2021, "A Mathematical Framework for Transformer
 Circuits"):

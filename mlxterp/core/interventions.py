@@ -2,7 +2,7 @@
 
 An intervention is a value: where (`point`, and optionally `positions`, `heads`, batch `rows`) and what (`op`,
 `value`). Several compose: at one hook point they apply in the order given. What lives here: the values and
-their arithmetic. What doesn't: running a model with them (`engine.py`), and resolving positions of padded
+their arithmetic. What doesn't: running a model with them (`forward.py`), and resolving positions of padded
 rows (`selection.py`).
 """
 

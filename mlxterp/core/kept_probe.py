@@ -2,7 +2,7 @@
 
 It is taken up again only for the same weights, the same code of this package's core and of the model's own
 module, the same mlx, BLAS and device. A file that cannot be read or written costs the check and nothing else;
-all of them can be deleted at any time. What doesn't live here: the check itself (`probe.py`).
+all of them can be deleted at any time. What doesn't live here: the check itself (`self_check.py`).
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from pathlib import Path
 import mlx.core as mx
 
 from mlxterp._files import write_atomically
-from mlxterp.core import attention, blas
-from mlxterp.core.architectures import Architecture, Capability
-from mlxterp.fetch import cache_dir
+from mlxterp.core.architecture import attention
+from mlxterp.core.architecture.parts import Architecture, Capability
+from mlxterp.core.linux_blas import blas
+from mlxterp.models.fetch import cache_dir
 
 SCHEMA = "mlxterp-probe/1"
 
@@ -65,7 +66,7 @@ def _path(architecture: Architecture, digest: str) -> Path:
 
 @cache
 def _code_of_the_core() -> str:
-    files = sorted(Path(__file__).parent.glob("*.py"))
+    files = sorted(Path(__file__).parent.rglob("*.py"))
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 

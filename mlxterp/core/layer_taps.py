@@ -1,7 +1,7 @@
 """Taps on the modules of a layer: each sees an activation in the shape that its hook point promises.
 
 What lives here: what a tap does where a module is called, and what stands in for the attention function. What
-doesn't: which modules a run has to see (`engine.py`), edits and captures (`visit.py`), how a tap is put on
+doesn't: which modules a run has to see (`forward.py`), edits and captures (`visit.py`), how a tap is put on
 (`taps.py`).
 """
 
@@ -13,8 +13,8 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlxterp.core import attention
-from mlxterp.core.architectures import Architecture, Layer, stream
+from mlxterp.core.architecture import attention
+from mlxterp.core.architecture.parts import Architecture, Layer, stream
 from mlxterp.core.hook_points import LAYER_NAMES, HookPoint
 from mlxterp.core.taps import Around
 from mlxterp.core.visit import Visit
@@ -75,7 +75,7 @@ def output_tap(visit: Visit, point: HookPoint, factor: float = 1.0, mid: HookPoi
 def _through_mid(visit: Visit, mid: HookPoint, attn_out: mx.array) -> mx.array:
     # The block adds attention to its own local copy of the residual, so changing what the second norm *sees*
     # would leave the skip path unpatched. Writing the difference at attn_out moves both, and equals the
-    # hand-written forward (tests/core/test_architectures.py).
+    # hand-written forward (tests/core/architecture/test_parts.py).
     assert visit.resid_pre is not None
     resid = visit.resid_pre + attn_out
     edited = visit.at(mid, resid)

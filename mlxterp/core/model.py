@@ -16,16 +16,27 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
 
-from mlxterp.core import blas, devices, engine, kept_probe, loading, probe
-from mlxterp.core.anatomy import describe
-from mlxterp.core.architectures import Architecture, Capability
-from mlxterp.core.families import Family
+from mlxterp.core import (
+    devices,
+    kept_probe,
+)
+from mlxterp.core import (
+    forward as engine,
+)
+from mlxterp.core import (
+    self_check as probe,
+)
+from mlxterp.core.architecture.discovery import describe
+from mlxterp.core.architecture.families import Family
+from mlxterp.core.architecture.parts import Architecture, Capability
 from mlxterp.core.generate import Generation, Sampling, generate
 from mlxterp.core.hook_points import GLOBAL_NAMES, LAYER_NAMES, HookPoint, expand
 from mlxterp.core.interventions import Intervention
+from mlxterp.core.linux_blas import blas
 from mlxterp.core.tokens import Padded, Prompt, TextTokens, Tokens, as_rows, pad
 from mlxterp.core.trace import Trace
 from mlxterp.errors import CapabilityUnavailable, ModelError, TokenError
+from mlxterp.models import registry as loading
 
 Capture = str | HookPoint | Iterable[str | HookPoint]
 
@@ -39,7 +50,7 @@ class InterpretableModel:
         quantized: keep the weights of a bundled model or GGUF file quantised.
         dtype: what to cast the weights to, as in `mx.float32`; by default they stay as they came.
         family: how the blocks of a module of your own differ from the common ones (`families.py`).
-        verify: check by two forwards of five tokens that the hook points mean what they say (`probe.py`), and
+        verify: check by two forwards of five tokens that the hook points mean what they say (`self_check.py`), and
             on a GPU that it computes what the CPU does (`devices.py`). For a model loaded by name the outcome
             is kept in MLXTERP_CACHE and taken up again for the same weights and code (`kept_probe.py`).
         progress: told what is going on while a model is fetched and loaded.

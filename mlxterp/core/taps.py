@@ -3,7 +3,7 @@
 A tapped module's class becomes a subclass whose `__call__` asks the tap; the module tree, the parameters and
 `isinstance` stay as they are, quantised layers and modules kept in lists included. Undoing is one assignment,
 done in `finally`. What lives here: the mechanism, for any `mlx.nn.Module`. What doesn't: which modules matter
-(`engine.py`).
+(`forward.py`).
 """
 
 from __future__ import annotations

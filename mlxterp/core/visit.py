@@ -1,7 +1,7 @@
 """What one run of a model asks for, and what it has seen so far.
 
 What lives here: edits made and activations noted at a hook point. What doesn't: where the run comes by there
-(`layer_taps.py`), the run (`engine.py`).
+(`layer_taps.py`), the run (`forward.py`).
 """
 
 from __future__ import annotations

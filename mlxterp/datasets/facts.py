@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from mlxterp.causal import sweep
-from mlxterp.causal.pair import PromptPair
+from mlxterp.causal.batching import sweep
+from mlxterp.causal.prompts.pair import PromptPair
 from mlxterp.core.model import InterpretableModel
 from mlxterp.datasets.making import is_one_word, row_of, rows_of
 from mlxterp.errors import PromptPairError

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from mlxterp.causal.pair import PromptPair
+from mlxterp.causal.prompts.pair import PromptPair
 from mlxterp.core.model import InterpretableModel
 from mlxterp.datasets.making import first_shown, is_one_word, row_of
 from mlxterp.errors import PromptPairError

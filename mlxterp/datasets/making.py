@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from mlxterp.causal import sweep
-from mlxterp.causal.pair import PromptPair
-from mlxterp.causal.prompts import side_by_side, token_id
+from mlxterp.causal.batching import sweep
+from mlxterp.causal.prompts.encoding import side_by_side, token_id
+from mlxterp.causal.prompts.pair import PromptPair
 from mlxterp.core.model import InterpretableModel
 from mlxterp.core.tokens import Tokens
 from mlxterp.errors import LengthMismatch, PromptPairError, TokenError

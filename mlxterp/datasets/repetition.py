@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mlxterp.causal.pair import PromptPair
+from mlxterp.causal.prompts.pair import PromptPair
 from mlxterp.core.model import InterpretableModel
 from mlxterp.datasets.making import is_one_word, shown_by
 from mlxterp.errors import PromptPairError
-from mlxterp.toy_circuit import WORDS
+from mlxterp.models.toy_circuit import WORDS
 
 
 def repeated_random_pairs(

@@ -1,8 +1,8 @@
 """Questions to a language model behind an API: what is asked, what came back, what it cost.
 
 Lives here: `Completer`, the one thing the library needs of such a model; Claude behind it, call by call
-(`claude.py`) or in batches (`batches.py`), and what both share (`service.py`); the fake that tests use
-(`scripted.py`); what faults mean (`faults.py`), the money (`purse.py`, `prices.py`), replies kept on disk
+(`client.py`) or in batches (`batches.py`), and what both share (`service.py`); the fake that tests use
+(`scripted.py`); what faults mean (`faults.py`), the money (`spending_limit.py`, `prices.py`), replies kept on disk
 (`reply_cache.py`), the way in for code that is not async (`sync.py`). Does not live here: what is asked about
 features (`mlxterp.auto_interp`), the researcher that talks with tools all night (`mlxterp_agent`).
 
@@ -18,7 +18,7 @@ from mlxterp.llm.prices import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from mlxterp.llm.batches import BatchCompleter as BatchCompleter
-    from mlxterp.llm.claude import AnthropicCompleter as AnthropicCompleter
+    from mlxterp.llm.client import AnthropicCompleter as AnthropicCompleter
     from mlxterp.llm.completer import Completer as Completer
     from mlxterp.llm.completer import Reply as Reply
     from mlxterp.llm.completer import Request as Request
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from mlxterp.llm.sync import together as together
 
 _WHERE = {
-    "AnthropicCompleter": "claude",
+    "AnthropicCompleter": "client",
     "BatchCompleter": "batches",
     "CachedCompleter": "reply_cache",
     "Completer": "completer",

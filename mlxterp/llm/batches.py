@@ -2,7 +2,7 @@
 
 Covers: gathering questions that wait at the same time, sending them as one batch, polling, going on with a
 batch that an earlier run sent. Does not cover: the questions (`mlxterp.auto_interp`), one call at a time
-(`claude.py`).
+(`client.py`).
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mlxterp.errors import LlmAway, LlmRejected
-from mlxterp.llm.claude import Spent
+from mlxterp.llm.client import Spent
 from mlxterp.llm.completer import Reply, Request
 from mlxterp.llm.prices import DEFAULT_MODEL
-from mlxterp.llm.purse import Purse
 from mlxterp.llm.reply_cache import ReplyCache
 from mlxterp.llm.service import ATTEMPTS, CALL_SECONDS, PATIENCE, Pause, service
+from mlxterp.llm.spending_limit import Purse
 
 if TYPE_CHECKING:
     import anthropic

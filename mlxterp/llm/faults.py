@@ -3,8 +3,8 @@
     408, 409, 429, 5xx, a lost connection, no answer in time, a page that is no answer      Away: waited out
     400, 401, 402, 403, 404, 413, 422, every other status                      LlmRejected: for good, at once
 
-Waiting and the money are `claude.py`'s. The researcher's own table, which knows longer patience and other
-advice, is `mlxterp_agent.drivers.anthropic_api.trouble`.
+Waiting and the money are `client.py`'s. The researcher's own table, which knows longer patience and other
+advice, is `mlxterp_agent.researchers.anthropic_api.service_faults`.
 """
 
 from __future__ import annotations

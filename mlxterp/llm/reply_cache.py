@@ -16,9 +16,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mlxterp.errors import ReplyCacheError
-from mlxterp.fetch import cache_dir
 from mlxterp.llm.completer import Completer, Reply, Request
 from mlxterp.llm.prices import Tokens
+from mlxterp.models.fetch import cache_dir
 
 _WAIT = 30.0
 """Seconds for another process that writes to the same file."""

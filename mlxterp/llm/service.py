@@ -1,7 +1,7 @@
 """The way to Anthropic's service: client, the parameters of a request, a message as a reply, faults, waiting.
 
-Lives here: everything that one call at a time (`claude.py`) and whole batches (`batches.py`) share. Does not
-live here: what a fault means (`faults.py`), money (`purse.py`).
+Lives here: everything that one call at a time (`client.py`) and whole batches (`batches.py`) share. Does not
+live here: what a fault means (`faults.py`), money (`spending_limit.py`).
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """`FeatureAttributionResult`: what ablating each feature of an SAE would do, estimated for all at once.
-`mlxterp.sae.attribution` measures it."""
+`mlxterp.sae.analysis.attribution` measures it."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """`FeatureCircuitResult`: features of several SAEs, their errors, and the edges between them.
-`mlxterp.sae.circuits` finds them."""
+`mlxterp.sae.analysis.circuits` finds them."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """`FeatureEffectsResult`: what ablating single features of an SAE does, beside random features of the same
-size. `mlxterp.sae.effects` measures it."""
+size. `mlxterp.sae.analysis.effects` measures it."""
 
 from __future__ import annotations
 

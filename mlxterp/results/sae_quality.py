@@ -1,6 +1,6 @@
 """`SAEQualityResult`: how well an SAE reconstructs, how sparsely, and what the model loses by it.
 
-`mlxterp.sae.quality` measures it.
+`mlxterp.sae.evaluation` measures it.
 """
 
 from __future__ import annotations

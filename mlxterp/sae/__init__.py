@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-from mlxterp.sae.activations import StreamedActivations, cached_activations
-from mlxterp.sae.activity import active_features
-from mlxterp.sae.attribution import feature_attribution
+from mlxterp.sae.analysis.activity import active_features
+from mlxterp.sae.analysis.attribution import feature_attribution
+from mlxterp.sae.analysis.circuits import feature_circuit
+from mlxterp.sae.analysis.effects import feature_effects
+from mlxterp.sae.analysis.examples import feature_examples
+from mlxterp.sae.analysis.interventions import (
+    feature_add,
+    feature_clamp,
+    feature_scale,
+    feature_zero,
+)
 from mlxterp.sae.bundled import bundled_sae
-from mlxterp.sae.circuits import feature_circuit
 from mlxterp.sae.config import SAEConfig
-from mlxterp.sae.effects import feature_effects
-from mlxterp.sae.examples import feature_examples
-from mlxterp.sae.feature_store import FeatureStore, load_store
-from mlxterp.sae.formats import load_sae, save_sae
-from mlxterp.sae.interventions import feature_add, feature_clamp, feature_scale, feature_zero
-from mlxterp.sae.quality import fvu, reconstruction_quality, sae_quality
+from mlxterp.sae.evaluation import fvu, reconstruction_quality, sae_quality
+from mlxterp.sae.feature_store.build import build_store, cached_store
+from mlxterp.sae.feature_store.store import FeatureStore, load_store
+from mlxterp.sae.feature_store.store_arrays import store_from_arrays
+from mlxterp.sae.formats.read import load_sae, save_sae
+from mlxterp.sae.planted_truth import Recovery, absorption, recovery
 from mlxterp.sae.sae import SAE, Activation, JumpRelu, Relu, TopK
-from mlxterp.sae.source import ActivationSource, ArrayActivations
-from mlxterp.sae.store import build_store, cached_store
-from mlxterp.sae.store_arrays import store_from_arrays
-from mlxterp.sae.training import Trained, train_sae, train_saes
-from mlxterp.sae.training_progress import TrainingProgress
-from mlxterp.sae.truth import Recovery, absorption, recovery
+from mlxterp.sae.training.activations import StreamedActivations, cached_activations
+from mlxterp.sae.training.source import ActivationSource, ArrayActivations
+from mlxterp.sae.training.train import Trained, train_sae, train_saes
+from mlxterp.sae.training.training_progress import TrainingProgress
 
 __all__ = [
     "SAE",

@@ -1,6 +1,6 @@
 """`python -m mlxterp.sae train`: an SAE from a model and texts in files, with a bar that says how it goes.
 
-Lives here: arguments and what is shown. Does not live here: training (`training.py`).
+Lives here: arguments and what is shown. Does not live here: training (`train.py`).
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from mlxterp.core.model import InterpretableModel
 from mlxterp.datasets.texts import sample_texts
 from mlxterp.errors import MlxterpError, TooLittleData
 from mlxterp.results.sae_quality import SAEQualityResult
-from mlxterp.sae.activations import cached_activations
 from mlxterp.sae.config import VARIANTS, SAEConfig
-from mlxterp.sae.formats import save_sae
-from mlxterp.sae.quality import sae_quality
-from mlxterp.sae.training import train_sae
-from mlxterp.sae.training_progress import TrainingProgress
+from mlxterp.sae.evaluation import sae_quality
+from mlxterp.sae.formats.read import save_sae
+from mlxterp.sae.training.activations import cached_activations
+from mlxterp.sae.training.train import train_sae
+from mlxterp.sae.training.training_progress import TrainingProgress
 
 HELD_OUT = 20
 """Every how manieth document is kept to measure on."""

@@ -1,7 +1,7 @@
 """What a training is asked for, as a value.
 
 Lives here: the options with their checks, and what is chosen for those left open. Does not live here: using
-them (`objective.py`, `training.py`).
+them (`objective.py`, `train.py`).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What a model loses when an SAE's reconstruction, zeros or the mean stand in for its activation.
 
-Lives here: the runs and their sums by document. Does not live here: ratios and intervals (`quality.py`).
+Lives here: the runs and their sums by document. Does not live here: ratios and intervals (`evaluation.py`).
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
-from mlxterp.core import fast_math
 from mlxterp.core.hook_points import HookPoint
 from mlxterp.core.interventions import replace
+from mlxterp.core.linux_blas import swiglu as fast_math
 from mlxterp.core.model import InterpretableModel
 from mlxterp.core.tokens import pad
-from mlxterp.sae.activations import Ids, StreamedActivations
 from mlxterp.sae.sae import SAE
+from mlxterp.sae.training.activations import Ids, StreamedActivations
 
 Exact = NDArray[np.float64]
 

@@ -1,7 +1,7 @@
 """`SAE`: a sparse autoencoder as a value: weights, activation function, where it reads, how it was trained.
 
 Lives here: encoding, decoding, the three activation functions of inference, the checks of shapes. Does not
-live here: files (`formats.py`), training (`training.py`), measuring how good it is (`quality.py`).
+live here: files (`read.py`), training (`train.py`), measuring how good it is (`evaluation.py`).
 
 An SAE takes raw activations: whatever scaling a training or a file used is folded into the weights.
 """

@@ -10,13 +10,13 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mlxterp.workflows.asking import StepProgress as StepProgress
     from mlxterp.workflows.discovery import circuit_discovery as circuit_discovery
     from mlxterp.workflows.features import feature_investigation as feature_investigation
     from mlxterp.workflows.localization import behavior_localization as behavior_localization
+    from mlxterp.workflows.request import StepProgress as StepProgress
 
 _WHERE = {
-    "StepProgress": "mlxterp.workflows.asking",
+    "StepProgress": "mlxterp.workflows.request",
     "behavior_localization": "mlxterp.workflows.localization",
     "circuit_discovery": "mlxterp.workflows.discovery",
     "feature_investigation": "mlxterp.workflows.features",

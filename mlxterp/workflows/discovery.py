@@ -1,7 +1,7 @@
 """`circuit_discovery`: a small set of edges that does what the model does.
 
 Lives here: the steps and their order, which edges are searched. Does not live here: attribution, patching,
-ACDC and faithfulness themselves (`mlxterp.causal`), the words (`telling.py`).
+ACDC and faithfulness themselves (`mlxterp.causal`), the words (`narratives.py`).
 """
 
 from __future__ import annotations
@@ -11,22 +11,31 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from mlxterp.causal.acdc import AcdcProgress, acdc
-from mlxterp.causal.activation_patching import activation_patchings
-from mlxterp.causal.alignment import Align
-from mlxterp.causal.edge_attribution import edge_attribution
-from mlxterp.causal.graph import Graph, graph_of
-from mlxterp.causal.pair import PromptPair
-from mlxterp.causal.path_patching import path_patching
-from mlxterp.causal.prompts import Prompt
-from mlxterp.causal.sites import By
+from mlxterp.causal.circuits.acdc import AcdcProgress, acdc
+from mlxterp.causal.circuits.graph import Graph, graph_of
+from mlxterp.causal.gradients.edge_attribution import edge_attribution
+from mlxterp.causal.patching.activation_patching import activation_patchings
+from mlxterp.causal.patching.path_patching import path_patching
+from mlxterp.causal.patching.sites import By
+from mlxterp.causal.prompts.alignment import Align
+from mlxterp.causal.prompts.encoding import Prompt
+from mlxterp.causal.prompts.pair import PromptPair
 from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import SweepError
 from mlxterp.results import CircuitResult, EdgeScoresResult, Step, WorkflowResult
-from mlxterp.workflows import telling, telling_circuits
-from mlxterp.workflows.asking import Asked, MetricLike, Progress, Teller, ask, chosen_steps, shared_runs, top
+from mlxterp.workflows import narratives, telling_circuits
 from mlxterp.workflows.judging import faithfulness_of
-from mlxterp.workflows.printing import progress_of
+from mlxterp.workflows.progress import progress_of
+from mlxterp.workflows.request import (
+    Asked,
+    MetricLike,
+    Progress,
+    Teller,
+    ask,
+    chosen_steps,
+    shared_runs,
+    top,
+)
 from mlxterp.workflows.shift import mean_of_pairs, towards_clean
 
 NAME = "circuit_discovery"
@@ -146,9 +155,9 @@ def circuit_discovery(
     facts = {"threshold": threshold, "candidates": candidates, "steps": list(chosen), "top_k": top_k}
     found = WorkflowResult(
         name=NAME,
-        question=telling.question(asked, "Which edges are enough for it?"),
+        question=narratives.question(asked, "Which edges are enough for it?"),
         steps=tuple(done),
-        cautions=tuple(telling.cautions(asked)),
+        cautions=tuple(narratives.cautions(asked)),
         components_from=next(((s,) for s in ("acdc", "activation", "attribution") if s in chosen), ()),
         measured_on=asked.prepared.measured_on(model) | facts | {"n_edges": graph.n_edges, "ran": teller.ran},
     )
@@ -220,8 +229,10 @@ class _Run:
         )
         steps = []
         for name, result in zip(names, results, strict=True):
-            cautions = (*telling.small(result), *telling.replication(result, self.top_k))
-            steps.append(Step(name, result, telling.patched(result, _SWEEPS[name][2], self.top_k), cautions))
+            cautions = (*narratives.small(result), *narratives.replication(result, self.top_k))
+            steps.append(
+                Step(name, result, narratives.patched(result, _SWEEPS[name][2], self.top_k), cautions)
+            )
         return steps if scores is None else telling_circuits.agreement(steps, scores)
 
     def acdc(
@@ -231,7 +242,7 @@ class _Run:
             self.teller.says("acdc", str(state), state.done, state.edges)
 
         n = self.graph.n_edges if searched is None else len(searched)
-        self.teller.says("acdc", f"searching {telling.share_searched(n, self.graph.n_edges)}")
+        self.teller.says("acdc", f"searching {narratives.share_searched(n, self.graph.n_edges)}")
         asked = self.asked
         circuit = acdc(
             asked.model,
@@ -260,10 +271,10 @@ class _Run:
             seed=self.seed,
             progress=self.teller.counting("paths", "senders"),
         )
-        strong = telling.notable(result.top_components(self.top_k))
+        strong = narratives.notable(result.top_components(self.top_k))
         told = (
             "Into the logits directly (through MLPs, past other heads), the corrupted values of these "
             "remove: "
-            f"{telling.listed(strong)} of the gap. Nodes of the circuit that are not named act through heads."
+            f"{narratives.listed(strong)} of the gap. Nodes of the circuit that are not named act through heads."
         )
         return Step("paths", result, told)

@@ -9,23 +9,30 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from mlxterp.causal.prompts import Prompt
+from mlxterp.causal.prompts.encoding import Prompt
 from mlxterp.core.model import InterpretableModel
 from mlxterp.core.selection import Positions
 from mlxterp.errors import SAEError, SweepError
 from mlxterp.results import Step, WorkflowResult
-from mlxterp.sae.activity import active_features
-from mlxterp.sae.effects import CONTROLS, feature_effects
-from mlxterp.sae.examples import feature_examples
-from mlxterp.sae.feature_store import FeatureStore
-from mlxterp.sae.interventions import checked_features
-from mlxterp.sae.runs import prepare
+from mlxterp.sae.analysis.activity import active_features
+from mlxterp.sae.analysis.effects import CONTROLS, feature_effects
+from mlxterp.sae.analysis.examples import feature_examples
+from mlxterp.sae.analysis.interventions import checked_features
+from mlxterp.sae.analysis.runs import prepare
+from mlxterp.sae.analysis.texts import Given
+from mlxterp.sae.feature_store.build import build_store, same_texts
+from mlxterp.sae.feature_store.store import FeatureStore
 from mlxterp.sae.sae import SAE
-from mlxterp.sae.store import build_store, same_texts
-from mlxterp.sae.texts import Given
 from mlxterp.workflows import telling_features as telling
-from mlxterp.workflows.asking import MetricLike, Progress, Teller, chosen_steps, top, with_arguments
-from mlxterp.workflows.printing import progress_of
+from mlxterp.workflows.progress import progress_of
+from mlxterp.workflows.request import (
+    MetricLike,
+    Progress,
+    Teller,
+    chosen_steps,
+    top,
+    with_arguments,
+)
 
 if TYPE_CHECKING:
     from mlxterp.llm import Completer
@@ -185,7 +192,7 @@ def _elsewhere(
         teller.counting("max_examples", "features")(len(features), len(features))
         done.append(Step("max_examples", examples, telling.found(examples)))
     if "labels" in steps:
-        from mlxterp.auto_interp.labeling import auto_label_features, labels_result
+        from mlxterp.auto_interp.api import auto_label_features, labels_result
 
         labels = auto_label_features(
             model,

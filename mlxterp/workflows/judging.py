@@ -1,17 +1,17 @@
 """How faithful a found circuit is, beside what it has to be compared with.
 
-Lives here: which circuits are run. Does not live here: running them (`mlxterp.causal.circuit_evaluation`).
+Lives here: which circuits are run. Does not live here: running them (`mlxterp.causal.circuits.faithfulness`).
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from mlxterp.causal.circuit import Circuit
-from mlxterp.causal.circuit_evaluation import faithfulnesses
-from mlxterp.causal.graph import Graph
+from mlxterp.causal.circuits.circuit import Circuit
+from mlxterp.causal.circuits.faithfulness import faithfulnesses
+from mlxterp.causal.circuits.graph import Graph
 from mlxterp.results import CircuitResult, EdgeScoresResult, FaithfulnessResult, FaithfulnessRow
-from mlxterp.workflows.asking import Asked
+from mlxterp.workflows.request import Asked
 
 RANDOM_SETS = 3
 

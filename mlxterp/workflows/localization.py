@@ -1,7 +1,7 @@
 """`behavior_localization`: which heads and MLPs make a model say what it says.
 
 Lives here: the steps and their order. Does not live here: patching and attribution themselves
-(`mlxterp.causal`), the words (`telling.py`).
+(`mlxterp.causal`), the words (`narratives.py`).
 """
 
 from __future__ import annotations
@@ -12,18 +12,27 @@ from typing import Any
 
 import numpy as np
 
-from mlxterp.causal.activation_patching import activation_patchings
-from mlxterp.causal.alignment import Align
-from mlxterp.causal.direct_logit import direct_logit_attribution
-from mlxterp.causal.pair import PromptPair
-from mlxterp.causal.prompts import Prompt
-from mlxterp.causal.sites import By, Direction
+from mlxterp.causal.direct_logit_attribution import direct_logit_attribution
+from mlxterp.causal.patching.activation_patching import activation_patchings
+from mlxterp.causal.patching.sites import By, Direction
+from mlxterp.causal.prompts.alignment import Align
+from mlxterp.causal.prompts.encoding import Prompt
+from mlxterp.causal.prompts.pair import PromptPair
 from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import CapabilityUnavailable
 from mlxterp.results import LogitAttributionResult, PatchingResult, Step, WorkflowResult
-from mlxterp.workflows import telling
-from mlxterp.workflows.asking import Asked, MetricLike, Progress, Teller, ask, chosen_steps, shared_runs, top
-from mlxterp.workflows.printing import progress_of
+from mlxterp.workflows import narratives
+from mlxterp.workflows.progress import progress_of
+from mlxterp.workflows.request import (
+    Asked,
+    MetricLike,
+    Progress,
+    Teller,
+    ask,
+    chosen_steps,
+    shared_runs,
+    top,
+)
 
 NAME = "behavior_localization"
 SWEEPS: dict[str, tuple[str, By, str]] = {
@@ -121,9 +130,9 @@ def behavior_localization(
     facts = {"direction": direction, "steps": list(chosen), "top_k": top_k, "ran": teller.ran}
     found = WorkflowResult(
         name=NAME,
-        question=telling.question(asked, "Which components make the model do it?"),
+        question=narratives.question(asked, "Which components make the model do it?"),
         steps=tuple(done),
-        cautions=(*left_out, *telling.cautions(asked)),
+        cautions=(*left_out, *narratives.cautions(asked)),
         components_from=_ranked(chosen),
         measured_on=asked.prepared.measured_on(model) | facts,
     )
@@ -158,7 +167,7 @@ def _dla(asked: Asked, teller: Teller, top_k: int) -> Step:
         each.append(direct_logit_attribution(asked.model, pair.clean, answer=pair.answer, foil=pair.foil))
         teller.counting("dla", "prompts")(len(each), len(pairs))
     result = mean_attribution(each)
-    return Step("dla", result, telling.written(result, top_k, len(each)), tuple(_of_choices(asked, pairs)))
+    return Step("dla", result, narratives.written(result, top_k, len(each)), tuple(_of_choices(asked, pairs)))
 
 
 def _of_choices(asked: Asked, pairs: Sequence[PromptPair]) -> Sequence[str]:
@@ -222,8 +231,12 @@ def _patching(
 
 
 def _told(step: str, result: PatchingResult, top_k: int) -> Step:
-    cautions = (*telling.small(result), *telling.replication(result, top_k), *telling.first_mlp(result))
-    return Step(step, result, telling.patched(result, SWEEPS[step][2], top_k), cautions)
+    cautions = (
+        *narratives.small(result),
+        *narratives.replication(result, top_k),
+        *narratives.first_mlp(result),
+    )
+    return Step(step, result, narratives.patched(result, SWEEPS[step][2], top_k), cautions)
 
 
 def _ranked(steps: Sequence[str]) -> tuple[str, ...]:
@@ -234,12 +247,12 @@ def _ranked(steps: Sequence[str]) -> tuple[str, ...]:
 
 
 def _conclusion(found: WorkflowResult, top_k: int) -> str:
-    strong = telling.notable(found.top_components(top_k))
+    strong = narratives.notable(found.top_components(top_k))
     if not strong:
         return "No component has an effect that is a finite number."
     unit = "logits" if found.components_from == ("dla",) else "of the gap"
-    parts = [f"The strongest components are {telling.listed(strong)} ({unit})."]
+    parts = [f"The strongest components are {narratives.listed(strong)} ({unit})."]
     if "dla" in found.step_names and unit != "logits":
-        said = list(telling.roles(strong, found.get_step("dla")))
+        said = list(narratives.roles(strong, found.get_step("dla")))
         parts += [f"{'; '.join(said)}."] if said else []
     return " ".join(parts)

@@ -1,7 +1,7 @@
 """A metric with a slope in the clean run, for attributing a distance between prompts of different lengths.
 
 Lives here: that metric, and the mean of its scores over pairs. Does not live here: attribution
-(`mlxterp.causal.edge_attribution`).
+(`mlxterp.causal.gradients.edge_attribution`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 
 from mlxterp.metrics import MetricFunction, log_softmax
 from mlxterp.results import EdgeScoresResult
-from mlxterp.workflows.asking import Asked, both_logits
+from mlxterp.workflows.request import Asked, both_logits
 
 SHIFT = "shift_towards_clean"
 

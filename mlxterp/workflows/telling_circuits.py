@@ -20,7 +20,12 @@ from mlxterp.results import (
 )
 from mlxterp.results.faithfulness import shown
 from mlxterp.results.shows import number
-from mlxterp.workflows.telling import CLEAR, listed, notable, share_searched
+from mlxterp.workflows.narratives import (
+    CLEAR,
+    listed,
+    notable,
+    share_searched,
+)
 
 FAITHFUL = 0.8
 """Below this faithfulness a circuit is said to do only part of the work."""

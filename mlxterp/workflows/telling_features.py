@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from mlxterp.causal.prompts import prompt_text, str_tokens
+from mlxterp.causal.prompts.encoding import prompt_text, str_tokens
 from mlxterp.core.model import InterpretableModel
 from mlxterp.results import (
     ActiveFeaturesResult,
@@ -21,7 +21,7 @@ from mlxterp.results import (
 )
 from mlxterp.results.feature_effects import LEVEL
 from mlxterp.results.shows import number, percent
-from mlxterp.sae.runs import Runs
+from mlxterp.sae.analysis.runs import Runs
 from mlxterp.sae.sae import SAE
 
 SAID = 5

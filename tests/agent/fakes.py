@@ -16,11 +16,17 @@ from pathlib import Path
 from mlxterp.autointerpret.contract import ProjectConfig, write_config
 from mlxterp.autointerpret.entry import ExperimentEntry
 from mlxterp.autointerpret.log import ExperimentLog
-from mlxterp_agent.drivers import IDLE, Done, DriverState, Situation, Told
-from mlxterp_agent.exits import Ended
-from mlxterp_agent.live import Event
-from mlxterp_agent.options import Options
-from mlxterp_agent.supervisor import run
+from mlxterp_agent.events import Event
+from mlxterp_agent.exit_codes import Ended
+from mlxterp_agent.researchers.base import (
+    IDLE,
+    Done,
+    DriverState,
+    Situation,
+    Told,
+)
+from mlxterp_agent.run_config import Options
+from mlxterp_agent.supervisor.loop import run
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -14,14 +14,19 @@ from typing import NamedTuple
 import pytest
 
 from mlxterp.autointerpret.scaffold import scaffolds
-from mlxterp_agent import exits
+from mlxterp_agent import exit_codes as exits
 from mlxterp_agent.cli import app
-from mlxterp_agent.drivers.external import External
 from mlxterp_agent.endings import end_of
-from mlxterp_agent.live import Event, SetupReady
-from mlxterp_agent.options import Options, UsageError, merge, next_time
-from mlxterp_agent.state import ProjectLock, open_state
-from mlxterp_agent.supervisor import run
+from mlxterp_agent.events import Event, SetupReady
+from mlxterp_agent.researchers.external import External
+from mlxterp_agent.run_config import (
+    Options,
+    UsageError,
+    merge,
+    next_time,
+)
+from mlxterp_agent.storage.state_dir import ProjectLock, open_state
+from mlxterp_agent.supervisor.loop import run
 from tests.agent.fakes import entries, git, make_project, source, supervise, verdicts
 
 
@@ -46,7 +51,7 @@ def autointerp(capsys: pytest.CaptureFixture[str]) -> Callable[..., Said]:
 @pytest.fixture
 def without_report(monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests of something else: the pages take a second."""
-    from mlxterp_agent import reporting
+    from mlxterp_agent.supervisor import report_process as reporting
 
     monkeypatch.setattr(reporting, "refresh_report", lambda directory, *, wait: None)
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from mlxterp.auto_interp.evidence import Sampling
+from mlxterp.auto_interp.evidence.evidence import Sampling
 from mlxterp.auto_interp.label import FeatureLabel
 from mlxterp.core.model import InterpretableModel
-from mlxterp.sae.feature_store import FeatureStore
+from mlxterp.sae.feature_store.store import FeatureStore
 from mlxterp.sae.sae import SAE
 from tests.auto_interp import planted
 
@@ -24,7 +24,7 @@ def sae() -> SAE:
 
 @pytest.fixture(scope="session")
 def store(model: InterpretableModel, sae: SAE) -> FeatureStore:
-    from mlxterp.sae.store import build_store
+    from mlxterp.sae.feature_store.build import build_store
 
     return build_store(model, sae, planted.texts(240))
 
@@ -32,7 +32,7 @@ def store(model: InterpretableModel, sae: SAE) -> FeatureStore:
 @pytest.fixture(scope="session")
 def held_out(model: InterpretableModel, sae: SAE) -> FeatureStore:
     """Other texts."""
-    from mlxterp.sae.store import build_store
+    from mlxterp.sae.feature_store.build import build_store
 
     return build_store(model, sae, planted.texts(60, seed=1))
 

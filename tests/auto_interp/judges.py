@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from mlxterp.auto_interp.evidence import FeatureEvidence, Window
-from mlxterp.auto_interp.llm_prompts import instructions
+from mlxterp.auto_interp.evidence.evidence import FeatureEvidence, Window
+from mlxterp.auto_interp.llm.prompts import instructions
 from mlxterp.llm import Request, ScriptedCompleter
 
 WORDS = [" the", " old", " man", " went", " home", " and", " sat", " by", " a", " river", ".", " Then", " it"]

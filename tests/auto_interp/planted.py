@@ -1,7 +1,7 @@
 """Features whose meaning is known, planted in an SAE on `toy-induction`, whose weights are written by hand.
 
 After block 0 the stream holds, in subspaces of its own, the word at a position, the word before it, and the
-position (`mlxterp/toy_circuit.py`). So an encoder row can fire on exactly one word, a set of words, a word
+position (`mlxterp/models/toy_circuit.py`). So an encoder row can fire on exactly one word, a set of words, a word
 behind a word, or a position: `plants()` says which. `with_nulls` adds as many features that mean nothing.
 """
 
@@ -14,10 +14,17 @@ import numpy as np
 from scipy.sparse import csc_array, hstack
 
 from mlxterp.core.model import InterpretableModel
-from mlxterp.sae.feature_store import FeatureStore
+from mlxterp.models.toy_circuit import (
+    D_MODEL,
+    MODULI,
+    POS,
+    PREV,
+    TOK,
+    WORDS,
+)
+from mlxterp.sae.feature_store.store import FeatureStore
+from mlxterp.sae.feature_store.store_arrays import store_from_arrays
 from mlxterp.sae.sae import SAE, Relu
-from mlxterp.sae.store_arrays import store_from_arrays
-from mlxterp.toy_circuit import D_MODEL, MODULI, POS, PREV, TOK, WORDS
 
 SUCCESSORS = 3
 

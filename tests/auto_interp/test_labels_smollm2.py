@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from mlxterp.auto_interp import auto_label_features, sensitivity_test
-from mlxterp.auto_interp.corpus import Corpus
-from mlxterp.auto_interp.evidence import Sampling
-from mlxterp.auto_interp.offline_run import OfflineRun
-from mlxterp.auto_interp.promotion import Promotion
-from mlxterp.auto_interp.scoring import calibration_error
+from mlxterp.auto_interp.evidence.corpus import Corpus
+from mlxterp.auto_interp.evidence.evidence import Sampling
+from mlxterp.auto_interp.promoted_tokens import Promotion
+from mlxterp.auto_interp.rules.offline_run import OfflineRun
+from mlxterp.auto_interp.scores import calibration_error
 from mlxterp.core.model import InterpretableModel
 from mlxterp.datasets import sample_texts
-from mlxterp.sae.store import build_store, store_from_arrays
+from mlxterp.sae.feature_store.build import build_store, store_from_arrays
 from tests.auto_interp.planted import with_nulls
 from tests.auto_interp.smollm2 import plant
 

@@ -221,7 +221,7 @@ def test_a_failed_fsync_is_reported_and_the_same_uid_is_not_logged_twice(tmp_pat
         raise OSError(errno.EIO, "Input/output error")
 
     with monkeypatch.context() as broken:
-        broken.setattr("mlxterp.autointerpret.logfile.sync", failing)
+        broken.setattr("mlxterp.autointerpret.log_file.sync", failing)
         with pytest.raises(OSError, match="may not be on the disk"):
             log.append_sealed(an_entry(), {"uid": "a"})
     again = log.append_sealed(an_entry(), {"uid": "a"})
@@ -294,7 +294,7 @@ def test_a_log_replaced_while_an_append_waits_for_its_lock_gets_the_entry(tmp_pa
         path.touch()
         os.close(holder)
 
-    monkeypatch.setattr("mlxterp.autointerpret.logfile.time.sleep", replace_and_let_go)
+    monkeypatch.setattr("mlxterp.autointerpret.log_file.time.sleep", replace_and_let_go)
     logged = log.append(an_entry(hypothesis="after"))
 
     assert [entry.hypothesis for entry in ExperimentLog(path).entries()] == ["after"]
@@ -307,8 +307,8 @@ def test_a_lock_that_is_never_given_back_is_an_error_and_not_a_wait_without_end(
     log = ExperimentLog(path)
     log.append(an_entry())
     now = iter(range(0, 1000, 10))
-    monkeypatch.setattr("mlxterp.autointerpret.logfile.time.monotonic", lambda: next(now))
-    monkeypatch.setattr("mlxterp.autointerpret.logfile.time.sleep", lambda _: None)
+    monkeypatch.setattr("mlxterp.autointerpret.log_file.time.monotonic", lambda: next(now))
+    monkeypatch.setattr("mlxterp.autointerpret.log_file.time.sleep", lambda _: None)
 
     with open(path) as holder:
         fcntl.flock(holder, fcntl.LOCK_EX)

@@ -14,7 +14,8 @@ from unittest import mock
 
 import numpy as np
 
-from mlxterp.causal import ablate, packed_rows
+from mlxterp.causal import ablate
+from mlxterp.causal.batching import packed_rows
 from mlxterp.core.model import InterpretableModel
 from mlxterp.datasets import ioi_pairs
 from tests.benchmarks.sweeps import PAIRS, _both, _naive, _took

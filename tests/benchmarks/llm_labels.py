@@ -16,7 +16,7 @@ import time
 from typing import Any
 
 from mlxterp.auto_interp.label import Proposal
-from mlxterp.auto_interp.llm_scoring import LlmScorer
+from mlxterp.auto_interp.llm.scorers import LlmScorer
 from mlxterp.llm import AnthropicCompleter, run, together
 from tests.auto_interp.judges import evidence
 from tests.messages_stub import MessagesStub

@@ -28,16 +28,16 @@ from mlx.utils import tree_map_with_path
 
 import mlxterp
 from mlxterp.core.model import InterpretableModel
-from mlxterp.fetch import cache_dir
-from mlxterp.sae.activations import StreamedActivations, cached_activations
+from mlxterp.models.fetch import cache_dir
 from mlxterp.sae.bundled import BUNDLED
 from mlxterp.sae.config import SAEConfig
-from mlxterp.sae.formats import load_sae, save_sae
-from mlxterp.sae.quality import fvu, sae_quality
+from mlxterp.sae.evaluation import fvu, sae_quality
+from mlxterp.sae.formats.read import load_sae, save_sae
 from mlxterp.sae.sae import SAE
-from mlxterp.sae.source import ArrayActivations, Floats, widened
-from mlxterp.sae.training import train_sae
-from mlxterp.sae.training_progress import TrainingProgress
+from mlxterp.sae.training.activations import StreamedActivations, cached_activations
+from mlxterp.sae.training.source import ArrayActivations, Floats, widened
+from mlxterp.sae.training.train import train_sae
+from mlxterp.sae.training.training_progress import TrainingProgress
 from tests.benchmarks.corpora import austen, brown
 
 POINT = "L15.resid_post"

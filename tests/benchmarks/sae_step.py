@@ -15,10 +15,10 @@ from collections.abc import Callable
 import mlx.core as mx
 import numpy as np
 
-from mlxterp.core import blas
+from mlxterp.core.linux_blas import blas
 from mlxterp.sae.config import Plan, SAEConfig
-from mlxterp.sae.selection import largest
-from mlxterp.sae.steps import Stepper
+from mlxterp.sae.training.selection import largest
+from mlxterp.sae.training.step import Stepper
 
 D, D_SAE, K, BATCH = 576, 4608, 32, 4096
 

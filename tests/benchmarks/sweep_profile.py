@@ -20,8 +20,9 @@ from unittest import mock
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlxterp.causal import activation_patching, packed_attention
-from mlxterp.core import fast_math
+from mlxterp.causal import activation_patching
+from mlxterp.causal.batching import packed_attention
+from mlxterp.core.linux_blas import swiglu as fast_math
 from mlxterp.core.model import InterpretableModel
 from mlxterp.core.taps import Around, tapped
 from tests.benchmarks.sweeps import PAIRS, SWEEPS

@@ -29,7 +29,7 @@ import mlx.nn as nn
 import numpy as np
 
 from mlxterp.causal import PromptPair, activation_patching
-from mlxterp.causal.activation_patching import FIVE_SWEEPS, activation_patchings
+from mlxterp.causal.patching.activation_patching import FIVE_SWEEPS, activation_patchings
 from mlxterp.core.interventions import replace
 from mlxterp.core.model import InterpretableModel
 from mlxterp.core.taps import Around, tapped

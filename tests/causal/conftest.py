@@ -7,10 +7,10 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from mlxterp import toy
 from mlxterp.causal import PromptPair
 from mlxterp.core.interventions import Intervention
 from mlxterp.core.model import InterpretableModel
+from mlxterp.models import toy
 from tests.tiny_models import FAMILIES, ByteTokenizer, tiny_module
 
 CLEAN, CORRUPTED = "the cat sat", "the dog sat"

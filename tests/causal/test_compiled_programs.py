@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from mlxterp.causal import acdc, edge_attribution, faithfulnesses, path_patching, roc_auc
-from mlxterp.causal.edge_run import EdgeRun
+from mlxterp.causal.circuits.edge_patching import EdgeRun
 from mlxterp.metrics import kl
 from tests.rasp import LOGIT
 from tests.rasp.programs import LENGTH, PROGRAMS, TOKENS

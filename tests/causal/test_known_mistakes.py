@@ -1,44 +1,44 @@
 """Mistakes that libraries like this one have made and shipped, each with the test that would catch it here.
 
 1. a residual stream's name that no module answers to: nothing is patched, every effect is 0
-    causal/test_activation_patching.py::
+    causal/patching/test_activation_patching.py::
         test_the_last_residual_recovers_everything_at_the_answer_position_and_nothing_before
-    causal/test_activation_patching.py::test_the_residual_after_a_block_is_the_residual_before_the_next
+    causal/patching/test_activation_patching.py::test_the_residual_after_a_block_is_the_residual_before_the_next
     core/test_model.py::test_an_intervention_whose_module_never_runs_raises
 2. a "head" that is a slice of attention's output, behind W_O
-    causal/test_activation_patching.py::test_each_head_is_what_one_patched_forward_recovers
-    causal/test_activation_patching.py::test_all_heads_of_a_layer_together_are_its_attention
+    causal/patching/test_activation_patching.py::test_each_head_is_what_one_patched_forward_recovers
+    causal/patching/test_activation_patching.py::test_all_heads_of_a_layer_together_are_its_attention
 3. path patching that freezes everything, and never reads its receiver
-    causal/test_path_patching.py::test_a_sender_that_comes_after_the_receiver_does_exactly_nothing
-    causal/test_path_patching.py::test_the_receiver_matters
-    causal/test_path_patching.py::test_what_does_not_exist_is_refused
+    causal/patching/test_path_patching.py::test_a_sender_that_comes_after_the_receiver_does_exactly_nothing
+    causal/patching/test_path_patching.py::test_the_receiver_matters
+    causal/patching/test_path_patching.py::test_what_does_not_exist_is_refused
 4. a module that one run calls twice (a rotary embedding): the last call is captured, and written
     over the first
     test_a_module_that_one_run_calls_twice_has_no_single_output
 5. ACDC over nodes, in one shot, its edges made up afterwards
-    causal/test_acdc.py::test_the_decisions_are_those_of_the_algorithm_as_it_is_written
-    causal/test_acdc.py::test_it_finds_exactly_the_planted_edges_over_five_decades_of_the_threshold
+    causal/circuits/test_acdc.py::test_the_decisions_are_those_of_the_algorithm_as_it_is_written
+    causal/circuits/test_acdc.py::test_it_finds_exactly_the_planted_edges_over_five_decades_of_the_threshold
 6. under KL, the node that matters most is pruned first, because its distance is small
     test_under_kl_an_edge_is_kept_for_what_removing_it_costs
 7. a slope measured along one random direction: a thousand times too small, one forward per layer
-    causal/test_attribution.py::test_an_estimate_is_the_slope_of_the_metric_along_the_patch
+    causal/gradients/test_attribution_patching.py::test_an_estimate_is_the_slope_of_the_metric_along_the_patch
     test_an_estimate_costs_as_many_forwards_for_one_layer_as_for_all
 8. direct attribution with the final norm applied to each component by itself
-    causal/test_direct_logit.py::test_the_contributions_add_up_to_the_logit_the_model_computes
+    causal/test_direct_logit_attribution.py::test_the_contributions_add_up_to_the_logit_the_model_computes
 9. contributions "of heads" that are those of whole layers; no embedding, no foil
-    causal/test_direct_logit.py::test_heads_and_the_output_bias_add_up_to_the_attention
-    causal/test_direct_logit.py::test_with_a_foil_they_add_up_to_the_logit_difference
+    causal/test_direct_logit_attribution.py::test_heads_and_the_output_bias_add_up_to_the_attention
+    causal/test_direct_logit_attribution.py::test_with_a_foil_they_add_up_to_the_logit_difference
 10. packed integers of a quantised unembedding taken for its rows
-    causal/test_direct_logit.py::test_a_quantised_model_is_attributed_with_its_dequantised_rows
+    causal/test_direct_logit_attribution.py::test_a_quantised_model_is_attributed_with_its_dequantised_rows
 11. feature circuits whose effects are 0 whatever the features do
-    sae/test_effects.py::test_a_planted_causal_feature_has_over_ten_times_the_effect_of_an_inert_one
-    sae/test_feature_circuits.py::test_the_true_edges_rank_above_all_others
+    sae/analysis/test_effects.py::test_a_planted_causal_feature_has_over_ten_times_the_effect_of_an_inert_one
+    sae/analysis/test_circuits.py::test_the_true_edges_rank_above_all_others
     workflows/test_feature_investigation.py::test_the_feature_that_matters_is_named_and_those_that_do_not_are_not
 12. the SAE's error charged to each feature: one that never fires has an effect
-    sae/test_effects.py::test_a_feature_that_does_not_fire_is_edited_into_the_very_same_logits
-    sae/test_effects.py::test_zeroing_takes_out_exactly_the_features_own_term
+    sae/analysis/test_effects.py::test_a_feature_that_does_not_fire_is_edited_into_the_very_same_logits
+    sae/analysis/test_effects.py::test_zeroing_takes_out_exactly_the_features_own_term
 13. unequal prompts aligned at their ends, or at their beginnings, without a word
-    causal/test_pair.py::test_unequal_lengths_are_refused_with_both_tokenisations_side_by_side
+    causal/prompts/test_pair.py::test_unequal_lengths_are_refused_with_both_tokenisations_side_by_side
     core/test_interventions.py::test_a_value_that_fits_neither_the_activation_nor_the_selection_is_an_error
 14. negative and out-of-range positions ignored
     core/test_interventions.py::test_a_negative_position_counts_from_the_end
@@ -46,33 +46,33 @@
 15. `positions` ignored for heads
     test_positions_are_honoured_for_heads_too
 16. unknown components and layers worth 0.0
-    causal/test_activation_patching.py::test_names_that_do_not_exist_are_refused_with_those_that_do
+    causal/patching/test_activation_patching.py::test_names_that_do_not_exist_are_refused_with_those_that_do
 17. attribution patching of unequal prompts dies in a broadcast
-    causal/test_attribution.py::test_prompts_of_different_lengths_are_compared_along_a_stated_map
+    causal/gradients/test_attribution_patching.py::test_prompts_of_different_lengths_are_compared_along_a_stated_map
 18. the clean run made again for every layer, every module wrapped anew by every trace
     test_a_sweep_runs_both_prompts_once
     test_tracing_again_makes_no_more_classes
 19. logits differenced in 16 bits
     test_metrics.py::test_logits_of_low_precision_are_differenced_in_float32_or_better
 20. no gap between the baselines, so every effect is 0.0
-    causal/test_pair.py::test_a_pair_without_a_gap_is_refused_with_both_values
+    causal/prompts/test_pair.py::test_a_pair_without_a_gap_is_refused_with_both_values
     test_metrics.py::test_recovered_without_a_gap_is_not_a_number
 21. a KL that is negative, unnormalised, and among recoveries
     test_metrics.py::test_kl_has_the_clean_distribution_as_reference_and_is_summed_over_the_vocabulary
-    causal/test_activation_patching.py::
+    causal/patching/test_activation_patching.py::
         test_distances_recover_one_where_the_run_is_the_clean_one_and_zero_where_it_is_the_corrupted
 22. distances between raw logits, which are defined up to a constant
     test_metrics.py::test_no_metric_changes_when_a_constant_is_added_to_the_logits
 23. of a batch, row 0 alone is read
-    causal/test_activation_patching.py::test_each_pair_of_a_dataset_is_what_it_is_alone
+    causal/patching/test_activation_patching.py::test_each_pair_of_a_dataset_is_what_it_is_alone
 24. padding without a mask, and metrics read at the padding
     core/test_identities.py::test_a_batch_of_unequal_prompts_gives_what_each_gives_alone
 25. an assignment into a trace that changes nothing
     core/test_model.py::test_assigning_into_a_trace_is_an_error_and_not_a_silent_nothing
 26. attention weights computed beside the model: no query norm, no window, masks added
     core/test_identities.py::test_pattern_times_v_is_z_and_each_row_of_a_pattern_is_a_causal_distribution
-    core/test_architectures.py::test_a_sliding_window_is_seen_in_the_pattern
-    core/test_architectures.py::test_norms_before_attention_are_seen_in_the_queries
+    core/architecture/test_parts.py::test_a_sliding_window_is_seen_in_the_pattern
+    core/architecture/test_parts.py::test_norms_before_attention_are_seen_in_the_queries
 27. nothing, silently, for models that name their blocks otherwise (GPT-2)
     core/test_identities.py::test_only_what_a_family_really_lacks_is_missing
     core/test_identities.py::test_all_heads_of_a_layer_together_are_its_attention
@@ -85,8 +85,8 @@
     workflows/test_circuit_discovery.py::test_every_step_is_what_the_analysis_alone_returns
     workflows/test_circuit_discovery.py::test_a_circuit_of_nothing_is_said_to_be_nothing
 31. names of nodes handed on that the next step does not know
-    causal/test_path_patching.py::test_what_does_not_exist_is_refused
-    causal/test_graph.py::test_a_node_that_does_not_exist_says_how_nodes_are_written
+    causal/patching/test_path_patching.py::test_what_does_not_exist_is_refused
+    causal/circuits/test_graph.py::test_a_node_that_does_not_exist_says_how_nodes_are_written
 32. heads ranked inside the three layers that look best, and by their largest positive effect
     test_heads_are_ranked_over_all_layers_by_the_size_of_their_effect
 33. exceptions swallowed, and a model left wrapped
@@ -97,8 +97,8 @@
 35. running statistics of activations that are those of the last batch
     test_the_scaling_of_activations_is_that_of_all_of_them
 36. a sensitivity test that any varying activation passes
-    auto_interp/test_sensitivity.py::test_labels_of_other_features_do_not
-    auto_interp/test_sensitivity.py::test_nonsense_never_passes
+    auto_interp/sensitivity/test_sensitivity.py::test_labels_of_other_features_do_not
+    auto_interp/sensitivity/test_sensitivity.py::test_nonsense_never_passes
 37. conclusions without support; tests that only look at types
     test_every_test_of_the_core_can_fail_for_a_value
 
@@ -117,20 +117,20 @@ import numpy as np
 import pytest
 
 from mlxterp.causal import PromptPair, acdc, activation_patching, attribution_patching
-from mlxterp.causal.edge_run import EdgeRun
-from mlxterp.causal.pair import prepare
-from mlxterp.core import engine
+from mlxterp.causal.circuits.edge_patching import EdgeRun
+from mlxterp.causal.prompts.pair import prepare
+from mlxterp.core import forward as engine
 from mlxterp.errors import HookError
 from mlxterp.results import PatchingResult
 from mlxterp.sae.sae import SAE, JumpRelu, Relu, TopK
-from mlxterp.sae.scaling import measure
+from mlxterp.sae.training.scaling import measure
 from tests.causal.conftest import CLEAN, PAIR
 
 ROOT = Path(__file__).parents[1]
 
 
 def table() -> dict[int, list[str]]:
-    """Of the list above: number → tests, as `causal/test_acdc.py::test_…`."""
+    """Of the list above: number → tests, as `causal/circuits/test_acdc.py::test_…`."""
     found: dict[int, list[str]] = {}
     number = 0
     for line in (__doc__ or "").replace("::\n        ", "::").splitlines():
@@ -176,7 +176,7 @@ def looks_at_values(test: ast.FunctionDef) -> bool:
 
 
 def test_every_test_of_the_core_can_fail_for_a_value():
-    files = [*(ROOT / "core").glob("test_*.py"), *(ROOT / "causal").glob("test_*.py")]
+    files = [*(ROOT / "core").rglob("test_*.py"), *(ROOT / "causal").rglob("test_*.py")]
     tests = [(f.name, t) for f in files for t in functions(f) if t.name.startswith("test_")]
 
     assert len(tests) > 300

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from mlxterp.core import interventions as iv
-from mlxterp.core.attention import attend
+from mlxterp.core.architecture.attention import attend
 from mlxterp.core.hook_points import GLOBAL_NAMES, LAYER_NAMES
 from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import CapabilityUnavailable

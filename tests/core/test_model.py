@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mlxterp.core import interventions as iv
-from mlxterp.core.families import COMMON
+from mlxterp.core.architecture.families import COMMON
 from mlxterp.core.hook_points import LAYER_NAMES
 from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import (

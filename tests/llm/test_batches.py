@@ -13,7 +13,12 @@ from mlxterp.errors import LlmAway, LlmBudgetReached, LlmError, LlmRejected, Rep
 from mlxterp.llm import BatchCompleter, Reply, ReplyCache, Request, run
 from mlxterp.llm.batches import LONGEST
 from mlxterp.llm.prices import Tokens, price_of
-from tests.llm.test_claude import GOOD, MODEL, Pauses, ask
+from tests.llm.test_client import (
+    GOOD,
+    MODEL,
+    Pauses,
+    ask,
+)
 from tests.messages_stub import MessagesStub
 
 EACH = 0.5 * price_of(MODEL).usd(Tokens(input=100, output=20))

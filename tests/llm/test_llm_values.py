@@ -21,7 +21,7 @@ from mlxterp.llm import (
     run,
 )
 from mlxterp.llm.prices import deprecation
-from mlxterp.llm.purse import Purse
+from mlxterp.llm.spending_limit import Purse
 
 
 class Answer(BaseModel):
@@ -35,7 +35,7 @@ def ask(**changes: object) -> Request:
 
 def test_importing_it_loads_neither_mlx_nor_the_sdk():
     code = (
-        "import sys, mlxterp.llm.completer, mlxterp.llm.claude, mlxterp.llm.reply_cache; "
+        "import sys, mlxterp.llm.completer, mlxterp.llm.client, mlxterp.llm.reply_cache; "
         "print(sorted({m.split('.')[0] for m in sys.modules} & {'mlx', 'mlx_lm', 'anthropic'}))"
     )
 

@@ -19,7 +19,7 @@ import mlx.nn as nn
 import numpy as np
 
 from mlxterp.core.model import InterpretableModel
-from mlxterp.toy import Attention, ToyArgs
+from mlxterp.models.toy import Attention, ToyArgs
 
 SHARP = 80.0  # score of a match: attention leaks e^-40 to what does not match
 LOGIT = 10.0

@@ -14,7 +14,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from mlxterp.core.attention import scaled_dot_product_attention
+from mlxterp.core.architecture.attention import scaled_dot_product_attention
 from mlxterp.core.model import InterpretableModel
 from mlxterp.sae import SAE, JumpRelu, Relu, TopK
 

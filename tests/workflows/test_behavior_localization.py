@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mlxterp import toy_circuit
-from mlxterp.causal import PromptPair, activation_patching, direct_logit_attribution, sweep
+from mlxterp.causal import PromptPair, activation_patching, direct_logit_attribution
+from mlxterp.causal.batching import sweep
 from mlxterp.errors import CapabilityUnavailable, LengthMismatch, MetricError, NoGap, SweepError
+from mlxterp.models import toy_circuit
 from mlxterp.results import AnalysisResult, PatchingResult
-from mlxterp.workflows import behavior_localization, telling
+from mlxterp.workflows import behavior_localization, narratives
 from mlxterp.workflows.localization import mean_attribution
 
 CLEAN, CORRUPTED = "the cat sat", "the dog sat"
@@ -195,7 +196,7 @@ def test_a_head_that_matters_in_few_pairs_only_is_said_not_to_replicate():
         per_example=per_example[:, None],
     )
 
-    (caution,) = telling.replication(result, 3)
+    (caution,) = narratives.replication(result, 3)
 
     assert caution.startswith("L0.H1 does not replicate: its effect of 0.5 holds in 1 of 4 pairs")
 

@@ -14,13 +14,13 @@ from mlxterp.causal import (
     edge_attribution,
     faithfulness,
     path_patching,
-    sweep,
 )
+from mlxterp.causal.batching import sweep
 from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import MetricError, NoGap, ResultError, SweepError
 from mlxterp.results import AnalysisResult, CircuitResult, FaithfulnessResult
 from mlxterp.workflows import circuit_discovery, telling_circuits
-from tests.causal.test_acdc import planted_edges, random_token_pairs
+from tests.causal.circuits.test_acdc import planted_edges, random_token_pairs
 from tests.tiny_models import ByteTokenizer, tiny_module
 
 CLEAN, CORRUPTED = "the cat sat", "the dog sat"

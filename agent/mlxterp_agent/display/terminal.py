@@ -1,0 +1,181 @@
+"""The live screen on a terminal: what runs now, how long it may, what came out, what is left.
+
+Drawn four times a second from the values in `events.py`; it decides nothing and reads no file. Text from
+experiments is stripped of escapes and never read as markup.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from mlxterp.autointerpret.entry import ExperimentEntry
+from mlxterp_agent.events import (
+    Committed,
+    Decided,
+    Event,
+    Progress,
+    Repaired,
+    Running,
+    SetupReady,
+    Spending,
+    Started,
+    Stopped,
+    Turn,
+    Violated,
+    Waiting,
+    tally,
+    verdict_of,
+)
+from mlxterp_agent.researchers.base import BudgetState
+from mlxterp_agent.storage.lines import is_kept
+from mlxterp_agent.text import duration, one_line, plain
+
+_BAR = 32
+_SHOWN = 5
+
+
+class LiveScreen:
+    """One screen for one run. Call it with events; `close` leaves the terminal as it was."""
+
+    def __init__(
+        self, console: Console | None = None, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._console = console or Console()
+        self._clock = clock
+        self._title = "autointerp"
+        self._question = ""
+        self._researcher = ""
+        self._doing = "starting"
+        self._model = ""
+        self._note = ""
+        self._entries: list[ExperimentEntry] = []
+        self._budget = BudgetState()
+        self._budget_at = clock()
+        self._run: tuple[Running, float] | None = None
+        self._share: tuple[float, float] | None = None
+        self._live = Live(
+            console=self._console, get_renderable=self.picture, refresh_per_second=4, transient=True
+        )
+        self._live.start()
+
+    def __call__(self, event: Event) -> None:
+        match event:
+            case Started():
+                self._title = event.project
+                self._question, self._researcher = event.question, event.researcher
+                self._entries = list(event.entries)
+            case Progress():
+                self._doing = event.text
+                known = event.done is not None and event.total
+                self._share = (event.done or 0.0, event.total or 1.0) if known else None
+            case SetupReady():
+                self._model, self._doing, self._share = event.model, "waiting for an experiment", None
+            case Turn():
+                self._doing = event.text or self._doing
+            case Running():
+                self._run = (event, self._clock())
+                self._doing = event.about or f"running experiment {event.run:04d}"
+            case Decided():
+                self._entries.append(event.entry)
+                self._run, self._doing = None, f"logging and committing {event.entry.experiment_id}"
+            case Spending():
+                self._budget, self._budget_at, self._run = event.budget, self._clock(), None
+                self._doing = "choosing the next experiment" if self._model else self._doing
+            case Committed():
+                self._note = f"{event.id} committed as {event.sha[:10]}"
+            case Repaired():
+                self._say(f"repaired: {event.what}")
+            case Violated():
+                self._say(f"contract violated: {event.what}")
+            case Waiting():
+                self._note = event.text
+            case Stopped():
+                self._doing = event.reason
+
+    def close(self) -> None:
+        """Takes the screen down."""
+        self._live.stop()
+
+    def picture(self) -> RenderableType:
+        """What is on the screen now."""
+        rows = Table.grid(padding=(0, 2))
+        rows.add_column(style="dim", no_wrap=True)
+        rows.add_column(no_wrap=True, overflow="ellipsis")
+        rows.add_row("question", Text(one_line(self._question, 200)))
+        rows.add_row("model", Text(one_line(self._model or "importing setup.py …", 100)))
+        rows.add_row("researcher", Text(one_line(self._researcher, 200)))
+        rows.add_row("now", Text(one_line(self._doing, 200)))
+        rows.add_row("experiment" if self._share is None else "download", self._experiment())
+        for name, spent, total, words in self._bars():
+            rows.add_row(name, _bar(spent, total, words))
+        if self._budget.seconds_left is None:
+            rows.add_row("time", Text(duration(self._budget.seconds + self._clock() - self._budget_at)))
+        if self._budget.usd_left is None and self._budget.usd is not None:
+            tokens = f" for {self._budget.tokens:,} tokens" if self._budget.tokens else ""
+            rows.add_row("cost", Text(f"${self._budget.usd:.2f}{tokens}"))
+        counts = "  ".join(f"{verdict} {count}" for verdict, count in tally(self._entries).items())
+        rows.add_row("verdicts", Text(counts or "none yet"))
+        parts: list[RenderableType] = [rows]
+        kept = [entry for entry in self._entries if is_kept(entry)][-_SHOWN:]
+        if kept:
+            parts += [Text(), *(_kept_line(entry) for entry in reversed(kept))]
+        if self._note:
+            parts += [Text(), Text(one_line(self._note, 300), style="dim", no_wrap=True, overflow="ellipsis")]
+        # Room for the "^C" that a terminal prints at the cursor: it must not begin another line.
+        width = max(40, self._console.width - 4)
+        title = Text(one_line(self._title, 80))
+        return Panel(Group(*parts), title=title, title_align="left", width=width)
+
+    def _say(self, text: str) -> None:
+        self._console.print(Text(plain(text)))
+
+    def _experiment(self) -> RenderableType:
+        if self._run is not None:
+            event, began = self._run
+            elapsed = self._clock() - began
+            words = f"run {event.run:04d}, {duration(elapsed)} of {duration(event.time_box)}"
+            return _bar(elapsed, event.time_box, words)
+        if self._share is not None:
+            done, total = self._share
+            return _bar(done, total, f"{done / 1e6:.0f} of {total / 1e6:.0f} MB")
+        return Text("none running")
+
+    def _bars(self) -> list[tuple[str, float, float, str]]:
+        budget, since = self._budget, self._clock() - self._budget_at
+        rows: list[tuple[str, float, float, str]] = []
+        spent = budget.seconds + since
+        if budget.experiments_left is not None:
+            total = budget.experiments + budget.experiments_left
+            rows.append(("experiments", budget.experiments, total, f"{budget.experiments} of {total}"))
+        if budget.seconds_left is not None:
+            total_time = budget.seconds + budget.seconds_left
+            left = max(0.0, budget.seconds_left - since)
+            rows.append(("time", spent, total_time, f"{duration(spent)}, {duration(left)} left"))
+        if budget.usd_left is not None:
+            usd = budget.usd or 0.0
+            rows.append(
+                ("dollars", usd, usd + budget.usd_left, f"${usd:.2f} of ${usd + budget.usd_left:.2f}")
+            )
+        if budget.tokens_left is not None:
+            tokens = budget.tokens or 0
+            rows.append(("tokens", tokens, tokens + budget.tokens_left, f"{tokens:,} spent"))
+        return rows
+
+
+def _bar(done: float, total: float, words: str) -> RenderableType:
+    grid = Table.grid(padding=(0, 1))
+    grid.add_row(ProgressBar(total=max(total, 1e-9), completed=min(done, total), width=_BAR), Text(words))
+    return grid
+
+
+def _kept_line(entry: ExperimentEntry) -> Text:
+    line = f"{entry.experiment_id} {verdict_of(entry)}: {one_line(entry.conclusion, 300)}"
+    return Text(line, style="green", no_wrap=True, overflow="ellipsis")

@@ -1,0 +1,131 @@
+"""What the command says about an investigation in words: its status, its log as a table, and its last
+word."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from mlxterp.autointerpret.entry import ExperimentEntry
+from mlxterp_agent.events import entry_fields, tally, verdict_of
+from mlxterp_agent.exit_codes import CONTRACT, INTERRUPTED, Ended
+from mlxterp_agent.run_config import Options
+from mlxterp_agent.state_md import budget_words
+from mlxterp_agent.storage.lines import is_kept
+from mlxterp_agent.supervisor.project_view import Overview, budget_of
+from mlxterp_agent.text import duration, one_line
+
+_SHOWN = 8
+_KEPT_SHOWN = 12
+
+
+def status_text(seen: Overview) -> str:
+    """One screen: question, model, verdicts, budget, who is at work, the last experiments."""
+    config = seen.project.config
+    who = "nobody supervises it now"
+    if seen.holder is not None:
+        since = f" since {datetime.fromtimestamp(seen.holder.started):%H:%M}" if seen.holder.started else ""
+        who = f"supervised by process {seen.holder.pid or 'unknown'}{since}"
+    lines = [
+        f"question   {one_line(config.question, 200)}",
+        f"model      {one_line(config.model, 100)}",
+        f"state      {who}; {one_line(seen.stop_reason, 160)}",
+        f"verdicts   {_counts(seen.entries)}",
+        f"budget     {budget_words(_budget(seen))}",
+    ]
+    if seen.entries:
+        lines += ["", *log_lines(seen.entries[-_SHOWN:])]
+    return "\n".join(lines)
+
+
+def status_fields(seen: Overview) -> dict[str, Any]:
+    """The same for a program."""
+    budget = _budget(seen)
+    return {
+        "question": seen.project.config.question,
+        "model": seen.project.config.model,
+        "supervised_by": None if seen.holder is None else seen.holder.pid,
+        "stop_reason": seen.stop_reason,
+        "entries": len(seen.entries),
+        "kept": sum(map(is_kept, seen.entries)),
+        "verdicts": tally(seen.entries),
+        "spent": seen.spent._asdict(),
+        "experiments_left": budget.experiments_left,
+        "last": entry_fields(seen.entries[-1]) if seen.entries else None,
+    }
+
+
+def log_lines(entries: Sequence[ExperimentEntry]) -> list[str]:
+    """The log as a table: id, verdict, time, conclusion."""
+    width = max((len(verdict_of(entry)) for entry in entries), default=0)
+    return [
+        f"{entry.experiment_id or '----':>6}  {verdict_of(entry):{width}}  {_took(entry):>12}  "
+        f"{one_line(entry.conclusion or entry.hypothesis, 120)}"
+        for entry in entries
+    ]
+
+
+def closing_text(
+    seen: Overview, ended: Ended, report_failed: str | None, *, report_soon: bool, width: int = 100
+) -> str:
+    """What was found, where the report is, how to go on."""
+    project = seen.project.path
+    kept = [entry for entry in seen.entries if is_kept(entry)]
+    answers = [entry for entry in kept if entry.metadata.get("role") == "conclusion"]
+    lines = [
+        f"Stopped: {one_line(ended.reason, 300)}",
+        f"{seen.spent.experiments} experiments in {duration(seen.spent.seconds)}: {_counts(seen.entries)}",
+        "",
+    ]
+    for entry in answers[-1:]:
+        lines += [
+            *textwrap.wrap(f"Answer ({entry.experiment_id}): {one_line(entry.conclusion, 2000)}", width),
+            "",
+        ]
+    others = [entry for entry in kept if entry not in answers[-1:]]
+    shown = [f"  {e.experiment_id} {verdict_of(e)}: {e.conclusion}" for e in others[-_KEPT_SHOWN:]]
+    lines.append("Kept:" if kept else "Nothing was kept.")
+    lines += [f"  … and {len(others) - len(shown)} more"] if len(others) > len(shown) else []
+    lines += [f"  {one_line(line.strip(), width - 2)}" for line in shown]
+    lines.append("")
+    if report_failed is not None:
+        lines.append(f"Report:   not written: {one_line(report_failed, 300)}")
+    else:
+        lines.append(
+            f"Report:   open {project / 'report.html'}{' (there in a few seconds)' if report_soon else ''}"
+        )
+    if kept:
+        lines.append(f"Findings: {project / 'findings'}; committed in {project}, see git log")
+    lines.append(f"Go on:    {_how_to_go_on(seen, ended)}")
+    return "\n".join(lines)
+
+
+def _how_to_go_on(seen: Overview, ended: Ended) -> str:
+    project = seen.project.path
+    if ended.exit_code == INTERRUPTED:
+        return f"autointerp start {project}"
+    if ended.exit_code == CONTRACT:
+        return f"look at what was changed (autointerp log {project}), then autointerp start {project}"
+    used = seen.options.max_experiments if seen.options is not None else None
+    if used is not None and seen.spent.experiments >= used:
+        return f"autointerp start {project} --max-experiments {2 * used}"
+    return f"edit {project / 'program.md'}, or write your own experiment.py and: autointerp run {project}"
+
+
+def _budget(seen: Overview) -> Any:
+    options = seen.options or Options(max_experiments=seen.project.config.max_experiments)
+    left = None if options.seconds is None else max(0.0, options.seconds - seen.spent.seconds)
+    return budget_of(seen.spent, options.limits(), left)
+
+
+def _counts(entries: Sequence[ExperimentEntry]) -> str:
+    return (
+        ", ".join(f"{count} {verdict}" for verdict, count in tally(list(entries)).items())
+        or "no experiment yet"
+    )
+
+
+def _took(entry: ExperimentEntry) -> str:
+    return "" if entry.duration_seconds is None else duration(entry.duration_seconds)

@@ -1,0 +1,132 @@
+"""The driver: writes experiment.py when a turn begins, and reads the outcome from the log.
+
+Lives here: the driver's protocol, rendering a step. Not here: which experiment comes next (`plan.py`).
+"""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import jinja2
+
+from mlxterp._files import locate, write_atomically
+from mlxterp.autointerpret.contract import EXPERIMENT
+from mlxterp.autointerpret.entry import ExperimentEntry
+from mlxterp_agent.researchers.base import (
+    IDLE,
+    Done,
+    DriverState,
+    Failed,
+    Situation,
+    Told,
+)
+from mlxterp_agent.researchers.scripted.features import FEATURES
+from mlxterp_agent.researchers.scripted.heads import HEADS
+from mlxterp_agent.researchers.scripted.plan import (
+    Answered,
+    GiveUp,
+    Next,
+    Step,
+    Study,
+    next_step,
+    read,
+)
+
+MARGIN = 1.5
+"""An experiment is expected to take at most this many times as long as the longest so far."""
+
+
+class ScriptedResearcher:
+    """Writes the next experiment when a turn begins, and is idle at once; done with the conclusion."""
+
+    name = "scripted"
+    model: str | None = None
+    session: str | None = None
+
+    def __init__(self) -> None:
+        self._state: DriverState = IDLE
+        self._refused: str | None = None
+
+    def begin_turn(self, situation: Situation) -> None:
+        """Writes experiment.py, or ends: with the answer, or because there is nothing to investigate."""
+        if self._refused is not None:
+            self._state = Failed(f"the experiment was not run: {self._refused}")
+            return
+        match decide(situation.entries, experiments_left(situation), study_of(situation)):
+            case Step() as step:
+                situation.charge(0.0, 0)  # known to cost nothing, which is not the same as not known
+                write_atomically(situation.project / EXPERIMENT, render(step).encode())
+            case Answered(reason):
+                self._state = Done(reason)
+            case GiveUp(reason):
+                self._state = Failed(reason)
+
+    def poll(self) -> DriverState:
+        return self._state
+
+    def tell(self, told: Told) -> None:
+        """The outcome is in the log; only that a file was not run is not, and writing it again is no use."""
+        self._refused = told.text if told.run is None else None
+
+    def close(self) -> None:
+        """Nothing was started."""
+
+
+def decide(entries: Sequence[ExperimentEntry], left: int | None, study: Study = HEADS) -> Next:
+    """What comes after these entries, when `left` more experiments may run."""
+    return next_step(read(entries, study), left, study)
+
+
+def study_of(situation: Situation) -> Study:
+    """What setup.py is about: features where it has a sparse autoencoder, else prompt pairs."""
+    return FEATURES if situation.facts.get("sae") else HEADS
+
+
+def experiments_left(situation: Situation) -> int | None:
+    """How many more experiments the budget and the time that is left allow; None without any limit."""
+    limits = [] if situation.budget.experiments_left is None else [situation.budget.experiments_left]
+    seconds = [s for s in (situation.budget.seconds_left, situation.deadline_left) if s is not None]
+    durations = [entry.duration_seconds for entry in situation.entries if entry.duration_seconds]
+    if seconds and durations:
+        limits.append(int(min(seconds) // (MARGIN * max(durations))))
+    return min(limits) if limits else None
+
+
+def render(step: Step) -> str:
+    """The experiment.py of a step."""
+    return _templates().get_template(f"{step.template}.py.j2").render(step.values)
+
+
+@cache
+def _templates() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(str(locate("templates") / "experiments")),
+        undefined=jinja2.StrictUndefined,
+        keep_trailing_newline=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        autoescape=False,  # these are Python files: texts pass the filter `text`, other values `py`
+    )
+    environment.filters.update({"py": _source, "text": _text})
+    return environment
+
+
+def _source(value: Any) -> str:
+    """A value as Python source, with the double quotes that people write."""
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False)
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{_source(key)}: {_source(each)}' for key, each in value.items())}}}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(_source, value))}]"
+    return repr(value)
+
+
+def _text(text: str, indent: int) -> str:
+    """A text as Python source: one literal for each line of it, the later ones indented."""
+    lines = textwrap.wrap(text, 102 - indent, drop_whitespace=False, break_on_hyphens=False) or [""]
+    return f"\n{' ' * indent}".join(map(_source, lines))

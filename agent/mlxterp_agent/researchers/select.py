@@ -1,0 +1,121 @@
+"""Who investigates, from what was asked for and what is there: Claude Code, the Anthropic API, a script.
+
+Nothing is started here. Each choice says in words why it was made.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Literal, NamedTuple
+
+from mlxterp_agent.errors import ResearcherUnavailable
+from mlxterp_agent.researchers.base import Driver
+from mlxterp_agent.researchers.claude_command import (
+    BINARY_ENV,
+    ClaudeOptions,
+    Turns,
+    find_claude,
+    logged_in,
+)
+from mlxterp_agent.researchers.external import External
+
+Agent = Literal["auto", "scripted", "claude", "api", "none"]
+
+KEY_ENV = "ANTHROPIC_API_KEY"
+
+
+class Choice(NamedTuple):
+    """The researcher, and in words who it is and why."""
+
+    driver: Driver
+    words: str
+
+
+def choose(
+    agent: Agent,
+    *,
+    model: str | None = None,
+    turns: Turns = "fresh",
+    shell: bool = False,
+    base_url: str | None = None,
+) -> Choice:
+    """The researcher for `--agent`.
+
+    Raises:
+        ResearcherUnavailable: it was asked for by name, and it is not there.
+    """
+    match agent:
+        case "none":
+            return Choice(External(), "nobody in particular: experiment.py is run whenever it changes")
+        case "scripted":
+            return _scripted("asked for")
+        case "claude":
+            return _claude(_claude_binary(), "asked for", model, turns, shell=shell)
+        case "api":
+            return _api("asked for", model, base_url)
+        case "auto":
+            return _automatic(model, turns, base_url, shell=shell)
+
+
+def _automatic(model: str | None, turns: Turns, base_url: str | None, *, shell: bool) -> Choice:
+    binary = find_claude()
+    if binary is None and os.environ.get(KEY_ENV):
+        return _api(f"no claude on PATH, and {KEY_ENV} is set", model, base_url)
+    if binary is None:
+        return _scripted(f"no claude on PATH and no {KEY_ENV}; this one needs no key and no model hub")
+    if not logged_in(binary):
+        return _scripted(f"{binary} is there but not logged in; this one needs no key")
+    return _claude(binary, "it is on PATH and logged in", model, turns, shell=shell)
+
+
+def _claude(binary: str, why: str, model: str | None, turns: Turns, *, shell: bool) -> Choice:
+    from mlxterp_agent.researchers.claude_code import ClaudeCode
+
+    options = ClaudeOptions(binary=binary, model=model, turns=turns, shell=shell)
+    return Choice(ClaudeCode(options), f"Claude Code{f' with {model}' if model else ''} ({why})")
+
+
+def _api(why: str, model: str | None, base_url: str | None) -> Choice:
+    from mlxterp_agent.researchers.anthropic_api import (
+        DEFAULT_MODEL,
+        ApiResearcher,
+        deprecation,
+        price_of,
+    )
+
+    key = os.environ.get(KEY_ENV, "")
+    if not key:
+        raise ResearcherUnavailable(
+            f"--agent api needs a key, and {KEY_ENV} is not set. Set it, or use --agent scripted, which "
+            "needs none."
+        )
+    name = model or DEFAULT_MODEL
+    notes = [why]
+    if warning := deprecation(name):
+        notes.append(warning)
+    if price_of(name).estimated:
+        notes.append("its price is not known; dollars are estimated, from the dearest model that is")
+    driver = ApiResearcher(model=name, api_key=key, base_url=base_url)
+    del os.environ[KEY_ENV]  # from here on only the driver holds it
+    return Choice(driver, f"Anthropic API with {name} ({'; '.join(notes)})")
+
+
+def _claude_binary() -> str:
+    binary = find_claude()
+    if binary is None:
+        raise ResearcherUnavailable(
+            "--agent claude needs the program `claude`, and it is not on PATH. Install Claude Code, or name "
+            f"the program in {BINARY_ENV}; --agent scripted needs neither a program nor a key."
+        )
+    if not logged_in(binary):
+        raise ResearcherUnavailable(
+            f"--agent claude: {binary} is not logged in. Run it once and log in, or set ANTHROPIC_API_KEY; "
+            "--agent scripted needs neither."
+        )
+    return binary
+
+
+def _scripted(why: str) -> Choice:
+    from mlxterp_agent.researchers.scripted import ScriptedResearcher
+
+    return Choice(ScriptedResearcher(), f"scripted ({why})")

@@ -1,0 +1,172 @@
+"""What an investigation may use, and what it has used. Everything is counted from the journal, so a crash
+refunds nothing.
+
+Lives here: limits, sums, the reason to stop. Does not live here: what happens then (`loop.py`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import NamedTuple
+
+from mlxterp_agent.clock import Clock
+from mlxterp_agent.errors import BadLimit
+from mlxterp_agent.storage.journal import Event, Journal
+
+KEPT_TIERS = frozenset({"lead", "finding", "claim"})
+
+SHORTEST_TIME_BOX = 1.0
+"""Seconds. With less than this left, an experiment is not started."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Where an investigation stops; None is no limit.
+
+    Attributes:
+        experiments: how many are started, crashed and interrupted ones included.
+        seconds: time under supervision over all starts, sleep included.
+        until: wall time, in seconds since 1970.
+        usd, tokens: what the researcher may cost.
+        streak: experiments in a row without a kept entry.
+    """
+
+    experiments: int | None = None
+    seconds: float | None = None
+    until: float | None = None
+    usd: float | None = None
+    tokens: int | None = None
+    streak: int | None = None
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if value is None:
+                continue
+            if type(value) not in (int, float) or not math.isfinite(value) or value <= 0:
+                raise BadLimit(
+                    f"the limit {each.name} is {value!r}, which limits nothing. "
+                    "Give a number above 0, or leave it out."
+                )
+
+
+class Spent(NamedTuple):
+    """What has been used. None is unknown: the researcher did not say what it costs."""
+
+    experiments: int
+    seconds: float
+    usd: float | None
+    tokens: int | None
+    streak: int
+
+
+class Budget:
+    """Adds up the journal's events, past and new, against the limits.
+
+    `intent` counts an experiment, `result` moves the streak, `charge` costs money. The time of one session is
+    the distance between its first event and its last (of the running one: now), so a supervisor that writes a
+    `clock` event every minute loses at most a minute of the count to a `kill -9`. A run that was stopped by
+    the streak begins a new streak: starting it again was somebody's decision.
+    """
+
+    def __init__(self, limits: Limits, clock: Clock, journal: Journal) -> None:
+        self.limits = limits
+        self._clock = clock
+        self._journal = journal
+        self._experiments = 0
+        self._streak = 0
+        self._usd: float | None = None
+        self._tokens: int | None = None
+        self._sessions: dict[str, tuple[float, float]] = {}
+        self._held: dict[str, tuple[float | None, int | None]] = {}
+        journal.follow(self._past)
+        for usd, tokens in self._held.values():
+            self._add(usd, tokens)
+        self._held.clear()
+        self._began = clock.elapsed()
+        self._before = sum(last - first for first, last in self._sessions.values())
+
+    def spent(self) -> Spent:
+        """The sums so far."""
+        seconds = self._before + max(0.0, self._clock.elapsed() - self._began)
+        return Spent(self._experiments, seconds, self._usd, self._tokens, self._streak)
+
+    def seconds_left(self) -> float | None:
+        """Seconds until the first limit of time, never negative; None if nothing limits the time."""
+        left = []
+        if self.limits.seconds is not None:
+            left.append(self.limits.seconds - self.spent().seconds)
+        if self.limits.until is not None:
+            left.append(self.limits.until - self._clock.wall())
+        return max(0.0, min(left)) if left else None
+
+    def stop_reason(self) -> str | None:
+        """Which limit is reached, in words that end a run: "the budget of 40 experiments is used up". None:
+        go on."""
+        limits, spent = self.limits, self.spent()
+        if limits.experiments is not None and spent.experiments >= limits.experiments:
+            return f"the budget of {limits.experiments} experiments is used up"
+        if limits.seconds is not None and spent.seconds >= limits.seconds:
+            return f"the budget of {limits.seconds / 3600:.3g} hours is used up"
+        if limits.until is not None and self._clock.wall() >= limits.until:
+            return "the time set by --until has come"
+        if limits.usd is not None and (spent.usd or 0.0) >= limits.usd:
+            return f"the budget of ${limits.usd:.2f} is used up"
+        if limits.tokens is not None and (spent.tokens or 0) >= limits.tokens:
+            return f"the budget of {limits.tokens:,} tokens is used up"
+        if limits.streak is not None and spent.streak >= limits.streak:
+            return f"{spent.streak} experiments in a row brought nothing that is kept"
+        return None
+
+    def reserve(self, time_box: float) -> float | None:
+        """The time box, shortened to what is left; None if no experiment may start."""
+        if self.stop_reason() is not None:
+            return None
+        left = self.seconds_left()
+        if left is None:
+            return time_box
+        return min(time_box, left) if left >= SHORTEST_TIME_BOX else None
+
+    def hold(self, call: str, usd: float | None, tokens: int | None) -> None:
+        """Writes to the journal what a call may cost at worst, before it is made.
+
+        `charge` with the same `call` settles it. What a crash leaves unsettled counts as spent: the call may
+        have been made.
+        """
+        self._journal.append("hold", call=call, usd=usd, tokens=tokens)
+
+    def charge(
+        self,
+        usd: float | None,
+        tokens: int | None,
+        *,
+        call: str | None = None,
+        details: Mapping[str, object] | None = None,
+    ) -> None:
+        """Writes to the journal what the researcher has just cost; None is unknown."""
+        self._journal.append("charge", usd=usd, tokens=tokens, call=call, details=dict(details or {}))
+
+    def _past(self, event: Event) -> None:
+        first, _ = self._sessions.get(event["session"], (event["elapsed"], 0.0))
+        self._sessions[event["session"]] = (first, max(first, event["elapsed"]))
+        match event["event"]:
+            case "intent":
+                self._experiments += 1
+            case "result" if not event.get("again"):
+                kept = any((line.get("record") or {}).get("tier") in KEPT_TIERS for line in event["lines"])
+                self._streak = 0 if kept else self._streak + 1
+            case "stop" if self.limits.streak is not None and self._streak >= self.limits.streak:
+                self._streak = 0
+            case "hold":
+                self._held[event["call"]] = (event["usd"], event["tokens"])
+            case "charge":
+                self._held.pop(event.get("call") or "", None)
+                self._add(event["usd"], event["tokens"])
+
+    def _add(self, usd: float | None, tokens: int | None) -> None:
+        if usd is not None:
+            self._usd = (self._usd or 0.0) + usd
+        if tokens is not None:
+            self._tokens = (self._tokens or 0) + tokens

@@ -1,0 +1,266 @@
+"""Commits exactly the bytes that ran, and exactly our paths.
+
+Covers: the repository of an investigation, one commit per kept entry, a ref per attempt that was not kept.
+Does not cover: what is kept, and writing the files into the working tree.
+
+A commit is built from objects (`hash-object`, a private index, `commit-tree`) and becomes visible by one
+compare-and-swap of HEAD. The user's index, staged work and files play no part in it. Their index learns our
+new paths only where it agreed with HEAD about them, so that `git status` stays clean. git is a derived view:
+what is missing here is rebuilt from the log.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from mlxterp._files import sync_directory
+from mlxterp.errors import ProjectError
+from mlxterp_agent.errors import GitUnavailable
+from mlxterp_agent.platform import NotRegular, read_regular
+from mlxterp_agent.storage._git import GitDriver, git_dirs
+from mlxterp_agent.text import one_line
+
+EXPERIMENT_TRAILER = "Autointerp-Experiment"
+VERDICT_TRAILER = "Autointerp-Verdict"
+ATTEMPT_TRAILER = "Autointerp-Attempt"
+ATTEMPTS = "refs/autointerp/attempts"
+
+_TRIES = 50
+_PAUSE = 0.02
+_INDEX_TRIES = 25
+_SUBJECT = 100
+_BODY_LINE = 1000
+
+
+class _Blob(NamedTuple):
+    """A file in a tree or an index."""
+
+    mode: str
+    sha: str
+
+
+class Committer:
+    """The git side of one project.
+
+    Every method may raise GitUnavailable or DiskFull, and can simply be called again.
+    """
+
+    def __init__(self, project: Path) -> None:
+        self._git = GitDriver(project)
+        self._project = self._git.project
+
+    def ensure_repo(self, paths: Sequence[str]) -> str:
+        """Makes the project its own repository, also inside another one's working tree, and gives HEAD.
+
+        A repository without a commit gets "Begin the investigation" with those of `paths` that exist. One
+        that has commits is left as it is.
+
+        Raises:
+            ProjectError: the project is a bare repository.
+            GitUnavailable: `.git` is there and git cannot read it; nothing is written over it.
+        """
+        self._refuse_bare()
+        if not os.path.lexists(self._project / ".git"):
+            self._git.tell("init", "--quiet", "--template=", "--initial-branch=main")
+        self._git.tell("rev-parse", "--git-dir")
+        head = self._head()
+        if head:
+            return head
+        files: dict[str, bytes] = {}
+        for path in paths:
+            with contextlib.suppress(FileNotFoundError, NotRegular):
+                files[path] = read_regular(self._project / path)
+        return self.commit(files, subject="Begin the investigation", trailers={"Autointerp": "begin"})
+
+    def commit(
+        self, files: Mapping[str, bytes], *, subject: str, trailers: Mapping[str, str], body: str = ""
+    ) -> str:
+        """One commit on the current branch (or the detached HEAD) that sets these files, and its id.
+
+        Args:
+            files: paths from the project's top, with "/", to content.
+            subject, body: may hold an agent's words. The subject becomes one line; each line of the body is
+                quoted with ">".
+            trailers: the last paragraph; nothing in `subject` and `body` can become part of it.
+        """
+        with tempfile.TemporaryDirectory(prefix="autointerp-git-") as scratch:
+            blobs = self._store(Path(scratch), files)
+            message = _message(subject, body, trailers)
+            before: dict[str, _Blob | None] = {}
+            for _ in range(_TRIES):
+                head = self._head()
+                commit = self._build(Path(scratch), head, blobs, message)
+                # First the index, then HEAD: a user's commit between the two takes our files along. The other
+                # way round it would be made from an index without them, and remove them again.
+                before = self._into_users_index(head, blobs) | before
+                reply = self._git.ask("update-ref", "-m", "autointerp", "HEAD", commit, head)
+                if reply.status == 0:
+                    self._push_to_disk(commit, blobs, self._branch())
+                    return commit
+                time.sleep(_PAUSE)
+            self._set_users_index(before)
+        raise GitUnavailable(
+            f"HEAD of {self._project} could not be moved in {_TRIES} tries: {reply.err}. If no git command "
+            "is running there, remove the .lock file it names; what is missing is committed at the next "
+            "start."
+        )
+
+    def keep_attempt(self, run: int, files: Mapping[str, bytes], message: str) -> str:
+        """Keeps the files of a run that was not kept, under refs/autointerp/attempts/NNNN, on top of HEAD."""
+        ref = f"{ATTEMPTS}/{run:04d}"
+        with tempfile.TemporaryDirectory(prefix="autointerp-git-") as scratch:
+            blobs = self._store(Path(scratch), files)
+            text = _message(message, "", {ATTEMPT_TRAILER: f"{run:04d}"})
+            commit = self._build(Path(scratch), self._head(), blobs, text)
+        self._git.tell("update-ref", "--no-deref", ref, commit)
+        self._push_to_disk(commit, blobs, ref)
+        return commit
+
+    def experiments(self) -> dict[str, str]:
+        """Experiment id to commit, from the trailers on the current branch; of two commits of one id, the
+        older."""
+        if not self._head():
+            return {}
+        form = f"%x00%H %(trailers:key={EXPERIMENT_TRAILER},valueonly,separator=%x20)"
+        found: dict[str, str] = {}
+        for record in self._git.tell("rev-list", f"--format={form}", "HEAD").text().split("\0")[1:]:
+            sha, *ids = record.splitlines()[0].split()
+            found |= dict.fromkeys(ids, sha)
+        return found
+
+    def read(self, commit: str, path: str) -> bytes | None:
+        """A file's bytes in a commit; None if the commit or the file does not exist."""
+        reply = self._git.ask("cat-file", "blob", f"{commit}:{path}")
+        return reply.out if reply.status == 0 else None
+
+    def descends(self, commit: str, ancestor: str) -> bool:
+        """Whether `commit` has `ancestor` in its history, or is it."""
+        return self._git.ask("merge-base", "--is-ancestor", ancestor, commit).status == 0
+
+    def _refuse_bare(self) -> None:
+        inside = all((self._project / name).exists() for name in ("HEAD", "objects", "refs"))
+        marked = git_dirs(self._project) and self._git.ask("config", "--bool", "core.bare").text() == "true"
+        if inside or marked:
+            raise ProjectError(
+                f"{self._project} is a bare git repository: it has no working tree, and an investigation "
+                f"needs one. Clone it (git clone '{self._project}' DIR) and start in the clone, or start in "
+                "a new directory."
+            )
+
+    def _head(self) -> str:
+        return self._git.ask("rev-parse", "--verify", "--quiet", "HEAD^{commit}").text()
+
+    def _branch(self) -> str:
+        return self._git.ask("symbolic-ref", "--quiet", "HEAD").text() or "HEAD"
+
+    def _store(self, scratch: Path, files: Mapping[str, bytes]) -> dict[str, _Blob]:
+        if not files:
+            return {}
+        copies: list[str] = []
+        for number, data in enumerate(files.values()):
+            copy = scratch / f"blob{number}"
+            copy.write_bytes(data)
+            copies.append(str(copy))
+        shas = self._git.tell("hash-object", "-w", "--no-filters", "--", *copies).text().split()
+        return {path: _Blob("100644", sha) for path, sha in zip(files, shas, strict=True)}
+
+    def _build(self, scratch: Path, head: str, blobs: Mapping[str, _Blob], message: str) -> str:
+        index, text = scratch / "index", scratch / "message"
+        index.unlink(missing_ok=True)
+        text.write_text(message, encoding="utf-8", errors="replace")
+        self._git.tell("read-tree", *([head] if head else ["--empty"]), index=index)
+        if blobs:
+            self._git.tell("update-index", "--add", "--replace", *_cacheinfo(blobs), index=index)
+        tree = self._git.tell("write-tree", index=index).text()
+        parent = ["-p", head] if head else []
+        return self._git.tell("commit-tree", tree, *parent, "-F", str(text)).text()
+
+    def _into_users_index(self, head: str, blobs: Mapping[str, _Blob]) -> dict[str, _Blob | None]:
+        """Puts our paths into the user's index where it agrees with HEAD about them; what stood there
+        before."""
+        if not blobs:
+            return {}
+        in_index = _listing(self._git.ask("ls-files", "--stage", "-z", "--", *blobs).out)
+        in_head: dict[str, _Blob | None] = {}
+        if head:
+            in_head = _listing(self._git.ask("ls-tree", "-z", "--full-tree", head, "--", *blobs).out)
+        same = [
+            path
+            for path in blobs
+            if in_index.get(path) == in_head.get(path) and in_index.get(path) != blobs[path]
+        ]
+        before = {path: in_head.get(path) for path in same}
+        return before if self._set_users_index({path: blobs[path] for path in same}) else {}
+
+    def _set_users_index(self, entries: Mapping[str, _Blob | None]) -> bool:
+        """Best effort: while another git has the index locked for longer than half a second, it is left
+        alone."""
+        if not entries:
+            return True
+        added = {path: blob for path, blob in entries.items() if blob is not None}
+        removed = [path for path, blob in entries.items() if blob is None]
+        arguments = ["--add", *_cacheinfo(added)] if added else []
+        if removed:
+            arguments += ["--force-remove", "--", *removed]
+        for _ in range(_INDEX_TRIES):
+            reply = self._git.ask("update-index", *arguments)
+            if reply.status == 0:
+                return True
+            if "index.lock" not in reply.err:
+                return False
+            time.sleep(_PAUSE)
+        return False
+
+    def _push_to_disk(self, commit: str, blobs: Mapping[str, _Blob], ref: str) -> None:
+        # git fsyncs the contents (core.fsync=all) but no directory: after a power cut the names could be
+        # missing.
+        dirs = git_dirs(self._project)
+        if dirs is None:
+            return
+        objects = dirs.common / "objects"
+        touched = {objects, dirs.own, dirs.common / "reftable"}
+        touched |= {objects / sha[:2] for sha in (commit, *(blob.sha for blob in blobs.values()))}
+        touched |= {dirs.common / parent for parent in Path(ref).parents}
+        for directory in touched:
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                sync_directory(directory)
+
+
+def _cacheinfo(blobs: Mapping[str, _Blob]) -> list[str]:
+    return [
+        part for path, blob in blobs.items() for part in ("--cacheinfo", f"{blob.mode},{blob.sha},{path}")
+    ]
+
+
+def _listing(out: bytes) -> dict[str, _Blob | None]:
+    """`ls-files --stage -z` or `ls-tree -z`, by path. A path in conflict has no single entry, and gets one of
+    no tree."""
+    found: dict[str, _Blob | None] = {}
+    for record in out.decode("utf-8", "surrogateescape").split("\0"):
+        facts, _, path = record.partition("\t")
+        match facts.split():
+            case [mode, "blob" | "tree" | "commit", sha] | [mode, sha, "0"]:
+                found[path] = _Blob(mode, sha)
+            case [_, _, _]:
+                found[path] = _Blob("conflict", "")
+    return found
+
+
+def _message(subject: str, body: str, trailers: Mapping[str, str]) -> str:
+    paragraphs = [one_line(subject, _SUBJECT) or "Experiment"]
+    if body.strip():
+        paragraphs.append(
+            "\n".join(f"> {one_line(line, _BODY_LINE)}".rstrip() for line in body.strip().splitlines())
+        )
+    for key in trailers:
+        if not re.fullmatch(r"[A-Za-z][A-Za-z-]*", key):
+            raise ValueError(f"{key!r} is no key of a trailer: letters and hyphens only")
+    paragraphs.append("\n".join(f"{key}: {one_line(value, _BODY_LINE)}" for key, value in trailers.items()))
+    return "\n\n".join(paragraphs) + "\n"

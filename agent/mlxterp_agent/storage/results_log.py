@@ -1,0 +1,254 @@
+"""From a run that has ended to a line of the log, a folder in findings/ and a commit. Every step may be
+repeated.
+
+The order of truth is journal, results.jsonl, findings/, git: each is on the disk before the next begins, and
+each is made again from the one before (`recovery.py`). Here lives that order, once, for a run and for a
+repair alike; what a line says is decided in `evidence.py`, and who calls is `loop.py`.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from mlxterp.autointerpret.contract import EXPERIMENT, LOG, digest
+from mlxterp.autointerpret.entry import ExperimentEntry
+from mlxterp.autointerpret.log import ExperimentLog
+from mlxterp.autointerpret.numbers import vector_digest
+from mlxterp.autointerpret.seals import Seal
+from mlxterp.errors import TornTail
+from mlxterp_agent.errors import GitUnavailable
+from mlxterp_agent.events import (
+    Committed,
+    Decided,
+    Emit,
+    Repaired,
+    Waiting,
+)
+from mlxterp_agent.faults import point
+from mlxterp_agent.storage.findings import finding_files, write_files
+from mlxterp_agent.storage.git import EXPERIMENT_TRAILER, VERDICT_TRAILER, Committer
+from mlxterp_agent.storage.journal import Event, Journal
+from mlxterp_agent.storage.lines import (
+    RUNS,
+    Intent,
+    Verdicted,
+    by_hand,
+    is_kept,
+    shadow,
+    whole_lines,
+)
+from mlxterp_agent.text import one_line
+
+
+class _Uncommitted(NamedTuple):
+    entry: ExperimentEntry
+    files: dict[str, bytes]
+
+
+class Ledger:
+    """The log of one project while a supervisor holds its lock.
+
+    Attributes:
+        entries: every line of results.jsonl, in order.
+        tried: digest of an experiment.py that has run to an end, to the ids of its lines.
+        last_run: the number of the newest run.
+    """
+
+    def __init__(self, project: Path, journal: Journal, committer: Committer, emit: Emit) -> None:
+        self.project = project
+        self.journal = journal
+        self.committer = committer
+        self.emit = emit
+        self.log = ExperimentLog(project / LOG)
+        self.entries: list[ExperimentEntry] = []
+        self.tried: dict[str, list[str]] = {}
+        self.last_run = 0
+        self._known = Seal(0, digest(b""))
+        self._by_numbers: dict[str, tuple[str, str]] = {}
+        self._uncommitted: list[_Uncommitted] = []
+
+    def load(self, events: Iterable[Event]) -> None:
+        """Reads the log and takes in the journal: what was tried, which numbers are known, which run comes
+        next."""
+        self.entries = self.log.entries()
+        self._known = self.log.seal()
+        runs = [0, *(int(path.name) for path in (self.project / RUNS).glob("[0-9]*") if path.name.isdigit())]
+        named = (str((entry.record or {}).get("run")) for entry in self.entries)
+        runs += [int(run) for run in named if run.isdigit()]
+        for event in events:
+            if event["event"] == "intent":
+                runs.append(event["run"])
+            elif event["event"] == "result" and not event["again"]:
+                self.tried.setdefault(event["sha"], [])
+        self.last_run = max(runs)
+        for entry in self.entries:
+            self._remember(entry)
+
+    def intend(self, intent: Intent) -> None:
+        """Announces a run, and registers its hypothesis if it declares one. Nothing has run yet."""
+        fields = {name: getattr(intent, name) for name in ("run", "uid", "source", "time_box", "digests")}
+        self.journal.append(
+            "intent", **fields, declared=intent.declared, driver=intent.driver, sha=intent.sha
+        )
+        self.last_run = intent.run
+        if intent.declared is not None:
+            self.journal.append("register", run=intent.run, hypothesis=intent.declared)
+        point("after-intent")
+
+    def settle(
+        self, intent: Intent, lines: Sequence[Verdicted], *, again: bool = False
+    ) -> tuple[ExperimentEntry, ...]:
+        """The run is over: its lines go to the journal, the log, findings/ and git, in this order.
+
+        `again` says that the same bytes may run another time, because this run never came to an end.
+        """
+        self.journal.append(
+            "result",
+            run=intent.run,
+            uid=intent.uid,
+            sha=intent.sha,
+            again=again,
+            lines=[{"entry": line.entry.plain().to_dict(), "record": line.record} for line in lines],
+        )
+        if not again:
+            self.tried.setdefault(intent.sha, [])
+        point("after-journal-result")
+        logged = tuple(self.log_line(line) for line in lines)
+        self.publish(intent, logged)
+        return logged
+
+    def log_line(self, line: Verdicted) -> ExperimentEntry:
+        """Appends one line to results.jsonl, unless it is there already, and notes in the journal that it
+        is."""
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", TornTail)
+            entry = self.log.append_sealed(line.entry, line.record)
+        for warning in caught:
+            self.emit(Repaired(str(warning.message)))
+        point("after-log")
+        self.note_logged(entry)
+        if all((known.record or {}).get("uid") != line.record["uid"] for known in self.entries):
+            self.entries.append(entry)
+            self._remember(entry)
+            self.emit(Decided(entry))
+        return entry
+
+    def note_logged(self, entry: ExperimentEntry) -> None:
+        """Keeps the exact bytes of a logged line in the journal, so that the log can be rebuilt from it."""
+        assert entry.record is not None
+        raw, at = self.log.raw(), entry.record["at"]
+        end = raw.index(b"\n", at) + 1
+        self._known = Seal(end, digest(raw[:end]))
+        self.journal.append(
+            "logged",
+            uid=entry.record["uid"],
+            id=entry.experiment_id,
+            text=raw[at:end].decode("ascii"),
+            size=end,
+            sha256=self._known.sha256,
+        )
+        point("after-journal-logged")
+
+    def publish(self, intent: Intent, logged: Iterable[ExperimentEntry]) -> None:
+        """Kept lines get their folder and one commit each; if none is kept, what ran goes to the attempts."""
+        kept = [entry for entry in logged if is_kept(entry)]
+        for entry in kept:
+            self.publish_kept(entry, intent.source.encode())
+        if not kept:
+            self.keep_attempt(intent)
+
+    def publish_kept(self, entry: ExperimentEntry, source: bytes) -> None:
+        """Folder, then commit. Without git the entry stays logged, and its commit is made up with the next
+        one."""
+        files = finding_files(entry, source)
+        write_files(self.project, files)
+        point("after-finding")
+        self._uncommitted.append(_Uncommitted(entry, {EXPERIMENT: source, **files}))
+        self.commit_what_waits()
+
+    def commit_what_waits(self) -> None:
+        """One commit for every kept entry that has none yet, oldest first."""
+        while self._uncommitted:
+            entry, files = self._uncommitted[0]
+            try:
+                self._commit(entry, files)
+            except GitUnavailable as problem:
+                self.emit(Waiting(f"{entry.experiment_id} is logged, but not committed yet: {problem}"))
+                return
+            del self._uncommitted[0]
+
+    def keep_attempt(self, intent: Intent) -> None:
+        """Keeps what ran and was not kept under refs/autointerp/attempts, so that no version is ever lost."""
+        files = {EXPERIMENT: intent.source.encode()}
+        try:
+            sha = self.committer.keep_attempt(intent.run, files, f"Attempt {intent.run:04d}, not kept")
+        except GitUnavailable as problem:
+            self.emit(Waiting(f"run {intent.run:04d} is logged, but not kept in git yet: {problem}"))
+            return
+        point("after-attempt")
+        self.journal.append("attempted", run=intent.run, sha=sha)
+
+    def same_numbers(self, entry: ExperimentEntry, sha: str) -> str | None:
+        """The id of an earlier line of a *different* experiment with exactly these numbers, or None."""
+        known = self._by_numbers.get(vector_digest(entry.result) or "")
+        return known[1] if known is not None and known[0] != sha else None
+
+    def shadow(self) -> bytes:
+        """What results.jsonl must hold, by the journal."""
+        return shadow(self.journal.events())
+
+    def changed_under_us(self) -> str | None:
+        """What happened to results.jsonl that no supervisor did, in words; None if nothing did.
+
+        Whole lines that somebody appended by hand, without a record, are nobody's violation: they are taken
+        into the journal.
+        """
+        raw = self.log.raw()
+        if digest(raw[: self._known.at]) != self._known.sha256:
+            return f"{LOG} was changed: its first {self._known.at:,} bytes are not what they were"
+        *_, rest = raw.rpartition(b"\n")
+        if rest:
+            return f"{LOG} ends in a line that is not whole"
+        for line in whole_lines(raw[self._known.at :]):
+            entry = by_hand(line)
+            if entry is None:
+                return f"{LOG} was appended to: by no supervisor, and it is no entry logged by hand"
+            self.adopt(line)
+            self.entries.append(entry)
+            self._remember(entry)
+        return None
+
+    def adopt(self, line: bytes) -> None:
+        """Takes the line after the known ones into the journal, so that it is part of what is restored."""
+        end = self._known.at + len(line)
+        self._known = Seal(end, digest(self.log.prefix_bytes(end)))
+        self.journal.append("adopted", text=line.decode("utf-8"), size=end, sha256=self._known.sha256)
+
+    def take_as_known(self, prefix: bytes) -> None:
+        """From here on the log is expected to begin with these bytes."""
+        self._known = Seal(len(prefix), digest(prefix))
+
+    def _commit(self, entry: ExperimentEntry, files: Mapping[str, bytes]) -> None:
+        verdict = str((entry.record or {})["verdict"])
+        sha = self.committer.commit(
+            {**files, LOG: self.log.raw()},
+            subject=f"{entry.experiment_id} {verdict}: {one_line(entry.conclusion or entry.hypothesis, 60)}",
+            body=f"Hypothesis: {one_line(entry.hypothesis, 300)}\nMethod: {one_line(entry.method, 100)}",
+            trailers={EXPERIMENT_TRAILER: entry.experiment_id, VERDICT_TRAILER: verdict},
+        )
+        point("after-commit")
+        self.journal.append("committed", id=entry.experiment_id, sha=sha)
+        point("after-journal-committed")
+        self.emit(Committed(entry.experiment_id, sha))
+
+    def _remember(self, entry: ExperimentEntry) -> None:
+        record = entry.record or {}
+        sha = (record.get("digests") or {}).get("experiment")
+        if sha in self.tried:
+            self.tried[sha].append(entry.experiment_id)
+        vector = vector_digest(entry.result)
+        if vector and sha and not str(record.get("verdict")).startswith(("invalid", "interrupted")):
+            self._by_numbers.setdefault(vector, (sha, entry.experiment_id))

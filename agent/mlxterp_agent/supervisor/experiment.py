@@ -1,0 +1,185 @@
+"""The life of one experiment, from the bytes that were noticed to what the researcher is told.
+
+Freeze, pre-flight, register, run, decide, log, commit, tell: the order is here, each step lives in its own
+room. The steps that only a declared claim goes through (controls, held-out confirmation, replay) belong in
+`evidence.py`.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from mlxterp.autointerpret.declaration import read_hypothesis
+from mlxterp.autointerpret.entry import ExperimentEntry
+from mlxterp.errors import DeclarationError
+from mlxterp_agent.events import Running, Waiting
+from mlxterp_agent.faults import point
+from mlxterp_agent.judge.evidence import interrupted, judge_plain
+from mlxterp_agent.researchers.base import Told
+from mlxterp_agent.sandbox.runner import Outcome
+from mlxterp_agent.storage.lines import Intent, Verdicted
+from mlxterp_agent.storage.record import (
+    Cost,
+    Execution,
+    claim_of,
+    entry_without_report,
+    how_it_ended,
+    verdicted,
+)
+from mlxterp_agent.supervisor.context import Desk
+from mlxterp_agent.supervisor.project_files import freeze, program_digest
+from mlxterp_agent.supervisor.watcher import Candidate
+from mlxterp_agent.telling import told_text
+
+
+class Trials:
+    """Puts one experiment after another on trial, in one project.
+
+    Attributes:
+        facts: what setup.py offers; set once it is imported.
+    """
+
+    def __init__(self, desk: Desk, stop: Callable[[], str | None]) -> None:
+        self.facts: Mapping[str, Any] = {}
+        self._desk = desk
+        self._stop = stop
+        self._charged = self._cost_so_far()
+
+    def experiment(self, candidate: Candidate, time_box: float) -> Told:
+        """Runs what was proposed, once, for at most `time_box` seconds."""
+        try:
+            declared = read_hypothesis(candidate.source)
+        except DeclarationError as problem:
+            return self.refused(str(problem))
+        intent = Intent(
+            run=self._desk.ledger.last_run + 1,
+            uid=uuid.uuid4().hex,
+            source=candidate.source.decode("utf-8"),
+            time_box=time_box,
+            digests={
+                "setup": self._desk.sealed.setup_sha,
+                "program": program_digest(self._desk.path),
+                "experiment": candidate.sha,
+            },
+            declared=None if declared is None else declared.declared(),
+            driver={
+                "name": self._desk.driver.name,
+                "model": self._desk.driver.model,
+                "session": self._desk.driver.session,
+            },
+        )
+        frozen = freeze(self._desk.path, intent.run, candidate.source)
+        violations = self._desk.guard.between_runs()
+        self._desk.ledger.intend(intent)
+        if violations:
+            execution = Execution(
+                status="refused", error="not run: the contract was violated before it began"
+            )
+            return self._settled(intent, execution, (), violations)
+        before = self._desk.guard.marks(frozen)
+        self._desk.emit(Running(intent.run, intent.sha, time_box, claim_of(intent)))
+        outcome = self._desk.runner.run(
+            frozen, intent.run, time_box=time_box, run_dir=frozen.parent, stop=self._stop
+        )
+        point("after-run")
+        violations = self._desk.guard.after(before, frozen, outcome)
+        if outcome.status != "interrupted":
+            self._desk.runner.warm()
+        reported = [ExperimentEntry.from_dict(fields).plain() for fields in outcome.entries]
+        return self._settled(intent, _execution(outcome), reported, violations, printed=outcome.stdout_tail)
+
+    def refused(self, why: str) -> Told:
+        """What cannot run is not logged; it costs no experiment."""
+        self._desk.emit(Waiting(f"not run: {why}"))
+        return Told(None, (), f"not run: {why}")
+
+    def ran_before(self, candidate: Candidate) -> Told:
+        """The same bytes are not run again: what came of them is told again."""
+        ids = self._desk.ledger.tried[candidate.sha]
+        entries = tuple(entry for entry in self._desk.ledger.entries if entry.experiment_id in ids)
+        self._desk.emit(Waiting(f"not run: experiment.py is what ran as {', '.join(ids)}; change it"))
+        text = f"not run: these bytes ran before as {', '.join(ids)}. Change experiment.py.\n"
+        return Told(None, entries, text + told_text(entries, self._desk.budget_state()))
+
+    def _settled(
+        self,
+        intent: Intent,
+        execution: Execution,
+        entries: Sequence[ExperimentEntry],
+        violations: Sequence[str],
+        *,
+        printed: str = "",
+    ) -> Told:
+        """Decides every line of the run, logs and commits them, and says so."""
+        if not entries:
+            because = violations[0] if violations else how_it_ended(execution, intent.time_box)
+            entries = [entry_without_report(intent, execution, because=because, printed=printed)]
+        lines = self._decided(intent, execution, entries, violations)
+        # A run that never came to an end, or never began, proves nothing about these bytes.
+        again = execution.status in ("interrupted", "refused")
+        logged = self._desk.ledger.settle(intent, lines, again=again)
+        self._desk.guard.remember()
+        return Told(intent.run, logged, told_text(logged, self._desk.budget_state()))
+
+    def _decided(
+        self,
+        intent: Intent,
+        execution: Execution,
+        entries: Sequence[ExperimentEntry],
+        violations: Sequence[str],
+    ) -> list[Verdicted]:
+        spent, total = self._desk.budget.spent(), self._cost_so_far()
+        cost, self._charged = _difference(total, self._charged), total
+        lines: list[Verdicted] = []
+        for number, entry in enumerate(entries, 1):
+            if execution.status == "interrupted" and not violations:
+                judgement = interrupted(f"{execution.error}; the same experiment may run again")
+            else:
+                judgement = judge_plain(
+                    entry,
+                    status=execution.status,
+                    violations=tuple(violations),
+                    identical_to=self._desk.ledger.same_numbers(entry, intent.sha),
+                    declared=intent.declared is not None,
+                )
+            lines.append(
+                verdicted(
+                    entry,
+                    judgement,
+                    intent=intent,
+                    number=number,
+                    execution=execution,
+                    facts=self.facts,
+                    cost=cost if number == 1 else Cost(),
+                    spent=spent,
+                    wall=self._desk.clock.wall(),
+                )
+            )
+        return lines
+
+    def _cost_so_far(self) -> Cost:
+        spent = self._desk.budget.spent()
+        return Cost(spent.usd, spent.tokens)
+
+
+def _execution(outcome: Outcome) -> Execution:
+    return Execution(
+        status=outcome.status,
+        exit_code=outcome.exit_code,
+        seconds=round(outcome.seconds, 3),
+        peak_mb=None if outcome.peak_mb is None else round(outcome.peak_mb, 1),
+        warm=outcome.warm,
+        signal=outcome.signal_name,
+        error=outcome.error,
+        traceback=outcome.traceback,
+        bad_frames=outcome.bad_frames,
+    )
+
+
+def _difference(now: Cost, before: Cost) -> Cost:
+    return Cost(
+        None if now.usd is None else now.usd - (before.usd or 0.0),
+        None if now.tokens is None else now.tokens - (before.tokens or 0),
+    )

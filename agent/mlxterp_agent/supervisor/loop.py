@@ -1,0 +1,338 @@
+"""The supervisor: it lets a researcher take its turns, notices what is new in experiment.py, and knows when
+to end.
+
+Here is the order in which things happen, and nothing else. `run` is one investigation from the lock to the
+last line; the life of one experiment is `experiment.py`; what is written when is `results_log.py`; what a crash leaves,
+`recovery.py`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from mlxterp.autointerpret.contract import load_project
+from mlxterp.errors import ProjectError
+from mlxterp_agent.clock import Clock, SystemClock
+from mlxterp_agent.events import (
+    Emit,
+    Progress,
+    Repaired,
+    SetupReady,
+    Spending,
+    Started,
+    Stopped,
+    Turn,
+    Waiting,
+)
+from mlxterp_agent.exit_codes import (
+    CONTRACT,
+    FINISHED,
+    INTERRUPTED,
+    MACHINE,
+    RESEARCHER,
+    Ended,
+)
+from mlxterp_agent.integrity.guard import Guard, since_the_pause
+from mlxterp_agent.platform import boot_id, disk_full_in_words
+from mlxterp_agent.researchers.base import (
+    Done,
+    Driver,
+    DriverState,
+    Failed,
+    Idle,
+    Situation,
+    Working,
+)
+from mlxterp_agent.run_config import Options
+from mlxterp_agent.sandbox.runner import Runner
+from mlxterp_agent.signals import Signals
+from mlxterp_agent.state_md import write_state
+from mlxterp_agent.storage.budget import Budget
+from mlxterp_agent.storage.git import Committer
+from mlxterp_agent.storage.journal import Journal
+from mlxterp_agent.storage.recovery import reconcile
+from mlxterp_agent.storage.results_log import Ledger
+from mlxterp_agent.storage.state_dir import ProjectLock, open_state, seal
+from mlxterp_agent.supervisor.context import Desk
+from mlxterp_agent.supervisor.experiment import Trials
+from mlxterp_agent.supervisor.fetching import fetch_model
+from mlxterp_agent.supervisor.project_files import initial_files, steer_text, stop_file
+from mlxterp_agent.supervisor.watcher import (
+    STOP,
+    Candidate,
+    Doorbell,
+    read_experiment,
+)
+from mlxterp_agent.text import line_in, one_line, plain
+
+GRACE = 1.0
+"""Seconds between SIGTERM and SIGKILL for an experiment: with it, Ctrl-C ends everything within three."""
+
+_TICK = 0.25
+_CLOCK_EVERY = 60.0
+_EMPTY_TURNS = 3
+
+
+def run(
+    directory: Path,
+    driver: Driver,
+    options: Options,
+    emit: Emit,
+    *,
+    researcher: str = "",
+    clock: Clock | None = None,
+) -> Ended:
+    """Supervises one investigation until something ends it, and says what did.
+
+    1. Take the project's lock: one supervisor for each directory.
+    2. Make it a git repository of its own; seal setup.py, or check that it is the sealed one.
+    3. Reconcile: finish what an earlier end left open.
+    4. Import setup.py in a child that stays warm.
+    5. Until a budget, the researcher or a person ends it: let the researcher take its turn, run what is new.
+    6. End the child, write down why.
+
+    Args:
+        researcher: who investigates and why it was chosen, for the screen.
+
+    Raises:
+        MlxterpError: the project, its setup.py, git or the machine cannot be used. Everything logged is safe.
+    """
+    project = load_project(directory.resolve())
+    clock = clock or SystemClock()
+    state = open_state(project.path)
+    with contextlib.ExitStack() as stack:
+        signals = stack.enter_context(Signals())
+        stack.enter_context(ProjectLock(state))
+        journal = stack.enter_context(contextlib.closing(Journal(state.journal_path, clock=clock)))
+        committer = Committer(project.path)
+        committer.ensure_repo(initial_files(project.path))
+        before = journal.events()
+        measured = any(event["event"] == "intent" for event in before)
+        sealed = seal(state, project.path, reseal=options.reseal or not measured)
+        journal.append("start", config=options.to_dict(), driver=driver.name, pid=os.getpid(), boot=boot_id())
+        journal.append("seal", setup_sha=sealed.setup_sha)
+        ledger = Ledger(project.path, journal, committer, emit)
+        repairs = reconcile(ledger, state, clock)
+        config, who = project.config, researcher or driver.name
+        emit(Started(str(project.path), config.question, config.model, who, tuple(ledger.entries)))
+        for what in repairs.done:
+            emit(Repaired(what))
+        if repairs.broken is not None:
+            ended = Ended(repairs.broken, CONTRACT)
+        else:
+            fetch_model(config.model, sealed.setup_bytes, emit, signals)
+            runner = Runner(project.path, sealed.setup, state, grace=GRACE, clock=clock)
+            stack.enter_context(contextlib.closing(runner))
+            stack.enter_context(contextlib.closing(driver))
+            desk = Desk(
+                project=project,
+                sealed=sealed,
+                ledger=ledger,
+                guard=Guard(project.path, state, sealed, ledger, emit, since_the_pause(before)),
+                budget=Budget(options.limits(), clock, journal),
+                runner=runner,
+                driver=driver,
+                options=options,
+                emit=emit,
+                signals=signals,
+                clock=clock,
+            )
+            with disk_full_in_words(project.path):
+                ended = _Supervision(desk).supervise()
+        journal.append("stop", reason=ended.reason, exit_code=ended.exit_code)
+        emit(Stopped(ended.reason, ended.exit_code))
+    return ended
+
+
+class _Supervision:
+    """The turns of one supervised run: who is at work, what is new, when it ends."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+        self._trials = Trials(desk, self._stop_now)
+        self._ended: Ended | None = None
+        self._turns = 0
+        self._empty_turns = 0
+        self._dealt_with: str | None = None
+        self._found = _key(read_experiment(desk.path))
+        self._doing = ""
+        self._told_clock = desk.clock.elapsed()
+
+    def supervise(self) -> Ended:
+        """Turn by turn, until something ends it."""
+        self._desk.emit(Spending(self._desk.budget_state()))
+        self._import_setup()
+        with Doorbell(self._desk.path) as bell:
+            if bell.polling:
+                self._desk.emit(Waiting(bell.polling))
+            while (ended := self._why_to_end()) is None:
+                state = self._desk.driver.poll()
+                self._show(state)
+                candidate = self._proposal(state, bell)
+                if candidate is None:
+                    self._turn(state, bell)
+                else:
+                    self._try(candidate)
+        self._desk.ledger.commit_what_waits()
+        self._write_state()
+        return ended
+
+    def _stop_now(self) -> str | None:
+        """Asked ten times a second while something runs: why it must end now, or None."""
+        if self._desk.clock.elapsed() - self._told_clock >= _CLOCK_EVERY:
+            self._told_clock = self._desk.clock.elapsed()
+            self._desk.ledger.journal.append("clock", active_s=round(self._desk.budget.spent().seconds, 1))
+        return self._desk.signals.reason()
+
+    def _import_setup(self) -> None:
+        """Waits until the first child has imported setup.py, unless somebody interrupts."""
+        if self._desk.signals.received:
+            return
+        report = self._desk.runner.check_setup(stop=self._stop_now, tell=self._progress)
+        if self._desk.signals.received:
+            return
+        if not report.ok:
+            where = line_in(report.traceback, "setup.py")
+            raise ProjectError(
+                f"setup.py of {self._desk.path} could not be imported{f' ({where})' if where else ''}: "
+                f"{plain(report.error or 'no reason was given')}\n"
+                "Every experiment imports it. Correct it, then start again."
+            )
+        self._trials.facts = report.facts
+        model = str(report.facts.get("model") or self._desk.project.config.model)
+        self._desk.emit(SetupReady(model, report.seconds, report.facts.get("blas")))
+
+    def _why_to_end(self) -> Ended | None:
+        """The first reason to end, looked at between any two steps."""
+        interrupted, budget = self._desk.signals.reason(), self._desk.budget.stop_reason()
+        if interrupted is not None:
+            return Ended(interrupted, INTERRUPTED)
+        if self._desk.guard.too_many:
+            return Ended("the contract was violated twice; paused until a person has looked", CONTRACT)
+        if self._ended is not None:
+            return self._ended
+        if stop_file(self._desk.path, STOP):
+            return Ended(f"there is a file {STOP}; remove it to go on", FINISHED)
+        if self._desk.ledger.journal.low_on_disk:
+            return Ended("the disk is full; free some space, then start again", MACHINE)
+        return None if budget is None else Ended(budget, FINISHED)
+
+    def _proposal(self, state: DriverState, bell: Doorbell) -> Candidate | None:
+        """What experiment.py holds, if it is new, whole and not run yet. Each content is dealt with once."""
+        if self._turns == 0 and isinstance(state, Idle):
+            return None
+        if isinstance(state, Working) and not state.offers:
+            return None
+        candidate = read_experiment(self._desk.path)
+        if isinstance(state, Working) and _key(candidate) != self._dealt_with:
+            bell.settle()
+            candidate = read_experiment(self._desk.path)
+        if _key(candidate) == self._dealt_with:
+            return None
+        self._dealt_with = _key(candidate)
+        at_work = isinstance(state, Working | Idle)
+        if candidate.error is None and candidate.sha not in self._desk.ledger.tried:
+            # A researcher that is through proposed what it wrote, and not what it found there.
+            return candidate if at_work or _key(candidate) != self._found else None
+        if at_work:
+            told = (
+                self._trials.refused(candidate.error)
+                if candidate.error
+                else self._trials.ran_before(candidate)
+            )
+            self._desk.driver.tell(told)
+        return None
+
+    def _try(self, candidate: Candidate) -> None:
+        """Runs a proposal, if the time that is left pays for it."""
+        time_box = self._desk.budget.reserve(self._desk.options.time_per_experiment)
+        if time_box is None:
+            self._ended = Ended("the time that is left is too short for another experiment", FINISHED)
+            return
+        told = self._trials.experiment(candidate, time_box)
+        if told.run is not None:
+            self._empty_turns = 0
+            if candidate.sha not in self._desk.ledger.tried:
+                # It was refused because of what happened before it; all is put back, so it may run now.
+                self._dealt_with = None
+        self._desk.emit(Spending(self._desk.budget_state()))
+        self._write_state()
+        self._desk.driver.tell(told)
+
+    def _turn(self, state: DriverState, bell: Doorbell) -> None:
+        """Lets the researcher go on, or ends the run because it is through."""
+        match state:
+            case Working():
+                bell.wait(_TICK)
+                self._stop_now()
+            case Idle() if self._empty_turns >= _EMPTY_TURNS:
+                words = f"nothing is left to try: {_EMPTY_TURNS} turns in a row brought no new experiment"
+                self._ended = Ended(words, FINISHED)
+            case Idle():
+                self._turns += 1
+                self._empty_turns += 1
+                self._dealt_with = None
+                self._desk.driver.begin_turn(self._situation())
+            case Done(reason):
+                self._ended = Ended(one_line(reason, 300), FINISHED)
+            case Failed(reason):
+                self._ended = Ended(one_line(reason, 500), RESEARCHER)
+
+    def _show(self, state: DriverState) -> None:
+        """What the researcher is at, whenever that changes."""
+        if isinstance(state, Working) and state.doing != self._doing:
+            self._doing = state.doing
+            self._desk.emit(Turn(state.doing))
+
+    def _situation(self) -> Situation:
+        entries = list(self._desk.ledger.entries)
+        return Situation(
+            project=self._desk.path,
+            entries=entries,
+            budget=self._desk.budget_state(),
+            last=entries[-1] if entries else None,
+            deadline_left=self._desk.budget.seconds_left(),
+            steer=steer_text(self._desk.path),
+            facts=self._trials.facts,
+            charge=self._charge,
+            hold=self._desk.budget.hold,
+            budget_now=self._desk.budget_state,
+            note=self._note,
+        )
+
+    def _note(self, text: str) -> None:
+        self._desk.ledger.journal.append("note", text=one_line(text, 500))
+        self._desk.emit(Waiting(one_line(text, 500)))
+
+    def _charge(
+        self,
+        usd: float | None,
+        tokens: int | None,
+        *,
+        call: str | None = None,
+        details: Mapping[str, object] | None = None,
+    ) -> None:
+        self._desk.budget.charge(usd, tokens, call=call, details=details)
+        self._desk.emit(Spending(self._desk.budget_state()))
+        self._doing = ""
+
+    def _progress(self, line: str) -> None:
+        if line:
+            self._desk.emit(Progress(line))
+
+    def _write_state(self) -> None:
+        config = self._desk.project.config
+        write_state(
+            self._desk.path,
+            question=str(self._trials.facts.get("question") or config.question),
+            model=str(self._trials.facts.get("model") or config.model),
+            entries=self._desk.ledger.entries,
+            budget=self._desk.budget_state(),
+        )
+
+
+def _key(candidate: Candidate) -> str:
+    return candidate.sha or candidate.error or ""

@@ -1,0 +1,105 @@
+"""`autointerp run`: one experiment under the full regime, or the verdict of the supervisor that is there
+already."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+from mlxterp.autointerpret.contract import load_project
+from mlxterp.autointerpret.declaration import read_hypothesis
+from mlxterp.autointerpret.entry import ExperimentEntry
+from mlxterp.errors import DeclarationError
+from mlxterp_agent.errors import Locked
+from mlxterp_agent.events import (
+    Emit,
+    Event,
+    Progress,
+    Repaired,
+    Violated,
+)
+from mlxterp_agent.exit_codes import FINISHED, PROJECT
+from mlxterp_agent.researchers.external import Once
+from mlxterp_agent.run_config import Options
+from mlxterp_agent.supervisor.loop import run
+from mlxterp_agent.supervisor.project_view import budget_of, look
+from mlxterp_agent.supervisor.watcher import read_experiment
+from mlxterp_agent.telling import told_text
+
+_POLL = 0.25
+_PATIENCE = 60.0
+
+
+class Answer(NamedTuple):
+    """What `autointerp run` prints, the lines it is about, and how it ends."""
+
+    text: str
+    entries: tuple[ExperimentEntry, ...]
+    exit_code: int
+
+
+def run_once(directory: Path, options: Options, tell: Emit) -> Answer:
+    """Runs what experiment.py holds now. While another supervisor works here, waits for its verdict on these
+    bytes.
+
+    Args:
+        tell: hears what takes long before the experiment starts, and what was repaired.
+
+    Raises:
+        Locked: the other supervisor did not decide these bytes within the time box and a minute.
+    """
+    candidate = read_experiment(load_project(directory).path)
+    if candidate.error is not None:
+        return Answer(f"not run: {candidate.error}", (), PROJECT)
+    try:
+        read_hypothesis(candidate.source)
+    except DeclarationError as problem:
+        # A supervisor refuses it without a line in the log, so there would be nothing to wait for.
+        return Answer(f"not run: {problem}", (), PROJECT)
+    until, waits = time.monotonic() + options.time_per_experiment + _PATIENCE, False
+    while True:
+        try:
+            return _run(directory, options, tell)
+        except Locked as other:
+            if time.monotonic() > until:
+                raise
+            if not waits:
+                who = "" if other.pid is None else f", process {other.pid}"
+                tell(Progress(f"waiting for the verdict of the supervisor that works here{who}"))
+                waits = True
+        time.sleep(_POLL)
+        answer = _decided(directory, candidate.sha)
+        if answer is not None:
+            return answer
+
+
+def _run(directory: Path, options: Options, tell: Emit) -> Answer:
+    driver, violated = Once(), list[str]()
+
+    def listen(event: Event) -> None:
+        if isinstance(event, Violated):
+            violated.append(f"contract violated: {event.what}")
+        elif isinstance(event, Progress | Repaired):
+            tell(event)
+
+    ended = run(directory, driver, options, listen)
+    if driver.told is None:
+        return Answer(f"not run: {ended.reason}", (), ended.exit_code)
+    text = "\n".join([driver.told.text, *violated])
+    exit_code = PROJECT if driver.told.run is None and not driver.told.entries else FINISHED
+    return Answer(text, driver.told.entries, ended.exit_code or exit_code)
+
+
+def _decided(directory: Path, sha: str) -> Answer | None:
+    """The other supervisor's lines on these bytes, once they are in the log."""
+    seen = look(directory)
+    entries = tuple(
+        entry
+        for entry in seen.entries
+        if entry.record is not None and (entry.record.get("digests") or {}).get("experiment") == sha
+    )
+    if not entries:
+        return None
+    options = seen.options or Options()
+    return Answer(told_text(entries, budget_of(seen.spent, options.limits(), None)), entries, FINISHED)

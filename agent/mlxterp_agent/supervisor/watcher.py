@@ -1,0 +1,169 @@
+"""Notices that experiment.py may have changed, and reads it.
+
+Lives here: the doorbell (file events) and the reading of a candidate. An event only means "look": what counts
+is the content, and whether it has been run is known by its digest (`loop.py`).
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import threading
+import time
+import warnings
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+from watchdog.events import (
+    EVENT_TYPE_CLOSED,
+    EVENT_TYPE_CREATED,
+    EVENT_TYPE_DELETED,
+    EVENT_TYPE_MODIFIED,
+    EVENT_TYPE_MOVED,
+    FileSystemEvent,
+    FileSystemEventHandler,
+)
+from watchdog.observers import Observer
+
+from mlxterp.autointerpret.contract import EXPERIMENT, STEER, digest
+from mlxterp_agent.platform import NotRegular, read_regular
+
+STOP = "STOP"
+MAX_SOURCE = 256 * 1024
+"""Bytes of an experiment.py that is read."""
+
+# Reading a file is an event too ("opened", "closed without writing"): ringing at it would ring at our own
+# reading.
+_CHANGES = frozenset(
+    {EVENT_TYPE_CREATED, EVENT_TYPE_MODIFIED, EVENT_TYPE_MOVED, EVENT_TYPE_CLOSED, EVENT_TYPE_DELETED}
+)
+_POLL = 0.1
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What experiment.py holds now.
+
+    Attributes:
+        source: its bytes; empty if it could not be read.
+        sha: their digest.
+        error: why it cannot be run, in one line; None if it parses.
+    """
+
+    source: bytes
+    sha: str
+    error: str | None
+
+
+def read_experiment(project: Path) -> Candidate:
+    """Reads and parses experiment.py; nothing of it is executed.
+
+    A file that does not parse is not run: agents and editors save in several steps.
+    """
+    try:
+        source = read_regular(project / EXPERIMENT, limit=MAX_SOURCE)
+    except FileNotFoundError:
+        return Candidate(b"", "", f"{EXPERIMENT} is missing")
+    except NotRegular as problem:
+        return Candidate(b"", "", f"{EXPERIMENT} is {problem}")
+    except OSError as problem:
+        return Candidate(b"", "", f"{EXPERIMENT} cannot be read: {os.strerror(problem.errno or 0)}")
+    return Candidate(source, digest(source), _problem(source))
+
+
+def _problem(source: bytes) -> str | None:
+    try:
+        source.decode("utf-8")
+    except UnicodeDecodeError as problem:
+        line = source.count(b"\n", 0, problem.start) + 1
+        return f"{EXPERIMENT}, line {line}: byte {problem.start + 1} is not UTF-8"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            tree = ast.parse(source, filename=EXPERIMENT)
+    except SyntaxError as problem:
+        return f"{EXPERIMENT}, line {problem.lineno or 1}: {problem.msg}"
+    except (ValueError, RecursionError, MemoryError) as problem:
+        return f"{EXPERIMENT} cannot be parsed: {problem or 'it is nested too deeply'}"
+    return None if tree.body else f"{EXPERIMENT} has nothing to run yet"
+
+
+class Doorbell:
+    """Rings when one of a project's watched files may have changed. A context manager.
+
+    Attributes:
+        polling: why files are looked at ten times a second instead of being watched; None if they are
+        watched.
+    """
+
+    def __init__(self, project: Path, names: Collection[str] = (EXPERIMENT, STOP, STEER)) -> None:
+        self.polling: str | None = None
+        self._project = project
+        self._names = frozenset(names)
+        self._rung = threading.Event()
+        self._observer = Observer()
+        self._seen = self._look()
+
+    def __enter__(self) -> Doorbell:
+        self._observer.schedule(_Ringer(self._names, self._rung), str(self._project), recursive=False)
+        try:
+            self._observer.start()
+        except OSError as problem:
+            # Watches are a limited resource of the system (fs.inotify.max_user_watches, max_user_instances).
+            self.polling = f"the system watches no more files ({problem.strerror}); looking at them instead"
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._observer.is_alive():
+            self._observer.stop()
+            self._observer.join()
+
+    def wait(self, timeout: float) -> bool:
+        """Waits for a ring at most this long; True if there was one since the last call."""
+        if self.polling is None:
+            rung = self._rung.wait(timeout)
+            self._rung.clear()
+            return rung
+        until = time.monotonic() + timeout
+        while True:
+            now = self._look()
+            if now != self._seen:
+                self._seen = now
+                return True
+            left = until - time.monotonic()
+            if left <= 0:
+                return False
+            self._rung.wait(min(_POLL, left))
+
+    def settle(self, quiet: float = 0.1, longest: float = 2.0) -> None:
+        """Waits until there was no ring for `quiet` seconds: the steps of one save are then over."""
+        until = time.monotonic() + longest
+        while time.monotonic() < until and self.wait(quiet):
+            pass
+
+    def _look(self) -> dict[str, tuple[int, int, int]]:
+        found: dict[str, tuple[int, int, int]] = {}
+        for name in self._names:
+            try:
+                status = os.lstat(self._project / name)
+            except OSError:
+                continue
+            found[name] = (status.st_mtime_ns, status.st_size, status.st_ino)
+        return found
+
+
+class _Ringer(FileSystemEventHandler):  # type: ignore[misc]
+    def __init__(self, names: frozenset[str], rung: threading.Event) -> None:
+        self._names = names
+        self._rung = rung
+
+    def on_any_event(self, event: FileSystemEvent) -> None:
+        if event.event_type not in _CHANGES:
+            return
+        paths = (os.fsdecode(event.src_path), os.fsdecode(event.dest_path))
+        if self._names & {os.path.basename(path) for path in paths}:
+            self._rung.set()

@@ -1,0 +1,245 @@
+"""The offline labeler: fits an executable rule to a feature, and says it in words. Needs no language model.
+
+Lives here: choosing and combining simple rules, the words of a label, testing a rule on held-out text. Does
+not live here: the simple rules (`candidates.py`), what a rule is (`rules.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mlxterp.auto_interp.evidence.corpus import Corpus
+from mlxterp.auto_interp.evidence.evidence import FeatureEvidence, Weighted
+from mlxterp.auto_interp.evidence.sampling import draw
+from mlxterp.auto_interp.evidence.token_view import Bools
+from mlxterp.auto_interp.label import Abstention, Kind, LabelingFailure, Proposal, Score
+from mlxterp.auto_interp.rules.candidates import Background, simple_rules, topics
+from mlxterp.auto_interp.rules.rules import (
+    AllOf,
+    AnyOf,
+    Position,
+    Rule,
+    TokenIn,
+    Topic,
+    quoted,
+)
+from mlxterp.auto_interp.scores import balanced_accuracy, score_from_counts
+from mlxterp.results.shows import percent
+
+WEAK = 0.6
+"""A rule whose balanced accuracy may be below this is no label."""
+
+_MOST_DRAWN = 300
+_MOST_TESTED = 500
+_STARTS = 6  # simple rules that combinations begin with
+_CONDITIONS = 3
+_WORTH = 0.01  # balanced accuracy that another condition must add
+_PRICE_OF_TOKEN = 0.0005  # balanced accuracy that each token of a set must be worth
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """The best rule found for a feature, and its balanced accuracy on the tokens it was fitted to."""
+
+    rule: Rule
+    balanced_accuracy: float
+
+
+@dataclass(frozen=True, eq=False)
+class OfflineLabeler:
+    """Labels a feature by the executable rule of at most three conditions that fits its training half best.
+
+    Conditions are of the token (which one, its ending, its kind), of the tokens around it, of the position,
+    and of the document's words; each costs a little, so of equal rules the shorter is taken. Costs no
+    forward, about 2 ms a feature.
+
+    Args:
+        corpus: the store, split. The evidence given to `propose` names the feature; the rule is fitted to all
+            of its training half, not only to the windows shown.
+    """
+
+    corpus: Corpus
+    name: str = "offline"
+
+    @cached_property
+    def background(self) -> Background:
+        return Background(self.corpus)
+
+    async def propose(self, evidence: FeatureEvidence) -> Proposal | Abstention | LabelingFailure:
+        """The rule in words, or an abstention where no rule is better than a weak guess."""
+        return self.proposal(evidence)
+
+    def proposal(self, evidence: FeatureEvidence) -> Proposal | Abstention:
+        """The same, for callers that do not wait."""
+        fitted = fit(self.background, evidence.feature_id)
+        if fitted is None or fitted.balanced_accuracy < WEAK:
+            found = 0.5 if fitted is None else fitted.balanced_accuracy
+            return Abstention(
+                f"no rule tells where it fires: the best has a balanced accuracy of {found:.2f} on the texts "
+                "it was fitted to"
+            )
+        return Proposal(
+            label=fitted.rule.words(),
+            description=description(fitted.rule, evidence),
+            kind=kind_of(fitted.rule),
+            rule=fitted.rule,
+        )
+
+
+def fit(background: Background, feature_id: int) -> Fitted | None:
+    """The best rule for a feature on the training half; None if it never fires there."""
+    drawn = draw(background.corpus, feature_id, "train", most=_MOST_DRAWN, anywhere=_MOST_DRAWN)
+    if not drawn.fires.any() or drawn.fires.all():
+        return None
+    worth = drawn.weights
+    found = dict(simple_rules(background, feature_id, drawn))
+    best = _search(found, worth)
+    if best is None or best.balanced_accuracy < 0.9:
+        found |= {rule: rule.holds(background.corpus.view, drawn.index) for rule in topics(background, drawn)}
+        best = _search(found, worth)
+    return best
+
+
+def _search(found: Mapping[Rule, Bools], worth: NDArray[np.float64]) -> Fitted | None:
+    """Greedy from several simple rules: what a conjunction or a disjunction with another one adds."""
+    rules = list(found)
+    if not rules:
+        return None
+    held = np.stack([found[rule] for rule in rules])
+    values = np.round(0.5 + held @ worth, 9)  # equal rules are to have equal values
+    prices = np.array([_price(rule) for rule in rules])
+    starts = np.argsort(-(values - prices), kind="stable")[:_STARTS]
+    best: tuple[float, Fitted, Bools] | None = None
+    for i in starts:
+        grown = _grow(rules[i], held[i], float(values[i]), rules, held, prices, worth)
+        if best is None or grown[0] > best[0] + 1e-12:
+            best = grown
+    return None if best is None else best[1]
+
+
+def _grow(
+    rule: Rule,
+    holds: Bools,
+    value: float,
+    rules: Sequence[Rule],
+    held: Bools,
+    prices: NDArray[np.float64],
+    worth: NDArray[np.float64],
+) -> tuple[float, Fitted, Bools]:
+    price = _price(rule)
+    for _ in range(_CONDITIONS - 1):
+        # The values of "and" and "or" with every other rule at once; |a or b| = |a| + |b| - |a and b|.
+        both = 0.5 + (held & holds) @ worth
+        either = value + (0.5 + held @ worth) - both
+        gains = np.concatenate([both, either]) - np.tile(prices, 2) - value - _WORTH
+        i = int(gains.argmax())
+        if gains[i] <= 0:
+            break
+        other = rules[i % len(rules)]
+        if i < len(rules):
+            rule, holds, value = _conjunction(rule, other), holds & held[i], float(both[i])
+        else:
+            i -= len(rules)
+            rule, holds, value = _disjunction(rule, other), holds | held[i], float(either[i])
+        price += float(prices[i]) + _WORTH
+    return value - price, Fitted(rule, value), holds
+
+
+def _price(rule: Rule) -> float:
+    return _PRICE_OF_TOKEN * (rule.size - 1)
+
+
+def _conjunction(rule: Rule, other: Rule) -> Rule:
+    return AllOf((*rule.rules, other)) if isinstance(rule, AllOf) else AllOf((rule, other))
+
+
+def _disjunction(rule: Rule, other: Rule) -> Rule:
+    return AnyOf((*rule.rules, other)) if isinstance(rule, AnyOf) else AnyOf((rule, other))
+
+
+def kind_of(rule: Rule) -> Kind:
+    """What kind of feature a rule speaks of."""
+    if isinstance(rule, AnyOf):
+        return kind_of(rule.rules[0])
+    if isinstance(rule, AllOf):
+        kinds = {kind_of(each) for each in rule.rules}
+        order: tuple[Kind, ...] = ("position", "topic", "context", "output", "affix", "token")
+        return next((kind for kind in order if kind in kinds), "unclear")
+    if isinstance(rule, Position):
+        return "position"
+    if isinstance(rule, Topic):
+        return "topic"
+    if rule.offset:
+        return "context" if rule.offset < 0 else "output"
+    return "token" if isinstance(rule.atom, TokenIn) else "affix"
+
+
+def description(rule: Rule, evidence: FeatureEvidence) -> str:
+    """A label's longer form: the rule, the feature's density, its tokens, what it does to the logits."""
+    parts = [f"Fires where this holds: {rule.words()}."]
+    parts.append(f"Active at {100 * evidence.density:.2g} % of tokens.")
+    for name, tokens in (
+        ("Mostly on", evidence.top_tokens),
+        ("Followed by", evidence.next_tokens),
+    ):
+        if tokens:
+            parts.append(f"{name} {_listed(tokens)}.")
+    for name, tokens in (
+        ("Raises the logits of", evidence.promoted),
+        ("Lowers those of", evidence.suppressed),
+    ):
+        if tokens:
+            parts.append(f"{name} {', '.join(quoted(token) for token, _ in tokens[:5])}.")
+    return " ".join(parts)
+
+
+def _listed(tokens: Weighted) -> str:
+    return ", ".join(f"{quoted(token)} ({percent(share)})" for token, share in tokens[:4])
+
+
+def score_rule(
+    corpus: Corpus, feature_id: int, rule: Rule, *, decoys: Sequence[Rule] = (), most: int = _MOST_TESTED
+) -> dict[str, Score]:
+    """How well a rule tells where a feature fires, on tokens of held-out documents.
+
+    Args:
+        corpus: the store, split; only its test half is looked at.
+        feature_id: the feature.
+        rule: what its label claims.
+        decoys: other features' rules, for comparison.
+        most: tokens at which it fires; there are as many at which it does not (`drawing.draw`).
+
+    Returns:
+        "rule", and with decoys "random_label": that of the first one, and in its details the rank of the rule
+        among all of them, 1 the best.
+    """
+    drawn = draw(corpus, feature_id, "test", most=most)
+    tenth = _tenths(drawn.activation[drawn.fires])
+
+    def counted(each: Rule) -> tuple[Bools, tuple[int, int, int, int]]:
+        holds = each.holds(corpus.view, drawn.index)
+        yes, no = holds[drawn.fires], holds[~drawn.fires]
+        return yes, (int(yes.sum()), int((~yes).sum()), int((~no).sum()), int(no.sum()))
+
+    hit, counts = counted(rule)
+    hits = np.bincount(tenth, weights=hit, minlength=10) / np.maximum(np.bincount(tenth, minlength=10), 1)
+    by_quantile = {str(i): float(hits[i]) for i in np.unique(tenth)}
+    scores = {"rule": score_from_counts(*counts, by_quantile=by_quantile)}
+    if decoys:
+        others = [counted(decoy)[1] for decoy in decoys]
+        own = balanced_accuracy(*counts)
+        rank = 1 + sum(balanced_accuracy(*other) >= own for other in others)
+        scores["random_label"] = score_from_counts(*others[0], details={"decoys": len(decoys), "rank": rank})
+    return scores
+
+
+def _tenths(activation: NDArray[np.float32]) -> NDArray[np.int64]:
+    """[k] which tenth of these activations each is of, 9 the strongest."""
+    rank = np.empty(len(activation), dtype=np.int64)
+    rank[np.argsort(activation, kind="stable")] = np.arange(len(activation))
+    return rank * 10 // max(len(activation), 1)

@@ -1,0 +1,316 @@
+"""Executable rules: what a label claims, as a predicate over tokens.
+
+Lives here: the vocabulary of rules, applying one to tokens, its words, its plain form. Does not live here:
+what rules see (`token_view.py`), finding a rule for a feature (`fitting.py`), testing it (`scores.py`).
+
+A rule says of each token of a text whether it holds there. It sees the token's text, the three before it, the
+one after it, its position in the row, and which words its document has:
+
+    TokenIn, Begins, Ends, Class     of a token's text
+    At(offset, one of these)         the token itself (0), one before it (-1 to -3), the one after it (+1)
+    Position(first, last)            where in the row
+    Topic(words, at_least)           how many of these words the document has
+    AllOf, AnyOf                     of other rules
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from mlxterp.auto_interp.evidence.token_view import (
+    CLASSES,
+    SPACED,
+    Bools,
+    Indices,
+    TokenView,
+    fold,
+)
+from mlxterp.errors import LabelingError
+
+
+@dataclass(frozen=True)
+class TokenIn:
+    """The token is one of these: exactly, or if `folded`, whatever its letter case and spaces."""
+
+    tokens: tuple[str, ...]
+    folded: bool = True
+
+    def mask(self, view: TokenView) -> Bools:
+        result = np.zeros(len(view.strings), dtype=bool)
+        for token in self.tokens:
+            if self.folded:
+                result[view.number_of.get(fold(token), [])] = True
+            elif token in view.exact_number_of:
+                result[view.exact_number_of[token]] = True
+        return result
+
+    def words(self) -> str:
+        what = "word" if self.folded else "token"
+        shown = ", ".join(quoted(fold(token) if self.folded else token) for token in self.tokens[:6])
+        more = f" and {len(self.tokens) - 6} more" if len(self.tokens) > 6 else ""
+        return f"{what}{'s' if len(self.tokens) > 1 else ''} {shown}{more}"
+
+    @property
+    def size(self) -> int:
+        return len(self.tokens)
+
+
+@dataclass(frozen=True)
+class Begins:
+    """The token begins with these letters and is longer; letter case and spaces aside."""
+
+    letters: str
+
+    def mask(self, view: TokenView) -> Bools:
+        return np.array(
+            [t.startswith(self.letters) and len(t) > len(self.letters) for t in view.folded], dtype=bool
+        )
+
+    def words(self) -> str:
+        return f"words beginning in {self.letters}-"
+
+    @property
+    def size(self) -> int:
+        return 2
+
+
+@dataclass(frozen=True)
+class Ends:
+    """The token ends with these letters and is longer; letter case and spaces aside."""
+
+    letters: str
+
+    def mask(self, view: TokenView) -> Bools:
+        return np.array(
+            [t.endswith(self.letters) and len(t) > len(self.letters) for t in view.folded], dtype=bool
+        )
+
+    def words(self) -> str:
+        return f"words ending in -{self.letters}"
+
+    @property
+    def size(self) -> int:
+        return 2
+
+
+@dataclass(frozen=True)
+class Class:
+    """The token is of one of `CLASSES`."""
+
+    name: str
+
+    def mask(self, view: TokenView) -> Bools:
+        test = CLASSES[self.name][0]
+        texts = view.strings if self.name in SPACED else tuple(text.strip() for text in view.strings)
+        return np.array([test(text) for text in texts], dtype=bool)
+
+    def words(self) -> str:
+        return CLASSES[self.name][1]
+
+    @property
+    def size(self) -> int:
+        return 3
+
+
+Atom: TypeAlias = TokenIn | Begins | Ends | Class
+
+
+@dataclass(frozen=True)
+class At:
+    """Something holds of the token at this distance: 0 itself, -1 the one before."""
+
+    offset: int
+    atom: Atom
+
+    def holds(self, view: TokenView, index: Indices) -> Bools:
+        return self.of_words(
+            view, view.word[index] if self.offset == 0 else view.neighbour(index, self.offset)
+        )
+
+    def of_words(self, view: TokenView, words: Indices) -> Bools:
+        """The same, given the word at the distance for each token; -1 where the row has none."""
+        # Sets of tokens are as many as there are features, so their masks are not kept.
+        atom = self.atom
+        mask = atom.mask(view) if isinstance(atom, TokenIn) else view.mask(atom, lambda: atom.mask(view))
+        there: Bools = np.append(mask, False)[words]
+        return there
+
+    def words(self) -> str:
+        said = self.atom.words()
+        if self.offset == 0:
+            return said
+        if self.offset > 0:
+            return f"before {said}"
+        return f"after {said}" if self.offset == -1 else f"{-self.offset} tokens after {said}"
+
+    @property
+    def size(self) -> int:
+        return self.atom.size
+
+
+@dataclass(frozen=True)
+class Position:
+    """The token stands at positions `first` to `last` of its row, counted from 0, both included."""
+
+    first: int
+    last: int
+
+    def holds(self, view: TokenView, index: Indices) -> Bools:
+        at = view.position[index]
+        return (at >= self.first) & (at <= self.last)
+
+    def words(self) -> str:
+        if self.first == self.last:
+            return f"position {self.first} of the text"
+        if self.first <= 1:
+            return f"the first {self.last + 1} tokens of the text"
+        return f"positions {self.first} to {self.last} of the text"
+
+    @property
+    def size(self) -> int:
+        return 2
+
+
+@dataclass(frozen=True)
+class Topic:
+    """The document has at least so many of these words."""
+
+    topic: tuple[str, ...]
+    at_least: int = 1
+
+    def holds(self, view: TokenView, index: Indices) -> Bools:
+        return view.mask(self, lambda: self._documents(view))[view.document[index]]
+
+    def _documents(self, view: TokenView) -> Bools:
+        wanted = frozenset(self.topic)
+        return np.array([len(wanted & own) >= self.at_least for own in view.words_of_documents], dtype=bool)
+
+    def words(self) -> str:
+        return f"topic: {', '.join(self.topic[:6])}"
+
+    @property
+    def size(self) -> int:
+        return len(self.topic)
+
+
+@dataclass(frozen=True)
+class AllOf:
+    """Every one of these rules holds."""
+
+    rules: tuple[Rule, ...]
+
+    def holds(self, view: TokenView, index: Indices) -> Bools:
+        every: Bools = np.logical_and.reduce([rule.holds(view, index) for rule in self.rules])
+        return every
+
+    def words(self) -> str:
+        first, *others = sorted(self.rules, key=_reading_order)
+        return " ".join([first.words(), *(_joined(rule) for rule in others)])
+
+    @property
+    def size(self) -> int:
+        return sum(rule.size for rule in self.rules)
+
+
+@dataclass(frozen=True)
+class AnyOf:
+    """At least one of these rules holds."""
+
+    rules: tuple[Rule, ...]
+
+    def holds(self, view: TokenView, index: Indices) -> Bools:
+        some: Bools = np.logical_or.reduce([rule.holds(view, index) for rule in self.rules])
+        return some
+
+    def words(self) -> str:
+        return ", or ".join(rule.words() for rule in self.rules)
+
+    @property
+    def size(self) -> int:
+        return sum(rule.size for rule in self.rules)
+
+
+Rule: TypeAlias = At | Position | Topic | AllOf | AnyOf
+
+
+def _reading_order(rule: Rule) -> int:
+    return abs(rule.offset) if isinstance(rule, At) else 9
+
+
+def _joined(rule: Rule) -> str:
+    if isinstance(rule, Position):
+        return f"at {rule.words()}"
+    return f"in texts of {rule.words()}" if isinstance(rule, Topic) else rule.words()
+
+
+def quoted(token: str) -> str:
+    """A token between quotation marks, line breaks written out."""
+    shown = (
+        token.replace("\\", "\\\\")
+        .replace('"', '\\"')
+        .replace("\n", "\\n")
+        .replace("\t", "\\t")
+        .replace("\r", "\\r")
+    )
+    return f'"{shown}"'
+
+
+_KINDS: dict[str, Any] = {
+    kind.__name__: kind for kind in (TokenIn, Begins, Ends, Class, At, Position, Topic, AllOf, AnyOf)
+}
+
+
+def rule_to_dict(rule: Rule | Atom) -> dict[str, Any]:
+    """The rule as plain values: {"rule": "At", "offset": 0, "atom": {...}}."""
+    values = {name: getattr(rule, name) for name in rule.__dataclass_fields__}
+    plain: dict[str, Any] = {"rule": type(rule).__name__}
+    for name, value in values.items():
+        if type(value) in _KINDS.values():
+            plain[name] = rule_to_dict(value)
+        elif isinstance(value, tuple):
+            plain[name] = [item if isinstance(item, str) else rule_to_dict(item) for item in value]
+        else:
+            plain[name] = value
+    return plain
+
+
+def rule_from_dict(data: Mapping[str, Any]) -> Rule:
+    """The inverse of `rule_to_dict`.
+
+    Raises:
+        LabelingError: it is no rule; the message names the kinds there are.
+    """
+    made = _made(data)
+    if isinstance(made, TokenIn | Begins | Ends | Class):
+        raise LabelingError(
+            f"{data!r} says something of one token and is no rule by itself. Put it in an At."
+        )
+    rule: Rule = made
+    return rule
+
+
+def _made(data: Any) -> Any:
+    kind = _KINDS.get(data.get("rule", "")) if isinstance(data, Mapping) else None
+    if kind is None or set(data) - {"rule"} - set(kind.__dataclass_fields__):
+        raise LabelingError(
+            f"{data!r} is no rule. Kinds of rules are {', '.join(_KINDS)}, with their fields."
+        )
+    if kind is Class and data.get("name") not in CLASSES:
+        raise LabelingError(
+            f"There is no class of tokens {data.get('name')!r}. There are: {', '.join(CLASSES)}."
+        )
+    values: dict[str, Any] = {}
+    for name, value in data.items():
+        if name == "rule":
+            continue
+        if isinstance(value, Mapping):
+            values[name] = _made(value)
+        elif isinstance(value, list | tuple):
+            values[name] = tuple(item if isinstance(item, str) else _made(item) for item in value)
+        else:
+            values[name] = value
+    return kind(**values)

@@ -1,0 +1,137 @@
+"""The logit lens: the next token read from every layer's residual stream.
+
+What lives here: decoding resid_post as if it were the last. What doesn't: what single components write
+(`direct_logit_attribution.py`), training translators to stand before the norm (`tuned_lens.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import mlx.core as mx
+import numpy as np
+
+from mlxterp import metrics
+from mlxterp.causal.prompts.encoding import (
+    Prompt,
+    facts_of,
+    position_index,
+    str_tokens,
+    token_id,
+    token_rows,
+)
+from mlxterp.core.hook_points import HookPoint
+from mlxterp.core.model import InterpretableModel
+from mlxterp.errors import TokenError
+from mlxterp.results import LogitLensResult
+
+Translate: TypeAlias = Callable[[int, mx.array], mx.array]
+"""translate(layer, resid_post [..., d_model]): what the final norm reads in its place."""
+
+
+def logit_lens(
+    model: InterpretableModel,
+    text: Prompt,
+    *,
+    positions: Sequence[int] | None = None,
+    answer: str | int | None = None,
+    k: int = 5,
+) -> LogitLensResult:
+    """What each layer would predict if it were the last: its resid_post through final norm and unembedding.
+
+    The norm's scale is that of the residual stream which is read, so the last layer's are the model's own
+    logits (softcap included), exactly. Costs one forward and, per layer, one unembedding of the positions.
+
+    Args:
+        positions: whose next token is read; all by default; negative ones count from the end.
+        answer: one token, as text or id, whose probability, logit and rank are followed; by default the
+            model's own first choice at the last of the positions.
+        k: how many of the likeliest tokens to keep at each layer and position.
+
+    Returns:
+        probabilities, logits and ranks [n_layers, n_positions]; the k likeliest tokens of each.
+
+    Raises:
+        CapabilityUnavailable: the model's unembedding is not known.
+        TokenError: a position that does not exist, or a k outside 1 to d_vocab.
+
+    Source: nostalgebraist 2020, "interpreting GPT: the logit lens". An early layer's stream need not be
+    written in the last one's terms: a low probability here does not say that a layer lacks the answer.
+    """
+    return read_layers(
+        model,
+        text,
+        lambda _, h: h,
+        positions=positions,
+        answer=answer,
+        k=k,
+        lens="logit lens",
+        facts={"read": "resid_post of each layer, the model's final norm and unembedding"},
+    )
+
+
+def read_layers(
+    model: InterpretableModel,
+    text: Prompt,
+    translate: Translate,
+    *,
+    positions: Sequence[int] | None,
+    answer: str | int | None,
+    k: int,
+    lens: str,
+    facts: Mapping[str, Any],
+) -> LogitLensResult:
+    """Every layer's stream, translated, through final norm and unembedding; the rest as in `logit_lens`."""
+    architecture = model.architecture
+    architecture.require("unembedding", "resid_post")
+    if not 1 <= k <= model.d_vocab:
+        raise TokenError(f"k={k}: {model.name} has {model.d_vocab} tokens. Choose 1 to {model.d_vocab}.")
+    tokens = token_rows(model, [text], "read")
+    length = tokens.shape[1]
+    wanted = range(length) if positions is None else positions
+    at = tuple(position_index(position, length) for position in wanted)
+    if not at:
+        raise TokenError("no positions were given. Give at least one, or None for all.")
+    points = [HookPoint("resid_post", layer) for layer in range(model.n_layers)]
+    _, seen = model.run(mx.array(tokens), capture=points)
+
+    def decoded(layer: int) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
+        h = translate(layer, seen[points[layer]][:, mx.array(at)])
+        return np.array(architecture.final(h)[0].astype(mx.float32))
+
+    target = int(decoded(model.n_layers - 1)[-1].argmax()) if answer is None else token_id(model, answer)
+    logits, probs, ranks, top_ids, top_probs = [], [], [], [], []
+    for layer in range(model.n_layers):
+        rows = decoded(layer)
+        log_probs = np.stack([metrics.log_softmax(row) for row in rows])
+        best = np.argpartition(-log_probs, k - 1, axis=-1)[:, :k]
+        order = np.argsort(-np.take_along_axis(log_probs, best, axis=-1), axis=-1, kind="stable")
+        best = np.take_along_axis(best, order, axis=-1)
+        targets = np.full(len(rows), target)
+        logits.append(metrics.logit(rows, targets))
+        probs.append(np.exp(log_probs[:, target]))
+        ranks.append(metrics.rank(rows, targets))
+        top_ids.append(best)
+        top_probs.append(np.exp(np.take_along_axis(log_probs, best, axis=-1)))
+    named = {int(i): str_tokens(model, [int(i)])[0] for i in np.unique(np.stack(top_ids))}
+    prompt = str_tokens(model, tokens[0])
+    return LogitLensResult(
+        answer_probs=np.stack(probs),
+        answer_logits=np.stack(logits),
+        answer_ranks=np.stack(ranks).astype(np.float64),
+        top_tokens=tuple(tuple(tuple(named[int(i)] for i in cell) for cell in layer) for layer in top_ids),
+        top_probs=np.stack(top_probs),
+        answer_token=target,
+        answer_token_str=str_tokens(model, [target])[0],
+        positions=at,
+        tokens=tuple(prompt),
+        lens=lens,
+        measured_on=facts_of(model)
+        | {
+            "prompts": [{"text": "".join(prompt)}],
+            "positions": list(at),
+            "softcap": architecture.softcap,
+        }
+        | dict(facts),
+    )

@@ -1,0 +1,321 @@
+"""Ablation of sets of components: does the behaviour need them, and do they suffice?
+
+What lives here: what stands in for an ablated activation, necessity and sufficiency. What doesn't: sets and
+random sets (`head_sets.py`), the forward passes (`sweep.py`), circuits of edges.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, get_args
+
+import mlx.core as mx
+import numpy as np
+
+from mlxterp import metrics
+from mlxterp.causal.batching import sweep
+from mlxterp.causal.patching.head_sets import (
+    Member,
+    Part,
+    others_of,
+    random_parts,
+    read_parts,
+)
+from mlxterp.causal.prompts.alignment import Align
+from mlxterp.causal.prompts.encoding import (
+    Ids,
+    Prompt,
+    facts_of,
+    prompt_text,
+    token_ids,
+    token_rows,
+)
+from mlxterp.causal.prompts.pair import (
+    PromptPair,
+    as_pairs,
+    prepare,
+    read_rows,
+    vocabulary_of,
+)
+from mlxterp.core import interventions
+from mlxterp.core.hook_points import HookPoint
+from mlxterp.core.interventions import Intervention
+from mlxterp.core.model import InterpretableModel
+from mlxterp.errors import MetricError, NoGap, SweepError
+from mlxterp.metrics import Floats, Metric, MetricFunction
+from mlxterp.results import AblationResult, AblationRow
+from mlxterp.statistics.effects import effects
+
+Kind: TypeAlias = Literal["mean", "zero", "resample"]
+
+
+@dataclass(frozen=True)
+class _Subjects:
+    """What is ablated on: prompts as tokens, the metric, and its baselines."""
+
+    tokens: Ids
+    others: Ids | None  # the corrupted prompts, position to position
+    positions: tuple[tuple[int, int], ...]  # (clean, corrupted)
+    metric: Metric
+    targets: metrics.Targets
+    clean_metric: Floats
+    corrupted_metric: Floats | None
+    measured_on: dict[str, Any]
+    run: sweep.Base | None  # of the prompts, and of the corrupted ones, if they were kept
+    others_run: sweep.Base | None
+
+
+def ablate(
+    model: InterpretableModel,
+    prompts: PromptPair | Sequence[PromptPair] | Prompt | Sequence[Prompt],
+    heads: Sequence[Member] | Mapping[str, Sequence[Member]],
+    *,
+    kind: Kind = "mean",
+    keep: bool = False,
+    metric: str | MetricFunction | Metric | None = None,
+    answer: str | int | None = None,
+    foil: str | int | None = None,
+    align: Align = "strict",
+    label: str = "found set",
+    group: Literal["found", "random", "null"] = "found",
+    random_sets: int = 0,
+    exclude: Sequence[Member] = (),
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> AblationResult:
+    """The metric on the clean prompts with each set ablated (necessity), or with only it kept (sufficiency).
+
+    Args:
+        prompts: pairs; or prompts alone, for "zero" and "mean" and a metric that needs no corrupted run.
+        heads: one set of heads `(9, 6)`, `"L9.H6"` or components `"L3.mlp_out"`; or several sets by label.
+        kind: what stands in for an ablated activation. "zero"; "mean": its mean at the same position over all
+            prompts given, clean and corrupted; "resample": the corrupted run's, at the aligned position.
+        keep: ablate everything *else* of the kinds in the set: all other heads for a set of heads, all other
+            MLPs for MLPs.
+        metric, answer, foil, align: as for `activation_patching`.
+        label: of a single set.
+        group: of the given sets, for the result: "found", or "null" for sets predicted not to matter.
+        random_sets: this many random sets of heads, as large as the first set and disjoint from all of them.
+        exclude: heads that random sets leave out too.
+        seed: of the random sets and the bootstrap.
+
+    Returns:
+        one row per set. What is left of the metric, as a share: m / m_clean for mean and zero ablation and a
+        metric that is 0 where the behaviour is absent (`logit_diff`, `prob`); else, and for resampling,
+        (m − m_corrupted) / (m_clean − m_corrupted).
+
+    Raises:
+        SweepError: an unknown head, an empty set, an ablation that has nothing to put in.
+
+    Source: Wang et al. 2022 (2211.00593), mean ablation, faithfulness; Chan et al. 2022, resampling.
+    """
+    if kind not in get_args(Kind):
+        raise SweepError(f"kind={kind!r} is not known. Choose one of: {', '.join(get_args(Kind))}.")
+    sets_given = heads if isinstance(heads, Mapping) else {label: heads}
+    named = {name: read_parts(model, members) for name, members in sets_given.items()}
+    subjects = _subjects(model, prompts, metric, answer, foil, align)
+    sets = [(name, group, parts) for name, parts in named.items()]
+    if random_sets:
+        drawn = random_parts(model, list(named.values()), random_sets, seed=seed, exclude=exclude)
+        sets += [(f"random set {i + 1}", "random", parts) for i, parts in enumerate(drawn)]
+    nothing_left = _nothing_left(subjects, kind)
+    ablated = [others_of(model, parts) if keep else parts for _, _, parts in sets]
+    values = _measure(model, subjects, ablated, kind, progress)
+    zero = np.zeros_like(subjects.clean_metric) if nothing_left is None else nothing_left
+    found = effects(values, one=subjects.clean_metric, zero=zero, seed=seed)
+    rows = [
+        AblationRow(
+            label=name,
+            components=tuple(str(part) for part in parts),
+            value=float(values[:, i].mean()),
+            share=float(found.effects[i]),
+            keep=keep,
+            group=its_group,
+            ci=None
+            if found.low is None or found.high is None
+            else (float(found.low[i]), float(found.high[i])),
+        )
+        for i, (name, its_group, parts) in enumerate(sets)
+    ]
+    return AblationResult(
+        rows=tuple(rows),
+        ablation=kind,
+        metric=subjects.metric.name,
+        clean_metric=float(subjects.clean_metric.mean()),
+        corrupted_metric=None if nothing_left is None else float(nothing_left.mean()),
+        measured_on=subjects.measured_on | {"ablation": kind, "seed": seed},
+    )
+
+
+def _nothing_left(subjects: _Subjects, kind: Kind) -> Floats | None:
+    """The metric that counts as nothing left, per example; None if that is 0."""
+    metric, n = subjects.metric, len(subjects.tokens)
+    if kind == "resample" and subjects.others is None:
+        raise SweepError("kind='resample' puts in the corrupted run's activations: give PromptPairs.")
+    if metric.absent is not None and kind != "resample":
+        clean = subjects.clean_metric.mean()
+        if clean - metric.absent <= metric.tolerance:
+            raise NoGap(
+                f"{metric.name} is {clean:.2g} on these {n} prompts without ablation, so there is nothing "
+                "of which a share could be left. Choose an answer that the model prefers."
+            )
+        return None
+    if subjects.corrupted_metric is None:
+        raise MetricError(
+            f"metric {metric.name!r} is not 0 where the behaviour is absent, so a share of it needs a "
+            "corrupted run. Give PromptPairs, or use 'logit_diff' or 'prob'."
+        )
+    return subjects.corrupted_metric
+
+
+def _measure(
+    model: InterpretableModel,
+    subjects: _Subjects,
+    ablated: Sequence[tuple[Part, ...]],
+    kind: Kind,
+    progress: Callable[[int, int], None] | None,
+) -> Floats:
+    """The metric `[n_examples, n_sets]` with each set ablated."""
+    points = sorted({part.point for parts in ablated for part in parts})
+    n = len(subjects.tokens)
+    stand_ins = _stand_ins(model, subjects, points, kind)
+    rows = [
+        sweep.Row(example, tuple(edits))
+        for parts in ablated
+        for example, edits in enumerate(_edits(parts, stand_ins, subjects, kind))
+    ]
+    values = sweep.run_rows(
+        model,
+        subjects.tokens,
+        rows,
+        lambda logits, examples: read_rows(subjects.metric, subjects.targets, logits, examples),
+        vocabulary=vocabulary_of(subjects.metric, subjects.targets),
+        base=subjects.run,
+        progress=progress,
+    )
+    return np.asarray(values.reshape(len(ablated), n).T)
+
+
+def _stand_ins(
+    model: InterpretableModel, subjects: _Subjects, points: Sequence[HookPoint], kind: Kind
+) -> dict[HookPoint, mx.array]:
+    """What is put in: per point the mean over prompts `[1, …]`, or each corrupted prompt's activation `[n,
+    …]`."""
+    if kind == "zero":
+        return {}
+    if kind == "resample":
+        assert subjects.others is not None, "refused before"
+        return sweep.capture(model, subjects.others, points, base=subjects.others_run)
+    runs = [(subjects.tokens, subjects.run)]
+    if subjects.others is not None and subjects.others.shape[1] == subjects.tokens.shape[1]:
+        runs.append((subjects.others, subjects.others_run))
+    prompts, first = np.unique(np.concatenate([tokens for tokens, _ in runs]), axis=0, return_index=True)
+    if len(prompts) < 2:
+        raise SweepError(
+            "kind='mean' over a single prompt puts in what is already there. Give several prompts of one "
+            "length, or pairs, or use kind='zero' or 'resample'."
+        )
+    seen = _seen_before([run for _, run in runs], points, first) or sweep.capture(model, prompts, points)
+    return {point: mx.mean(value.astype(mx.float32), axis=0, keepdims=True) for point, value in seen.items()}
+
+
+def _seen_before(
+    runs: Sequence[sweep.Base | None], points: Sequence[HookPoint], chosen: Ids
+) -> dict[HookPoint, mx.array] | None:
+    """Activations of the chosen of all these runs' prompts; None if not all were kept."""
+    found = {}
+    for point in points:
+        kept = [x for run in runs if run is not None and (x := run.activation(point)) is not None]
+        if len(kept) < len(runs):
+            return None
+        found[point] = mx.concatenate(kept)[mx.array(chosen)]
+    return found
+
+
+def _edits(
+    parts: tuple[Part, ...], stand_ins: dict[HookPoint, mx.array], subjects: _Subjects, kind: Kind
+) -> list[list[Intervention]]:
+    """Per example, what ablates the set. Where examples share an edit it is the same object, so it is made
+    once."""
+    n = len(subjects.tokens)
+    by_point: dict[HookPoint, list[int] | None] = {}
+    for part in parts:
+        if part.head is None:
+            by_point[part.point] = None
+        elif (known := by_point.setdefault(part.point, [])) is not None:
+            known.append(part.head)
+    per_example: list[list[Intervention]] = [[] for _ in range(n)]
+    for point, heads in by_point.items():
+        if kind == "resample":
+            own = [p for p, _ in subjects.positions]
+            source = mx.take(stand_ins[point], mx.array([s for _, s in subjects.positions]), axis=1)
+            for i, edits in enumerate(per_example):
+                edits.append(interventions.replace(point, source[i : i + 1], positions=own, heads=heads))
+            continue
+        if kind == "zero":
+            shared = interventions.zero(point, heads=heads)
+        else:
+            shared = interventions.mean(point, stand_ins[point], heads=heads)
+        for edits in per_example:
+            edits.append(shared)
+    return per_example
+
+
+def _subjects(
+    model: InterpretableModel,
+    prompts: Any,
+    metric: str | MetricFunction | Metric | None,
+    answer: str | int | None,
+    foil: str | int | None,
+    align: Align,
+) -> _Subjects:
+    several = isinstance(prompts, Sequence) and not isinstance(prompts, str) and len(prompts) > 0
+    first = prompts[0] if several else prompts
+    if not isinstance(first, PromptPair):
+        listed = list(prompts) if several and not isinstance(first, int | np.integer) else [prompts]
+        return _prompts_alone(model, listed, metric, answer, foil)
+    prepared = prepare(model, as_pairs(prompts, answer=answer, foil=foil), metric, align=align)
+    return _Subjects(
+        tokens=prepared.clean,
+        others=prepared.corrupted,
+        positions=prepared.alignment.positions,
+        metric=prepared.metric,
+        targets=prepared.targets,
+        clean_metric=prepared.clean_metric,
+        corrupted_metric=prepared.corrupted_metric,
+        measured_on=prepared.measured_on(model),
+        run=prepared.clean_run,
+        others_run=prepared.corrupted_run,
+    )
+
+
+def _prompts_alone(
+    model: InterpretableModel,
+    prompts: Sequence[Prompt],
+    metric: str | MetricFunction | Metric | None,
+    answer: str | int | None,
+    foil: str | int | None,
+) -> _Subjects:
+    tokens = token_rows(model, prompts, "given")
+    resolved = metrics.resolve(metric, answer=answer is not None, foil=foil is not None)
+    n = len(prompts)
+    logits = sweep.answer_logits(model, tokens)
+    clean = logits if "clean_logits" in resolved.needs else None
+    targets = metrics.Targets(
+        token_ids(model, [answer] * n, "answer"), token_ids(model, [foil] * n, "foil"), clean
+    )
+    values = resolved(logits, targets)
+    return _Subjects(
+        tokens=tokens,
+        others=None,
+        positions=(),
+        metric=resolved,
+        targets=targets,
+        clean_metric=values,
+        corrupted_metric=None,
+        measured_on=facts_of(model)
+        | {"prompts": [{"text": prompt_text(model, p)} for p in prompts], "metric": resolved.name},
+        run=None,
+        others_run=None,
+    )

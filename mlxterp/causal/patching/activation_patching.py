@@ -1,0 +1,291 @@
+"""Activation patching: put one run's activation into the other, see how much of the behaviour follows.
+
+What lives here: what is put at each site, and the result. What doesn't: which sites a sweep visits
+(`sites.py`), the forward passes (`sweep.py`), pairs and baselines (`pair.py`), from metrics to effects
+(`effects.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias, get_args
+
+import mlx.core as mx
+import numpy as np
+
+from mlxterp.causal.batching import sweep
+from mlxterp.causal.patching.sites import (
+    By,
+    Direction,
+    Grid,
+    Runs,
+    Site,
+    axes_of,
+    runs_of,
+    swept_positions,
+    token_labels,
+    within,
+)
+from mlxterp.causal.prompts.alignment import Align
+from mlxterp.causal.prompts.encoding import Prompt
+from mlxterp.causal.prompts.pair import (
+    Prepared,
+    PromptPair,
+    as_pairs,
+    prepare,
+)
+from mlxterp.core import interventions
+from mlxterp.core.hook_points import HookPoint, axes, component_name
+from mlxterp.core.model import InterpretableModel
+from mlxterp.errors import SweepError
+from mlxterp.metrics import Floats, Metric, MetricFunction
+from mlxterp.results import PatchingResult
+from mlxterp.statistics.effects import effects
+
+Progress: TypeAlias = Callable[[int, int], None]
+
+FIVE_SWEEPS: tuple[tuple[str, By | None], ...] = (
+    ("resid_pre", "layer_pos"),
+    ("resid_mid", "layer_pos"),
+    ("attn_out", "layer_pos"),
+    ("mlp_out", "layer_pos"),
+    ("z", "layer_pos_head"),
+)
+"""Where the information is, and which component moves it there."""
+
+
+def activation_patching(
+    model: InterpretableModel,
+    clean: Prompt | PromptPair | Sequence[PromptPair],
+    corrupted: Prompt | None = None,
+    *,
+    component: str = "resid_pre",
+    by: By | None = None,
+    metric: str | MetricFunction | Metric | None = None,
+    answer: str | int | None = None,
+    foil: str | int | None = None,
+    direction: Direction = "denoising",
+    align: Align = "strict",
+    layers: Sequence[int] | None = None,
+    positions: Sequence[int] | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> PatchingResult:
+    """The effect of patching each site of `component`, one site at a time.
+
+    Denoising puts the clean activation into the corrupted run (what is sufficient); 0 = as corrupted, 1 = as
+    clean. Noising puts the corrupted activation into the clean run (what is necessary); 0 = as clean, 1 = as
+    corrupted. The two are not each other's complement.
+
+        denoising  (m_patched − m_corrupted) / (m_clean − m_corrupted)
+        noising    (m_clean − m_patched) / (m_clean − m_corrupted)
+
+    Over several pairs an effect is the ratio of means, with every pair's own effect beside it and a 95 %
+    bootstrap interval. Positions before the first token that differs have an effect of exactly 0 and are not
+    run.
+
+    Args:
+        clean, corrupted: two prompts; or one PromptPair, or a list of them, and no `corrupted`.
+        component: resid_pre, resid_mid, resid_post, attn_out, mlp_out, z, q, k, v, pattern; or the short
+            names mlp, attn, attn_head.
+        by: "layer", "layer_pos", "layer_head" or "layer_pos_head"; by default "layer_head" for what has heads
+            and "layer" for what hasn't. k and v have one head per key/value head.
+        metric: a name or callable, see `mlxterp.metrics.resolve`; `logit_diff` if answer and foil are given,
+            else "l2".
+        answer, foil: one token each, as text or id; with pairs, instead of each one's own.
+        align: how positions of prompts of different lengths correspond, see `alignment.py`.
+        layers, positions: sweep only these; positions are the patched run's, negative ones count from the
+            end.
+        seed: of the bootstrap.
+        progress: called with (rows done, rows in all).
+
+    Returns:
+        effects with axes in the order of `by`.
+
+    Raises:
+        LengthMismatch, NoGap, PromptPairError: see `pair.prepare`.
+        SweepError: axes that the component does not have.
+        CapabilityUnavailable: this model has no such component.
+
+    Source: Zhang & Nanda 2023 (2309.16042), Heimersheim & Nanda 2024 (2404.15255).
+    """
+    (found,) = activation_patchings(
+        model,
+        clean,
+        corrupted,
+        sweeps=[(component, by)],
+        metric=metric,
+        answer=answer,
+        foil=foil,
+        direction=direction,
+        align=align,
+        layers=layers,
+        positions=positions,
+        seed=seed,
+        progress=progress,
+    )
+    return found
+
+
+def activation_patchings(
+    model: InterpretableModel,
+    clean: Prompt | PromptPair | Sequence[PromptPair],
+    corrupted: Prompt | None = None,
+    *,
+    sweeps: Sequence[tuple[str, By | None]] = FIVE_SWEEPS,
+    metric: str | MetricFunction | Metric | None = None,
+    answer: str | int | None = None,
+    foil: str | int | None = None,
+    direction: Direction = "denoising",
+    align: Align = "strict",
+    layers: Sequence[int] | None = None,
+    positions: Sequence[int] | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> tuple[PatchingResult, ...]:
+    """Several sweeps of `activation_patching` in one call: both prompts run once, and all rows run together.
+
+    A patch that two sweeps share runs once: resid_mid at a position is resid_pre of the next layer there.
+
+    Args:
+        sweeps: (component, by) of each; by default the residual stream before and behind attention, both
+            outputs, and z of each head, all by position. The rest as in `activation_patching`.
+
+    Returns:
+        one result per sweep, in the order of `sweeps`.
+    """
+    if direction not in get_args(Direction):
+        raise SweepError(
+            f"direction {direction!r} is not known. Choose one of: {', '.join(get_args(Direction))}."
+        )
+    if not sweeps:
+        raise SweepError("sweeps is empty. Name at least one, as in sweeps=[('z', 'layer_head')].")
+    asked = [(component_name(component), by) for component, by in sweeps]
+    chosen = [axes_of(name, by) for name, by in asked]
+    model.architecture.require(*(name for name, _ in asked))
+    prepared = prepare(model, as_pairs(clean, corrupted, answer=answer, foil=foil), metric, align=align)
+    if any(name == "pattern" for name, _ in asked) and prepared.alignment.kind != "strict":
+        raise SweepError(
+            "patterns have a source axis as long as the prompt, so they cannot be patched between prompts "
+            "of different lengths. Use prompts of the same length, or component='z'."
+        )
+    runs = runs_of(prepared, direction)
+    grids = [
+        Grid(
+            axes=along,
+            layers=within(layers, model.n_layers, "layers"),
+            positions=swept_positions(positions, runs),
+            heads=tuple(range(sweep.n_heads_of(model, name))) if "head" in along else (None,),
+        )
+        for (name, _), along in zip(asked, chosen, strict=True)
+    ]
+    named = [(name, grid.sites()) for (name, _), grid in zip(asked, grids, strict=True)]
+    measured = patched_metrics(model, prepared, runs, named, progress)
+    facts = prepared.measured_on(model) | {"direction": direction, "bootstrap_seed": seed}
+    return tuple(
+        _result(model, prepared, name, direction, grid, values, facts, seed)
+        for (name, _), grid, values in zip(asked, grids, measured, strict=True)
+    )
+
+
+def _result(
+    model: InterpretableModel,
+    prepared: Prepared,
+    name: str,
+    direction: Direction,
+    grid: Grid,
+    values: Floats,
+    facts: dict[str, Any],
+    seed: int,
+) -> PatchingResult:
+    one, zero = prepared.clean_metric, prepared.corrupted_metric
+    if direction == "noising":
+        one, zero = zero, one
+    found = effects(values.reshape(len(values), *grid.shape), one=one, zero=zero, seed=seed)
+    labelled = "pos" in grid.axes
+    return PatchingResult(
+        effects=found.effects,
+        axes=grid.axes,
+        component=name,
+        by="_".join(grid.axes),
+        direction=direction,
+        metric=prepared.metric.name,
+        clean_metric=float(prepared.clean_metric.mean()),
+        corrupted_metric=float(prepared.corrupted_metric.mean()),
+        labels={"pos": token_labels(model, prepared, direction, grid.positions)} if labelled else {},
+        indices=grid.indices(),
+        per_example=found.per_example if len(prepared.pairs) > 1 else None,
+        ci_low=found.low,
+        ci_high=found.high,
+        measured_on=facts,
+    )
+
+
+def patched_metrics(
+    model: InterpretableModel,
+    prepared: Prepared,
+    runs: Runs,
+    sweeps: Sequence[tuple[str, Sequence[Site]]],
+    progress: Progress | None,
+) -> list[Floats]:
+    """Per sweep of a component over sites, the metric `[n_examples, n_sites]` with each site patched.
+
+    Sites that change nothing keep the base value. All rows of all sweeps run together.
+    """
+    values = [np.repeat(runs.base_metric[:, None], len(sites), axis=1) for _, sites in sweeps]
+    cells: dict[tuple[HookPoint, tuple[tuple[int, int], ...], int | None], list[tuple[int, int]]] = {}
+    for s, (name, sites) in enumerate(sweeps):
+        for i, site in enumerate(sites):
+            positions = tuple(filter(runs.changes, site.positions))
+            if positions:
+                point = _same_as(HookPoint(name, site.layer), model.n_layers) if len(sweeps) > 1 else None
+                cells.setdefault((point or HookPoint(name, site.layer), positions, site.head), []).append(
+                    (s, i)
+                )
+    points = sorted({point for point, _, _ in cells}, key=str)
+    captured = sweep.capture(model, runs.source, points, base=runs.source_run)
+    source = {point: np.array(x.astype(mx.float32)) for point, x in captured.items()}
+    rows = [
+        sweep.Row(example, (_replacement(point, source[point][example : example + 1], positions, head),))
+        for point, positions, head in cells
+        for example in range(len(runs.base))
+    ]
+    if rows:
+        found = sweep.run_rows(
+            model,
+            runs.base,
+            rows,
+            prepared.read,
+            vocabulary=prepared.vocabulary,
+            base=runs.base_run,
+            progress=progress,
+        )
+        for where, of_examples in zip(cells.values(), found.reshape(len(cells), -1), strict=True):
+            for s, i in where:
+                values[s][:, i] = of_examples
+    return values
+
+
+def _same_as(point: HookPoint, n_layers: int) -> HookPoint:
+    """The hook point whose patch is the same patch, so that several sweeps run it once.
+
+    What enters a block is what the one before returned; and with resid_mid of the source at a position, the
+    MLP, which sees that position only, makes the source's resid_post of it.
+    """
+    if point.name not in ("resid_mid", "resid_post") or point.layer is None:
+        return point
+    last = point.layer == n_layers - 1
+    return HookPoint("resid_post", point.layer) if last else HookPoint("resid_pre", point.layer + 1)
+
+
+def _replacement(
+    point: HookPoint,
+    source: np.ndarray[Any, Any],
+    positions: tuple[tuple[int, int], ...],
+    head: int | None,
+) -> interventions.Intervention:
+    where = axes(point)
+    value = np.take(source, [s for _, s in positions], axis=where.pos)
+    if head is not None and where.head is not None:
+        value = np.take(value, [head], axis=where.head)
+    return interventions.replace(point, value, positions=[b for b, _ in positions], heads=head)

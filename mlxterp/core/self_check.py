@@ -1,0 +1,209 @@
+"""Checks at load that what `discovery.py` found is true of the model, on five tokens.
+
+Two forwards: one plain, one with every hook point captured; what fails is switched off with the reason.
+Covers: reading activations, and the parts as formulas. Does not cover: whether the weights are right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from mlxterp.core import forward as engine
+from mlxterp.core.architecture import attention
+from mlxterp.core.architecture.parts import Architecture, Capability, stream
+from mlxterp.core.hook_points import LAYER_NAMES, HookPoint
+from mlxterp.core.interventions import zero
+from mlxterp.core.selection import Window
+from mlxterp.core.taps import tapped
+from mlxterp.core.visit import Visit
+from mlxterp.errors import UnsupportedArchitecture
+
+N_TOKENS = 5
+ATTENTION_NAMES = ("q", "k", "v", "pattern")
+PARALLEL = "its blocks run attention and MLP in parallel, so there is no residual stream between the two."
+
+
+@dataclass(frozen=True, eq=False)
+class Claim:
+    """Two arrays that must agree, and what is switched off if they don't."""
+
+    names: tuple[str, ...]
+    got: mx.array
+    expected: mx.array
+    what: str
+    exact: bool = False
+
+    @property
+    def difference(self) -> mx.array:
+        """Largest difference, relative to the largest expected value."""
+        if self.got.shape != self.expected.shape:
+            return mx.array(mx.inf)
+        got, expected = self.got.astype(mx.float32), self.expected.astype(mx.float32)
+        return mx.max(mx.abs(got - expected)) / mx.maximum(mx.max(mx.abs(expected)), 1e-6)
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """One plain and one hooked forward of the same tokens."""
+
+    tokens: mx.array
+    plain: mx.array
+    hooked: mx.array
+    captured: dict[HookPoint, mx.array]
+
+    def of(self, name: str, layer: int) -> mx.array:
+        return self.captured[HookPoint(name, layer)]
+
+
+def measure(architecture: Architecture) -> None:
+    """Sets d_model and d_vocab, and refuses a model whose blocks are not called.
+
+    Nothing is computed: a lazy forward knows its shapes.
+    """
+    entered: list[mx.array] = []
+    alone: list[bool] = []
+
+    def look(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        entered.append(stream(args, kwargs)[0])
+        out = call(*args, **kwargs)
+        alone.append(isinstance(out, mx.array))
+        return out
+
+    with tapped([(layer.block, look) for layer in architecture.layers]):
+        logits = architecture.forward(probe_tokens(architecture))
+    if len(entered) != len(architecture.layers):
+        raise UnsupportedArchitecture(
+            f"{architecture.name}: a forward calls {len(entered)} blocks as modules and there are "
+            f"{len(architecture.layers)}, so their residual stream cannot be hooked. Call each block once."
+        )
+    if entered[0].ndim != 3:
+        raise UnsupportedArchitecture(
+            f"{architecture.name}: what enters its blocks has shape {entered[0].shape}, not that of one "
+            "residual stream [batch, pos, d_model]."
+        )
+    architecture.d_model, architecture.d_vocab = entered[0].shape[-1], logits.shape[-1]
+    if not all(alone):
+        _switch_off(architecture, ("decomposed",), "its blocks hand on more than the residual stream.")
+
+
+def verify(architecture: Architecture) -> None:
+    """Runs the probe and switches off each capability that fails its check."""
+    seen = _look(architecture)
+    _switch_off_unseen(architecture, seen)
+    claims = list(_claims(architecture, seen))
+    tolerance = 1e-4 if seen.hooked.dtype == mx.float32 else 4e-2
+    differences = [claim.difference for claim in claims]
+    mx.eval(differences)
+    for claim, difference in zip(claims, differences, strict=True):
+        off = float(np.array(difference))
+        if not off <= (0.0 if claim.exact else tolerance):  # NaN fails too
+            _switch_off(architecture, claim.names, f"{claim.what} (relative difference {off:.1e}).")
+    if not architecture.capabilities["attn_out"].available:
+        _switch_off(architecture, ("resid_mid", "head_outputs"), "what attention adds is not known.")
+    if architecture.capabilities["resid_mid"].available and _in_parallel(architecture, seen):
+        _switch_off(architecture, ("resid_mid",), PARALLEL)
+    if not architecture.capabilities["unembedding"].available:
+        _switch_off(architecture, ("final_norm_formula",), "its unembedding is not known.")
+
+
+def _switch_off(architecture: Architecture, names: tuple[str, ...], reason: str) -> None:
+    for name in names:
+        if architecture.capabilities[name].available:
+            architecture.capabilities[name] = Capability(available=False, reason=reason)
+
+
+def probe_tokens(architecture: Architecture) -> mx.array:
+    """Five different tokens of the vocabulary."""
+    size = 1 if architecture.embedding is None else architecture.embedding["weight"].shape[0]
+    return mx.array([[(1 + 7 * i) % size for i in range(N_TOKENS)]])
+
+
+def _look(architecture: Architecture) -> Seen:
+    tokens = probe_tokens(architecture)
+    have = [name for name in LAYER_NAMES if architecture.capabilities[name].available]
+    wanted = {HookPoint(name, layer) for name in have for layer in range(len(architecture.layers))}
+    wanted.add(HookPoint("final_norm"))
+    visit = Visit({}, frozenset(wanted), Window(0, (N_TOKENS,)))
+    hooked = engine.forward(architecture, visit, tokens)
+    return Seen(tokens, architecture.forward(tokens), hooked, visit.captured)
+
+
+def _in_parallel(architecture: Architecture, seen: Seen) -> bool:
+    """Whether the first block's MLP does not see what its attention adds. Computes one block."""
+    mlp_out = HookPoint("mlp_out", 0)
+    _, without, _ = engine.run(
+        architecture, seen.tokens, interventions=[zero("L0.attn_out")], capture=[mlp_out]
+    )
+    return bool(mx.array_equal(without[mlp_out], seen.captured[mlp_out]).item())
+
+
+def _switch_off_unseen(architecture: Architecture, seen: Seen) -> None:
+    for name in LAYER_NAMES:
+        missing = [i for i in range(len(architecture.layers)) if HookPoint(name, i) not in seen.captured]
+        if missing:
+            _switch_off(architecture, (name,), f"layer {missing[0]} never comes to it.")
+    if not architecture.capabilities["z"].available:
+        _switch_off(architecture, ("head_outputs",), architecture.capabilities["z"].reason)
+
+
+def _claims(architecture: Architecture, seen: Seen) -> Iterator[Claim]:
+    have = architecture.capabilities
+    n_layers = len(architecture.layers)
+    hooks = tuple(name for name in have if name != "logits")
+    transparent = "a hooked run does not give the plain run's logits bit by bit"
+    yield Claim(hooks, seen.hooked, seen.plain, transparent, exact=True)
+    for layer in range(n_layers):
+        yield from _adds_up(architecture, seen, layer)
+    for layer in sorted({0, n_layers // 2, n_layers - 1}):
+        if have["z"].available and have["pattern"].available:
+            z = attention.attend(seen.of("pattern", layer), seen.of("v", layer).swapaxes(1, 2)).swapaxes(1, 2)
+            yield Claim(ATTENTION_NAMES, z, seen.of("z", layer), f"in layer {layer} pattern · v is not z")
+        if have["head_outputs"].available and have["attn_out"].available:
+            heads, bias = architecture.head_outputs(layer, seen.of("z", layer))
+            total = mx.sum(heads, axis=-2) + bias
+            what = f"in layer {layer} the heads' outputs and the bias are not attn_out"
+            yield Claim(("head_outputs",), total, seen.of("attn_out", layer), what)
+    yield from _ends_in_logits(architecture, seen)
+
+
+def _adds_up(architecture: Architecture, seen: Seen, layer: int) -> Iterator[Claim]:
+    added = tuple(name for name in ("attn_out", "mlp_out") if architecture.capabilities[name].available)
+    if added:
+        total = seen.of("resid_pre", layer)
+        for name in added:
+            total = total + seen.of(name, layer)
+        what = f"in layer {layer} resid_pre + {' + '.join(added)} is not resid_post"
+        yield Claim(added, total, seen.of("resid_post", layer), what)
+
+
+def _ends_in_logits(architecture: Architecture, seen: Seen) -> Iterator[Claim]:
+    have = architecture.capabilities
+    n_layers = len(architecture.layers)
+    last = seen.of("resid_post", n_layers - 1)
+    if have["decomposed"].available:
+        prologue = architecture.prologue(seen.tokens)
+        what = "its blocks run one by one do not give its own residual stream"
+        yield Claim(("decomposed",), prologue.h, seen.of("resid_pre", 0), what)
+        # Each block is called with what the model itself called it with, so a few stand for all: reading
+        # every weight once more is a third of the probe's time.
+        for layer in sorted({0, min(1, n_layers - 1), n_layers // 2, n_layers - 1}):
+            after = architecture.block(layer, seen.of("resid_pre", layer), prologue)
+            yield Claim(("decomposed",), after, seen.of("resid_post", layer), what)
+    if not have["unembedding"].available:
+        return
+    what = "norm and unembedding do not give its own logits"
+    yield Claim(("unembedding",), architecture.final(last), seen.plain, what)
+    if architecture.read_final_norm() is None:
+        _switch_off(architecture, ("final_norm_formula",), "its final norm is none of the known formulas.")
+        return
+    some = mx.array([0, architecture.d_vocab // 2, architecture.d_vocab - 1])
+    directions, constants = architecture.logit_directions(some)
+    logits = (last.astype(mx.float32) @ directions.T) * architecture.norm_scale(last) + constants
+    got = architecture.softcapped(logits)
+    what = "logits are not linear in the residual stream at a fixed norm scale"
+    yield Claim(("final_norm_formula",), got, seen.plain[..., some], what)

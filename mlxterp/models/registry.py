@@ -1,0 +1,78 @@
+"""From a name to a module with its tokenizer: bundled models, GGUF files, directories, hub ids."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import mlx.nn as nn
+
+from mlxterp.errors import ModelError, ModelNotFound
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Loaded:
+    """A model as it came, with what is known of its origin."""
+
+    name: str
+    module: nn.Module
+    tokenizer: Any
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+def load(name: str, *, quantized: bool, progress: Progress | None) -> Loaded:
+    """Loads `name`: a bundled model, a GGUF file, a directory in mlx-lm's format, or a Hugging Face hub id.
+
+    Raises:
+        ModelNotFound: saying what was tried, and what needs no download.
+    """
+    from mlxterp.models import bundled
+
+    path = Path(name).expanduser()
+    if name in bundled.NAMES:
+        return _bundled(name, bundled.load(name, quantized=quantized, progress=progress))
+    if path.suffix == ".gguf":
+        return _bundled(name, bundled.load_gguf(path, quantized=quantized, progress=progress))
+    if quantized:
+        raise ModelError(
+            f"quantized=True is for bundled models and GGUF files; {name!r} is loaded by mlx-lm as it is "
+            "stored. Leave it out."
+        )
+    if path.is_dir():
+        needed = "A directory needs config.json, weights (*.safetensors) and a tokenizer"
+        return _with_mlx_lm(name, str(path), f"the directory {path}", needed, progress)
+    if name.count("/") == 1 and not name.startswith(("/", ".", "~")):
+        needed = "A hub id needs access to huggingface.co, or a copy in its cache"
+        return _with_mlx_lm(name, name, f"the Hugging Face hub id {name!r}", needed, progress)
+    raise ModelNotFound(
+        f"{name!r} is no bundled model ({', '.join(bundled.NAMES)}), no file or directory here, and no hub "
+        "id ('owner/name'). 'toy-induction' needs no download."
+    )
+
+
+def _bundled(name: str, found: tuple[nn.Module, Any, Mapping[str, Any]]) -> Loaded:
+    return Loaded(name, *found)
+
+
+def _with_mlx_lm(name: str, where: str, what: str, needed: str, progress: Progress | None) -> Loaded:
+    # mlx_lm takes more than a second to import, most of it for tokenizers; bundled models do without.
+    import mlx_lm
+
+    if progress:
+        progress(f"Loading {what} with mlx-lm")
+    try:
+        module, tokenizer, *_ = mlx_lm.load(where)
+    except (OSError, ValueError) as error:  # the hub's own errors are OSErrors
+        raise ModelNotFound(
+            f"{name!r}: tried {what} with mlx-lm, which said: {_first_line(error)}. {needed}. "
+            "'toy-induction' needs no download."
+        ) from error
+    return Loaded(name, module, tokenizer)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -1,0 +1,221 @@
+"""What ablating each feature would do, estimated by gradients: all features of an SAE for the price of one
+backward pass, or of a few.
+
+What lives here: gradient × change, integrated gradients, and the metric of the run in which everything is
+ablated. What doesn't: exact ablations (`effects.py`), edges between features (`circuits.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, get_args
+
+import mlx.core as mx
+import numpy as np
+from numpy.typing import NDArray
+
+from mlxterp.causal.batching.rows import last, last_position_only
+from mlxterp.causal.gradients.backward import differentiable, gradients, refuse_at_its_minimum
+from mlxterp.core import interventions
+from mlxterp.core.linux_blas import swiglu as fast_math
+from mlxterp.core.model import InterpretableModel
+from mlxterp.core.selection import Positions
+from mlxterp.errors import SAEError
+from mlxterp.metrics import Floats, Metric, MetricFunction
+from mlxterp.results import FeatureAttributionResult
+from mlxterp.sae.analysis.runs import (
+    Ablation,
+    Runs,
+    chosen_ablation,
+    intervals,
+    prepare,
+)
+from mlxterp.sae.analysis.texts import BATCH_TOKENS, Batch, Given
+from mlxterp.sae.analysis.views import View, difference, view
+from mlxterp.sae.sae import SAE
+
+Method: TypeAlias = Literal["gradient", "ig"]
+
+STEPS = 10
+"""Steps of the path integral, as Marks et al. use them."""
+
+
+def feature_attribution(
+    model: InterpretableModel,
+    sae: SAE,
+    text: Given,
+    *,
+    method: Method = "gradient",
+    steps: int | None = None,
+    metric: str | MetricFunction | Metric | None = None,
+    answer: str | int | None = None,
+    foil: str | int | None = None,
+    ablation: Ablation | None = None,
+    positions: Positions = None,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> FeatureAttributionResult:
+    """The change of the metric that ablating each feature would make, to first order, for all at once.
+
+        score(f)      Σ_pos (new_a − a_f) ⟨W_dec[f], ∂m/∂x⟩
+        error_score   Σ_pos ⟨new_error − error, ∂m/∂x⟩
+
+    with the error held where it is while a feature moves, as in `feature_effects`, whose sign this has.
+
+    Args:
+        text, answer, foil, ablation, positions, seed: as for `feature_effects`. Where nothing says what the
+            answer is, it is the token the model itself finds likeliest.
+        method: "gradient": ∂m/∂x in the unchanged run. "ig": its mean along the straight path from there to
+            the run in which all features and the error are ablated, at the middle of each step; the scores
+            then add up to the change that this run makes.
+        steps: of "ig"; 10 by default.
+        metric: "logit_diff" with a foil, else "log_prob".
+        progress: called with (examples done, examples in all).
+
+    Costs two forwards per example, then a forward and a backward per step.
+
+    Raises:
+        SAEError: as for `feature_effects`; an SAE at the final norm, for which exact effects cost no more.
+        MetricError: a metric without a gradient; a distance from the unchanged run with "gradient", whose
+            slope is 0 there.
+
+    Source: Marks et al. 2024 (2403.19647), equations 3 and 4; their steps begin at the ablated end.
+    """
+    refuse_method(method, steps)
+    refuse_behind_the_blocks(sae)
+    runs = prepare(
+        model, text, metric, answer=answer, foil=foil, positions=positions, own_answer=metric is None
+    )
+    chosen = chosen_ablation(ablation, runs.texts)
+    if method == "gradient":
+        refuse_at_its_minimum(runs.metric, "clean")
+    points = path(STEPS if steps is None else steps) if method == "ig" else (0.0,)
+    n = len(runs.texts.examples)
+    scores = np.zeros((n, sae.d_sae))
+    errors, ablated = np.zeros(n), np.zeros(n)
+    changes = np.zeros(sae.d_sae, dtype=np.bool_)
+    done = 0
+    for batch in runs.texts.batches:
+        done += len(batch.examples)
+        moved = move(model, sae, batch, chosen)
+        slope = mean_slope(model, sae, runs, batch, moved, points)
+        scores[batch.examples], errors[batch.examples] = moved.products(sae, slope)
+        changes |= np.array(moved.acts != 0).any(axis=(0, 1))
+        ablated[batch.examples] = runs.read(_run(model, sae, batch, moved), batch.examples)
+        if progress is not None:
+            progress(done, n)
+    ids = np.flatnonzero(changes)
+    bounds = intervals(scores[:, ids], seed)
+    options: dict[str, Any] = {"ablation": chosen, "method": method, "seed": seed}
+    return FeatureAttributionResult(
+        features=tuple(ids.tolist()),
+        scores=scores[:, ids].mean(axis=0),
+        error_score=float(errors.mean()),
+        method=method,
+        steps=len(points) if method == "ig" else None,
+        ablation=chosen,
+        metric=runs.metric.name,
+        clean_metric=float(runs.clean_metric.mean()),
+        ablated_metric=float(ablated.mean()),
+        hook_point=sae.hook_point,
+        per_example=scores[:, ids] if n > 1 else None,
+        ci_low=None if bounds is None else bounds[0],
+        ci_high=None if bounds is None else bounds[1],
+        measured_on=runs.measured_on(model, sae) | options,
+    )
+
+
+def refuse_method(method: str, steps: int | None) -> None:
+    """Raises SAEError for an unknown method, and for steps that mean nothing."""
+    if method not in get_args(Method):
+        raise SAEError(f"method={method!r} is not known. Choose one of: {', '.join(get_args(Method))}.")
+    if steps is not None and (method != "ig" or steps < 1):
+        raise SAEError(f"steps={steps} with method={method!r}: one step or more, and only with method='ig'.")
+
+
+def refuse_behind_the_blocks(sae: SAE) -> None:
+    """Raises SAEError for an SAE at the final norm, where a backward pass sees the last position only."""
+    if sae.point_out.name in ("final_norm", "logits"):
+        raise SAEError(
+            f"an SAE at {sae.point_out}: gradients are taken inside of the blocks, up to the last "
+            "resid_post. Use `feature_effects`, which is exact."
+        )
+
+
+def path(steps: int) -> tuple[float, ...]:
+    """How far along the path each gradient is taken: 0 is the unchanged run, 1 the ablated one."""
+    return tuple((k + 0.5) / steps for k in range(steps))
+
+
+@dataclass(frozen=True, eq=False)
+class Move:
+    """How ablating everything changes an SAE's nodes, 0 at positions that do not count.
+
+    Attributes:
+        seen: what the SAE sees of the unchanged run.
+        acts: change of the features, float32 `[n, length, d_sae]`; error: of the error `[n, length, d_out]`.
+        written: both together, where the SAE writes `[n, length, d_out]`.
+    """
+
+    seen: View
+    acts: mx.array
+    error: mx.array
+    written: mx.array
+
+    def products(self, sae: SAE, slope: mx.array) -> tuple[Floats, Floats]:
+        """Change times slope `[n, length, d_out]`, summed over positions: `[n, d_sae]`, and of the error."""
+        along = mx.einsum("npf,npd,fd->nf", self.acts, slope, sae.W_dec)
+        of_error = mx.sum(self.error * slope, axis=(1, 2))
+        return np.array(along, dtype=np.float64), np.array(of_error, dtype=np.float64)
+
+
+def move(model: InterpretableModel, sae: SAE, batch: Batch, ablation: Ablation) -> Move:
+    """The change of each node that `ablation` makes."""
+    seen = view(model, batch.clean, sae)
+    counts = mx.array(batch.counted[..., None])
+    acts, error = -seen.acts, -seen.error
+    if ablation == "corrupted":
+        assert batch.corrupted is not None
+        other = view(model, batch.corrupted, sae)
+        acts, error = difference(other.acts, seen.acts), error + other.error
+    acts, error = mx.where(counts, acts, 0.0), mx.where(counts, error, 0.0)
+    return Move(seen, acts, error, acts @ sae.W_dec + error)
+
+
+def mean_slope(
+    model: InterpretableModel, sae: SAE, runs: Runs, batch: Batch, moved: Move, points: Sequence[float]
+) -> mx.array:
+    """∂m/∂x where the SAE writes, `[n, length, d_out]`, the mean over these points of the path."""
+    n, length = batch.clean.shape
+    total = mx.zeros(moved.written.shape)
+    at_once = max(1, BATCH_TOKENS // batch.clean.size)
+    for start in range(0, len(points), at_once):
+        some = points[start : start + at_once]
+        targets = runs.targets.take(np.tile(batch.examples, len(some)))
+        metric = differentiable(runs.given_metric, runs.metric, targets)
+        steps = mx.concatenate([point * moved.written for point in some])
+        edits = [interventions.add(sae.point_out, as_written(model, sae, steps))] if any(some) else []
+        tokens = np.tile(batch.clean, (len(some), 1))
+        found, _ = gradients(model, tokens, [sae.point_out], metric, edits=edits)
+        each = found[sae.point_out].reshape(len(some), n, length, -1)
+        total = total + mx.sum(each, axis=0)
+        mx.eval(total)
+    return total / len(points)
+
+
+def as_written(model: InterpretableModel, sae: SAE, x: mx.array) -> mx.array:
+    """`[n, length, d_out]` with the axes of the hook point: heads apart where it has heads."""
+    name = sae.point_out.name
+    if name not in ("q", "k", "v", "z"):
+        return x
+    n_heads = model.n_kv_heads if name in ("k", "v") else model.n_heads
+    return x.reshape(*x.shape[:2], n_heads, -1)
+
+
+def _run(model: InterpretableModel, sae: SAE, batch: Batch, moved: Move) -> NDArray[np.float32]:
+    """Logits with everything ablated."""
+    edit = interventions.add(sae.point_out, as_written(model, sae, moved.written))
+    with fast_math.used(model.architecture), last_position_only(model, ()):
+        logits, _ = model.run(mx.array(batch.clean), interventions=[edit])
+        return last(logits)

@@ -1,0 +1,303 @@
+"""What single features do: ablate one at a time, keep the error, and compare with random features.
+
+What lives here: the exact ablations, many rows in one pass that restarts at the SAE's layer, and their
+controls. What doesn't: estimates by gradients (`attribution.py`), features of several layers (`circuits.py`),
+edits for runs and generations of one's own (`interventions.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+import numpy as np
+from numpy.typing import NDArray
+
+from mlxterp.causal.batching import sweep
+from mlxterp.causal.batching.rows import Row
+from mlxterp.core import interventions
+from mlxterp.core.model import InterpretableModel
+from mlxterp.core.selection import Positions
+from mlxterp.errors import SAEError
+from mlxterp.metrics import Floats, Metric, MetricFunction
+from mlxterp.results import FeatureEffectsResult
+from mlxterp.sae.analysis.activity import FiredFeatures, fired_features
+from mlxterp.sae.analysis.interventions import checked_features
+from mlxterp.sae.analysis.runs import (
+    Ablation,
+    Runs,
+    chosen_ablation,
+    intervals,
+    prepare,
+)
+from mlxterp.sae.analysis.texts import Batch, Given
+from mlxterp.sae.analysis.views import decoder_norms, deltas, view
+from mlxterp.sae.sae import SAE
+
+CONTROLS = 20
+"""Random features that each effect is compared with."""
+
+_NUMBERS = 1 << 24
+"""Numbers in the edits of the rows of one sweep: 64 MiB."""
+
+
+def feature_effects(
+    model: InterpretableModel,
+    sae: SAE,
+    text: Given,
+    *,
+    features: Sequence[int] | None = None,
+    metric: str | MetricFunction | Metric | None = None,
+    answer: str | int | None = None,
+    foil: str | int | None = None,
+    ablation: Ablation | None = None,
+    positions: Positions = None,
+    top_k: int = 20,
+    controls: int = CONTROLS,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> FeatureEffectsResult:
+    """The metric at the last position with one feature ablated at a time, minus the metric without.
+
+    The activation is reconstruction + error, and only the feature's own term is changed,
+
+        x' = x + (new_a − a_f) W_dec[f]       at every counted position where new_a ≠ a_f
+
+    so the SAE's error is charged to no feature, and a feature that does not fire has an effect of exactly 0.
+    Each feature is compared with `controls` random ones put in its place: the same positions, the same
+    amount ‖(new_a − a_f) W_dec[f]‖, another feature's decoder direction, drawn from those that fire on these
+    texts (and from the others, if these are too few, which the result says).
+
+    Args:
+        text: a text or token ids; several; a PromptPair or several, with their answers and foils.
+        features: which; by default the `top_k` that write most on these texts.
+        metric: by default "logit_diff" with a foil, "log_prob" with an answer, else "kl" from the unchanged
+            run, in nats.
+        ablation: "zero" takes a feature out; "corrupted" gives it its activation on the corrupted prompt. By
+            default "zero" for texts, "corrupted" for pairs.
+        positions: which count; by default all but the first.
+        seed: of the random features and of the intervals.
+        progress: called with (ablations done, ablations in all).
+
+    Returns:
+        effects in units of the metric, each with its percentile among its controls, and an interval where
+        there are several examples. An effect is invariant to rescaling the SAE's features.
+
+    Costs at most examples × features × (1 + controls) rows, each from the SAE's layer on and from its first
+    changed position on.
+
+    Raises:
+        SAEError: a feature that does not exist, an SAE of another width, "corrupted" without pairs.
+
+    Source: ablation with the error kept, Marks et al. 2024 (2403.19647); the controls are ours.
+    """
+    if controls < 0 or top_k < 1:
+        raise SAEError(f"controls={controls}, top_k={top_k}: controls is 0 or more, top_k 1 or more.")
+    runs = prepare(model, text, metric, answer=answer, foil=foil, positions=positions)
+    chosen = chosen_ablation(ablation, runs.texts)
+    fired = fired_features(model, sae, runs.texts, chosen)
+    wanted = fired.strongest(top_k) if features is None else checked_features(sae, features)
+    table = _Directions.draw(sae, fired, wanted, controls, seed)
+    changes = np.zeros((len(runs.texts.examples), len(wanted), 1 + controls))
+    changes[:, table.ids < 0] = np.nan
+    counts = np.zeros(len(wanted), dtype=np.int64)
+    total = len(runs.texts.examples) * len(wanted) * (1 + controls)
+    done = 0
+    for batch in runs.texts.batches:
+        edits = _edits(model, sae, batch, wanted, table, chosen)
+        counts += edits.counts
+        done += len(batch.clean) * len(wanted) * (1 + controls) - len(edits.cells)  # what changes nothing
+        for some in edits.chunks():
+            values = sweep.run_rows(
+                model,
+                batch.clean,
+                [edits.row(cell) for cell in some],
+                _reader(runs, batch),
+                progress=None if progress is None else _from(progress, done, total),
+            )
+            done += len(some)
+            for cell, value in zip(some, values, strict=True):
+                changes[batch.examples[cell.example], cell.feature, cell.direction] = value
+    return _result(model, sae, runs, fired, wanted, changes, counts, table, chosen, seed)
+
+
+@dataclass(frozen=True, eq=False)
+class _Directions:
+    """Which decoder rows each feature is ablated along: its own first, then its random ones.
+
+    Attributes:
+        ids: `[n_features, 1 + controls]`, −1 where there is none.
+        inactive: whether features that do not fire are among the random ones.
+    """
+
+    ids: NDArray[np.int64]
+    inactive: bool
+
+    @classmethod
+    def draw(
+        cls, sae: SAE, fired: FiredFeatures, wanted: Sequence[int], controls: int, seed: int
+    ) -> _Directions:
+        active = np.array(fired.active, dtype=np.int64)
+        silent = np.setdiff1d(np.flatnonzero(decoder_norms(sae) > 0), active)
+        ids = np.full((len(wanted), 1 + controls), -1, dtype=np.int64)
+        ids[:, 0] = wanted
+        inactive = False
+        for i, f in enumerate(wanted):
+            # Seeded by the feature, so that its controls do not depend on which others are measured.
+            rng = np.random.default_rng([seed, f])
+            drawn = rng.permutation(active[active != f])[:controls]
+            if len(drawn) < controls:
+                more = rng.permutation(silent[silent != f])[: controls - len(drawn)]
+                drawn, inactive = np.concatenate([drawn, more]), inactive or len(more) > 0
+            ids[i, 1 : 1 + len(drawn)] = drawn
+        return cls(ids, inactive)
+
+
+class _Cell(NamedTuple):
+    """One row: an example of the batch, a feature and a direction by their places in the table."""
+
+    example: int
+    feature: int
+    direction: int
+
+
+@dataclass(frozen=True, eq=False)
+class _Edits:
+    """The rows of a batch: one per example, feature and direction, where the feature changes at all.
+
+    Attributes:
+        change: `[n, length, n_features]`, how the ablation changes each feature.
+        written: `[n, length, d_out]`, the activation it changes; shape: of one position of it.
+        directions: decoder rows by feature index.
+        counts: `[n_features]`, at how many positions the ablation changes each.
+    """
+
+    sae: SAE
+    table: _Directions
+    change: NDArray[np.float32]
+    written: NDArray[np.float32]
+    shape: tuple[int, ...]
+    directions: Mapping[int, NDArray[np.float32]]
+    cells: list[_Cell]
+    counts: NDArray[np.int64]
+
+    def row(self, cell: _Cell) -> Row:
+        own, other = (int(self.table.ids[cell.feature, place]) for place in (0, cell.direction))
+        where = np.flatnonzero(self.change[cell.example, :, cell.feature])
+        amount = self.change[cell.example, where, cell.feature][:, None]
+        direction = self.directions[other]
+        if cell.direction:
+            direction = direction * (np.linalg.norm(self.directions[own]) / np.linalg.norm(direction))
+        value = (self.written[cell.example, where] + amount * direction).astype(np.float32)
+        value = value.reshape(1, len(where), *self.shape)
+        return Row(
+            cell.example,
+            (interventions.replace(self.sae.point_out, value, positions=where.tolist()),),
+        )
+
+    def chunks(self) -> Iterator[list[_Cell]]:
+        """The rows in groups whose edits fit in memory together."""
+        some: list[_Cell] = []
+        held = 0
+        for cell in self.cells:
+            size = np.count_nonzero(self.change[cell.example, :, cell.feature]) * self.sae.d_out
+            if some and held + size > _NUMBERS:
+                yield some
+                some, held = [], 0
+            some.append(cell)
+            held += size
+        if some:
+            yield some
+
+
+def _edits(
+    model: InterpretableModel,
+    sae: SAE,
+    batch: Batch,
+    wanted: Sequence[int],
+    table: _Directions,
+    ablation: Ablation,
+) -> _Edits:
+    seen = view(model, batch.clean, sae)
+    change = deltas(model, sae, batch, seen, ablation)[..., list(wanted)]
+    needed = np.unique(table.ids[table.ids >= 0])
+    rows = np.array(sae.W_dec[mx.array(needed)]) if len(needed) else ()
+    changed = (change != 0).any(axis=1)
+    return _Edits(
+        sae=sae,
+        table=table,
+        change=change,
+        written=np.array(seen.written),
+        shape=shape_at(model, sae),
+        directions=dict(zip(needed.tolist(), rows, strict=True)),
+        cells=[
+            _Cell(example, i, c)
+            for example, i in np.argwhere(changed).tolist()
+            for c in np.flatnonzero(table.ids[i] >= 0).tolist()
+        ],
+        counts=(change != 0).sum(axis=(0, 1)),
+    )
+
+
+def shape_at(model: InterpretableModel, sae: SAE) -> tuple[int, ...]:
+    """The shape of one position's activation where the SAE writes: (d,), or (heads, d_head)."""
+    name = sae.point_out.name
+    if name not in ("q", "k", "v", "z"):
+        return (sae.d_out,)
+    n_heads = sweep.n_heads_of(model, name)
+    return n_heads, sae.d_out // n_heads
+
+
+def _reader(runs: Runs, batch: Batch) -> sweep.Read:
+    return lambda logits, bases: runs.changes(logits, batch.examples[bases])
+
+
+def _from(progress: Callable[[int, int], None], before: int, total: int) -> Callable[[int, int], None]:
+    return lambda done, _: progress(before + done, total)
+
+
+def _result(
+    model: InterpretableModel,
+    sae: SAE,
+    runs: Runs,
+    fired: FiredFeatures,
+    wanted: Sequence[int],
+    changes: Floats,
+    counts: NDArray[np.int64],
+    table: _Directions,
+    ablation: Ablation,
+    seed: int,
+) -> FeatureEffectsResult:
+    own, means = changes[:, :, 0], changes.mean(axis=0)
+    bounds = intervals(own, seed)
+    options: dict[str, Any] = {"ablation": ablation, "seed": seed, "controls": table.ids.shape[1] - 1}
+    return FeatureEffectsResult(
+        features=tuple(wanted),
+        effects=means[:, 0],
+        fired=tuple(counts.tolist()),
+        maxima=fired.maxima[list(wanted)],
+        controls=means[:, 1:],
+        percentiles=_percentiles(means),
+        ablation=ablation,
+        metric=runs.metric.name,
+        clean_metric=float(runs.clean_metric.mean()),
+        hook_point=sae.hook_point,
+        tolerance=runs.metric.tolerance,
+        inactive_controls=table.inactive,
+        per_example=own if len(own) > 1 else None,
+        ci_low=None if bounds is None else bounds[0],
+        ci_high=None if bounds is None else bounds[1],
+        measured_on=runs.measured_on(model, sae) | options,
+    )
+
+
+def _percentiles(means: Floats) -> Floats:
+    """The share of each feature's controls with a smaller effect in magnitude, ties counting half."""
+    own, others = np.abs(means[:, :1]), np.abs(means[:, 1:])
+    known = np.isfinite(others)
+    below = (others < own) + 0.5 * (others == own)
+    n = known.sum(axis=1)
+    smaller = np.where(known, below, 0.0).sum(axis=1)
+    return np.asarray(np.where(n > 0, smaller / np.maximum(n, 1), np.nan), dtype=np.float64)

@@ -1,0 +1,138 @@
+"""The unchanged runs of texts, and the metric: what every analysis of features begins with.
+
+`prepare` is the door. What doesn't live here: the texts (`texts.py`), activations split into features and
+error (`views.py`), what is done to them (`effects.py`, `attribution.py`, `circuits.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mlxterp import metrics
+from mlxterp.causal.batching import sweep
+from mlxterp.causal.prompts.encoding import Ids, token_ids
+from mlxterp.core.model import InterpretableModel
+from mlxterp.core.selection import Positions
+from mlxterp.errors import SAEError
+from mlxterp.sae.analysis.texts import (
+    Batch,
+    Given,
+    Texts,
+    read_texts,
+)
+from mlxterp.sae.sae import SAE
+from mlxterp.statistics.effects import DRAWS
+
+Ablation: TypeAlias = Literal["zero", "corrupted"]
+
+
+@dataclass(frozen=True, eq=False)
+class Runs:
+    """The unchanged run of every example, and how logits become numbers.
+
+    Attributes:
+        given_metric: the metric as the caller wrote it.
+        targets: answers, foils and clean logits of all examples.
+        clean_metric: the metric of each unchanged run, `[n]`; a distance is 0 there.
+        said, said_probs: the token that each unchanged run finds likeliest, and its probability.
+    """
+
+    texts: Texts
+    given_metric: Any
+    metric: metrics.Metric
+    targets: metrics.Targets
+    clean_metric: metrics.Floats
+    said: Ids
+    said_probs: metrics.Floats
+
+    def read(self, logits: NDArray[np.float32], examples: Ids) -> metrics.Floats:
+        """The metric of rows of logits, each belonging to one example."""
+        values = self.metric(logits, self.targets.take(examples))
+        # A divergence of rows that are equal up to rounding may come out as −1e-17.
+        return np.maximum(values, 0.0) if "clean_logits" in self.metric.needs else values
+
+    def changes(self, logits: NDArray[np.float32], examples: Ids) -> metrics.Floats:
+        """How far the metric is from its value in the unchanged run."""
+        return self.read(logits, examples) - self.clean_metric[examples]
+
+    def measured_on(self, model: InterpretableModel, *saes: SAE) -> dict[str, Any]:
+        """Everything the numbers depend on, for a result."""
+        metric = {"metric": self.metric.name, "metric_direction": self.metric.direction}
+        return self.texts.measured_on(model, *saes) | metric
+
+
+def prepare(
+    model: InterpretableModel,
+    given: Given,
+    metric: Any,
+    *,
+    answer: str | int | None = None,
+    foil: str | int | None = None,
+    positions: Positions = None,
+    own_answer: bool = False,
+) -> Runs:
+    """The texts as `read_texts` gives them, the metric, and the unchanged run of each: one forward.
+
+    Args:
+        metric, answer, foil: as for `mlxterp.metrics.resolve`.
+        own_answer: where nothing says what the answer is, it is the model's own likeliest next token.
+    """
+    texts = read_texts(model, given, answer=answer, foil=foil, positions=positions)
+    logits = _clean_logits(model, texts.batches, len(texts.examples))
+    said = logits.argmax(axis=-1).astype(np.int64)
+    answers = token_ids(model, [each.answer for each in texts.examples], "answer")
+    if answers is None and own_answer:
+        answers = said
+    foils = token_ids(model, [each.foil for each in texts.examples], "foil")
+    if metric is None:
+        metric = "logit_diff" if foils is not None else "log_prob" if answers is not None else "kl"
+    resolved = metrics.resolve(metric, answer=answers is not None, foil=foils is not None)
+    targets = metrics.Targets(answers, foils, logits if "clean_logits" in resolved.needs else None)
+    return Runs(
+        texts=texts,
+        given_metric=metric,
+        metric=resolved,
+        targets=targets,
+        clean_metric=resolved(logits, targets),
+        said=said,
+        said_probs=metrics.prob(logits, said),
+    )
+
+
+def _clean_logits(model: InterpretableModel, batches: Sequence[Batch], n: int) -> NDArray[np.float32]:
+    logits = np.empty((n, model.d_vocab), dtype=np.float32)
+    for batch in batches:
+        logits[batch.examples] = sweep.answer_logits(model, batch.clean)
+    return logits
+
+
+def chosen_ablation(ablation: str | None, texts: Texts) -> Ablation:
+    """What stands in for an ablated feature: by default "corrupted" for pairs, "zero" for texts.
+
+    Raises:
+        SAEError: an unknown one; "corrupted" for texts.
+    """
+    if ablation is not None and ablation not in get_args(Ablation):
+        raise SAEError(f"ablation={ablation!r} is not known. Choose one of: {', '.join(get_args(Ablation))}.")
+    if ablation == "corrupted" and not texts.paired:
+        raise SAEError(
+            "ablation='corrupted' sets features to their activations on the corrupted prompt, and these are "
+            "texts without one. Pass PromptPair values, or ablation='zero'."
+        )
+    return "corrupted" if texts.paired and ablation != "zero" else "zero"
+
+
+def intervals(per_example: metrics.Floats, seed: int) -> tuple[metrics.Floats, metrics.Floats] | None:
+    """95 % percentile intervals of the means over examples `[n, …]`, by resampling; None for one example."""
+    n = len(per_example)
+    if n == 1:
+        return None
+    counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=DRAWS) / n
+    means = counts @ per_example.reshape(n, -1)
+    low, high = np.percentile(means, [2.5, 97.5], axis=0)
+    return low.reshape(per_example.shape[1:]), high.reshape(per_example.shape[1:])

@@ -1,0 +1,242 @@
+"""How good an SAE is: reconstruction, sparsity, and what the model loses when it computes with it.
+
+Lives here: measuring on a model's texts or on arrays. Does not live here: the runs behind the
+losses (`model_losses.py`), the result as a value (`mlxterp.results.sae_quality`), planted truth (`planted_truth.py`).
+
+Sums are kept for each document in float64, and every ratio is a ratio of sums; intervals are bootstraps over
+documents, because the tokens of one document are no independent samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from mlxterp.core.model import InterpretableModel
+from mlxterp.errors import SAEError, TooLittleData
+from mlxterp.results.sae_quality import Quality, SAEQualityResult
+from mlxterp.sae.model_losses import model_losses
+from mlxterp.sae.sae import SAE
+from mlxterp.sae.training.activations import StreamedActivations
+
+Exact = NDArray[np.float64]
+Sums = Mapping[str, Exact]  # name → [documents] or [documents, d]
+
+DRAWS = 1000
+DENSE = 0.1
+_TOKENS_AT_ONCE = 2048
+_GROUPS = 200
+
+
+def fvu(activations: ArrayLike, reconstruction: ArrayLike) -> float:
+    """Fraction of variance unexplained: Σ‖x − x̂‖² / Σ‖x − mean‖², over all tokens, in float64.
+
+    The mean as reconstruction gives 1, the activations themselves 0.
+
+    Raises:
+        SAEError: arrays of different shapes, or no variance.
+    """
+    x, rec = (np.asarray(a, dtype=np.float64) for a in (activations, reconstruction))
+    if x.shape != rec.shape:
+        raise SAEError(
+            f"Activations of shape {x.shape}, a reconstruction of {rec.shape}. Give the same tokens."
+        )
+    x, rec = x.reshape(-1, x.shape[-1]), rec.reshape(-1, x.shape[-1])
+    variance = float(((x - x.mean(axis=0)) ** 2).sum())
+    if variance == 0:
+        raise SAEError(f"{len(x)} tokens without any variance: FVU means nothing. Give different tokens.")
+    return float(((x - rec) ** 2).sum()) / variance
+
+
+def sae_quality(
+    model: InterpretableModel,
+    sae: SAE,
+    texts: Sequence[str],
+    *,
+    losses: bool = True,
+    context: int = 128,
+    batch_tokens: int = 4096,
+    seed: int = 0,
+) -> SAEQualityResult:
+    """FVU, L0, dead and dense shares of an SAE on texts; and, with `losses`, what the model loses by it.
+
+    For the losses the model runs with the reconstruction, with zeros and with the mean in place of the
+    activation, at the tokens that count (`activations.py` says which); the rest stays as it is. CE recovered
+    = (CE_ablated − CE_reconstructed) / (CE_ablated − CE_clean), 1 if nothing is lost; KL recovered likewise.
+    For a transcoder, activation and reconstruction are those of where it writes.
+
+    Cost: one forward of the texts to the hook point, and with `losses` four more to the logits; 8·d bytes a
+    token.
+
+    Args:
+        texts: not those it was trained on; a document each.
+        seed: of the bootstrap.
+
+    Raises:
+        TooLittleData: no token that counts.
+        SAEError: the SAE reads another width than this model has.
+    """
+    read, written = str(sae.point), str(sae.point_out)
+    places = (read,) if read == written else (read, written)
+    source = StreamedActivations(model, texts, places, context=context, batch_tokens=batch_tokens)
+    kept = [source.of_text(i) for i in range(len(texts))]
+    arrays = {place: [part[place] for part in kept] for place in places}
+    documents = np.repeat(np.arange(len(texts)), [len(part[read]) for part in kept])
+    if not len(documents):
+        raise TooLittleData(f"{len(texts)} texts without a token that counts. Give longer ones.")
+    x, y = np.concatenate(arrays[read]), np.concatenate(arrays[written])
+    extra: dict[str, Exact] = {}
+    if losses:
+        mean = mx.array(y.astype(np.float64).mean(axis=0).astype(np.float32))
+        extra = model_losses(model, sae, source, len(texts), mean)
+    return _measured(sae, x, y, documents, extra, seed, {"model": model.name, "prompts": len(texts)})
+
+
+def reconstruction_quality(
+    sae: SAE,
+    x: ArrayLike,
+    *,
+    y: ArrayLike | None = None,
+    documents: ArrayLike | None = None,
+    seed: int = 0,
+) -> SAEQualityResult:
+    """The same without a model, and so without losses.
+
+    Args:
+        x: [tokens, d_in].
+        y: [tokens, d_out], what a transcoder is to give; None: x.
+        documents: [tokens], which document each token is of, for the intervals; None: tokens are independent,
+            and 200 groups of them are drawn.
+    """
+    read = np.asarray(x, dtype=np.float32)
+    written = read if y is None else np.asarray(y, dtype=np.float32)
+    if read.ndim != 2 or len(read) != len(written) or not len(read):
+        raise SAEError(
+            f"Activations of shapes {read.shape} and {written.shape}. Give [tokens, d] of the same tokens."
+        )
+    of = np.arange(len(read)) % _GROUPS if documents is None else np.asarray(documents)
+    _, of = np.unique(of, return_inverse=True)
+    return _measured(sae, read, written, of, {}, seed, {"model": sae.model})
+
+
+def _measured(
+    sae: SAE,
+    x: NDArray[np.float32],
+    y: NDArray[np.float32],
+    documents: NDArray[Any],
+    extra: Sums,
+    seed: int,
+    measured_on: dict[str, Any],
+) -> SAEQualityResult:
+    n_documents = int(documents.max()) + 1
+    sums = {name: np.zeros(n_documents) for name in ("n", "error", "square", "active", "shrink", "cosine")}
+    sums["total"] = np.zeros((n_documents, y.shape[1]))
+    fired = np.zeros(sae.d_sae)
+    mean = y.astype(np.float64).mean(axis=0)
+    for low in range(0, len(x), _TOKENS_AT_ONCE):
+        part = mx.array(x[low : low + _TOKENS_AT_ONCE])
+        acts = sae.encode(part)
+        rec = sae.decode(acts)
+        if sae.W_skip is not None:
+            rec = rec + part @ sae.W_skip
+        active = acts > 0
+        mx.eval(rec, active)
+        fired += np.array(active.sum(axis=0), dtype=np.float64)
+        # About the mean of all: the sums stay small, and nothing is lost in a difference of large numbers.
+        about = y[low : low + _TOKENS_AT_ONCE].astype(np.float64) - mean
+        found = np.array(rec).astype(np.float64) - mean
+        where = documents[low : low + _TOKENS_AT_ONCE]
+        lengths, own = np.linalg.norm(found, axis=1), np.linalg.norm(about, axis=1)
+        per_token = {
+            "n": np.ones(len(where)),
+            "error": ((about - found) ** 2).sum(axis=1),
+            "square": own**2,
+            "total": about,
+            "active": np.array(active.sum(axis=1), dtype=np.float64),
+            "shrink": lengths / np.maximum(own, 1e-12),
+            "cosine": (about * found).sum(axis=1) / np.maximum(own * lengths, 1e-12),
+        }
+        for name, values in per_token.items():
+            np.add.at(sums[name], where, values)
+    density = fired / len(x)
+    every = {**sums, **extra}
+    rows = [_row(name, ratio, every, seed) for name, ratio in _RATIOS.items() if _has(every, name)]
+    rows += [_share("dead", density == 0), _share("dense", density > DENSE)]
+    return SAEQualityResult(
+        rows=tuple(rows),
+        density=density,
+        tokens=len(x),
+        documents=int((sums["n"] > 0).sum()),
+        measured_on=measured_on | {"hook_point": sae.hook_point, "sae": sae.digest[:16]},
+    )
+
+
+def _fvu(s: Sums) -> Exact:
+    variance = s["square"] - (s["total"] ** 2).sum(axis=-1) / s["n"]
+    return _divided(s["error"], variance)
+
+
+def _recovered(name: str, ablated: str) -> Callable[[Sums], Exact]:
+    def ratio(s: Sums) -> Exact:
+        if name == "kl":
+            return 1 - _divided(s["kl_reconstructed"], s[f"kl_{ablated}"])
+        return _divided(s[f"ce_{ablated}"] - s["ce_reconstructed"], s[f"ce_{ablated}"] - s["ce_clean"])
+
+    return ratio
+
+
+def _divided(a: Exact, b: Exact) -> Exact:
+    return np.where(b != 0, a / np.where(b != 0, b, 1.0), np.nan)
+
+
+def _per_token(name: str) -> Callable[[Sums], Exact]:
+    return lambda s: _divided(s[name], s["predicted"] if name.startswith(("ce", "kl")) else s["n"])
+
+
+_RATIOS: dict[str, Callable[[Sums], Exact]] = {
+    "fvu": _fvu,
+    "explained_variance": lambda s: 1 - _fvu(s),
+    "l0": _per_token("active"),
+    "shrinkage": _per_token("shrink"),
+    "cosine": _per_token("cosine"),
+    "ce_clean": _per_token("ce_clean"),
+    "ce_reconstructed": _per_token("ce_reconstructed"),
+    "ce_zero": _per_token("ce_zero"),
+    "ce_mean": _per_token("ce_mean"),
+    "ce_recovered_zero": _recovered("ce", "zero"),
+    "ce_recovered_mean": _recovered("ce", "mean"),
+    "kl_reconstructed": _per_token("kl_reconstructed"),
+    "kl_recovered_zero": _recovered("kl", "zero"),
+    "kl_recovered_mean": _recovered("kl", "mean"),
+}
+
+
+def _has(sums: Sums, name: str) -> bool:
+    return not name.startswith(("ce_", "kl_")) or "predicted" in sums
+
+
+def _row(name: str, ratio: Callable[[Sums], Exact], sums: Sums, seed: int) -> Quality:
+    whole = {key: values.sum(axis=0) for key, values in sums.items()}
+    value = float(ratio(whole))
+    n = len(sums["n"])
+    if n < 2:
+        return Quality(name=name, value=value, low=float("nan"), high=float("nan"))
+    # How often each document is drawn; a product with the sums is the sum over the drawn ones.
+    drawn = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=DRAWS).astype(np.float64)
+    found = ratio({key: drawn @ values for key, values in sums.items()})
+    low, high = np.nanquantile(found, [0.025, 0.975])
+    return Quality(name=name, value=value, low=float(low), high=float(high))
+
+
+def _share(name: str, which: NDArray[np.bool_]) -> Quality:
+    """A share of the features with its Wilson interval: the features as a sample of what might be learned."""
+    n, p, z = len(which), float(which.mean()), 1.959964
+    middle = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    return Quality(
+        name=name, value=p, low=max(0.0, float(middle - half)), high=min(1.0, float(middle + half))
+    )

@@ -1,0 +1,308 @@
+"""Training sparse autoencoders and transcoders on a source of activations.
+
+Lives here: the loop over batches, the search for a learning rate, progress, the warning of an SAE that was
+not done. Does not live here: one step (`steps.py`), the loss (`objective.py`), checkpoint files
+(`checkpoints.py`), how good the result is (`evaluation.py`).
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from mlxterp.errors import SAEError, TooLittleData, UnderTrained
+from mlxterp.sae.config import Plan, SAEConfig, plan
+from mlxterp.sae.sae import SAE
+from mlxterp.sae.training import checkpoints, scaling
+from mlxterp.sae.training.learning_rate_search import find_learning_rate
+from mlxterp.sae.training.scaling import Scaling
+from mlxterp.sae.training.source import (
+    ActivationSource,
+    Block,
+    Cursor,
+    batches,
+)
+from mlxterp.sae.training.step import State, Stepped, Stepper
+from mlxterp.sae.training.training_progress import Progress, TrainingProgress, still_falling
+
+REPORT_EVERY = 50
+_MEASURED_ON = 16_384
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """An SAE and how its training went."""
+
+    sae: SAE
+    history: tuple[TrainingProgress, ...]
+    under_trained: bool
+
+
+@dataclass(eq=False)
+class Run:
+    """One SAE being trained: its functions, its state, its scaling."""
+
+    config: SAEConfig
+    plan: Plan
+    inner: Scaling
+    outer: Scaling
+    stepper: Stepper
+    state: State
+    history: list[TrainingProgress]
+    waiting: list[Stepped]
+
+    @property
+    def points(self) -> tuple[str, str]:
+        point = self.config.hook_point or ""
+        return point, self.config.hook_point_out or point
+
+    def batch(self, block: Block) -> tuple[mx.array, mx.array]:
+        read, written = self.points
+        x = self.inner(mx.array(block[read]))
+        return x, x if read == written else self.outer(mx.array(block[written]))
+
+
+def train_sae(
+    source: ActivationSource,
+    config: SAEConfig,
+    *,
+    checkpoint: str | Path | None = None,
+    checkpoint_every: int = 200,
+    progress: Progress | None = None,
+    stop: Callable[[], bool] | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> Trained:
+    """Trains one SAE (or transcoder); see `train_saes`."""
+    return train_saes(
+        source,
+        [config],
+        checkpoint=checkpoint,
+        checkpoint_every=checkpoint_every,
+        progress=progress,
+        stop=stop,
+        clock=clock,
+    )[0]
+
+
+def train_saes(
+    source: ActivationSource,
+    configs: Sequence[SAEConfig],
+    *,
+    checkpoint: str | Path | None = None,
+    checkpoint_every: int = 200,
+    progress: Progress | None = None,
+    stop: Callable[[], bool] | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> list[Trained]:
+    """Trains several SAEs on the same batches: the model's forwards are paid once.
+
+    Recipe: one scalar scale and the mean taken off, both folded into the weights at the end; decoder rows of
+    norm 1 with the gradient along them removed; encoder = decoder transposed at the start; Adam (0.9, 0.999)
+    without weight decay; warm-up, and decay to 0; dead features learn to explain what is left over
+    (auxiliary loss of Gao et al. 2024, arXiv:2406.04093, section A.2). A learning rate that is not given is
+    found by short runs of this very training (`learning_rate_search.py`).
+
+    Cost: 10 · d · d_sae operations a token, and for the learning rate as much as a fifth of the run.
+
+    Args:
+        source: activations; `StreamedActivations`, `cached_activations(…)`, or arrays.
+        configs: what to train; batch size and epochs must be the same for all.
+        checkpoint: a directory. If it holds a checkpoint of this very training, it goes on from there and
+            ends with the same bits as without the interruption.
+        checkpoint_every: steps between two checkpoints.
+        progress: told every 50 steps, or twenty times in a short run, for each SAE.
+        stop: asked after each step; once it says True, a checkpoint is written (if asked for) and the SAEs as
+            they are come back. Their learning rate has then not come down.
+        clock: seconds, for the speeds in reports.
+
+    Returns:
+        one for each config; `sae.metadata` holds the config and the facts of the training.
+
+    Raises:
+        TooLittleData: it would be fewer than 50 steps.
+        SAEError: options that do not go together, NaN among the activations, a checkpoint of another
+            training.
+
+    Warns:
+        UnderTrained: before the decay, the FVU was still falling by more than a tenth within 15 % of the run.
+    """
+    configs = [_placed(config, source) for config in configs]
+    plans = _one_batching([plan(config, source.n_tokens) for config in configs])
+    size, seed, epochs = plans[0].batch_tokens, configs[0].seed, configs[0].epochs
+    if len({config.epochs for config in configs}) > 1:
+        raise SAEError(
+            f"SAEs trained together with epochs {[config.epochs for config in configs]}. Give all the same."
+        )
+    folder = None if checkpoint is None else Path(checkpoint)
+    saved = None if folder is None else checkpoints.read(folder, configs, source.digest)
+    runs = [_begun(source, config, planned, seed) for config, planned in zip(configs, plans, strict=True)]
+    cursor = Cursor()
+    if saved is not None:
+        cursor = saved.cursor
+        for run, state, history in zip(runs, saved.states, saved.histories, strict=True):
+            run.state = state
+            run.history = [TrainingProgress(**line) for line in history]
+            run.stepper = Stepper(run.config, run.plan, saved.rates[runs.index(run)])
+    else:
+        for i, run in enumerate(runs):
+            runs[i] = _with_learning_rate(run, source, seed)
+    since = clock()
+    stopped = False
+    every = max(1, min(REPORT_EVERY, plans[0].steps // 20))
+    for block, here in batches(source, size, seed=seed, epochs=epochs, cursor=cursor):
+        for run in runs:
+            x, y = run.batch(block)
+            run.waiting.append(run.stepper.advance(run.state, x, y))
+        step = runs[0].state.step
+        stopped = stop is not None and stop()
+        if step % every == 0 or stopped:
+            now = clock()
+            for run in runs:
+                _report(run, now - since, progress)
+            since = now
+        if folder is not None and (step % checkpoint_every == 0 or stopped):
+            _save(folder, runs, source, here)
+        if stopped:
+            break
+    for run in runs:
+        if run.waiting:
+            _report(run, clock() - since, progress)
+        if run.state.step == 0:
+            raise TooLittleData(f"The source gave no batch of {size} tokens. Give it more texts.")
+    return [_finished(run, source, stopped=stopped) for run in runs]
+
+
+def _placed(config: SAEConfig, source: ActivationSource) -> SAEConfig:
+    """The config with its hook points said."""
+    there = source.points
+    if config.hook_point is None:
+        if len(there) > 1:
+            raise SAEError(
+                f"The source holds {', '.join(there)}. Say in SAEConfig(hook_point=…) which one is read."
+            )
+        config = replace(config, hook_point=there[0])
+    wanted = {config.hook_point, config.hook_point_out or config.hook_point}
+    if not wanted <= set(there):
+        raise SAEError(
+            f"An SAE at {', '.join(sorted(str(w) for w in wanted))} from a source that holds "
+            f"{', '.join(there)}. Make the source with these hook points."
+        )
+    return config
+
+
+def _one_batching(plans: list[Plan]) -> list[Plan]:
+    if len({each.batch_tokens for each in plans}) > 1:
+        raise SAEError(
+            f"SAEs trained together in batches of {[each.batch_tokens for each in plans]} tokens. Give all "
+            "the same batch_tokens."
+        )
+    return plans
+
+
+def _begun(source: ActivationSource, config: SAEConfig, planned: Plan, seed: int) -> Run:
+    read = str(config.hook_point)
+    written = config.hook_point_out or read
+    rows = source.sample(_MEASURED_ON, seed=seed)
+    if not len(rows[read]):
+        raise TooLittleData(f"The source holds no token to train on at {read}. Give it more texts.")
+    inner = scaling.measure(rows[read], read, config.k)
+    outer = inner if written == read else scaling.measure(rows[written], written, config.k)
+    stepper = Stepper(config, planned, config.learning_rate or 1e-3)
+    x = inner(mx.array(rows[read][:2048]))
+    state = stepper.begin(rows[read].shape[1], rows[written].shape[1], x)
+    return Run(config, planned, inner, outer, stepper, state, [], [])
+
+
+def _with_learning_rate(run: Run, source: ActivationSource, seed: int) -> Run:
+    if run.config.learning_rate is not None:
+        return run
+    rows = source.sample(4 * _MEASURED_ON, seed=seed)
+    x, y = run.batch(rows)
+    rate = find_learning_rate(run.config, run.plan, x, y)
+    stepper = Stepper(run.config, run.plan, rate)
+    state = stepper.begin(x.shape[1], y.shape[1], x[:2048])
+    return replace(run, stepper=stepper, state=state)
+
+
+def _report(run: Run, seconds: float, progress: Progress | None) -> None:
+    steps, run.waiting = run.waiting, []
+    tokens = sum(each.tokens for each in steps)
+    error = float(mx.stack([each.squared_error for each in steps]).sum())
+    variance = float(mx.stack([each.variance for each in steps]).sum())
+    active = float(sum(float(each.active.sum()) for each in steps))
+    since = np.array(run.state.since)
+    speed = tokens / seconds if seconds > 0 else 0.0
+    left = max(0, run.plan.steps - run.state.step) * run.plan.batch_tokens
+    said = TrainingProgress(
+        name=run.config.name or str(run.config.hook_point),
+        step=run.state.step,
+        steps=run.plan.steps,
+        tokens=min(run.state.step * run.plan.batch_tokens, run.plan.tokens),
+        loss=float(mx.stack([each.loss for each in steps]).mean()),
+        fvu=error / variance if variance else 0.0,
+        l0=active / tokens,
+        dead=float((since >= run.plan.dead_after).mean()),
+        learning_rate=run.stepper.rate(run.state.step - 1),
+        tokens_per_second=speed,
+        eta_seconds=left / speed if speed else 0.0,
+    )
+    run.history.append(said)
+    if progress is not None:
+        progress(said)
+
+
+def _save(folder: Path, runs: list[Run], source: ActivationSource, cursor: Cursor) -> None:
+    checkpoints.write(
+        folder,
+        configs=[run.config for run in runs],
+        digest=source.digest,
+        states=[run.state for run in runs],
+        rates=[run.stepper.learning_rate for run in runs],
+        histories=[[vars(line) for line in run.history] for run in runs],
+        cursor=cursor,
+    )
+
+
+def _finished(run: Run, source: ActivationSource, *, stopped: bool) -> Trained:
+    falling = still_falling(run.history, run.config.decay)
+    if falling is not None:
+        warnings.warn(
+            f"{run.config.name or run.config.hook_point}: the FVU was still falling by {falling:.0%} before "
+            f"the learning rate came down; it is {run.history[-1].fvu:.3f} at the end. "
+            f"Train on more tokens, or try another learning rate than {run.stepper.learning_rate:.2g}.",
+            UnderTrained,
+            stacklevel=3,
+        )
+    last = run.history[-1]
+    facts: dict[str, Any] = {
+        "config": run.config.to_dict(),
+        "source": source.facts(),
+        "learning_rate": run.stepper.learning_rate,
+        "batch_tokens": run.plan.batch_tokens,
+        "steps": run.state.step,
+        "tokens": last.tokens,
+        "stopped_early": stopped,
+        "training_fvu": last.fvu,
+        "training_l0": last.l0,
+        "dead": last.dead,
+    }
+    threshold = float(run.state.threshold) / run.state.threshold_weight if run.state.threshold_weight else 0.0
+    sae = scaling.folded(
+        run.config,
+        run.state.params,
+        run.inner,
+        run.outer,
+        threshold=threshold,
+        hook_point=str(run.config.hook_point),
+        model=source.model_name,
+        metadata={"training": facts},
+    )
+    mx.eval(sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec)
+    return Trained(sae, tuple(run.history), under_trained=falling is not None)

@@ -1,0 +1,120 @@
+"""`autointerp verify`: a whole investigation agrees with itself, and every single change is found and
+named."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from mlxterp.autointerpret.contract import state_dir
+from mlxterp_agent.integrity.verify import verify
+from mlxterp_agent.storage.state_dir import State
+from tests.agent.fakes import git, supervise
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An investigation that has ended, with its private state beside it."""
+    from tests.agent.fakes import make_project
+
+    root = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AUTOINTERP_STATE_DIR", str(root / "state"))
+        supervise(make_project(root / "project"), ["alpha", "dull", "beta"])
+    return root
+
+
+@pytest.fixture
+def investigation(finished: Path, tmp_path: Path) -> tuple[Path, State]:
+    """A copy to spoil."""
+    shutil.copytree(finished, tmp_path / "copy", symlinks=True)
+    (state,) = (tmp_path / "copy" / "state").iterdir()
+    return tmp_path / "copy" / "project", State(state)
+
+
+def problems(investigation: tuple[Path, State]) -> list[str]:
+    return [f"{check.name}: {check.words}" for check in verify(*investigation) if check.result == "problem"]
+
+
+def test_an_investigation_that_nobody_touched_agrees_with_itself(investigation):
+    assert [check.result for check in verify(*investigation)] == ["ok"] * 6
+
+
+def test_a_changed_line_is_named(investigation):
+    log = investigation[0] / "results.jsonl"
+    log.write_bytes(log.read_bytes().replace(b"dull was found", b"DULL was found"))
+
+    found = problems(investigation)
+
+    assert any(text.startswith("log: line 3: ") for text in found)
+    assert any("journal" in text for text in found)
+
+
+def test_a_change_of_the_last_line_is_found_by_the_journal(investigation):
+    log = investigation[0] / "results.jsonl"
+    log.write_bytes(log.read_bytes().replace(b"beta was found", b"BETA was found"))
+
+    assert any("journal" in text for text in problems(investigation))
+
+
+def test_a_changed_setup_py_is_found(investigation):
+    (investigation[0] / "setup.py").write_text("dataset = []\n")
+
+    assert problems(investigation) == ["setup.py: setup.py is not the sealed one"]
+
+
+def test_a_changed_copy_of_what_ran_is_found(investigation):
+    (investigation[0] / ".autointerp" / "runs" / "0002" / "experiment.py").write_text("x = 1\n")
+
+    assert problems(investigation) == [
+        "experiments: 0002: .autointerp/runs/0002/experiment.py is not what ran"
+    ]
+
+
+def test_a_changed_finding_is_found(investigation):
+    result = investigation[0] / "findings" / "0001-alpha-was-found" / "result.json"
+    result.write_text(json.dumps({**json.loads(result.read_text()), "conclusion": "better"}))
+
+    assert problems(investigation) == [
+        "findings: 0001: findings/0001-alpha-was-found/result.json is not the line of the log"
+    ]
+
+
+def test_a_commit_that_is_gone_is_found(investigation):
+    git(investigation[0], "reset", "--quiet", "--soft", "HEAD~1")
+
+    assert problems(investigation) == ["git: 0003: kept, but in no commit; `autointerp start` commits it"]
+
+
+def test_a_commit_that_claims_what_the_log_does_not_keep_is_found(investigation):
+    git(
+        investigation[0],
+        *("-c", "user.name=p", "-c", "user.email=p@x"),
+        *("commit", "--quiet", "--allow-empty", "-m", "claims\n\nAutointerp-Experiment: 0099"),
+    )
+
+    assert any("claims experiment 0099" in text for text in problems(investigation))
+
+
+def test_without_a_journal_the_rest_is_still_checked(investigation, tmp_path):
+    elsewhere = State(tmp_path / "nothing")
+
+    results = {check.name: check.result for check in verify(investigation[0], elsewhere)}
+
+    assert results == {
+        "log": "ok",
+        "journal": "unchecked",
+        "setup.py": "unchecked",
+        "experiments": "ok",
+        "findings": "ok",
+        "git": "ok",
+    }
+
+
+def test_the_state_directory_of_a_project_is_found_by_its_identity(finished, monkeypatch):
+    monkeypatch.setenv("AUTOINTERP_STATE_DIR", str(finished / "state"))
+
+    assert state_dir(finished / "project").is_dir()

@@ -1,0 +1,551 @@
+"""The scripted researcher in worlds whose truth is known: what it asks, in which order, what it concludes."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import json
+import re
+import runpy
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlxterp.autointerpret import ExperimentEntry, ExperimentLog, init_autointerpret
+from mlxterp_agent.researchers.base import (
+    BudgetState,
+    Done,
+    Failed,
+    Idle,
+    Situation,
+    Told,
+)
+from mlxterp_agent.researchers.scripted import ScriptedResearcher
+from mlxterp_agent.researchers.scripted.heads.criteria import ORDER
+from mlxterp_agent.researchers.scripted.plan import (
+    Answered,
+    GiveUp,
+    Next,
+    Step,
+)
+from mlxterp_agent.researchers.scripted.researcher import decide, experiments_left, render
+
+HEAD_NAME = re.compile(r"L\d+\.H\d+")
+
+
+@dataclass(frozen=True)
+class World:
+    """A model as the steps would measure it: 12 layers of 8 heads, position 2 varies, layer 6 moves it."""
+
+    accuracy: float = 1.0
+    n_pairs: int = 16
+    carried: dict[str, dict[str, float]] = field(
+        default_factory=lambda: {
+            "2": {"recovery": 0.9, "layer": 0},
+            "7": {"recovery": 0.8, "layer": 9},
+        }
+    )
+    arrives: int | None = 7
+    heads: dict[str, float] = field(default_factory=lambda: {"L6.H3": 0.7, "L1.H5": 0.4})
+    steered: dict[str, float] = field(default_factory=lambda: {"L1.H5 -> L6.H3": 0.6})
+    left: float = 0.1
+    kept: float = 0.9
+    tie: bool = False
+    silent: tuple[int, ...] = (3, 4, 5)
+    opposing: dict[str, float] = field(default_factory=dict)
+    missing: tuple[str, ...] = ()
+
+    def measure(self, step: Step) -> dict[str, Any]:
+        """The numbers that this step's experiment would report here."""
+        ours = {name: effect for name, effect in self.heads.items() if step.name != "more_heads"}
+        names = ("mlp_out", "z", "pattern", "unembedding", "final_norm_formula", "head_outputs", "attn_out")
+        by_step: dict[str, dict[str, Any]] = {
+            "baseline": {
+                "accuracy": self.accuracy,
+                "clean": 6.0 if self.accuracy > 0.6 else 0.1,
+                "corrupted": -6.0,
+                "n_layers": 12,
+                "n_heads": 8,
+                "d_model": 64,
+                "n_pairs": self.n_pairs,
+                "n_tokens": 8,
+                "varied": [2],
+                "fixed": [0, 1, 3, 4, 5, 6, 7],
+                "tokens": ["The", ' "', "Tower\n", " {x}", " is", " '", " in", " city"],
+                "capabilities": {name: name not in self.missing for name in names},
+            },
+            "attribution": {
+                "total": 6.0,
+                "heads": dict.fromkeys(ours, 3.0) | {"L0.H0": 0.1},
+                "mlps": {"L8.mlp_out": 0.5},
+                "agreement": 1.0,
+            },
+            "residual": {"carried": self.carried, "silent": list(self.silent), "arrives": self.arrives},
+            "attention": {
+                "sites": [{"layer": 6, "pos": 7, "recovery": 0.75, "ci": [0.6, 0.9]}] if ours else [],
+                "tie": False,
+            },
+            "mlp": {"sites": [{"layer": 0, "pos": 2, "recovery": 0.5, "ci": [0.4, 0.6]}], "tie": False},
+            "heads": {
+                "found": ours,
+                "opposing": self.opposing,
+                "silent": ["L6.H0", "L6.H1", "L6.H2"],
+                "tie": self.tie,
+            },
+            "roles": {"scores": {}, "roles": {}},
+            "composition": {"looks": {}, "steered": self.steered, "largest": 0.1},
+            "necessity": {
+                "left": self.left,
+                "left_ci": [self.left - 0.05, self.left + 0.05],
+                "random": [0.95, 1.0],
+                "needed": self.left < 0.75,
+                "n_pairs": 8,
+            },
+            "sufficiency": {"kept": self.kept, "kept_ci": [0.5, 1.0], "random": [0.0], "late": 6},
+            "null": {"heads": {"ruled_out": 0.01}, "null": True},
+            "conclusion": {"answered": step.values.get("answered", False)},
+        }
+        numbers = by_step["heads" if step.name == "more_heads" else step.name]
+        return {"as_predicted": step.name != "null" and self.kept > 0.5, **numbers}
+
+
+Fault = Callable[[Step], str | None]
+
+
+def entry_of(step: Step, world: World, number: int, verdict: str = "lead", **numbers: Any) -> ExperimentEntry:
+    """The line that a supervisor would log."""
+    record = {"verdict": verdict, "reasons": [], "uid": f"u{number}"}
+    if verdict.startswith("invalid") or verdict == "interrupted":
+        first_line = ast.get_docstring(ast.parse(render(step))).splitlines()[0]
+        return ExperimentEntry(
+            first_line, "", {}, False, "The run did not end well.", 1.0, f"{number:04d}", 0.0, {}, record
+        )
+    result = {"step": step.name, "numbers": {**world.measure(step), **numbers}}
+    return ExperimentEntry("h", "m", result, True, "c", 1.0, f"{number:04d}", 0.0, {}, record)
+
+
+def investigate(
+    world: World, *, budget: int | None = None, fault: Fault = lambda _: None
+) -> tuple[list[Step], list[ExperimentEntry], Next]:
+    """The whole investigation of a world: the steps made, the log, and how it ended."""
+    steps: list[Step] = []
+    log: list[ExperimentEntry] = []
+    for number in range(1, 40):
+        step = decide(log, None if budget is None else budget - len(log))
+        if not isinstance(step, Step):
+            return steps, log, step
+        steps.append(step)
+        log.append(entry_of(step, world, number, fault(step) or "lead"))
+    raise AssertionError(f"no end after {[step.name for step in steps]}")
+
+
+def names(steps: list[Step]) -> list[str]:
+    return [step.name for step in steps]
+
+
+def failing(*which: str, times: int = 1, verdict: str = "invalid:execution") -> Fault:
+    """The first runs of these steps end badly."""
+    seen: dict[str, int] = {}
+
+    def fault(step: Step) -> str | None:
+        seen[step.name] = seen.get(step.name, 0) + 1
+        return verdict if step.name in which and seen[step.name] <= times else None
+
+    return fault
+
+
+# what it asks, and what it concludes
+
+
+def test_a_planted_circuit_is_investigated_from_behaviour_to_conclusion_and_named():
+    steps, log, end = investigate(World())
+
+    assert names(steps) == [name for name in ORDER if name != "more_heads"]
+    assert isinstance(end, Answered)
+    assert "the question is answered" in end.reason
+    conclusion = steps[-1].values
+    assert conclusion["answered"]
+    assert "L6.H3 (0.70) moves the answer to the last position, in layer 6" in conclusion["conclusion"]
+    assert "L1.H5 (0.40) matters before that; L1.H5 tells L6.H3 where to look" in conclusion["conclusion"]
+    assert "leaves 10% [5%, 15%]" in conclusion["conclusion"]
+    assert steps[-1].values["metadata"]["role"] == "conclusion"
+    assert conclusion["evidence"] == {
+        step.name: e.experiment_id for step, e in zip(steps[:-1], log, strict=False)
+    }
+
+
+def test_the_next_step_follows_from_what_was_found_not_from_a_script():
+    here = {step.name: step for step in investigate(World())[0]}
+    elsewhere = World(
+        carried={"4": {"recovery": 0.9, "layer": 0}}, arrives=3, heads={"L2.H0": 0.7}, steered={}
+    )
+    there = {step.name: step for step in investigate(elsewhere)[0]}
+
+    assert here["attention"].values["positions"] == [2, 7]
+    assert there["attention"].values["positions"] == [4, 7]
+    assert here["necessity"].values["found"] == [(6, 3), (1, 5)]
+    assert there["necessity"].values["found"] == [(2, 0)]
+    assert "layer 6" in here["attention"].values["hypothesis"]
+    assert "layer 2" in there["attention"].values["hypothesis"]
+
+
+def test_in_a_world_where_nothing_matters_no_head_is_named_and_the_question_stays_open():
+    nothing = World(carried={}, arrives=None, heads={}, steered={})
+
+    steps, _, end = investigate(nothing)
+
+    conclusion = steps[-1].values
+    assert "Nothing was found" in conclusion["conclusion"]
+    assert not HEAD_NAME.search(conclusion["conclusion"])
+    assert not conclusion["answered"]
+    assert "stays open" in end.reason
+    assert not {"necessity", "sufficiency", "roles", "composition"} & set(names(steps))
+
+
+def test_without_heads_in_the_likely_layers_the_others_are_looked_at_before_it_gives_up():
+    steps, _, _ = investigate(World(heads={}, steered={}))
+
+    first, second = (step.values["layers"] for step in steps if step.name in ("heads", "more_heads"))
+    assert sorted([*first, *second]) == list(range(12))
+    assert "No single head recovers enough" in steps[-1].values["conclusion"]
+
+
+def test_a_model_without_the_behaviour_is_not_investigated():
+    steps, _, _ = investigate(World(accuracy=0.5))
+
+    assert names(steps) == ["baseline", "conclusion"]
+    assert "There is no mechanism to look for" in steps[-1].values["conclusion"]
+    assert not steps[-1].values["answered"]
+
+
+def test_a_single_pair_gives_no_interval_and_the_person_is_told_to_add_more():
+    steps, _, _ = investigate(World(n_pairs=1))
+
+    assert names(steps) == ["baseline", "conclusion"]
+    assert "setup.py needs more" in steps[-1].values["conclusion"]
+
+
+@pytest.mark.parametrize(("n_pairs", "held_out"), [(2, ""), (3, ""), (4, "[2:]"), (6, "[4:]"), (16, "[8:]")])
+def test_pairs_that_the_search_uses_are_not_used_to_test_if_there_are_enough(n_pairs, held_out):
+    steps, _, _ = investigate(World(n_pairs=n_pairs))
+
+    assert next(step for step in steps if step.name == "necessity").values["held_out"] == held_out
+    assert any("too few to hold any out" in limit for limit in steps[-1].values["not_shown"]) == (
+        not held_out
+    )
+
+
+def test_heads_that_are_no_better_than_random_ones_are_not_called_needed():
+    steps, _, end = investigate(World(left=0.97, kept=0.2))
+
+    conclusion = steps[-1].values
+    assert "that it needs them is not shown" in conclusion["conclusion"]
+    assert "they are not enough" in conclusion["conclusion"]
+    assert conclusion["not_shown"][0].startswith("that the behaviour needs the found heads")
+    assert not conclusion["answered"]
+    assert "stays open" in end.reason
+
+
+def test_heads_that_work_against_the_answer_are_said():
+    steps, _, _ = investigate(World(opposing={"L9.H0": -0.3}))
+
+    assert "L9.H0 (-0.30) works against it" in steps[-1].values["conclusion"]
+    assert (9, 0) not in next(step for step in steps if step.name == "necessity").values["found"]
+
+
+def test_near_ties_are_said():
+    tied, _, _ = investigate(World(tie=True))
+    clear, _, _ = investigate(World(tie=False))
+
+    assert any("too close to say" in sentence for sentence in tied[-1].values["shown"])
+    assert not any("too close to say" in sentence for sentence in clear[-1].values["shown"])
+
+
+@pytest.mark.parametrize(
+    ("missing", "left_out"),
+    [("mlp_out", "mlp"), ("unembedding", "attribution"), ("z", "heads"), ("pattern", "roles")],
+)
+def test_a_step_that_the_model_cannot_answer_is_left_out_and_is_no_failure(missing, left_out):
+    steps, _, end = investigate(World(missing=(missing,)))
+
+    assert left_out not in names(steps)
+    assert isinstance(end, Answered)
+    assert not any("failed" in limit for limit in steps[-1].values["not_shown"])
+
+
+# failures
+
+
+def test_a_step_that_crashed_is_tried_again_cheaper_and_the_investigation_goes_on():
+    steps, _, end = investigate(World(), fault=failing("attention"))
+
+    tries = [step for step in steps if step.name == "attention"]
+    assert [step.attempt for step in tries] == [1, 2]
+    assert render(tries[0]) != render(tries[1])
+    assert names(steps).count("heads") == 1
+    assert "question is answered" in end.reason
+
+
+def test_after_a_second_crash_a_step_is_left_out_and_the_conclusion_says_so():
+    steps, _, _ = investigate(World(), fault=failing("sufficiency", times=2))
+
+    assert names(steps).count("sufficiency") == 2
+    assert any(
+        "what the step sufficiency would have shown: it failed: The run did not end well." in limit
+        for limit in steps[-1].values["not_shown"]
+    )
+
+
+@pytest.mark.parametrize(
+    "step", [name for name in ORDER if name not in ("baseline", "conclusion", "more_heads")]
+)
+def test_whichever_step_cannot_be_made_there_is_a_conclusion(step):
+    steps, _, end = investigate(World(), fault=failing(step, times=2))
+
+    assert names(steps)[-1] == "conclusion"
+    assert isinstance(end, Answered)
+
+
+def test_a_behaviour_that_cannot_be_measured_ends_the_investigation_with_the_reason():
+    steps, _, end = investigate(World(), fault=failing("baseline", times=2))
+
+    assert names(steps) == ["baseline", "baseline"]
+    assert end == GiveUp("the behaviour could not be measured: The run did not end well")
+
+
+def test_a_run_that_was_interrupted_is_made_again_as_it_was():
+    steps, _, end = investigate(World(), fault=failing("heads", verdict="interrupted"))
+
+    first, second = (step for step in steps if step.name == "heads")
+    assert render(first) == render(second)
+    assert "question is answered" in end.reason
+
+
+def test_a_step_that_is_interrupted_again_and_again_is_left_out():
+    steps, _, end = investigate(World(), fault=failing("mlp", times=99, verdict="interrupted"))
+
+    assert names(steps).count("mlp") == 6
+    assert isinstance(end, Answered)
+
+
+def test_a_report_without_numbers_counts_as_a_failure():
+    steps, log, _ = investigate(World())
+    index = names(steps).index("residual")
+    log[index] = ExperimentEntry("h", "m", {"step": "residual"}, True, "c", 1.0, "0003")
+
+    again = decide(log[: index + 1], None)
+
+    assert (again.name, again.attempt) == ("residual", 2)
+
+
+# the log is all it knows
+
+
+def test_after_any_experiment_a_new_researcher_goes_on_as_the_old_one_would_have():
+    steps, log, _ = investigate(World(), fault=failing("attention", "null"))
+
+    resumed = [decide(log[:done], None) for done in range(len(log))]
+
+    assert resumed == steps
+
+
+def test_entries_of_others_change_nothing():
+    steps, log, _ = investigate(World())
+    others = [
+        ExperimentEntry("a person's", "m", {"effect": 0.3}, True, "c", 1.0, "1000"),
+        ExperimentEntry(
+            "crashed", "", {}, False, "c", 1.0, "1001", 0.0, {}, {"verdict": "invalid:execution"}
+        ),
+        ExperimentEntry("other", "m", {"step": "dance", "numbers": {}}, True, "c", 1.0, "1002"),
+    ]
+
+    assert decide([*others, *log[:4]], None) == steps[4]
+
+
+# budget
+
+
+def test_a_short_budget_is_spent_on_what_is_essential():
+    steps, _, _ = investigate(World(), budget=5)
+
+    assert names(steps) == ["baseline", "residual", "heads", "necessity", "conclusion"]
+    assert any("the budget did not reach that far" in limit for limit in steps[-1].values["not_shown"])
+
+
+@pytest.mark.parametrize("budget", range(1, 14))
+def test_whatever_the_budget_its_last_experiment_is_the_conclusion(budget):
+    steps, log, end = investigate(World(), budget=budget)
+
+    assert names(steps)[-1] == "conclusion"
+    assert len(log) <= budget
+    assert isinstance(end, Answered)
+
+
+def test_what_the_model_cannot_do_is_not_budgeted_for():
+    steps, _, _ = investigate(World(missing=("mlp_out",)), budget=10)
+
+    assert len(steps) == 10
+
+
+def situation(project: Path, log: list[ExperimentEntry], **budget: Any) -> Situation:
+    return Situation(project, log, BudgetState(**budget), log[-1] if log else None)
+
+
+def test_experiments_for_which_there_is_no_time_are_not_counted_on(tmp_path):
+    _, log, _ = investigate(World())  # each took 1 s
+
+    assert experiments_left(situation(tmp_path, log, experiments_left=9, seconds_left=6.0)) == 4
+    assert experiments_left(situation(tmp_path, log, experiments_left=3, seconds_left=600.0)) == 3
+    assert experiments_left(situation(tmp_path, log)) is None
+
+
+# the files
+
+
+def every_file() -> Iterator[tuple[str, str]]:
+    nothing = World(carried={}, arrives=None, heads={})
+    for world in (World(), World(missing=("mlp_out",)), World(missing=("z",)), World(silent=()), nothing):
+        for step in investigate(world, fault=failing("residual", "heads", "null"))[0]:
+            yield f"{step.name}, attempt {step.attempt}", render(step)
+
+
+def test_every_experiment_parses_and_imports_only_public_names_that_exist():
+    for name, source in every_file():
+        for node in ast.walk(ast.parse(source)):
+            if not isinstance(node, ast.ImportFrom) or node.module == "setup":
+                continue
+            module = importlib.import_module(node.module)
+            assert [
+                a.name for a in node.names if a.name.startswith("_") or not hasattr(module, a.name)
+            ] == [], name
+
+
+def test_every_experiment_begins_with_its_step_and_states_a_rival():
+    for step in investigate(World())[0]:
+        tree = ast.parse(render(step))
+
+        assert ast.get_docstring(tree).startswith(f"{step.name}: ")
+        assert "Rival: " in keyword(tree, "hypothesis")
+        assert keyword(tree, "metadata") == step.values["metadata"]
+
+
+def keyword(tree: ast.Module, name: str) -> Any:
+    """The literal given for a keyword of the ExperimentEntry."""
+    calls = (node for node in ast.walk(tree) if isinstance(node, ast.Call))
+    entry = next(call for call in calls if getattr(call.func, "id", "") == "ExperimentEntry")
+    return ast.literal_eval(next(word.value for word in entry.keywords if word.arg == name))
+
+
+def test_texts_of_the_prompts_reach_the_file_as_they_are():
+    """The tokens of this world hold quotes, a line feed and braces."""
+    step = investigate(World())[0][-1]
+
+    assert keyword(ast.parse(render(step)), "conclusion") == step.values["conclusion"]
+    assert r"'Tower\n'" in step.values["conclusion"]
+
+
+# the driver
+
+
+def test_a_turn_writes_the_file_and_is_over(tmp_path):
+    driver = ScriptedResearcher()
+
+    driver.begin_turn(situation(tmp_path, []))
+
+    assert driver.poll() == Idle()
+    assert (tmp_path / "experiment.py").read_text().startswith('"""baseline: ')
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["experiment.py"]
+
+
+def test_the_driver_is_done_when_the_conclusion_is_logged(tmp_path):
+    _, log, _ = investigate(World())
+    driver = ScriptedResearcher()
+
+    driver.begin_turn(situation(tmp_path, log))
+
+    assert driver.poll() == Done(f"the question is answered: {log[-1].experiment_id} is the conclusion")
+    assert not (tmp_path / "experiment.py").exists()
+
+
+def test_the_driver_fails_with_the_reason_when_there_is_no_baseline(tmp_path):
+    _, log, _ = investigate(World(), fault=failing("baseline", times=2))
+    driver = ScriptedResearcher()
+
+    driver.begin_turn(situation(tmp_path, log))
+
+    assert driver.poll() == Failed("the behaviour could not be measured: The run did not end well")
+
+
+def test_a_file_that_was_not_run_is_not_written_again_for_ever(tmp_path):
+    driver = ScriptedResearcher()
+    driver.begin_turn(situation(tmp_path, []))
+    driver.tell(Told(None, (), "not run: these bytes ran before as 0001"))
+
+    driver.begin_turn(situation(tmp_path, []))
+
+    assert driver.poll() == Failed("the experiment was not run: not run: these bytes ran before as 0001")
+
+
+# for real
+
+
+def run_by_hand(project: Path) -> Iterator[ExperimentEntry]:
+    """Each experiment of the scripted researcher, written by its driver and run in this process."""
+    driver = ScriptedResearcher()
+    while True:
+        log = ExperimentLog("results.jsonl").entries()
+        driver.begin_turn(situation(project, log, experiments_left=30 - len(log)))
+        if driver.poll() != Idle():
+            assert isinstance(driver.poll(), Done)
+            return
+        runpy.run_path("experiment.py", run_name="__main__")
+        after = ExperimentLog("results.jsonl").entries()
+        assert len(after) == len(log) + 1
+        yield after[-1]
+
+
+@pytest.fixture
+def induction(tmp_path, monkeypatch):
+    project = init_autointerpret(tmp_path / "project", scaffold="induction")
+    monkeypatch.chdir(project)
+    monkeypatch.syspath_prepend(str(project))
+    yield project
+    sys.modules.pop("setup", None)
+
+
+def test_the_planted_heads_of_toy_induction_are_found_tested_and_named(induction):
+    from mlxterp.models.toy import weights_file
+
+    truth = json.loads(weights_file().with_suffix(".json").read_text())
+
+    entries = list(run_by_hand(induction))
+
+    conclusion = entries[-1]
+    assert len(entries) >= 8
+    assert set(HEAD_NAME.findall(conclusion.conclusion)) == {
+        truth["previous_token_head"],
+        truth["induction_head"],
+    }
+    assert f"{truth['induction_head']} (induction head, 1.00) moves the answer" in conclusion.conclusion
+    assert f"{truth['previous_token_head']} (previous-token head, 1.00)" in conclusion.conclusion
+    assert conclusion.result["numbers"]["answered"]
+    assert conclusion.metadata["role"] == "conclusion"
+    assert all(entry.informative for entry in entries)
+
+
+def test_every_analysis_of_the_investigation_can_be_read_back_and_drawn(induction):
+    from mlxterp.results import AnalysisResult
+
+    analyses = [
+        AnalysisResult.from_dict(value)
+        for entry in run_by_hand(induction)
+        for value in entry.result.values()
+        if isinstance(value, dict) and "kind" in value
+    ]
+
+    assert {result.kind for result in analyses} >= {"metrics", "logit_attribution", "patching", "ablation"}
+    assert all(result.shows() for result in analyses)

@@ -1,0 +1,214 @@
+"""What an abrupt end leaves is put right at the next start: nothing is lost, nothing is there twice."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from mlxterp.autointerpret.contract import state_dir
+from mlxterp.autointerpret.log import ExperimentLog
+from mlxterp_agent.events import Event, Repaired
+from mlxterp_agent.exit_codes import CONTRACT, FINISHED
+from mlxterp_agent.faults import POINTS
+from mlxterp_agent.integrity.verify import verify
+from mlxterp_agent.run_config import Options
+from mlxterp_agent.storage.journal import Journal
+from tests.agent.fakes import entries, git, supervise, supervise_apart, verdicts
+
+KILLED = -9
+NAMES = ("alpha", "dull")
+NEVER_FINISHED = ("after-intent", "after-run")
+
+
+def trailers(project: Path) -> list[str]:
+    """The experiment ids in the commits of the current branch, oldest first."""
+    form = "--format=%(trailers:key=Autointerp-Experiment,valueonly,separator=%x20)"
+    return [line for line in git(project, "log", "--reverse", form).splitlines() if line]
+
+
+def everything_agrees(project: Path) -> bool:
+    from mlxterp_agent.storage.state_dir import State
+
+    return all(check.result == "ok" for check in verify(project, State(state_dir(project))))
+
+
+QUICK = ("after-log",)
+"""Points of a kill that the default group tries; the slow group tries all others."""
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param(
+            point, marks=[] if point in ("after-log", "after-journal-committed") else pytest.mark.slow
+        )
+        for point in POINTS
+    ],
+)
+def test_a_kill_at_any_point_loses_no_line_and_doubles_none(project, fault):
+    process = supervise_apart(project, NAMES, fault=fault)
+    process.communicate(timeout=60)
+
+    ended, _, _ = supervise(project, NAMES)
+
+    found = Counter(
+        entry.conclusion for entry in entries(project) if entry.record["verdict"] != "interrupted"
+    )
+    assert process.returncode == KILLED
+    assert ended.exit_code == FINISHED
+    assert found == {"alpha was found": 1, "dull was found": 1}
+    assert verdicts(project).count("interrupted") == (1 if fault in NEVER_FINISHED else 0)
+    assert len({entry.record["uid"] for entry in entries(project)}) == len(entries(project))
+    kept = [entry.experiment_id for entry in entries(project) if entry.record["tier"] == "lead"]
+    assert sorted(trailers(project)) == kept
+    assert everything_agrees(project)
+
+
+def test_a_run_that_was_killed_counts_against_the_budget(project):
+    supervise_apart(project, ["alpha"], fault="after-run").communicate(timeout=60)
+
+    ended, _, _ = supervise(project, ["alpha", "beta"], options=Options(max_experiments=2))
+
+    assert verdicts(project) == ["interrupted", "lead"]
+    assert "budget of 2" in ended.reason
+
+
+def test_a_second_start_changes_nothing(project):
+    supervise_apart(project, NAMES, fault="after-log").communicate(timeout=60)
+    supervise(project, NAMES)
+    log, head = (project / "results.jsonl").read_bytes(), git(project, "rev-parse", "HEAD")
+
+    _, events, _ = supervise(project, NAMES)
+
+    assert (project / "results.jsonl").read_bytes() == log
+    assert git(project, "rev-parse", "HEAD") == head
+    assert not any(isinstance(event, Repaired) for event in events)
+
+
+def test_a_torn_last_line_is_set_aside_and_its_result_logged_again(project):
+    supervise(project, ["alpha", "beta"])
+    log = project / "results.jsonl"
+    log.write_bytes(log.read_bytes()[:-40])
+
+    ended, _, _ = supervise(project, [])
+
+    assert ended.exit_code == FINISHED
+    assert verdicts(project) == ["lead", "lead"]
+    assert (project / "results.jsonl.torn").exists()
+    assert everything_agrees(project)
+
+
+def test_lines_that_were_lost_come_back_from_the_journal(project):
+    supervise(project, ["alpha", "beta"])
+    log = project / "results.jsonl"
+    whole = log.read_bytes()
+    log.write_bytes(whole.splitlines(keepends=True)[0])
+
+    ended, events, _ = supervise(project, [])
+
+    assert ended.exit_code == FINISHED
+    assert log.read_bytes() == whole
+    assert any("lost 1 lines" in event.what for event in events if isinstance(event, Repaired))
+
+
+def test_a_deleted_log_comes_back_whole(project):
+    supervise(project, ["alpha", "beta"])
+    whole = (project / "results.jsonl").read_bytes()
+    (project / "results.jsonl").unlink()
+
+    supervise(project, [])
+
+    assert (project / "results.jsonl").read_bytes() == whole
+
+
+def test_a_changed_line_stops_the_run_names_it_and_is_put_back(project):
+    supervise(project, ["alpha", "beta"])
+    log = project / "results.jsonl"
+    whole = log.read_bytes()
+    log.write_bytes(whole.replace(b"beta was found", b"BETA WAS FOUND"))
+
+    ended, _, _ = supervise(project, ["gamma"])
+    again, _, _ = supervise(project, ["gamma"])
+
+    assert ended.exit_code == CONTRACT
+    assert "line 2" in ended.reason
+    assert any(b"BETA" in kept.read_bytes() for kept in (state_dir(project) / "quarantine").iterdir())
+    assert again.exit_code == FINISHED
+    assert (project / "results.jsonl").read_bytes().startswith(whole)
+    assert verdicts(project) == ["lead", "lead", "lead"]
+
+
+def test_a_forged_supervised_line_stops_the_run(project):
+    supervise(project, ["alpha"])
+    log = project / "results.jsonl"
+    whole = log.read_bytes()
+    log.write_bytes(whole + whole.replace(b'"uid": "', b'"uid": "forged'))
+
+    ended, _, _ = supervise(project, [])
+
+    assert ended.exit_code == CONTRACT
+    assert "line 2" in ended.reason
+    assert log.read_bytes() == whole
+
+
+def test_a_missing_folder_of_a_kept_entry_is_made_again_with_the_same_bytes(project):
+    supervise(project, ["alpha"])
+    folder = project / "findings" / "0001-alpha-was-found"
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    shutil.rmtree(folder)
+
+    supervise(project, [])
+
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_without_its_repository_every_kept_entry_is_committed_anew(project):
+    supervise(project, ["alpha", "dull", "beta"])
+    shutil.rmtree(project / ".git")
+
+    supervise(project, [])
+
+    assert trailers(project) == ["0001", "0003"]
+    assert git(project, "show", "refs/heads/main:experiment.py").endswith(
+        'log("beta", {"a": 4.0, "b": 5.0, "c": 6.5})'
+    )
+
+
+def test_a_project_that_was_moved_keeps_its_log_and_goes_on(project, tmp_path):
+    supervise(project, ["alpha"])
+    moved = tmp_path / "moved"
+    shutil.move(project, moved)
+
+    ended, _, _ = supervise(moved, ["beta"])
+
+    assert ended.exit_code == FINISHED
+    assert verdicts(moved) == ["lead", "lead"]
+    assert ExperimentLog(moved / "results.jsonl").verify() == []
+    assert [entry.record["run"] for entry in entries(moved)] == ["0001", "0002"]
+
+
+def test_a_run_that_was_interrupted_and_never_logged_is_closed_under_its_own_number(project):
+    supervise_apart(project, ["alpha"], fault="after-intent").communicate(timeout=60)
+
+    supervise(project, [])
+
+    (entry,) = entries(project)
+    events = Journal(state_dir(project) / "journal.jsonl").events()
+    (intent,) = [event for event in events if event["event"] == "intent"]
+    assert entry.record["verdict"] == "interrupted"
+    assert entry.record["uid"] == f"{intent['uid']}.1"
+    assert entry.record["execution"]["seconds"] is None
+
+
+def test_the_events_of_a_repair_are_told(project):
+    supervise_apart(project, ["alpha"], fault="after-journal-result").communicate(timeout=60)
+
+    events: list[Event] = supervise(project, [])[1]
+
+    assert [event.what for event in events if isinstance(event, Repaired)] == [
+        "0001, which was decided but not logged, was logged",
+        "0001, which was kept but not committed, was committed",
+    ]

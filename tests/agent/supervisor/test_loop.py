@@ -1,0 +1,576 @@
+"""One investigation under a real supervisor: real children, real git, no model."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from mlxterp.autointerpret.contract import digest, state_dir
+from mlxterp.errors import ProjectError
+from mlxterp_agent.errors import Locked
+from mlxterp_agent.events import (
+    Decided,
+    Event,
+    Running,
+    Violated,
+    Waiting,
+)
+from mlxterp_agent.exit_codes import (
+    CONTRACT,
+    FINISHED,
+    INTERRUPTED,
+    RESEARCHER,
+)
+from mlxterp_agent.researchers.base import (
+    Done,
+    DriverState,
+    Failed,
+    Situation,
+    Told,
+)
+from mlxterp_agent.researchers.external import External
+from mlxterp_agent.run_config import Options
+from mlxterp_agent.storage.journal import Journal
+from mlxterp_agent.storage.state_dir import ProjectLock, open_state
+from mlxterp_agent.supervisor.loop import run
+from tests.agent.fakes import (
+    SETUP,
+    Proposals,
+    digest_of,
+    entries,
+    git,
+    make_project,
+    source,
+    supervise,
+    supervise_apart,
+    verdicts,
+)
+
+
+def journal(project: Path) -> list[dict[str, object]]:
+    return Journal(state_dir(project) / "journal.jsonl").events()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Event], Proposals]:
+    """A run that kept, did not keep, and kept two entries of one experiment. To look at, not to change."""
+    root = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AUTOINTERP_STATE_DIR", str(root / "state"))
+        project = make_project(root / "project")
+        _, events, driver = supervise(project, ["alpha", "dull", "two"])
+    return project, events, driver
+
+
+def test_a_kept_entry_has_a_line_a_folder_and_a_commit_that_touches_nothing_else(finished):
+    project = finished[0]
+
+    entry = entries(project)[0]
+    commit = git(project, "log", "--reverse", "--format=%H").splitlines()[1]
+    trailers = "--format=%(trailers:only,unfold)"
+    folder = "findings/0001-alpha-was-found"
+    assert entry.experiment_id == "0001"
+    assert (entry.record["verdict"], entry.record["tier"], entry.informative) == ("lead", "lead", True)
+    assert git(project, "show", "--no-patch", trailers, commit).splitlines() == [
+        "Autointerp-Experiment: 0001",
+        "Autointerp-Verdict: lead",
+    ]
+    assert git(project, "show", "--name-only", "--format=", commit).splitlines() == [
+        "experiment.py",
+        f"{folder}/experiment.py",
+        f"{folder}/finding.md",
+        f"{folder}/result.json",
+        "results.jsonl",
+    ]
+    assert (project / folder / "experiment.py").read_text() == source("alpha")
+    assert json.loads((project / folder / "result.json").read_text()) == entry.to_dict()
+    assert git(project, "show", f"{commit}:experiment.py") == source("alpha").strip()
+
+
+def test_the_record_says_what_ran_against_what_and_how(finished):
+    record = entries(finished[0])[0].record
+
+    assert record["digests"] == {
+        "setup": digest(SETUP.encode()),
+        "program": digest((finished[0] / "program.md").read_bytes()),
+        "experiment": digest_of("alpha"),
+        "model": "0" * 64,
+        "data": None,
+    }
+    assert record["execution"]["status"] == "ok"
+    assert record["execution"]["exit_code"] == 0
+    assert record["execution"]["warm"] is True
+    assert record["driver"] == {"name": "proposals", "model": None, "session": None}
+    assert record["cost"] == {"usd": None, "tokens": {}}
+    assert record["spent"]["experiments"] == 1
+    assert record["blas"] == "none"
+    assert record["commit"] is None
+
+
+def test_what_is_not_kept_is_an_attempt_and_no_commit(finished):
+    project = finished[0]
+
+    assert verdicts(project)[1] == "note"
+    assert "0002" not in git(project, "log", "--format=%s")
+    assert git(project, "show", "refs/autointerp/attempts/0002:experiment.py") == source("dull").strip()
+    assert not list((project / "findings").glob("0002*"))
+
+
+def test_one_run_may_report_several_entries_and_counts_once(finished):
+    project, _, driver = finished
+
+    third = entries(project)[2:]
+    assert [entry.conclusion for entry in third] == ["first of two was found", "second of two was found"]
+    assert {entry.record["run"] for entry in third} == {"0003"}
+    assert driver.situations[-1].budget.experiments == 3
+    assert git(project, "log", "--format=%s").count("of two was found") == 2
+
+
+def test_a_decided_line_is_told_to_the_screen_once(finished):
+    told = [event.entry.experiment_id for event in finished[1] if isinstance(event, Decided)]
+
+    assert told == ["0001", "0002", "0003", "0004"]
+
+
+@pytest.mark.parametrize(
+    ("name", "verdict", "words"),
+    [
+        ("silent", "note", "reported nothing"),
+        ("crash-at-once", "invalid:execution", "ZeroDivisionError: on purpose"),
+        ("crash", "invalid:execution", "before the crash was found"),
+        ("nan", "invalid:nonfinite", "nan was found"),
+    ],
+)
+def test_every_run_leaves_a_line_whatever_became_of_it(project, name, verdict, words):
+    supervise(project, [name])
+
+    (entry,) = entries(project)
+    assert entry.record["verdict"] == verdict
+    assert words in entry.conclusion
+    assert not entry.informative
+
+
+def test_a_crash_leaves_its_traceback_and_what_was_reported_before_it(project):
+    _, _, driver = supervise(project, ["crash"])
+
+    (entry,) = entries(project)
+    assert entry.result["numbers"] == {"a": 9.1, "b": 9.2, "c": 9.3}
+    assert entry.record["execution"]["traceback"].endswith("ZeroDivisionError: on purpose")
+    assert 'raise ZeroDivisionError("on purpose")' in driver.told[0].text
+    assert len(driver.told[0].text.encode()) <= 2000
+
+
+def test_a_run_that_reported_nothing_is_named_by_its_docstring(project):
+    supervise(project, ["crash-at-once"])
+
+    assert entries(project)[0].hypothesis == "Does it crash?"
+
+
+def test_the_numbers_of_another_experiment_are_a_no_op(project):
+    supervise(project, ["alpha", "copy-of-alpha"])
+
+    assert verdicts(project) == ["lead", "invalid:no_op"]
+    assert "0001" in entries(project)[1].record["reasons"][0]
+
+
+def test_bytes_that_ran_are_not_run_again_and_the_researcher_hears_what_came_of_them(project):
+    supervise(project, ["alpha"])
+    driver = Proposals(["alpha"], again=True)
+
+    run(project, driver, Options(), lambda event: None)
+
+    assert len(entries(project)) == 1
+    assert driver.told[0].run is None
+    assert "ran before as 0001" in driver.told[0].text
+
+
+def test_an_experiment_that_ignores_sigterm_ends_soon_after_its_time_box(project):
+    began = time.monotonic()
+    supervise(project, ["hang"], options=Options(time_per_experiment=1.0))
+
+    (entry,) = entries(project)
+    assert entry.record["verdict"] == "invalid:execution"
+    assert entry.record["execution"]["status"] == "timeout"
+    assert entry.record["execution"]["time_box"] == 1.0
+    assert time.monotonic() - began < 10
+
+
+def test_an_edit_of_setup_py_is_undone_and_the_second_one_pauses(project):
+    ended, events, _ = supervise(project, ["edits-setup", "edits-setup-again", "alpha"])
+
+    assert verdicts(project) == ["invalid:contract", "invalid:contract"]
+    assert (project / "setup.py").read_text() == SETUP
+    assert ended.exit_code == CONTRACT
+    assert sum(isinstance(event, Violated) for event in events) == 2
+    assert git(project, "log", "--format=%s") == "Begin the investigation"
+
+
+def test_after_a_pause_a_person_starts_again_with_a_clean_count(project):
+    supervise(project, ["edits-setup", "edits-setup-again"])
+
+    ended, _, _ = supervise(project, ["forges-log", "alpha"])
+
+    assert ended.exit_code == FINISHED
+    assert verdicts(project)[2:] == ["invalid:contract", "lead"]
+
+
+def test_a_forged_log_is_put_back_from_the_journal(project):
+    supervise(project, ["alpha", "forges-log", "beta"])
+
+    assert verdicts(project) == ["lead", "invalid:contract", "lead"]
+    assert [entry.experiment_id for entry in entries(project)] == ["0001", "0002", "0003"]
+    quarantine = state_dir(project) / "quarantine"
+    assert any("forged" in path.read_text() for path in quarantine.rglob("results.jsonl"))
+
+
+def test_a_setup_py_that_changed_between_two_runs_is_put_back_before_the_next(project):
+    def edit(name: str, where: Path) -> None:
+        if name == "beta":
+            (where / "setup.py").write_text("dataset = []\n")
+
+    driver = Proposals(["alpha", "beta"], before=edit)
+    run(project, driver, Options(), lambda event: None)
+
+    assert verdicts(project) == ["lead", "invalid:contract", "lead"]
+    assert entries(project)[1].record["execution"]["status"] == "refused"
+    assert (project / "setup.py").read_text() == SETUP
+
+
+def test_lines_logged_by_hand_between_two_runs_stay_and_are_nobodys_violation(project):
+    def by_hand(name: str, where: Path) -> None:
+        if name == "beta":
+            environment = {**os.environ, "PYTHONPATH": str(where)}
+            subprocess.run(["python3", "-c", _APPEND], cwd=where, env=environment, check=True)
+
+    run(project, Proposals(["alpha", "beta"], before=by_hand), Options(), lambda event: None)
+
+    assert [entry.conclusion for entry in entries(project)] == [
+        "alpha was found",
+        "by hand",
+        "beta was found",
+    ]
+    assert entries(project)[1].record is None
+
+
+_APPEND = """
+line = '{"experiment_id": "x1", "hypothesis": "h", "method": "m", "result": {}, "informative": true, '
+line += '"conclusion": "by hand", "duration_seconds": 1.0}'
+with open("results.jsonl", "a") as log:
+    print(line, file=log)
+"""
+
+
+def test_the_humans_staged_and_untracked_work_is_left_alone(project):
+    git(project, "init", "--quiet", "--initial-branch=main")
+    git(
+        project,
+        "-c",
+        "user.name=p",
+        "-c",
+        "user.email=p@x",
+        "commit",
+        "--quiet",
+        "--allow-empty",
+        "-m",
+        "mine",
+    )
+    (project / "draft.txt").write_text("staged")
+    (project / "notes.txt").write_text("untracked")
+    git(project, "add", "draft.txt")
+
+    supervise(project, ["alpha", "dull"])
+
+    status = git(project, "status", "--short").splitlines()
+    assert "A  draft.txt" in status
+    assert "?? notes.txt" in status
+    assert git(project, "log", "--format=%s").splitlines()[-1] == "mine"
+
+
+def test_the_budget_of_experiments_holds_over_restarts(project):
+    first, _, _ = supervise(project, ["alpha"], options=Options(max_experiments=2))
+    second, _, _ = supervise(project, ["beta", "gamma"], options=Options(max_experiments=2))
+
+    assert "every proposal" in first.reason
+    assert second == ("the budget of 2 experiments is used up", FINISHED)
+    assert verdicts(project) == ["lead", "lead"]
+
+
+def test_a_stop_file_ends_the_run_before_the_next_experiment(project):
+    def stop(name: str, where: Path) -> None:
+        if name == "beta":
+            (where / "STOP").touch()
+
+    ended = run(project, Proposals(["alpha", "beta"], before=stop), Options(), lambda event: None)
+
+    assert ended.exit_code == FINISHED
+    assert "STOP" in ended.reason
+    assert len(entries(project)) == 1
+
+
+def test_a_setup_py_that_raises_is_named_and_may_be_corrected(project):
+    (project / "setup.py").write_text("raise ValueError('no such model')\n")
+
+    with pytest.raises(ProjectError, match="no such model"):
+        supervise(project, ["alpha"])
+    (project / "setup.py").write_text(SETUP)
+    supervise(project, ["alpha"])
+
+    assert verdicts(project) == ["lead"]
+
+
+def test_a_second_supervisor_is_refused_with_the_first_ones_process_id(project):
+    with ProjectLock(open_state(project)), pytest.raises(Locked, match=str(os.getpid())):
+        supervise(project, ["alpha"])
+
+    assert entries(project) == []
+
+
+def test_a_declared_hypothesis_is_registered_before_it_runs_and_not_judged_yet(project):
+    supervise(project, ["declared"])
+
+    names = [event["event"] for event in journal(project)]
+    (entry,) = entries(project)
+    assert names.index("intent") < names.index("register") < names.index("result")
+    assert entry.record["declared"]["id"] == "H001"
+    assert entry.record["declared"]["sha256"]
+    assert entry.record["verdict"] == "lead"
+    assert entry.record["reasons"] == ["declared, not yet judged"]
+
+
+def test_a_declaration_that_cannot_be_read_is_refused_with_its_line_and_costs_nothing(project):
+    _, _, driver = supervise(project, ["declared-wrong"])
+
+    assert entries(project) == []
+    assert driver.told[0].run is None
+    assert "line " in driver.told[0].text
+    assert driver.situations[-1].budget.experiments == 0
+
+
+def test_each_line_records_program_md_as_it_was_then(project):
+    def edit(name: str, where: Path) -> None:
+        (where / "program.md").write_text(f"# {name}\n")
+
+    run(project, Proposals(["alpha", "beta"], before=edit), Options(), lambda event: None)
+
+    programs = [entry.record["digests"]["program"] for entry in entries(project)]
+    assert programs == [digest(b"# alpha\n"), digest(b"# beta\n")]
+
+
+def test_the_researcher_hears_the_guidance_the_facts_and_what_is_left(project):
+    (project / "steer.md").write_text("look at \x1b[31mlayer 3\x1b[0m\n")
+    driver = Proposals(["alpha"])
+
+    run(project, driver, Options(max_experiments=5), lambda event: None)
+
+    first, second = driver.situations
+    assert first.steer == "look at layer 3\n"
+    assert first.facts["model"] == "no-model"
+    assert (first.budget.experiments_left, second.budget.experiments_left) == (5, 4)
+    assert second.last is not None
+    assert second.last.experiment_id == "0001"
+    assert driver.closed
+
+
+def test_an_analysis_that_cannot_be_drawn_is_noted_and_kept(project):
+    supervise(project, ["analysis"])
+
+    (entry,) = entries(project)
+    (folder,) = (path for path in (project / "findings").iterdir() if path.is_dir())
+    assert entry.record["verdict"] == "lead"
+    assert entry.duration_seconds is not None
+    assert "could not be drawn" in (folder / "finding.md").read_text()
+
+
+class _Fixed:
+    """A researcher that stands still in one state."""
+
+    name = "fixed"
+    model: str | None = None
+    session: str | None = None
+
+    def __init__(self, state: DriverState, experiment: str = "") -> None:
+        self.state = state
+        self.experiment = experiment
+        self.turns = 0
+
+    def begin_turn(self, situation: Situation) -> None:
+        self.turns += 1
+
+    def poll(self) -> DriverState:
+        return self.state
+
+    def tell(self, told: Told) -> None:
+        """It does not listen."""
+
+    def close(self) -> None:
+        """Nothing was started."""
+
+
+def test_a_researcher_that_fails_ends_the_run_with_its_own_number(project):
+    ended = run(project, _Fixed(Failed("the key is refused")), Options(), lambda event: None)
+
+    assert ended == ("the key is refused", RESEARCHER)
+
+
+def test_a_researcher_that_is_done_ends_the_run(project):
+    ended = run(project, _Fixed(Done("answered")), Options(), lambda event: None)
+
+    assert ended == ("answered", FINISHED)
+
+
+def test_three_turns_without_a_new_experiment_end_the_run(project):
+    from mlxterp_agent.researchers.base import IDLE
+
+    driver = _Fixed(IDLE)
+
+    ended = run(project, driver, Options(), lambda event: None)
+
+    assert driver.turns == 3
+    assert ended.exit_code == FINISHED
+
+
+def test_a_file_that_does_not_parse_is_not_run_and_its_correction_is(project):
+    events: list[Event] = []
+
+    def listen(event: Event) -> None:
+        events.append(event)
+        if isinstance(event, Waiting) and "line 1" in event.text:
+            (project / "experiment.py").write_text(source("alpha"))
+
+    (project / "experiment.py").write_text("def half(\n")
+    run(project, External(), Options(max_experiments=1), listen)
+
+    assert verdicts(project) == ["lead"]
+    assert sum(isinstance(event, Running) for event in events) == 1
+
+
+def test_an_edit_is_run_soon_after_it_is_saved(project):
+    saved: list[float] = []
+    started: list[float] = []
+
+    def listen(event: Event) -> None:
+        if isinstance(event, Running):
+            started.append(time.monotonic())
+
+    def save() -> None:
+        saved.append(time.monotonic())
+        (project / "experiment.py").write_text(source("alpha"))
+
+    timer = threading.Timer(1.5, save)
+    timer.start()
+    run(project, External(), Options(max_experiments=1), listen)
+    timer.join()
+
+    assert started[0] - saved[0] < 1.0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_everything_within_three_seconds_and_leaves_a_line(project, number):
+    process = supervise_apart(project, ["hang"])
+    _wait_for_line(process, "Running")
+    time.sleep(0.3)
+    children = psutil.Process(process.pid).children(recursive=True)
+
+    began = time.monotonic()
+    process.send_signal(number)
+    process.communicate(timeout=20)
+
+    assert time.monotonic() - began < 3.0
+    assert process.returncode == INTERRUPTED
+    assert verdicts(project) == ["interrupted"]
+    assert children
+    assert not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children)
+
+
+def test_what_was_interrupted_runs_again_as_a_new_run(project):
+    process = supervise_apart(project, ["slow"])
+    _wait_for_line(process, "Running")
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=20)
+
+    supervise(project, ["slow"])
+
+    assert verdicts(project) == ["interrupted", "lead"]
+    assert [entry.record["run"] for entry in entries(project)] == ["0001", "0002"]
+
+
+def test_what_the_researcher_costs_is_in_the_line_and_ends_the_run(project):
+    class Costly(Proposals):
+        def begin_turn(self, situation: Situation) -> None:
+            situation.charge(0.25, 1000)
+            super().begin_turn(situation)
+
+    ended = run(project, Costly(["alpha", "beta", "gamma"]), Options(usd=0.5), lambda event: None)
+
+    records = [entry.record for entry in entries(project)]
+    assert [record["cost"] for record in records] == [{"usd": 0.25, "tokens": {"total": 1000}}]
+    assert [record["spent"]["usd"] for record in records] == [0.25]
+    assert ended == ("the budget of $0.50 is used up", FINISHED)
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_the_model_is_fetched_visibly_if_setup_py_names_it_and_it_is_not_there(monkeypatch, named):
+    from mlxterp.models.fetch import Step
+    from mlxterp_agent.events import Progress
+    from mlxterp_agent.signals import Signals
+    from mlxterp_agent.supervisor import fetching
+
+    def fetch(name: str, tell: Callable[[Step], None]) -> None:
+        for done in range(101):
+            tell(Step(f"Fetching {name}", done * 1_000_000, 100_000_000))
+
+    monkeypatch.setattr(fetching, "fetch", fetch)
+    monkeypatch.setattr(fetching, "is_cached", lambda name: False)
+    told: list[Event] = []
+
+    setup = b'model = InterpretableModel("smollm2-135m")' if named else b"model = None"
+    fetching.fetch_model("smollm2-135m", setup, told.append, Signals())
+
+    assert bool(told) == named
+    if named:
+        assert told[0] == Progress("fetching smollm2-135m (once, 93 MB) …")
+        assert told[-1] == Progress("fetching smollm2-135m", 100e6, 100e6)
+
+
+def _wait_for_line(process: subprocess.Popen[str], name: str) -> None:
+    assert process.stdout is not None
+    said = []
+    for line in process.stdout:
+        said.append(line)
+        if json.loads(line) == name:
+            return
+    raise AssertionError(f"it never said {name}: {''.join(said)}")
+
+
+def test_a_project_inside_another_repository_gets_its_own(tmp_path, monkeypatch):
+    monkeypatch.setenv("AUTOINTERP_STATE_DIR", str(tmp_path / "state"))
+    outer = tmp_path / "outer"
+    outer.mkdir()
+    git(outer, "init", "--quiet", "--initial-branch=main")
+    git(
+        outer,
+        "-c",
+        "user.name=p",
+        "-c",
+        "user.email=p@x",
+        "commit",
+        "--quiet",
+        "--allow-empty",
+        "-m",
+        "outer",
+    )
+    inner = make_project(outer / "inner")
+
+    supervise(inner, ["alpha"])
+
+    assert git(inner, "log", "--format=%s").splitlines()[-1] == "Begin the investigation"
+    assert git(outer, "log", "--format=%s") == "outer"

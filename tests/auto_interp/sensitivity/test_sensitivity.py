@@ -1,0 +1,148 @@
+"""`sensitivity_test`: its outcome depends on the label, not on the scale of the SAE; None is no pass."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from mlxterp.auto_interp import FeatureLabel, sensitivity_test
+from mlxterp.auto_interp.sensitivity.items import by_rule, unseen
+from mlxterp.errors import LabelingError, StoreError
+from mlxterp.sae.feature_store.build import build_store
+from tests.auto_interp import planted
+
+
+def named(labels) -> list[FeatureLabel]:
+    found = [label for label in labels if label.label is not None]
+    assert len(found) >= 50
+    return found
+
+
+def test_true_labels_pass(model, sae, labels, held_out):
+    passed = [sensitivity_test(model, sae, each, store=held_out).sensitivity_passed for each in named(labels)]
+
+    assert passed.count(True) >= 0.95 * len(passed)
+
+
+def test_labels_of_other_features_do_not(model, sae, labels, held_out):
+    given = named(labels)
+    swapped = [
+        dataclasses.replace(label, feature_id=given[i - 1].feature_id, evidence=())
+        for i, label in enumerate(given)
+    ]
+
+    passed = [sensitivity_test(model, sae, each, store=held_out).sensitivity_passed for each in swapped]
+
+    assert passed.count(True) <= 0.05 * len(passed)
+
+
+@pytest.mark.parametrize("nonsense", ["purple elephants", "__never__", "?", "tokens before other tokens"])
+def test_nonsense_never_passes(model, sae, labels, held_out, nonsense):
+    for label in named(labels)[:6]:
+        for rule in (label.rule, None):
+            claimed = dataclasses.replace(label, label=nonsense, rule=rule)
+
+            assert sensitivity_test(model, sae, claimed, store=held_out).sensitivity_passed is not True
+
+
+def test_a_label_in_other_words_is_taken_by_its_words(model, sae, labels, held_out):
+    word = planted.plants()[0].words[0]
+    label = dataclasses.replace(labels[0], label=f"mentions of {word}s", rule=None)
+
+    tested = sensitivity_test(model, sae, label, store=held_out)
+
+    assert tested.sensitivity["source"] == "the label's words (a lexical proxy)"
+    assert "lexical proxy" in tested.sensitivity_details
+    assert tested.sensitivity_passed is True
+
+
+@pytest.mark.parametrize("scale", [1e-3, 3.7, 64.0])
+def test_the_scale_of_the_sae_changes_nothing(model, labels, scale):
+    texts = planted.texts(30, seed=1)
+    for label in (named(labels)[1], named(labels)[30]):
+        outcomes = [
+            sensitivity_test(model, planted.planted_sae(scale=c), label, test_texts=texts)
+            for c in (1.0, scale)
+        ]
+
+        assert outcomes[0] == outcomes[1]
+
+
+def test_too_few_items_are_no_pass(model, sae, labels):
+    label = next(each for each in labels if planted.plants()[each.feature_id].kind == "position")
+
+    tested = sensitivity_test(model, sae, label, test_texts=planted.texts(3, seed=7))
+
+    assert tested.sensitivity_passed is None
+    assert "8 of each are needed" in tested.sensitivity_details
+
+
+def test_the_label_given_stays_as_it_is(model, sae, labels, held_out):
+    before = labels[0].to_dict()
+
+    tested = sensitivity_test(model, sae, labels[0], store=held_out)
+
+    assert labels[0].to_dict() == before
+    assert tested is not labels[0]
+    assert tested.sensitivity_passed is True
+    assert FeatureLabel.from_dict(tested.to_dict()) == tested
+
+
+def test_texts_that_the_label_was_made_from_are_left_out(model, sae, labels, store):
+    seen = {window.document for window in labels[0].evidence}
+
+    tested = sensitivity_test(model, sae, labels[0], store=store)
+
+    assert tested.sensitivity["removed"] >= len(seen)
+    assert not unseen(store, labels[0])[list(seen)].any()
+    assert f"{tested.sensitivity['removed']} texts were left out" in tested.sensitivity_details
+
+
+def test_lists_that_are_given_decide(model, sae, labels):
+    label = dataclasses.replace(labels[0], label="anything", rule=None)
+    word = planted.plants()[0].words[0]
+    yes, no = [f"sun {word} dog"] * 10, ["sun moon dog"] * 10
+
+    assert sensitivity_test(model, sae, label, positives=yes, negatives=no).sensitivity_passed is True
+    assert sensitivity_test(model, sae, label, positives=no, negatives=yes).sensitivity_passed is False
+    few = sensitivity_test(model, sae, label, positives=yes[:3], negatives=no)
+    assert few.sensitivity_passed is None
+
+
+def test_half_of_the_negatives_of_a_pair_meet_one_condition_of_two(labels, held_out):
+    import numpy as np
+
+    pair = next(each for each in labels if planted.plants()[each.feature_id].kind == "bigram")
+    word = planted.plants()[pair.feature_id].words[0]
+
+    items = by_rule(held_out, pair.feature_id, pair.rule, np.ones(60, dtype=bool), np.random.default_rng(0))
+
+    near = [
+        name
+        for name in map(items.name, range(len(items.positive), len(items.positive) + len(items.negative)))
+        if f"« {word}»" in name
+    ]
+    assert len(near) >= len(items.negative) / 8
+
+
+def test_what_cannot_be_tested_is_refused(model, sae, labels, held_out):
+    with pytest.raises(LabelingError, match="has no label to test"):
+        sensitivity_test(model, sae, FeatureLabel(feature_id=1, status="dead"), store=held_out)
+    with pytest.raises(LabelingError, match="Nothing to test on"):
+        sensitivity_test(model, sae, labels[0])
+    with pytest.raises(LabelingError, match="layer=1 was asked for"):
+        sensitivity_test(model, sae, labels[0], store=held_out, layer=1)
+    other = planted.planted_sae(planted.plants()[:20])
+    with pytest.raises(StoreError, match="Build a store of it"):
+        sensitivity_test(model, other, labels[0], store=held_out)
+    with pytest.raises(StoreError, match="other texts"):
+        sensitivity_test(model, sae, labels[0], store=held_out, test_texts=["sun moon"])
+
+
+def test_a_store_and_texts_give_the_same(model, sae, labels):
+    texts = planted.texts(20, seed=9)
+
+    by_texts = sensitivity_test(model, sae, labels[0], test_texts=texts)
+
+    assert by_texts == sensitivity_test(model, sae, labels[0], store=build_store(model, sae, texts))

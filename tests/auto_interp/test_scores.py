@@ -1,0 +1,109 @@
+"""Scores: probabilities against simulation, intervals by how often they cover, calibration."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from mlxterp.auto_interp.scores import (
+    auroc,
+    balanced_accuracy,
+    balanced_accuracy_interval,
+    calibration_error,
+    confidence,
+    score_from_answers,
+    score_from_counts,
+)
+from mlxterp.errors import LabelingError
+
+COUNTS = [(0, 0, 0, 0), (8, 0, 8, 0), (40, 10, 45, 5), (500, 100, 400, 200), (5000, 5000, 10_000, 0)]
+
+
+@pytest.mark.parametrize("counts", COUNTS)
+def test_the_confidence_is_the_share_of_simulated_accuracies_that_are_good(counts):
+    random, (tp, fn, tn, fp) = np.random.default_rng(0), counts
+    simulated = (random.beta(tp + 1, fn + 1, 400_000) + random.beta(tn + 1, fp + 1, 400_000)) / 2
+
+    assert confidence(*counts) == pytest.approx((simulated >= 0.75).mean(), abs=3e-3)
+    assert confidence(*counts, at_least=0.9) == pytest.approx((simulated >= 0.9).mean(), abs=3e-3)
+    low, high = balanced_accuracy_interval(*counts)
+    assert low <= balanced_accuracy(*counts) <= high
+    assert low == pytest.approx(np.quantile(simulated, 0.025), abs=0.015)
+
+
+def test_more_of_the_same_makes_surer():
+    grows = [confidence(9 * n, n, 9 * n, n) for n in (1, 2, 5, 20)]
+    falls = [confidence(6 * n, 4 * n, 6 * n, 4 * n) for n in (1, 2, 5, 20)]
+
+    assert grows == sorted(grows)
+    assert falls == sorted(falls, reverse=True)
+
+
+def test_a_confidence_of_what_was_drawn_is_right_as_often_as_it_says():
+    random = np.random.default_rng(1)
+    rates = random.random((1200, 2))
+    hits, rejected = random.binomial(20, rates[:, 0]), random.binomial(20, rates[:, 1])
+
+    stated = [confidence(h, 20 - h, r, 20 - r) for h, r in zip(hits, rejected, strict=True)]
+
+    assert calibration_error(stated, rates.mean(axis=1) >= 0.75) < 0.05
+
+
+def test_the_interval_of_a_balanced_accuracy_covers_it():
+    random, covered = np.random.default_rng(2), 0
+    for _ in range(400):
+        tpr, tnr = random.uniform(0.4, 1.0, size=2)
+        hits, rejected = random.binomial(50, tpr), random.binomial(50, tnr)
+        low, high = balanced_accuracy_interval(hits, 50 - hits, rejected, 50 - rejected)
+        covered += low <= (tpr + tnr) / 2 <= high
+
+    assert covered >= 0.93 * 400
+
+
+def test_the_area_is_the_share_of_pairs_in_order_and_its_interval_covers():
+    random, covered = np.random.default_rng(3), 0
+    yes, no = random.normal(1, 1, 40).round(1), random.normal(0, 1, 30).round(1)
+    pairs = (yes[:, None] > no).mean() + 0.5 * (yes[:, None] == no).mean()
+    for _ in range(300):
+        area = auroc(random.normal(1, 1, 40), random.normal(0, 1, 30))
+        covered += area.interval[0] <= 0.7602 <= area.interval[1]
+
+    assert auroc(yes, no).value == pytest.approx(pairs)
+    assert covered >= 0.92 * 300
+
+
+def test_classes_that_are_apart_have_an_interval_all_the_same():
+    few, many = auroc([1] * 8, [0] * 8), auroc([1] * 200, [0] * 200)
+
+    assert few.value == many.value == 1.0
+    assert 0.6 < few.interval[0] < many.interval[0] < 1.0
+
+
+def test_the_area_does_not_depend_on_the_scale():
+    random = np.random.default_rng(4)
+    yes, no = random.random(20), random.random(30)
+
+    assert auroc(yes * 3.7, no * 3.7) == auroc(yes, no)
+
+
+def test_answers_become_counts():
+    score = score_from_answers([0.9, 0.5, 0.2], [0.1, 0.7])
+
+    counts = (score.true_positives, score.false_negatives, score.true_negatives, score.false_positives)
+    assert counts == (2, 1, 1, 1)
+    assert score.balanced_accuracy == pytest.approx((2 / 3 + 1 / 2) / 2)
+    assert score == score_from_counts(2, 1, 1, 1, auroc=score.auroc, auroc_interval=score.auroc_interval)
+
+
+def test_the_calibration_error_is_the_mean_gap():
+    assert calibration_error([0.95] * 10 + [0.05] * 10, [True] * 10 + [False] * 10) == pytest.approx(0.05)
+    assert calibration_error([1.0] * 4, [True, False, False, False]) == pytest.approx(0.75)
+
+
+def test_nothing_to_score_is_refused():
+    with pytest.raises(LabelingError):
+        auroc([], [1])
+    with pytest.raises(LabelingError):
+        calibration_error([], [])
+    with pytest.raises(LabelingError):
+        confidence(-1, 0, 0, 0)

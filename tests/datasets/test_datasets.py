@@ -1,0 +1,332 @@
+"""Prompt pairs made for a model: equal lengths, single tokens, and only what the model really does."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from mlxterp.causal import PromptPair, behaviour
+from mlxterp.core.model import InterpretableModel
+from mlxterp.datasets import (
+    CAPITALS,
+    LANDMARKS,
+    capitals_pairs,
+    docstring_pairs,
+    factual_recall_pairs,
+    greater_than_pairs,
+    ioi_pairs,
+    repeated_random_pairs,
+)
+from mlxterp.errors import LengthMismatch, PromptPairError
+from mlxterp.models.toy import WordTokenizer
+from tests.tiny_models import tiny_module
+
+# For toy-induction, which continues repetitions, these are facts: after the subject comes the attribute.
+FACTS = [
+    ("sun river dog sun", "river"),
+    ("king queen fish king", "queen"),
+    ("moon star leaf moon", "star"),
+    ("bird book coat bird", "book"),
+]
+
+
+@pytest.fixture(scope="module")
+def toy() -> InterpretableModel:
+    return InterpretableModel("toy-induction")
+
+
+def tokens_of(model: InterpretableModel, pairs: list[PromptPair], which: str) -> np.ndarray:
+    return np.stack([model.to_tokens(getattr(pair, which))[0] for pair in pairs])
+
+
+def test_factual_pairs_are_couples_in_both_directions_that_share_no_subject_with_others(toy):
+    pairs = factual_recall_pairs(toy, FACTS, template="{}")
+
+    assert [(pair.answer, pair.foil) for pair in pairs] == [
+        (" river", " queen"),
+        (" queen", " river"),
+        (" star", " book"),
+        (" book", " star"),
+    ]
+    assert [(pair.clean, pair.corrupted) for pair in pairs[:2]] == [
+        ("sun river dog sun", "king queen fish king"),
+        ("king queen fish king", "sun river dog sun"),
+    ]
+
+
+def test_a_fact_that_the_model_does_not_know_is_left_out(toy):
+    wrong = ("flag glass horse flag", "house")
+
+    pairs = factual_recall_pairs(toy, [wrong, *FACTS], template="{}")
+
+    assert len(pairs) == 4
+    assert not any("flag" in pair.clean for pair in pairs)
+
+
+def test_the_token_length_with_the_most_couples_is_chosen(toy):
+    shorter = [("lake leaf lake", "leaf"), ("rain road rain", "road")]
+
+    pairs = factual_recall_pairs(toy, [*shorter, *FACTS], template="{}")
+
+    assert tokens_of(toy, pairs, "clean").shape == (4, 4)
+
+
+def test_an_attribute_that_is_not_one_token_is_left_out(toy):
+    pairs = factual_recall_pairs(toy, [*FACTS, ("salt ship salt", "ship stone")], template="{}")
+
+    assert not any("salt" in pair.clean for pair in pairs)
+
+
+def test_two_facts_with_the_same_attribute_make_no_couple(toy):
+    same = [("sun river dog sun", "river"), ("king river fish king", "river")]
+
+    with pytest.raises(PromptPairError, match="tells no two of these 2 subjects apart"):
+        factual_recall_pairs(toy, same, template="{}")
+
+
+def test_a_model_that_knows_nothing_of_it_is_told_what_to_do(toy):
+    with pytest.raises(PromptPairError, match=r"tells no two of these 0 subjects apart.*Give other facts"):
+        factual_recall_pairs(toy)
+
+
+def test_no_landmark_gives_its_city_away():
+    assert [name for name, city in LANDMARKS if city.lower() in name.lower()] == []
+
+
+def test_a_corrupted_repetition_holds_the_same_words_and_changes_the_same_two_positions(toy):
+    pairs = repeated_random_pairs(toy, n=8, period=12)
+
+    clean, corrupted = tokens_of(toy, pairs, "clean"), tokens_of(toy, pairs, "corrupted")
+
+    assert (np.sort(clean, axis=1) == np.sort(corrupted, axis=1)).all()
+    assert [np.flatnonzero(c != x).tolist() for c, x in zip(clean, corrupted, strict=True)] == [[3, 8]] * 8
+
+
+def test_the_answer_followed_the_last_word_before_and_the_foil_does_in_the_corrupted_prompt(toy):
+    for pair in repeated_random_pairs(toy, n=8, period=12):
+        for prompt, continuation in ((pair.clean, pair.answer), (pair.corrupted, pair.foil)):
+            words = prompt.split()
+            assert words[words.index(words[-1]) + 1] == continuation.strip()
+
+
+def test_a_head_that_attends_a_fixed_distance_back_cannot_tell_clean_from_corrupted(toy):
+    """Behind the answer's and the foil's place, both prompts hold the same words at the same distance."""
+    for pair in repeated_random_pairs(toy, n=8, period=12):
+        clean, corrupted = pair.clean.split(), pair.corrupted.split()
+        assert clean[4] == corrupted[4] == pair.answer.strip()
+        assert clean[9] == corrupted[9] == pair.foil.strip()
+
+
+def test_the_model_shows_the_behaviour_on_every_pair(toy):
+    result = behaviour(toy, repeated_random_pairs(toy, n=8))
+
+    assert result.totals == {"clean prefers the answer, corrupted the foil": 1.0}
+
+
+def test_the_same_seed_gives_the_same_pairs_and_another_gives_others(toy):
+    assert repeated_random_pairs(toy, n=4) == repeated_random_pairs(toy, n=4)
+    assert repeated_random_pairs(toy, n=4) != repeated_random_pairs(toy, n=4, seed=1)
+
+
+@pytest.mark.parametrize("period", [5, 41])
+def test_a_period_that_the_words_do_not_allow_is_refused(toy, period):
+    with pytest.raises(
+        PromptPairError, match=f"period={period}: sequences are made of 6 to 40 different words"
+    ):
+        repeated_random_pairs(toy, period=period)
+
+
+def test_a_model_without_the_behaviour_is_refused(tiny_llama):
+    """Random weights continue nothing, and bytes are no words."""
+    with pytest.raises(PromptPairError, match="6 to 0 different words"):
+        repeated_random_pairs(tiny_llama)
+
+
+@pytest.fixture(scope="module")
+def talkative() -> InterpretableModel:
+    """Random weights over the words of indirect objects, one token each."""
+    words = "When and went to the store park . gave a drink ring Mary John Tom"
+    return InterpretableModel(tiny_module("llama"), WordTokenizer(words.split()))
+
+
+IOI = {"templates": ["When {a} and {b} went to the {place} . {s} gave a {thing} to"], "shown": False}
+
+
+def test_indirect_objects_differ_in_the_giver_who_is_the_foil(talkative):
+    pairs = ioi_pairs(talkative, 12, **IOI)
+
+    for pair in pairs:
+        clean, corrupted = pair.clean.split(), pair.corrupted.split()
+        changed = [i for i, (c, x) in enumerate(zip(clean, corrupted, strict=True)) if c != x]
+        assert changed == [clean.index(".") + 1]
+        assert {clean[1], clean[3]} == {pair.answer.strip(), pair.foil.strip()}
+        assert (clean[changed[0]], corrupted[changed[0]]) == (pair.foil.strip(), pair.answer.strip())
+    assert {pair.clean.split()[1] == pair.answer.strip() for pair in pairs} == {True, False}
+    assert len(set(pairs)) == 12
+
+
+def test_words_that_are_not_one_token_are_left_out(talkative):
+    pairs = ioi_pairs(talkative, 4, names=("Mary", "Ann", "Mary Tom", "John"), **IOI)
+
+    assert {pair.answer for pair in pairs} == {" Mary", " John"}
+
+
+def test_indirect_objects_of_a_tokenizer_without_names_are_refused(tiny_llama):
+    with pytest.raises(PromptPairError, match=r"need two names, .* 0 of 50 names, 0 of 12 places"):
+        ioi_pairs(tiny_llama)
+
+
+def test_more_pairs_than_the_words_allow_are_refused(talkative):
+    with pytest.raises(PromptPairError, match=r"9 pairs of indirect objects .* drawn were 4 different ones"):
+        ioi_pairs(talkative, 9, names=("Mary", "John"), places=("store",), things=("drink",), **IOI)
+
+
+def test_a_model_that_does_not_show_indirect_objects_is_refused(talkative):
+    with pytest.raises(PromptPairError, match="shows it on"):
+        ioi_pairs(talkative, 12, templates=IOI["templates"])
+
+
+def test_prompts_of_the_commonest_length_are_kept(talkative):
+    longer = "When {a} and {b} went to the {place} . {s} gave a the {thing} to"
+
+    pairs = ioi_pairs(talkative, 6, shown=False, templates=[*IOI["templates"] * 4, longer])
+
+    assert tokens_of(talkative, pairs, "clean").shape == (6, 14)
+
+
+def test_after_a_later_year_the_answer_is_later_and_the_foil_earlier_than_it(tiny_llama):
+    """A tokenizer of bytes: the next token is the decade."""
+    pairs = greater_than_pairs(tiny_llama, 12, shown=False, events=["war"])
+
+    clean, corrupted = tokens_of(tiny_llama, pairs, "clean"), tokens_of(tiny_llama, pairs, "corrupted")
+    decade = len("The war lasted from the year 17")
+    assert {tuple(np.flatnonzero(c != x)) for c, x in zip(clean, corrupted, strict=True)} == {(decade,)}
+    for pair, c, x in zip(pairs, clean, corrupted, strict=True):
+        assert x[decade] < pair.foil < c[decade] < pair.answer <= ord("9")
+
+
+def test_the_century_is_the_one_in_which_it_began(tiny_llama):
+    for pair in greater_than_pairs(tiny_llama, 6, shown=False):
+        assert pair.clean.partition("year ")[2][:2] == pair.clean[-2:]
+
+
+def test_a_tokenizer_that_does_not_split_years_is_refused(tiny_llama):
+    class WholeYears(WordTokenizer):
+        """Every word is the token of its length."""
+
+        def encode(self, text):
+            return [len(word) for word in text.split()]
+
+    model = InterpretableModel(tiny_module("llama"), WholeYears(str(i) for i in range(128)))
+
+    with pytest.raises(PromptPairError, match="needs a year that splits behind its century"):
+        greater_than_pairs(model)
+
+
+def test_a_tokenizer_without_digits_is_refused(toy):
+    with pytest.raises(PromptPairError, match="has no tokens for them"):
+        greater_than_pairs(toy)
+
+
+def test_a_tokenizer_that_gives_clean_and_corrupted_other_lengths_is_refused_with_both_splits(tiny_llama):
+    from mlxterp.datasets.making import first_shown
+
+    uneven = PromptPair("aa", "aaa", answer="x", foil="y")
+
+    with pytest.raises(LengthMismatch, match=r"clean +a\|a\n +corrupted +a\|a\|a"):
+        first_shown(tiny_llama, [uneven], 1, shown=False, what="lengths")
+
+
+def test_capitals_are_facts_about_countries(toy):
+    pairs = capitals_pairs(toy, FACTS, template="{}")
+
+    assert pairs == factual_recall_pairs(toy, FACTS, template="{}")
+    assert [c for c, capital in CAPITALS if capital.lower() in c.lower()] == []
+
+
+@pytest.mark.parametrize("make", [ioi_pairs, greater_than_pairs])
+def test_another_seed_draws_others(tiny_llama, talkative, make):
+    model, rest = (talkative, IOI) if make is ioi_pairs else (tiny_llama, {"shown": False})
+
+    assert make(model, 4, **rest) == make(model, 4, **rest)
+    assert make(model, 4, **rest) != make(model, 4, seed=1, **rest)
+
+
+@pytest.fixture(scope="module")
+def programmer() -> InterpretableModel:
+    """Random weights over what a very small language's docstrings are made of."""
+    words = "function : parameter a b c d e f g one two three four five six seven"
+    return InterpretableModel(tiny_module("llama"), WordTokenizer(words.split()))
+
+
+DOCSTRINGS = {
+    "arguments": ("a", "b", "c", "d", "e", "f", "g", "class"),
+    "words": ("one", "two", "three", "four", "five", "six", "seven", "eight"),
+    "template": "function {name} {a} {b} {c} {d} : parameter {a} : {w0} {w1} parameter {b} : {w2} parameter",
+    "shown": False,
+}
+
+
+def test_docstrings_differ_in_the_argument_that_comes_next(programmer):
+    pairs = docstring_pairs(programmer, 8, **DOCSTRINGS)
+
+    assert len(set(pairs)) == 8
+    for pair in pairs:
+        clean, corrupted = pair.clean.split(), pair.corrupted.split()
+        changed = [i for i, (c, x) in enumerate(zip(clean, corrupted, strict=True)) if c != x]
+        assert changed == [4]
+        assert (clean[4], corrupted[4]) == (pair.answer.strip(), pair.foil.strip())
+        assert (clean[8], clean[13]) == (clean[2], clean[3])
+        assert not {clean[4], corrupted[4]} & {*clean[:4], *clean[5:], "class"}
+    assert docstring_pairs(programmer, 8, seed=1, **DOCSTRINGS) != pairs
+
+
+def test_docstrings_are_kept_where_the_model_shows_them(toy):
+    """The toy continues a repetition, so after a described argument it says the next of the definition."""
+    arguments = ["king", "queen", "fish", "river", "dog", "cat"]
+    words = ["sun", "moon", "star", "leaf", "bird", "book", "coat"]
+
+    shown = docstring_pairs(toy, 4, arguments=arguments, words=words, template="{a} {b} {c} {d} {w0} {b}")
+
+    for pair in shown:
+        a, b, c, _, _, again = pair.clean.split()
+        assert (b, c) == (again, pair.answer.strip())
+        assert a not in (b, c, pair.foil.strip())
+
+
+def test_docstrings_of_a_tokenizer_without_such_words_are_refused(programmer, tiny_llama):
+    with pytest.raises(PromptPairError, match="0 of 54 arguments and 0 of 32 words"):
+        docstring_pairs(tiny_llama)
+    with pytest.raises(PromptPairError, match="the template cannot be written"):
+        docstring_pairs(programmer, **DOCSTRINGS | {"template": "def {a} {b} {c}"})
+
+
+@pytest.fixture(scope="module")
+def smollm2() -> InterpretableModel:
+    return InterpretableModel("smollm2-135m")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [ioi_pairs, greater_than_pairs, docstring_pairs])
+def test_smollm2_shows_the_behaviour_on_most_pairs_that_were_not_chosen_for_it(smollm2, make):
+    result = behaviour(smollm2, make(smollm2, 8, shown=False))
+
+    assert result.mean("logit_diff", run="clean") > 1
+    assert result.mean("logit_diff", run="corrupted") < -1
+    assert result.totals["clean prefers the answer, corrupted the foil"] >= 0.75
+
+
+def test_smollm2_knows_capitals(smollm2):
+    assert len(capitals_pairs(smollm2)) >= 12
+
+
+@pytest.mark.slow
+def test_smollm2_knows_enough_landmarks_of_one_length(smollm2):
+    model = smollm2
+
+    pairs = factual_recall_pairs(model)
+
+    assert len(pairs) >= 12
+    assert pairs[0].name == "Eiffel Tower / Colosseum"
+    assert tokens_of(model, pairs, "clean").shape == tokens_of(model, pairs, "corrupted").shape
+    assert behaviour(model, pairs).totals == {"clean prefers the answer, corrupted the foil": 1.0}
