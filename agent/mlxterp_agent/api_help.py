@@ -16,7 +16,7 @@ from pathlib import Path
 
 import mlxterp
 from mlxterp._files import locate
-from mlxterp_agent.errors import AgentError
+from mlxterp_agent.exit_codes import AgentError
 from mlxterp_agent.text import cut
 
 LIMIT = 8_000

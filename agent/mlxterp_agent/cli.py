@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from mlxterp_agent import exit_codes as exits
+from mlxterp_agent import exit_codes
 from mlxterp_agent.text import one_line, plain
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ app = typer.Typer(
     name="autointerp",
     help="Investigates a language model: a researcher writes experiments; a supervisor runs them, "
     "judges them and keeps what counts.",
-    epilog=exits.epilog(),
+    epilog=exit_codes.epilog(),
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -138,8 +138,9 @@ def start(
     """Runs an investigation, or goes on with one, until a budget is used up or the question is answered."""
     from mlxterp.autointerpret.contract import load_project
     from mlxterp_agent.display.notify import targets_of
+    from mlxterp_agent.exit_codes import UsageError
     from mlxterp_agent.researchers.select import choose
-    from mlxterp_agent.run_config import AGENT_STREAK, UsageError, merge
+    from mlxterp_agent.run_config import AGENT_STREAK, merge
     from mlxterp_agent.supervisor.prepare import make, target_of
 
     told = targets_of(notify or [])
@@ -258,7 +259,7 @@ def log(
 ) -> None:
     """Every experiment with its verdict, oldest first."""
     from mlxterp_agent.messages import log_lines
-    from mlxterp_agent.storage.lines import is_kept
+    from mlxterp_agent.storage.record import is_kept
     from mlxterp_agent.supervisor.project_view import look
 
     entries = [entry for entry in look(directory).entries if is_kept(entry) or not kept][-last:]
@@ -296,7 +297,7 @@ def verify(directory: Here = Path("."), as_json: AsJson = False) -> None:
         else:
             _say(f"{check.result:9}  {check.name:11}  {one_line(check.words, 300)}")
     if any(check.result == "problem" for check in checks):
-        raise typer.Exit(exits.CONTRACT)
+        raise typer.Exit(exit_codes.CONTRACT)
 
 
 @app.command()
@@ -307,7 +308,7 @@ def api(
 ) -> None:
     """Help on the library: signature, documentation and an executed example; without NAME, what there is."""
     from mlxterp_agent.api_help import NotFound, library_help
-    from mlxterp_agent.run_config import UsageError
+    from mlxterp_agent.exit_codes import UsageError
 
     try:
         _say(library_help(name))
@@ -327,7 +328,7 @@ def models_check(
     as_json: AsJson = False,
 ) -> None:
     """Loads a model and prints which hook points and parts it has, and why it lacks the others."""
-    from mlxterp_agent.supervisor.model_check import check
+    from mlxterp_agent.supervisor.prepare import check
 
     raise typer.Exit(check(name, as_json=as_json))
 
@@ -344,7 +345,7 @@ def main() -> None:
     """The console script: every way to end, with its number and without a traceback."""
     import logging
 
-    from mlxterp_agent.endings import end_of
+    from mlxterp_agent.exit_codes import end_of
 
     # Without a handler its warnings about threads that end would be printed over the screen.
     logging.getLogger("watchdog").addHandler(logging.NullHandler())
@@ -365,7 +366,7 @@ def _supervise(
     from mlxterp_agent.supervisor.project_view import look
 
     ended, report_failed = supervised(directory, driver, options, who, as_json=as_json, notify=notify)
-    soon = ended.exit_code == exits.INTERRUPTED
+    soon = ended.exit_code == exit_codes.INTERRUPTED
     try:
         if as_json:
             last = {"reason": ended.reason, "exit_code": ended.exit_code, "report": report_failed is None}

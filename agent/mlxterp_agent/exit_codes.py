@@ -3,7 +3,65 @@
 from __future__ import annotations
 
 import errno
+import os
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable
+from datetime import datetime, timezone
+from pathlib import Path
 from typing import NamedTuple
+
+from mlxterp.autointerpret.contract import STATE_DIR_ENV
+from mlxterp.errors import ContractError, CorruptLog, MlxterpError, ModelError
+from mlxterp_agent.text import plain
+
+
+class UsageError(ValueError):
+    """An option whose value means nothing; ends with exit code 2."""
+
+
+class AgentError(MlxterpError):
+    """Base of the machinery's errors."""
+
+
+class Locked(AgentError):
+    """Another supervisor holds the project's lock.
+
+    Attributes:
+        pid: its process id, or None if it has not written it yet.
+        since: when it started, in seconds since 1970, or None.
+    """
+
+    def __init__(self, message: str, *, pid: int | None, since: float | None) -> None:
+        super().__init__(message)
+        self.pid = pid
+        self.since = since
+
+
+class SetupChanged(AgentError):
+    """The project's setup.py differs from the sealed one."""
+
+
+class BadLimit(AgentError):
+    """A limit of the budget that is zero, negative or not a number."""
+
+
+class GitUnavailable(AgentError):
+    """git is missing, cannot read the repository, refuses, or does not answer in time."""
+
+
+class StateUnavailable(AgentError):
+    """The directory that holds lock, seal and journal cannot be used."""
+
+
+class DiskFull(AgentError):
+    """No space is left on the device that holds this path."""
+
+
+class ResearcherUnavailable(AgentError):
+    """The researcher that was asked for is not part of this version, not installed, or refuses its key."""
+
 
 FINISHED = 0
 OUR_BUG = 1
@@ -57,3 +115,80 @@ def epilog() -> str:
 def machine_fault(error: OSError) -> bool:
     """Whether an OSError is the machine's (disk full, read-only, no rights) rather than our own mistake."""
     return error.errno in _DISK
+
+
+_NUMBERS: tuple[tuple[type[MlxterpError], int], ...] = (
+    (Locked, LOCKED),
+    (BadLimit, USAGE),
+    (SetupChanged, PROJECT),
+    (ResearcherUnavailable, RESEARCHER),
+    (GitUnavailable, MACHINE),
+    (StateUnavailable, MACHINE),
+    (DiskFull, MACHINE),
+    (CorruptLog, CONTRACT),
+    (ContractError, PROJECT),
+    (ModelError, PROJECT),
+)
+
+
+def end_of(command: Callable[[], object]) -> int:
+    """Runs the command and gives its exit code; whatever it raises becomes a message on standard error."""
+    try:
+        command()
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else FINISHED
+    except UsageError as problem:
+        return _said(str(problem), USAGE)
+    except KeyboardInterrupt:
+        return _said("interrupted", INTERRUPTED)
+    except BrokenPipeError:
+        # Whoever read our output is gone; a second failure while Python closes it would only add noise.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FINISHED
+    except MlxterpError as problem:
+        return _said(str(problem), number_of(problem))
+    except OSError as problem:
+        if machine_fault(problem):
+            where = f" ({problem.filename})" if problem.filename else ""
+            words = f"the machine refuses: {problem.strerror}{where}. Everything logged is safe. "
+            return _said(f"{words}Correct that, then start again.", MACHINE)
+        return _bug()
+    except Exception:  # noqa: BLE001 - the one place where a bug of ours becomes a message
+        return _bug()
+    return FINISHED
+
+
+def number_of(problem: MlxterpError) -> int:
+    """The exit code of an error that is raised on purpose."""
+    return next((number for kind, number in _NUMBERS if isinstance(problem, kind)), OUR_BUG)
+
+
+def _said(words: str, number: int) -> int:
+    sys.stderr.write(f"error: {plain(words)}\n")
+    return number
+
+
+def _bug() -> int:
+    details = traceback.format_exc()
+    last = plain(details.strip().splitlines()[-1])
+    stamp = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%S")
+    try:
+        where = _crash_folder() / f"crash-{stamp}-{os.getpid()}.txt"
+        where.write_text(details, encoding="utf-8")
+        kept = f"The details are in {where}; please report them."
+    except OSError:
+        kept = f"The details could not be kept:\n{plain(details)}"
+    words = f"autointerp itself failed, and should not have: {last}. Everything logged is safe; "
+    return _said(f"{words}start again to go on. {kept}", OUR_BUG)
+
+
+def _crash_folder() -> Path:
+    import platformdirs
+
+    root = os.environ.get(STATE_DIR_ENV)
+    folder = Path(root) if root else platformdirs.user_state_path("autointerp")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return Path(tempfile.gettempdir())
+    return folder

@@ -25,10 +25,9 @@ from mlxterp.autointerpret.entry import ExperimentEntry
 from mlxterp.errors import MlxterpError
 from mlxterp_agent import api_help as library
 from mlxterp_agent.events import verdict_of
-from mlxterp_agent.messages import status_text
+from mlxterp_agent.messages import LIMIT, status_text
 from mlxterp_agent.platform import without_secrets
 from mlxterp_agent.supervisor.project_view import look
-from mlxterp_agent.telling import LIMIT
 from mlxterp_agent.text import cut, one_line, plain
 
 if TYPE_CHECKING:

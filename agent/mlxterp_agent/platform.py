@@ -13,11 +13,116 @@ import re
 import signal
 import stat
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any, Protocol
 
 from mlxterp.autointerpret.contract import OUTBOX_ENV
-from mlxterp_agent.errors import DiskFull
+from mlxterp_agent.exit_codes import DiskFull
+
+
+class Clock(Protocol):
+    """What the machinery asks about time."""
+
+    def monotonic(self) -> float:
+        """Seconds that the machine was awake, from an arbitrary start."""
+
+    def elapsed(self) -> float:
+        """Seconds that passed, sleep included, from an arbitrary start; starts anew at a reboot."""
+
+    def wall(self) -> float:
+        """Seconds since 1970."""
+
+
+class SystemClock:
+    """The machine's own clocks."""
+
+    def monotonic(self) -> float:
+        return time.monotonic()
+
+    def elapsed(self) -> float:
+        # Python's monotonic clock stops during sleep on both systems.
+        if sys.platform == "linux":
+            return time.clock_gettime(time.CLOCK_BOOTTIME)
+        if sys.platform == "darwin":
+            return time.clock_gettime(time.CLOCK_MONOTONIC_RAW)
+        return time.monotonic()
+
+    def wall(self) -> float:
+        return time.time()
+
+
+class FakeClock:
+    """A clock that a test moves by hand."""
+
+    def __init__(self, wall: float = 1_790_000_000.0) -> None:
+        self._awake = 0.0
+        self._elapsed = 0.0
+        self._wall = wall
+
+    def monotonic(self) -> float:
+        return self._awake
+
+    def elapsed(self) -> float:
+        return self._elapsed
+
+    def wall(self) -> float:
+        return self._wall
+
+    def advance(self, seconds: float) -> None:
+        """Time passes while the machine is awake."""
+        self._awake += seconds
+        self.sleep(seconds)
+
+    def sleep(self, seconds: float) -> None:
+        """Time passes while the machine sleeps."""
+        self._elapsed += seconds
+        self._wall += seconds
+
+    def set_wall(self, wall: float) -> None:
+        """Somebody sets the wall clock; no time passes."""
+        self._wall = wall
+
+
+_ASKED_FOR = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_WORDS = {
+    signal.SIGINT: "Ctrl-C",
+    signal.SIGTERM: "SIGTERM",
+    signal.SIGHUP: "SIGHUP: the terminal was closed",
+}
+
+
+class Signals:
+    """While it is entered, these signals end nothing by themselves: `received` says which one came first.
+
+    What is under way (an append, a commit) ends properly; whoever waits looks at `received` ten times a
+    second. A second Ctrl-C does the same as the first.
+    """
+
+    def __init__(self) -> None:
+        self.received: str | None = None
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Signals:
+        for each in _ASKED_FOR:
+            self._before[each] = signal.signal(each, self._note)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for each, handler in self._before.items():
+            signal.signal(each, handler)
+
+    def reason(self) -> str | None:
+        """Why to stop, in words; None while nothing came."""
+        return None if self.received is None else f"interrupted by {self.received}"
+
+    def _note(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        self.received = self.received or _WORDS[signal.Signals(number)]
+
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 

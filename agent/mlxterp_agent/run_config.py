@@ -13,13 +13,10 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from mlxterp.autointerpret.contract import ProjectConfig
+from mlxterp_agent.exit_codes import UsageError
 from mlxterp_agent.storage.budget import Limits
 
 AGENT_STREAK = 12
-
-
-class UsageError(ValueError):
-    """An option whose value means nothing; ends with exit code 2."""
 
 
 @dataclass(frozen=True, kw_only=True)

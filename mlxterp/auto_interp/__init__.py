@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from mlxterp.auto_interp.model_scorers import InterventionScorer as InterventionScorer
     from mlxterp.auto_interp.model_scorers import SurprisalScorer as SurprisalScorer
     from mlxterp.auto_interp.sensitivity.sensitivity import sensitivity_test as sensitivity_test
-    from mlxterp.auto_interp.sensitivity.sensitivity_many import sensitivity_tests as sensitivity_tests
+    from mlxterp.auto_interp.sensitivity.sensitivity import sensitivity_tests as sensitivity_tests
 
 # Loaded when first used: who only reads labels needs no mlx.
 _WHERE = {
@@ -45,7 +45,7 @@ _WHERE = {
     "minimal_pairs": "llm.contrast_pairs",
     "save_dashboard": "dashboard",
     "sensitivity_test": "sensitivity.sensitivity",
-    "sensitivity_tests": "sensitivity.sensitivity_many",
+    "sensitivity_tests": "sensitivity.sensitivity",
 }
 
 __all__ = [

@@ -7,9 +7,8 @@ supervises an investigation).
 from __future__ import annotations
 
 from mlxterp.autointerpret.contract import FILES, Project, ProjectConfig, load_project
-from mlxterp.autointerpret.declaration import read_hypothesis
 from mlxterp.autointerpret.entry import ExperimentEntry
-from mlxterp.autointerpret.hypothesis import Hypothesis, InterventionClaim
+from mlxterp.autointerpret.hypothesis import Hypothesis, InterventionClaim, read_hypothesis
 from mlxterp.autointerpret.keep_rule import (
     Evidence,
     Measured,
@@ -17,10 +16,10 @@ from mlxterp.autointerpret.keep_rule import (
     decide,
 )
 from mlxterp.autointerpret.log import ExperimentLog
+from mlxterp.autointerpret.log_file import Seal, SealProblem
 from mlxterp.autointerpret.loop import AutoInterpret
 from mlxterp.autointerpret.registry import MetricRegistry
 from mlxterp.autointerpret.scaffold import init_autointerpret, scaffolds
-from mlxterp.autointerpret.seals import Seal, SealProblem
 
 __all__ = [
     "FILES",

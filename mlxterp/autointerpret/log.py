@@ -1,7 +1,7 @@
 """The experiment log: results.jsonl, one entry a line, append-only.
 
 Lives here: appending, strict and tolerant reading, what the log says in a few lines of text. Does not live
-here: the bytes and the lock (`log_file.py`), the fields of an entry (`entry.py`), seals (`seals.py`).
+here: the bytes and the lock (`log_file.py`), the fields of an entry (`entry.py`), seals (`log_file.py`).
 """
 
 from __future__ import annotations
@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mlxterp._files import write_atomically
-from mlxterp.autointerpret import seals
+from mlxterp.autointerpret import log_file
 from mlxterp.autointerpret.channel import outbox
 from mlxterp.autointerpret.encoding import MAX_LINE, LineError, decode_object, encode_object
 from mlxterp.autointerpret.entry import ExperimentEntry
-from mlxterp.autointerpret.log_file import LogFile, Place
-from mlxterp.autointerpret.seals import Seal, SealProblem
+from mlxterp.autointerpret.log_file import LogFile, Place, Seal, SealProblem
 from mlxterp.errors import CorruptLog, EntryError, TornTail
 
 _LAST_SHOWN = 5
@@ -101,7 +100,7 @@ class ExperimentLog:
 
         def sealed(place: Place) -> ExperimentEntry:
             first = {
-                "schema": seals.SCHEMA,
+                "schema": log_file.SCHEMA,
                 "seq": place.number,
                 "uid": uid,
                 "at": place.at,
@@ -175,7 +174,7 @@ class ExperimentLog:
 
     def verify(self, anchors: Iterable[Seal] = ()) -> list[SealProblem]:
         """Where the log disagrees with its own seals, or with seals kept elsewhere; empty if it does not."""
-        return seals.check(self.raw(), anchors)
+        return log_file.check(self.raw(), anchors)
 
     def seal(self) -> Seal:
         """The seal of all complete lines as they are now: the anchor to keep outside the project."""

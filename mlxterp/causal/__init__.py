@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from mlxterp.causal.attention_patterns import attention_patterns
+from mlxterp.causal.attention_patterns import attention_patterns, attention_scores
 from mlxterp.causal.behaviour import behaviour
-from mlxterp.causal.circuits.acdc import acdc
-from mlxterp.causal.circuits.acdc_progress import AcdcProgress
+from mlxterp.causal.circuits.acdc import AcdcProgress, acdc
 from mlxterp.causal.circuits.circuit import Circuit, roc_auc
 from mlxterp.causal.circuits.edge_patching import EdgeRun
 from mlxterp.causal.circuits.faithfulness import (
     Completeness,
+    FaithfulnessCurve,
     Minimality,
     completeness,
     faithfulness,
+    faithfulness_curve,
     faithfulnesses,
     minimality,
 )
-from mlxterp.causal.circuits.faithfulness_curve import FaithfulnessCurve, faithfulness_curve
 from mlxterp.causal.circuits.graph import (
     Edge,
     Graph,
@@ -29,15 +29,12 @@ from mlxterp.causal.direct_logit_attribution import direct_logit_attribution, di
 from mlxterp.causal.gradients.attribution_patching import attribution_patching, attribution_patchings
 from mlxterp.causal.gradients.edge_attribution import edge_attribution
 from mlxterp.causal.logit_lens import logit_lens
-from mlxterp.causal.patching.ablation import ablate
+from mlxterp.causal.patching.ablation import ablate, random_head_sets
 from mlxterp.causal.patching.activation_patching import activation_patching, activation_patchings
 from mlxterp.causal.patching.causal_tracing import TracedPrompt, causal_tracing
-from mlxterp.causal.patching.head_sets import random_head_sets
 from mlxterp.causal.patching.path_patching import path_patching
-from mlxterp.causal.patterns import attention_scores
 from mlxterp.causal.prompts.pair import PromptPair
-from mlxterp.causal.tuned_lens import TunedLens, identity_lens, load_tuned_lens, tuned_lens
-from mlxterp.causal.tuned_lens_training import train_tuned_lens
+from mlxterp.causal.tuned_lens import TunedLens, identity_lens, load_tuned_lens, train_tuned_lens, tuned_lens
 
 __all__ = [
     "AcdcProgress",

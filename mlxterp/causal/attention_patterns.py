@@ -1,7 +1,7 @@
 """Attention patterns of heads on a prompt, to look at.
 
-What lives here: reading them. What doesn't: scores of all heads (`patterns.py`), changing a pattern (an
-intervention at the hook point "pattern").
+What lives here: reading them. What doesn't: scores of all heads (`attention_patterns.py`), changing a pattern
+(an intervention at the hook point "pattern").
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ from collections.abc import Sequence
 
 import mlx.core as mx
 import numpy as np
+from numpy.typing import NDArray
 
 from mlxterp.causal.prompts.encoding import (
+    Ids,
     Prompt,
     facts_of,
     str_tokens,
@@ -20,7 +22,8 @@ from mlxterp.causal.prompts.encoding import (
 from mlxterp.core.hook_points import HookPoint
 from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import SweepError
-from mlxterp.results import AttentionPatternResult
+from mlxterp.metrics import Floats
+from mlxterp.results import AttentionPatternResult, HeadScoresResult
 
 
 def attention_patterns(
@@ -86,3 +89,90 @@ def _wanted(
             f"{model.n_layers - 1} and heads 0 to {model.n_heads - 1}."
         )
     return sorted(set(found))
+
+
+Mask = NDArray[np.bool_]
+
+
+def attention_scores(
+    model: InterpretableModel,
+    tokens: Sequence[Sequence[int]] | NDArray[np.int64] | None = None,
+    *,
+    n: int = 4,
+    period: int = 16,
+    seed: int = 0,
+) -> HeadScoresResult:
+    """Where each head attends, on repeated random tokens or on tokens of one's own.
+
+    With `A[t, s]` the attention from position t to position s ≤ t, averaged over positions t and sequences:
+
+        previous_token   A[t, t − 1]
+        duplicate_token  Σ A[t, s] over earlier s that hold t's token; over the t that have one
+        induction        Σ A[t, s + 1] over the same s: the token that followed last time (t itself left out)
+
+    Args:
+        tokens: `[n, length]`; by default each sequence is `period` random tokens, all different, twice over.
+        n, period, seed: of the random sequences.
+
+    Returns:
+        scores `[n_layers, n_heads]` between 0 and 1, with what a head that attends evenly would have.
+
+    Source: Elhage et al. 2021; Olsson et al. 2022, "In-context Learning and Induction Heads".
+    """
+    given = tokens is not None
+    rows = np.atleast_2d(np.asarray(tokens, dtype=np.int64)) if given else _repeated(model, n, period, seed)
+    masks = _masks(rows)
+    absent = [name for name, mask in masks.items() if not mask.any()]
+    if absent:
+        raise SweepError(
+            f"these tokens repeat nothing at a distance, so {', '.join(absent)} has no position to be "
+            "measured at. Give sequences in which tokens come twice, or leave `tokens` out for repeated "
+            "random ones."
+        )
+    points = [HookPoint("pattern", layer) for layer in range(model.n_layers)]
+    _, seen = model.run(mx.array(rows), capture=points)
+    patterns = np.stack([np.array(seen[point].astype(mx.float32)) for point in points])
+    even = np.tril(np.ones((rows.shape[1],) * 2)) / np.arange(1, rows.shape[1] + 1)[:, None]
+    return HeadScoresResult(
+        scores={name: _score(patterns, mask) for name, mask in masks.items()},
+        expected={name: float(_score(even[None, None, None], mask)[0, 0]) for name, mask in masks.items()},
+        measured_on=facts_of(model)
+        | {
+            "tokens": "given" if given else f"{n} sequences of {period} random tokens, twice over",
+            "seed": None if given else seed,
+            "n_sequences": len(rows),
+            "length": rows.shape[1],
+        },
+    )
+
+
+def _repeated(model: InterpretableModel, n: int, period: int, seed: int) -> Ids:
+    if not 2 <= period <= model.d_vocab or n < 1:
+        raise SweepError(
+            f"n={n}, period={period}: a sequence repeats 2 to {model.d_vocab} different tokens, and there "
+            "is at least one."
+        )
+    rng = np.random.default_rng(seed)
+    halves = np.stack([rng.choice(model.d_vocab, size=period, replace=False) for _ in range(n)])
+    return np.concatenate([halves, halves], axis=1)
+
+
+def _masks(tokens: Ids) -> dict[str, Mask]:
+    """Per score, which (sequence, dest, src) count."""
+    n, length = tokens.shape
+    earlier = np.tril(np.ones((length, length), dtype=bool), k=-1)
+    duplicate = (tokens[:, :, None] == tokens[:, None, :]) & earlier
+    after = np.zeros_like(duplicate)
+    after[:, :, 1:] = duplicate[:, :, :-1]
+    previous = np.broadcast_to(np.eye(length, k=-1, dtype=bool), (n, length, length))
+    return {"previous_token": previous, "duplicate_token": duplicate, "induction": after & earlier}
+
+
+def _score(patterns: NDArray[np.floating], mask: Mask) -> Floats:
+    """[n_layers, n_heads] from patterns [n_layers, n, n_heads, dest, src]: mean over destinations that have a
+    source."""
+    attended = (patterns * mask[None, :, None]).sum(axis=-1)
+    has_source: Mask = np.any(mask, axis=-1, keepdims=False)
+    return np.asarray(
+        (attended * has_source[None, :, None]).sum(axis=(1, 3)) / has_source.sum(), dtype=np.float64
+    )

@@ -1,4 +1,5 @@
-"""What a model can be asked: `python -m mlxterp.core.capabilities NAME` prints which hook points and parts it has.
+"""What a model can be asked: `python -m mlxterp.core.capabilities NAME` prints which hook points and parts it
+has.
 
 Lives here: the table and the program that prints it. Does not live here: the check itself, which every load
 makes (`mlxterp.core.self_check`).

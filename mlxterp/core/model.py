@@ -17,12 +17,9 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from mlxterp.core import (
-    devices,
-    kept_probe,
-)
-from mlxterp.core import (
     forward as engine,
 )
+from mlxterp.core import self_check
 from mlxterp.core import (
     self_check as probe,
 )
@@ -50,9 +47,11 @@ class InterpretableModel:
         quantized: keep the weights of a bundled model or GGUF file quantised.
         dtype: what to cast the weights to, as in `mx.float32`; by default they stay as they came.
         family: how the blocks of a module of your own differ from the common ones (`families.py`).
-        verify: check by two forwards of five tokens that the hook points mean what they say (`self_check.py`), and
-            on a GPU that it computes what the CPU does (`devices.py`). For a model loaded by name the outcome
-            is kept in MLXTERP_CACHE and taken up again for the same weights and code (`kept_probe.py`).
+        verify: check by two forwards of five tokens that the hook points mean what they say
+        (`self_check.py`), and
+            on a GPU that it computes what the CPU does (`self_check.py`). For a model loaded by name the
+            outcome is kept in MLXTERP_CACHE and taken up again for the same weights and code
+            (`self_check.py`).
         progress: told what is going on while a model is fetched and loaded.
 
     Raises:
@@ -94,14 +93,14 @@ class InterpretableModel:
 
     def _verify(self, *, keep: bool) -> None:
         """Asks the probe, or takes up what it found in an earlier process."""
-        found = kept_probe.read(self.architecture, self.digest) if keep else None
+        found = self_check.read(self.architecture, self.digest) if keep else None
         if found is not None:
             self.architecture.capabilities = found
             return
-        devices.compare(self.architecture, probe.probe_tokens(self.architecture))
+        self_check.compare(self.architecture, probe.probe_tokens(self.architecture))
         probe.verify(self.architecture)
         if keep:
-            kept_probe.write(self.architecture, self.digest)
+            self_check.write(self.architecture, self.digest)
 
     def __repr__(self) -> str:
         return f"InterpretableModel({self.name!r}, n_layers={self.n_layers}, d_model={self.d_model})"

@@ -6,22 +6,78 @@ Covers: reading activations, and the parts as formulas. Does not cover: whether 
 
 from __future__ import annotations
 
+import hashlib
+import inspect
+import json
+import platform
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
+from mlxterp._files import write_atomically
 from mlxterp.core import forward as engine
 from mlxterp.core.architecture import attention
 from mlxterp.core.architecture.parts import Architecture, Capability, stream
+from mlxterp.core.forward import Visit
 from mlxterp.core.hook_points import LAYER_NAMES, HookPoint
 from mlxterp.core.interventions import zero
+from mlxterp.core.linux_blas import blas
 from mlxterp.core.selection import Window
 from mlxterp.core.taps import tapped
-from mlxterp.core.visit import Visit
-from mlxterp.errors import UnsupportedArchitecture
+from mlxterp.errors import DeviceDisagrees, UnsupportedArchitecture
+from mlxterp.models.fetch import cache_dir
+
+TOLERANCE, TOLERANCE_HALF = 5e-3, 4e-2
+"""How far the logits of the two devices may lie apart, relative to the largest; float32, types of 16 bits.
+
+Wide, because a GPU may multiply float32 in fewer bits. What it is there to catch is gross.
+"""
+
+
+def computing() -> mx.Device:
+    """The device that a forward runs on."""
+    return mx.default_device()
+
+
+def on_cpu() -> AbstractContextManager[object]:
+    """What is built inside is computed by the CPU."""
+    return mx.stream(mx.cpu)
+
+
+def compare(architecture: Architecture, tokens: mx.array) -> float | None:
+    """How far this device's logits of `tokens` are from the CPU's, relative to the largest; None on a CPU.
+
+    Costs a forward on each device.
+
+    Raises:
+        DeviceDisagrees: further than the tolerance.
+    """
+    if computing().type == mx.cpu:
+        return None
+    own = architecture.forward(tokens)
+    mx.eval(own)
+    with on_cpu():
+        expected = architecture.forward(tokens)
+        mx.eval(expected)
+    a, b = (np.array(x.astype(mx.float32)) for x in (own, expected))
+    off = float(np.abs(a - b).max() / max(float(np.abs(b).max()), 1e-6))
+    tolerance = TOLERANCE if own.dtype == mx.float32 else TOLERANCE_HALF
+    if not off <= tolerance:  # NaN fails too
+        raise DeviceDisagrees(
+            f"{architecture.name}: on {computing()} the logits of {tokens.size} tokens are {off:.1e} away "
+            f"from those that the CPU computes, relative to the largest; {tolerance:g} would be rounding. "
+            "Nothing measured there would be right. Compute on the CPU, before loading: "
+            "mlx.core.set_default_device(mlx.core.cpu)."
+        )
+    return off
+
 
 N_TOKENS = 5
 ATTENTION_NAMES = ("q", "k", "v", "pattern")
@@ -207,3 +263,54 @@ def _ends_in_logits(architecture: Architecture, seen: Seen) -> Iterator[Claim]:
     got = architecture.softcapped(logits)
     what = "logits are not linear in the residual stream at a fixed norm scale"
     yield Claim(("final_norm_formula",), got, seen.plain[..., some], what)
+
+
+SCHEMA = "mlxterp-probe/1"
+
+
+def read(architecture: Architecture, digest: str) -> dict[str, Capability] | None:
+    """The capabilities that the probe found before, or None."""
+    try:
+        data = json.loads(_path(architecture, digest).read_text(encoding="utf-8"))
+        if data["schema"] != SCHEMA or set(data["capabilities"]) != set(architecture.capabilities):
+            return None
+        return {
+            name: Capability(available=bool(available), reason=str(reason))
+            for name, (available, reason) in data["capabilities"].items()
+        }
+    except (OSError, ValueError, KeyError, TypeError):  # none, or not one of ours
+        return None
+
+
+def write(architecture: Architecture, digest: str) -> None:
+    """Keeps the capabilities that the probe has left."""
+    found = {name: [each.available, each.reason] for name, each in architecture.capabilities.items()}
+    content = json.dumps({"schema": SCHEMA, "model": architecture.name, "capabilities": found}, indent=1)
+    path = _path(architecture, digest)
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, content.encode())
+
+
+def _path(architecture: Architecture, digest: str) -> Path:
+    modules = {inspect.getmodule(type(part)) for part in (architecture.model, architecture.layers[0].block)}
+    modules |= {
+        inspect.getmodule(layer.namespace[attention.NAME])
+        for layer in architecture.layers[:1]
+        if attention.NAME in layer.namespace
+    }
+    key = hashlib.sha256(f"{SCHEMA} {digest} {_code_of_the_core()} {_machine()}".encode())
+    for file in sorted(file for module in modules if (file := getattr(module, "__file__", None))):
+        key.update(Path(file).read_bytes())
+    return cache_dir() / "probes" / f"{architecture.name}-{key.hexdigest()[:32]}.json"
+
+
+@cache
+def _code_of_the_core() -> str:
+    files = sorted(Path(__file__).parent.rglob("*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
+def _machine() -> str:
+    which = blas.which()
+    return f"{version('mlx')} {platform.platform()} {mx.default_device()} {which.name} {which.version}"

@@ -1,10 +1,10 @@
 """Questions to a language model behind an API: what is asked, what came back, what it cost.
 
 Lives here: `Completer`, the one thing the library needs of such a model; Claude behind it, call by call
-(`client.py`) or in batches (`batches.py`), and what both share (`service.py`); the fake that tests use
-(`scripted.py`); what faults mean (`faults.py`), the money (`spending_limit.py`, `prices.py`), replies kept on disk
-(`reply_cache.py`), the way in for code that is not async (`sync.py`). Does not live here: what is asked about
-features (`mlxterp.auto_interp`), the researcher that talks with tools all night (`mlxterp_agent`).
+(`client.py`) or in batches (`batches.py`), and what both share (`client.py`); the fake that tests use
+(`scripted.py`); what faults mean (`faults.py`), the money (`spending_limit.py`, `prices.py`), replies kept on
+disk (`reply_cache.py`), the way in for code that is not async (`sync.py`). Does not live here: what is asked
+about features (`mlxterp.auto_interp`), the researcher that talks with tools all night (`mlxterp_agent`).
 
 Knows no mlx, and loads the anthropic package only when it is asked something.
 """

@@ -13,11 +13,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mlxterp.errors import LlmAway, LlmRejected
-from mlxterp.llm.client import Spent
+from mlxterp.llm.client import ATTEMPTS, CALL_SECONDS, PATIENCE, Pause, Spent, service
 from mlxterp.llm.completer import Reply, Request
 from mlxterp.llm.prices import DEFAULT_MODEL
 from mlxterp.llm.reply_cache import ReplyCache
-from mlxterp.llm.service import ATTEMPTS, CALL_SECONDS, PATIENCE, Pause, service
 from mlxterp.llm.spending_limit import Purse
 
 if TYPE_CHECKING:

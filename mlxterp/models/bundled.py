@@ -5,7 +5,8 @@
 it
   (`float32_copy.py`).
 
-A GGUF file of one's own is loaded the same way. Not here: models of mlx-lm and the hub (`models/registry.py`).
+A GGUF file of one's own is loaded the same way. Not here: models of mlx-lm and the hub
+(`models/registry.py`).
 """
 
 from __future__ import annotations

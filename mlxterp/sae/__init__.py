@@ -15,17 +15,14 @@ from mlxterp.sae.analysis.interventions import (
 )
 from mlxterp.sae.bundled import bundled_sae
 from mlxterp.sae.config import SAEConfig
-from mlxterp.sae.evaluation import fvu, reconstruction_quality, sae_quality
-from mlxterp.sae.feature_store.build import build_store, cached_store
+from mlxterp.sae.evaluation import Recovery, absorption, fvu, reconstruction_quality, recovery, sae_quality
+from mlxterp.sae.feature_store.build import build_store, cached_store, store_from_arrays
 from mlxterp.sae.feature_store.store import FeatureStore, load_store
-from mlxterp.sae.feature_store.store_arrays import store_from_arrays
 from mlxterp.sae.formats.read import load_sae, save_sae
-from mlxterp.sae.planted_truth import Recovery, absorption, recovery
 from mlxterp.sae.sae import SAE, Activation, JumpRelu, Relu, TopK
 from mlxterp.sae.training.activations import StreamedActivations, cached_activations
 from mlxterp.sae.training.source import ActivationSource, ArrayActivations
-from mlxterp.sae.training.train import Trained, train_sae, train_saes
-from mlxterp.sae.training.training_progress import TrainingProgress
+from mlxterp.sae.training.train import Trained, TrainingProgress, train_sae, train_saes
 
 __all__ = [
     "SAE",

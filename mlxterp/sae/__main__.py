@@ -23,8 +23,7 @@ from mlxterp.sae.config import VARIANTS, SAEConfig
 from mlxterp.sae.evaluation import sae_quality
 from mlxterp.sae.formats.read import save_sae
 from mlxterp.sae.training.activations import cached_activations
-from mlxterp.sae.training.train import train_sae
-from mlxterp.sae.training.training_progress import TrainingProgress
+from mlxterp.sae.training.train import TrainingProgress, train_sae
 
 HELD_OUT = 20
 """Every how manieth document is kept to measure on."""

@@ -1,7 +1,8 @@
 """How good an SAE is: reconstruction, sparsity, and what the model loses when it computes with it.
 
 Lives here: measuring on a model's texts or on arrays. Does not live here: the runs behind the
-losses (`model_losses.py`), the result as a value (`mlxterp.results.sae_quality`), planted truth (`planted_truth.py`).
+losses (`evaluation.py`), the result as a value (`mlxterp.results.sae_quality`), planted truth
+(`evaluation.py`).
 
 Sums are kept for each document in float64, and every ratio is a ratio of sums; intervals are bootstraps over
 documents, because the tokens of one document are no independent samples.
@@ -10,18 +11,101 @@ documents, because the tokens of one document are no independent samples.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.optimize import linear_sum_assignment
 
+from mlxterp.core.hook_points import HookPoint
+from mlxterp.core.interventions import replace
+from mlxterp.core.linux_blas import swiglu as fast_math
 from mlxterp.core.model import InterpretableModel
+from mlxterp.core.tokens import pad
 from mlxterp.errors import SAEError, TooLittleData
 from mlxterp.results.sae_quality import Quality, SAEQualityResult
-from mlxterp.sae.model_losses import model_losses
 from mlxterp.sae.sae import SAE
-from mlxterp.sae.training.activations import StreamedActivations
+from mlxterp.sae.training.activations import Ids, StreamedActivations
+
+_ROWS_AT_ONCE = 8
+
+
+@dataclass(eq=False)
+class _LossSums:
+    n: int
+    sums: dict[str, Exact] = field(default_factory=dict)
+
+    def add(self, name: str, documents: NDArray[Any], values: NDArray[Any]) -> None:
+        np.add.at(self.sums.setdefault(name, np.zeros(self.n)), documents, values.astype(np.float64))
+
+
+def model_losses(
+    model: InterpretableModel, sae: SAE, source: StreamedActivations, n_texts: int, mean: mx.array
+) -> dict[str, Exact]:
+    """Cross-entropy and KL sums of each document, clean and with the activation replaced."""
+    found = _LossSums(n_texts)
+    rows = [(i, row) for i in range(n_texts) for row in source.rows_of_text(i)]
+    rows.sort(key=lambda pair: -len(pair[1]))
+    for low in range(0, len(rows), _ROWS_AT_ONCE):
+        _losses_of(model, sae, source, rows[low : low + _ROWS_AT_ONCE], mean, found)
+    return found.sums
+
+
+def _losses_of(
+    model: InterpretableModel,
+    sae: SAE,
+    source: StreamedActivations,
+    rows: Sequence[tuple[int, Ids]],
+    mean: mx.array,
+    found: _LossSums,
+) -> None:
+    batch = pad([row for _, row in rows])
+    counted = source.counted(batch)
+    predicts = counted.copy()
+    predicts[:, :-1] &= batch.mask[:, 1:]
+    predicts[:, -1] = False
+    if not predicts.any():
+        return
+    row, pos = np.nonzero(predicts)
+    documents = np.array([rows[i][0] for i in row.tolist()])
+    answers = batch.tokens[row, pos + 1]
+    at = mx.array(row * batch.tokens.shape[1] + pos)
+    read, written = sae.point, sae.point_out
+
+    def log_probs(value: mx.array | None) -> tuple[NDArray[np.float32], dict[HookPoint, mx.array]]:
+        edits = [] if value is None else [replace(written, value)]
+        capture = [] if value is not None else list({read, written})
+        with fast_math.used(model.architecture):
+            logits, seen = model.run(
+                batch.tokens, interventions=edits, capture=capture, lengths=batch.lengths
+            )
+            chosen = logits.reshape(-1, logits.shape[-1])[at].astype(mx.float32)
+            mx.eval(chosen, seen)
+        scores = np.array(chosen)
+        scores -= scores.max(axis=1, keepdims=True)
+        scores -= np.log(np.exp(scores).sum(axis=1, keepdims=True))
+        return scores, seen
+
+    clean, seen = log_probs(None)
+    found.add("predicted", documents, np.ones(len(documents)))
+    found.add("ce_clean", documents, -clean[np.arange(len(answers)), answers])
+    # An attention sink stays what it is: no SAE is trained on them, and everything later looks at them.
+    flat = {str(point): np.array(x.astype(mx.float32)).reshape(counted.size, -1) for point, x in seen.items()}
+    here = mx.array(counted & source.usual(flat).reshape(counted.shape))[:, :, None]
+    activation = seen[written]
+    stand_ins = {
+        "reconstructed": sae.reconstruct(seen[read]),
+        "zero": mx.zeros_like(activation),
+        "mean": mx.broadcast_to(mean, activation.shape),
+    }
+    probabilities = np.exp(clean)
+    for name, value in stand_ins.items():
+        edited, _ = log_probs(mx.where(here, value.astype(activation.dtype), activation))
+        found.add(f"ce_{name}", documents, -edited[np.arange(len(answers)), answers])
+        found.add(f"kl_{name}", documents, (probabilities * (clean - edited)).sum(axis=1))
+
 
 Exact = NDArray[np.float64]
 Sums = Mapping[str, Exact]  # name → [documents] or [documents, d]
@@ -240,3 +324,128 @@ def _share(name: str, which: NDArray[np.bool_]) -> Quality:
     return Quality(
         name=name, value=p, low=max(0.0, float(middle - half)), high=min(1.0, float(middle + half))
     )
+
+
+FOUND = 0.9
+COVERS = 0.25
+_DRAWS = 1000
+_TOKENS = 8192
+
+
+@dataclass(frozen=True, eq=False)
+class Recovery:
+    """True directions matched one to one with features so that the sum of cosines is largest.
+
+    Attributes:
+        mcc: mean cosine of the matched pairs.
+        recovered: share of true directions whose match has a cosine above 0.9.
+        features: [true], the matched feature of each, −1 where there are fewer features.
+        cosines: [true], 0 where there is none.
+    """
+
+    mcc: Quality
+    recovered: Quality
+    features: NDArray[np.int64]
+    cosines: NDArray[np.float64]
+
+
+def recovery(sae: SAE, directions: ArrayLike, *, seed: int = 0) -> Recovery:
+    """Matches the rows of `directions` [true, d_out] with decoder rows (Hungarian method).
+
+    A feature stands for one direction only, so that a feature between two does not count twice. Intervals are
+    bootstraps over the true directions.
+
+    Raises:
+        SAEError: directions of another width.
+    """
+    true: NDArray[Any] = np.asarray(directions, dtype=np.float64)
+    if true.ndim != 2 or true.shape[1] != sae.d_out:
+        raise SAEError(
+            f"Directions of shape {true.shape} for an SAE that writes {sae.d_out} values; give [true, d_out]."
+        )
+    rows = np.array(sae.W_dec).astype(np.float64)
+    cosines = _unit(true) @ _unit(rows).T
+    of, feature = linear_sum_assignment(-cosines)
+    matched, features = np.zeros(len(true)), np.full(len(true), -1, dtype=np.int64)
+    matched[of], features[of] = cosines[of, feature], feature
+    drawn = np.random.default_rng(seed).integers(0, len(true), size=(_DRAWS, len(true)))
+    return Recovery(
+        _mean("mcc", matched, drawn),
+        _mean("recovered", (matched > FOUND).astype(float), drawn),
+        features,
+        matched,
+    )
+
+
+def absorption(
+    sae: SAE, x: ArrayLike, directions: ArrayLike, fires: ArrayLike, parents: ArrayLike, *, seed: int = 0
+) -> Quality:
+    """How often a general feature is silent because a special one has taken it over; 0 is best.
+
+    A parent is a true feature that others, its children, only fire together with. On a token where it fires
+    in truth, it is absorbed if the feature matched with it (`recovery`) does not fire, and a feature matched
+    with one of its children fires that writes the parent too: the cosine of its decoder row with the part of
+    the parent's direction that is orthogonal to that child's is at least 0.25. (Of a clean child it is 0; of
+    a sum of orthogonal parent and child 0.71.)
+
+    The value is the share of such tokens among those where the parent fires, averaged over the parents; the
+    interval is a bootstrap over them.
+
+    Args:
+        x: activations [tokens, d_in].
+        directions: [true, d_out].
+        fires: [tokens, true], whether each true feature fires.
+        parents: [true], the index of each feature's parent, −1 where it has none.
+
+    Raises:
+        SAEError: shapes that do not go together; no parent, or one that never fires.
+
+    Source: Chanin et al. 2024, "A is for Absorption", arXiv:2409.14507. Deviations: truth is planted, so it
+    stands in for their probe and for the choice of the feature's own latents; a child's latent stands in for
+    the one with the largest effect.
+    """
+    true, on = np.asarray(directions, dtype=np.float64), np.asarray(fires, dtype=bool)
+    of, rows_in = np.asarray(parents, dtype=np.int64), np.asarray(x, dtype=np.float32)
+    if on.shape != (len(rows_in), len(true)) or of.shape != (len(true),):
+        raise SAEError(
+            f"Absorption of {len(true)} features on {len(rows_in)} tokens with fires {on.shape} and parents "
+            f"{of.shape}; give [tokens, true] and [true]."
+        )
+    every = [int(parent) for parent in np.unique(of[of >= 0])]
+    silent = [parent for parent in every if not on[:, parent].any()]
+    if not every or silent:
+        raise SAEError(
+            f"Absorption of parents {every}, of which {silent} never fire. Give features with children "
+            "(parents[child] = parent), and tokens on which they fire."
+        )
+    matched = recovery(sae, true, seed=seed).features
+    active = _active(sae, rows_in)
+    rows, unit = _unit(np.array(sae.W_dec).astype(np.float64)), _unit(true)
+    shares = []
+    for parent in every:
+        own = matched[parent]
+        missed = on[:, parent] & (~active[:, own] if own >= 0 else True)
+        covered = np.zeros(len(on), dtype=bool)
+        for child in np.flatnonzero(of == parent):
+            rest = unit[parent] - (unit[parent] @ unit[child]) * unit[child]
+            feature = matched[child]
+            if feature >= 0 and rows[feature] @ _unit(rest[None])[0] >= COVERS:
+                covered |= active[:, feature]
+        shares.append((missed & covered).sum() / on[:, parent].sum())
+    drawn = np.random.default_rng(seed).integers(0, len(every), size=(_DRAWS, len(every)))
+    return _mean("absorption", np.array(shares), drawn)
+
+
+def _active(sae: SAE, x: NDArray[np.float32]) -> NDArray[np.bool_]:
+    pieces = [np.array(sae.encode(mx.array(x[low : low + _TOKENS])) > 0) for low in range(0, len(x), _TOKENS)]
+    return np.concatenate(pieces)
+
+
+def _unit(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    scaled: NDArray[np.float64] = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+    return scaled
+
+
+def _mean(name: str, values: NDArray[np.float64], drawn: NDArray[np.int64]) -> Quality:
+    low, high = np.quantile(values[drawn].mean(axis=1), [0.025, 0.975])
+    return Quality(name=name, value=float(values.mean()), low=float(low), high=float(high))

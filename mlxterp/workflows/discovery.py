@@ -11,7 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+import mlx.core as mx
+import numpy as np
+
 from mlxterp.causal.circuits.acdc import AcdcProgress, acdc
+from mlxterp.causal.circuits.circuit import Circuit
+from mlxterp.causal.circuits.faithfulness import faithfulnesses
 from mlxterp.causal.circuits.graph import Graph, graph_of
 from mlxterp.causal.gradients.edge_attribution import edge_attribution
 from mlxterp.causal.patching.activation_patching import activation_patchings
@@ -22,9 +27,16 @@ from mlxterp.causal.prompts.encoding import Prompt
 from mlxterp.causal.prompts.pair import PromptPair
 from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import SweepError
-from mlxterp.results import CircuitResult, EdgeScoresResult, Step, WorkflowResult
-from mlxterp.workflows import narratives, telling_circuits
-from mlxterp.workflows.judging import faithfulness_of
+from mlxterp.metrics import MetricFunction, log_softmax
+from mlxterp.results import (
+    CircuitResult,
+    EdgeScoresResult,
+    FaithfulnessResult,
+    FaithfulnessRow,
+    Step,
+    WorkflowResult,
+)
+from mlxterp.workflows import narratives
 from mlxterp.workflows.progress import progress_of
 from mlxterp.workflows.request import (
     Asked,
@@ -32,11 +44,115 @@ from mlxterp.workflows.request import (
     Progress,
     Teller,
     ask,
+    both_logits,
     chosen_steps,
     shared_runs,
     top,
 )
-from mlxterp.workflows.shift import mean_of_pairs, towards_clean
+
+SHIFT = "shift_towards_clean"
+
+
+def towards_clean(asked: Asked, pair: int) -> MetricFunction:
+    """Σ_v (p_clean(v) − p_corrupted(v)) · logit(v), for one pair.
+
+    A distance from the clean run is at its minimum there, so EAP sees no slope. This one is linear in the
+    logits; between the two runs it differs by KL(clean ‖ corrupted) + KL(corrupted ‖ clean), so it has a gap
+    wherever they differ; and its slope in the corrupted run is that of −KL(clean ‖ ·).
+    """
+    clean, corrupted = (np.exp(log_softmax(rows[pair])) for rows in both_logits(asked.model, asked.prepared))
+    weights = (clean - corrupted).astype(np.float32)
+
+    def shift_towards_clean(logits: Any) -> Any:
+        return logits @ (mx.array(weights) if isinstance(logits, mx.array) else weights)
+
+    return shift_towards_clean
+
+
+def mean_of_pairs(each: Sequence[EdgeScoresResult]) -> EdgeScoresResult:
+    """The mean score of each edge over pairs that were attributed one by one; the only one as it is."""
+    first = each[0]
+    if len(each) == 1:
+        return first
+    scores = np.stack([result.scores for result in each])
+    prompts = [prompt for result in each for prompt in result.measured_on["prompts"]]
+    return replace(
+        first,
+        scores=scores.mean(axis=0),
+        per_example=scores,
+        clean_metric=float(np.mean([result.clean_metric for result in each])),
+        corrupted_metric=float(np.mean([result.corrupted_metric for result in each])),
+        measured_on=dict(first.measured_on) | {"prompts": prompts, "reduced": "mean of each pair's scores"},
+    )
+
+
+RANDOM_SETS = 3
+
+
+def faithfulness_of(
+    asked: Asked,
+    circuit: CircuitResult,
+    scores: EdgeScoresResult | None,
+    graph: Graph,
+    *,
+    seed: int,
+    token_budget: int | None,
+) -> FaithfulnessResult:
+    """The circuit, the model without it, as many edges chosen by estimate alone, and as many at random.
+
+    Faithfulness is measured with the metric of the search, on the same pairs: it says how well the search
+    did, not whether the circuit holds on other prompts.
+    """
+    edges = tuple(graph.edges())
+    found = Circuit.of(circuit)
+    size, rng = len(found), np.random.default_rng(seed)
+    sets: list[tuple[str, str, Circuit]] = [
+        ("the circuit", "found", found),
+        ("all but the circuit", "without", Circuit(frozenset(edges) - found.edges)),
+    ]
+    if scores is not None and size:
+        best = Circuit.of([component.label for component in scores.top_components(size)])
+        sets.append(("as many edges by attribution", "comparison", best))
+    for i in range(RANDOM_SETS if 0 < size < len(edges) else 0):
+        drawn = rng.choice(len(edges), size=size, replace=False)
+        sets.append((f"random edges {i + 1}", "random", Circuit(frozenset(edges[j] for j in drawn))))
+    prepared = asked.prepared
+    measured = faithfulnesses(
+        asked.model,
+        asked.pairs,
+        [each for _, _, each in sets],
+        metric=asked.metric,
+        align=asked.align,
+        token_budget=token_budget,
+        seed=seed,
+    )
+    one, zero = float(prepared.clean_metric.mean()), float(prepared.corrupted_metric.mean())
+    rows = []
+    for i, (label, group, each) in enumerate(sets):
+        f = float(measured.effects[i])
+        ci = None
+        if measured.low is not None and measured.high is not None:
+            ci = (float(measured.low[i]), float(measured.high[i]))
+        rows.append(
+            FaithfulnessRow(
+                label=label,
+                n_edges=len(each),
+                value=zero + f * (one - zero),
+                faithfulness=f,
+                group=group,
+                ci=ci,
+            )
+        )
+    return FaithfulnessResult(
+        rows=tuple(rows),
+        metric=prepared.metric.name,
+        clean_metric=one,
+        corrupted_metric=zero,
+        n_edges=graph.n_edges,
+        measured_on=prepared.measured_on(asked.model)
+        | {"ablation": "other edges carry the corrupted prompt's value (resample)", "seed": seed},
+    )
+
 
 NAME = "circuit_discovery"
 STEPS = ("attribution", "activation", "acdc", "paths")
@@ -141,15 +257,15 @@ def circuit_discovery(
         scores: EdgeScoresResult | None = None
         if "attribution" in chosen:
             scores = run.attribution()
-            done.append(telling_circuits.attribution(scores, top_k))
+            done.append(narratives.attribution(scores, top_k))
         if "activation" in chosen:
             done += run.activation(scores)
         circuit: CircuitResult | None = None
         if "acdc" in chosen:
             circuit, step = run.acdc(threshold, _searched(scores, graph, candidates), checkpoint)
             judged = faithfulness_of(asked, circuit, scores, graph, seed=seed, token_budget=token_budget)
-            done += [step, telling_circuits.faithfulness(judged, circuit)]
-            done[-2] = telling_circuits.missed(done, step, scores, top_k)
+            done += [step, narratives.faithfulness(judged, circuit)]
+            done[-2] = narratives.missed(done, step, scores, top_k)
         if "paths" in chosen:
             done.append(run.paths(circuit))
     facts = {"threshold": threshold, "candidates": candidates, "steps": list(chosen), "top_k": top_k}
@@ -161,7 +277,7 @@ def circuit_discovery(
         components_from=next(((s,) for s in ("acdc", "activation", "attribution") if s in chosen), ()),
         measured_on=asked.prepared.measured_on(model) | facts | {"n_edges": graph.n_edges, "ran": teller.ran},
     )
-    return replace(found, conclusion=telling_circuits.conclusion(found, top_k))
+    return replace(found, conclusion=narratives.conclusion(found, top_k))
 
 
 def _searched(
@@ -233,7 +349,7 @@ class _Run:
             steps.append(
                 Step(name, result, narratives.patched(result, _SWEEPS[name][2], self.top_k), cautions)
             )
-        return steps if scores is None else telling_circuits.agreement(steps, scores)
+        return steps if scores is None else narratives.agreement(steps, scores)
 
     def acdc(
         self, threshold: float, searched: list[str] | None, checkpoint: str | Path | None
@@ -256,7 +372,7 @@ class _Run:
             progress=tell,
         )
         self.teller.ran["acdc tested edges"] = circuit.n_tested
-        return circuit, telling_circuits.search(circuit, self.top_k)
+        return circuit, narratives.search(circuit, self.top_k)
 
     def paths(self, circuit: CircuitResult | None) -> Step:
         senders = None if circuit is None else [n for n in circuit.nodes if n in map(str, self.graph.senders)]

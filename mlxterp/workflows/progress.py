@@ -1,6 +1,6 @@
 """What `verbose=True` does: how far a workflow is, on stderr. No other place of the library writes there.
 
-Lives here: printing. Does not live here: what is printed (`asking.py`).
+Lives here: printing. Does not live here: what is printed (`api.py`).
 """
 
 from __future__ import annotations

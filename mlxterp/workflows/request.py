@@ -1,7 +1,7 @@
 """What a workflow is asked: pairs, metric, steps; the two runs that all its steps share; how far it is.
 
 Lives here: everything that is settled before the first step. Does not live here: the steps
-(`localization.py`, `discovery.py`), sentences (`telling.py`).
+(`localization.py`, `discovery.py`), sentences (`messages.py`).
 """
 
 from __future__ import annotations

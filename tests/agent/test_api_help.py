@@ -97,7 +97,7 @@ def test_help_needs_neither_mlx_nor_the_service():
 
 def test_the_command_prints_it_and_an_unknown_name_is_a_mistake_of_usage():
     from mlxterp_agent.cli import app
-    from mlxterp_agent.run_config import UsageError
+    from mlxterp_agent.exit_codes import UsageError
 
     known = CliRunner().invoke(app, ["api", "ablate"])
     unknown = CliRunner().invoke(app, ["api", "abalone"])

@@ -14,10 +14,10 @@ from typing import NamedTuple
 import pytest
 
 from mlxterp.autointerpret.scaffold import scaffolds
-from mlxterp_agent import exit_codes as exits
+from mlxterp_agent import exit_codes
 from mlxterp_agent.cli import app
-from mlxterp_agent.endings import end_of
 from mlxterp_agent.events import Event, SetupReady
+from mlxterp_agent.exit_codes import end_of
 from mlxterp_agent.researchers.external import External
 from mlxterp_agent.run_config import (
     Options,
@@ -71,8 +71,8 @@ def test_help_loads_nothing_heavy():
 def test_help_documents_every_exit_code(autointerp):
     said = autointerp("--help")
 
-    assert said.code == exits.FINISHED
-    assert all(meaning in said.out for meaning in exits.MEANING.values())
+    assert said.code == exit_codes.FINISHED
+    assert all(meaning in said.out for meaning in exit_codes.MEANING.values())
 
 
 def test_the_version_is_one_line(autointerp):
@@ -98,7 +98,7 @@ def test_the_version_is_one_line(autointerp):
 def test_a_command_line_that_means_nothing_ends_with_2(autointerp, project, arguments):
     said = autointerp(*(str(project) if each == "DIR" else each for each in arguments))
 
-    assert said.code == exits.USAGE
+    assert said.code == exit_codes.USAGE
     assert said.err
     assert "Traceback" not in said.err
 
@@ -107,7 +107,7 @@ def test_a_command_line_that_means_nothing_ends_with_2(autointerp, project, argu
 def test_a_directory_that_is_no_investigation_is_named_with_what_makes_one(autointerp, tmp_path, command):
     said = autointerp(command, tmp_path)
 
-    assert said.code == exits.PROJECT
+    assert said.code == exit_codes.PROJECT
     assert str(tmp_path) in said.err
     assert "autointerp init" in said.err
 
@@ -117,7 +117,7 @@ def test_a_missing_setup_py_is_named(autointerp, project):
 
     said = autointerp("watch", project)
 
-    assert said.code == exits.PROJECT
+    assert said.code == exit_codes.PROJECT
     assert "setup.py is missing" in said.err
 
 
@@ -128,7 +128,7 @@ def test_a_setup_py_that_raises_is_shown_with_its_line(autointerp, project):
 
     said = autointerp("run", project)
 
-    assert said.code == exits.PROJECT
+    assert said.code == exit_codes.PROJECT
     assert "RuntimeError: the weights are not here" in said.err
     assert "(line 2: raise RuntimeError('the weights are not here'))" in said.err
     assert "Traceback" not in said.err
@@ -140,7 +140,7 @@ def test_run_prints_the_verdict_of_the_current_experiment(autointerp, project):
 
     said = autointerp("run", project)
 
-    assert said.code == exits.FINISHED
+    assert said.code == exit_codes.FINISHED
     assert said.out.startswith("0001 lead: alpha was found\n")
     assert len(said.out.encode()) <= 2001
     assert verdicts(project) == ["lead"]
@@ -160,7 +160,7 @@ def test_run_a_second_time_says_what_came_of_it_and_runs_nothing(autointerp, pro
 
     said = autointerp("run", project)
 
-    assert said.code == exits.FINISHED
+    assert said.code == exit_codes.FINISHED
     assert "ran before as 0001" in said.out
     assert len(entries(project)) == 1
 
@@ -170,7 +170,7 @@ def test_run_of_a_file_that_does_not_parse_names_the_line(autointerp, project):
 
     said = autointerp("run", project)
 
-    assert said.code == exits.PROJECT
+    assert said.code == exit_codes.PROJECT
     assert "line 2" in said.out
     assert entries(project) == []
 
@@ -180,7 +180,7 @@ def test_run_keeps_to_its_own_time_box(autointerp, project):
 
     said = autointerp("run", project, "--time-per-experiment", 1)
 
-    assert said.code == exits.FINISHED
+    assert said.code == exit_codes.FINISHED
     assert "time box of 1 s" in said.out
 
 
@@ -209,7 +209,7 @@ def test_run_beside_a_supervisor_waits_for_its_verdict(autointerp, project):
     run(project, External(), Options(max_experiments=1), listen)
     asking.join()
 
-    assert answer[0].code == exits.FINISHED
+    assert answer[0].code == exit_codes.FINISHED
     assert (
         f"waiting for the verdict of the supervisor that works here, process {os.getpid()}" in answer[0].err
     )
@@ -221,7 +221,7 @@ def test_two_supervisors_on_one_directory_end_the_second_with_75(autointerp, pro
     with ProjectLock(open_state(project)):
         said = autointerp("watch", project)
 
-    assert said.code == exits.LOCKED
+    assert said.code == exit_codes.LOCKED
     assert str(os.getpid()) in said.err
 
 
@@ -231,7 +231,7 @@ def test_status_log_and_verify_work_without_the_lock_and_before_the_first_run(au
 
     assert "supervised by process" in status.out
     assert log.out == "no experiment yet\n"
-    assert checks.code == exits.CONTRACT  # there is no repository yet, and it says so
+    assert checks.code == exit_codes.CONTRACT  # there is no repository yet, and it says so
     assert "there is no repository" in checks.out
 
 
@@ -266,7 +266,7 @@ def test_watch_ends_with_what_was_found_where_the_report_is_and_how_to_go_on(aut
 
     said = autointerp("watch", project, "--max-experiments", 1)
 
-    assert said.code == exits.FINISHED
+    assert said.code == exit_codes.FINISHED
     assert "0001 lead: alpha was found" in said.out
     assert "report.html" in said.out
     assert "--max-experiments 2" in said.out
@@ -296,7 +296,7 @@ def test_init_makes_an_investigation_in_a_repository_of_its_own(autointerp, tmp_
 
     said = autointerp("init", target, "--model", "toy-induction", "--question", "Why?")
 
-    assert said.code == exits.FINISHED
+    assert said.code == exit_codes.FINISHED
     assert git(target, "log", "--format=%s") == "Begin the investigation"
     assert git(target, "status", "--short") == ""
     assert "Why?" in (target / "program.md").read_text()
@@ -307,14 +307,14 @@ def test_init_overwrites_nothing(autointerp, project):
 
     said = autointerp("init", project)
 
-    assert said.code == exits.PROJECT
+    assert said.code == exit_codes.PROJECT
     assert {path: path.read_bytes() for path in project.rglob("*") if path.is_file()} == before
 
 
 def test_an_unknown_scaffold_is_answered_with_those_there_are(autointerp, tmp_path):
     said = autointerp("init", tmp_path / "new", "--scaffold", "nonsense")
 
-    assert said.code == exits.PROJECT
+    assert said.code == exit_codes.PROJECT
     assert all(name in said.err for name in scaffolds())
     assert not (tmp_path / "new").exists()
 
@@ -323,7 +323,7 @@ def test_an_unknown_scaffold_is_answered_with_those_there_are(autointerp, tmp_pa
 def test_a_researcher_of_a_later_version_is_refused_in_words(autointerp, tmp_path, agent):
     said = autointerp("start", tmp_path / "new", "--agent", agent)
 
-    assert said.code == exits.RESEARCHER
+    assert said.code == exit_codes.RESEARCHER
     assert "--agent scripted" in said.err
     assert not (tmp_path / "new").exists()
 
@@ -337,7 +337,7 @@ def test_start_says_which_researcher_it_took_and_goes_on_where_it_stopped(autoin
 
     assert first.out.startswith(f"going on with {project}\n")
     assert "[nobody in particular" in first.out
-    assert second.code == exits.FINISHED
+    assert second.code == exit_codes.FINISHED
     assert "resuming after 1" in second.out
     assert len(entries(project)) == 1
 
@@ -349,7 +349,7 @@ def test_start_without_a_directory_goes_on_with_the_one_it_stands_in(autointerp,
 
     said = autointerp("start", "--agent", "none", "--max-experiments", 1)
 
-    assert said.code == exits.FINISHED
+    assert said.code == exit_codes.FINISHED
     assert verdicts(project) == ["lead"]
     assert not (project / "investigation").exists()
 
@@ -365,7 +365,7 @@ def test_start_without_a_directory_goes_on_with_the_investigation_beside_it(
 
     said = autointerp("start", "--agent", "none", "--max-experiments", 1)
 
-    assert said.code == exits.FINISHED
+    assert said.code == exit_codes.FINISHED
     assert verdicts(project) == ["lead"]
 
 
@@ -375,7 +375,7 @@ def test_a_report_that_cannot_be_written_loses_nothing_and_is_said(autointerp, p
 
     said = autointerp("watch", project, "--max-experiments", 1)
 
-    assert said.code == exits.FINISHED
+    assert said.code == exit_codes.FINISHED
     assert "Report:   not written" in said.out
     assert verdicts(project) == ["lead"]
 
@@ -390,7 +390,7 @@ def test_our_own_bug_is_a_message_and_a_file_with_the_details(capsys, tmp_path, 
 
     said = capsys.readouterr().err
     (kept,) = tmp_path.glob("crash-*.txt")
-    assert code == exits.OUR_BUG
+    assert code == exit_codes.OUR_BUG
     assert "Traceback" not in said
     assert str(kept) in said
     assert "we forgot" in kept.read_text()
@@ -401,7 +401,7 @@ def test_a_machine_that_refuses_is_no_bug(capsys, number):
     def refuse() -> None:
         raise OSError(number, os.strerror(number), "/somewhere")
 
-    assert end_of(refuse) == exits.MACHINE
+    assert end_of(refuse) == exit_codes.MACHINE
     assert "/somewhere" in capsys.readouterr().err
 
 
@@ -410,7 +410,7 @@ def test_without_git_nothing_starts_and_the_message_says_how_to_get_it(autointer
 
     said = autointerp("watch", project)
 
-    assert said.code == exits.MACHINE
+    assert said.code == exit_codes.MACHINE
     assert "git" in said.err
 
 

@@ -1,8 +1,9 @@
 """Features whose meaning is known, planted in an SAE on `toy-induction`, whose weights are written by hand.
 
 After block 0 the stream holds, in subspaces of its own, the word at a position, the word before it, and the
-position (`mlxterp/models/toy_circuit.py`). So an encoder row can fire on exactly one word, a set of words, a word
-behind a word, or a position: `plants()` says which. `with_nulls` adds as many features that mean nothing.
+position (`mlxterp/models/toy_circuit.py`). So an encoder row can fire on exactly one word, a set of words, a
+word behind a word, or a position: `plants()` says which. `with_nulls` adds as many features that mean
+nothing.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from mlxterp.models.toy_circuit import (
     TOK,
     WORDS,
 )
+from mlxterp.sae.feature_store.build import store_from_arrays
 from mlxterp.sae.feature_store.store import FeatureStore
-from mlxterp.sae.feature_store.store_arrays import store_from_arrays
 from mlxterp.sae.sae import SAE, Relu
 
 SUCCESSORS = 3

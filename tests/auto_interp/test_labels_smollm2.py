@@ -11,7 +11,7 @@ from mlxterp.auto_interp import auto_label_features, sensitivity_test
 from mlxterp.auto_interp.evidence.corpus import Corpus
 from mlxterp.auto_interp.evidence.evidence import Sampling
 from mlxterp.auto_interp.promoted_tokens import Promotion
-from mlxterp.auto_interp.rules.offline_run import OfflineRun
+from mlxterp.auto_interp.rules.fitting import OfflineRun
 from mlxterp.auto_interp.scores import calibration_error
 from mlxterp.core.model import InterpretableModel
 from mlxterp.datasets import sample_texts

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlxterp.auto_interp.promoted_tokens import _largest, neighbours, promotion
-from mlxterp.auto_interp.sensitivity.lexical import content_words, stem
+from mlxterp.auto_interp.sensitivity.items import content_words, stem
 from mlxterp.core.model import InterpretableModel
 from mlxterp.sae.sae import SAE, Relu
 from tests.tiny_models import ByteTokenizer, tiny_module

@@ -24,12 +24,11 @@ from mlxterp.auto_interp import auto_label_features
 from mlxterp.auto_interp.evidence.corpus import Corpus
 from mlxterp.auto_interp.evidence.evidence import Sampling
 from mlxterp.auto_interp.promoted_tokens import Promotion
-from mlxterp.auto_interp.rules.offline_run import OfflineRun
+from mlxterp.auto_interp.rules.fitting import OfflineRun
 from mlxterp.core.model import InterpretableModel
 from mlxterp.datasets import sample_texts
 from mlxterp.sae.bundled import bundled_sae
-from mlxterp.sae.feature_store.build import build_store
-from mlxterp.sae.feature_store.store_arrays import store_from_arrays
+from mlxterp.sae.feature_store.build import build_store, store_from_arrays
 from mlxterp.sae.sae import SAE, TopK
 from tests.benchmarks import corpora
 

@@ -36,8 +36,7 @@ from mlxterp.sae.formats.read import load_sae, save_sae
 from mlxterp.sae.sae import SAE
 from mlxterp.sae.training.activations import StreamedActivations, cached_activations
 from mlxterp.sae.training.source import ArrayActivations, Floats, widened
-from mlxterp.sae.training.train import train_sae
-from mlxterp.sae.training.training_progress import TrainingProgress
+from mlxterp.sae.training.train import TrainingProgress, train_sae
 from tests.benchmarks.corpora import austen, brown
 
 POINT = "L15.resid_post"

@@ -17,7 +17,7 @@ import numpy as np
 
 from mlxterp.core.linux_blas import blas
 from mlxterp.sae.config import Plan, SAEConfig
-from mlxterp.sae.training.selection import largest
+from mlxterp.sae.training.objective import largest
 from mlxterp.sae.training.step import Stepper
 
 D, D_SAE, K, BATCH = 576, 4608, 32, 4096

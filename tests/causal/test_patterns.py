@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mlxterp.causal import attention_scores
-from mlxterp.causal.patterns import _masks, _score
+from mlxterp.causal.attention_patterns import _masks, _score
 from mlxterp.errors import SweepError
 
 

@@ -60,10 +60,10 @@ def test_the_command_asks_another_process_and_ends_with_its_number(capfd):
 
 
 def test_the_command_gives_an_unknown_model_the_number_for_it(capfd):
-    from mlxterp_agent import exit_codes as exits
+    from mlxterp_agent import exit_codes
     from mlxterp_agent.cli import app
 
     done = CliRunner().invoke(app, ["models", "check", "no/such-thing.gguf"])
 
-    assert done.exit_code == check.CANNOT_BE_USED == exits.PROJECT
+    assert done.exit_code == check.CANNOT_BE_USED == exit_codes.PROJECT
     assert "ModelNotFound" in capfd.readouterr().err

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import mlx.core as mx
 import pytest
 
-from mlxterp.core import devices
+from mlxterp.core import self_check
 from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import DeviceDisagrees, ModelError
 from tests.tiny_models import ByteTokenizer, tiny_module
@@ -19,8 +19,8 @@ class Machine:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, error: float) -> None:
         self.module = tiny_module("llama")
         self.in_cpu, self.cpu_runs = False, 0
-        monkeypatch.setattr(devices, "computing", lambda: mx.Device(mx.gpu, 0))
-        monkeypatch.setattr(devices, "on_cpu", self.on_cpu)
+        monkeypatch.setattr(self_check, "computing", lambda: mx.Device(mx.gpu, 0))
+        monkeypatch.setattr(self_check, "on_cpu", self.on_cpu)
         own = type(self.module)
 
         def forward(module, *args, **kwargs):
@@ -63,9 +63,9 @@ def test_rounding_is_no_disagreement_in_16_bits_but_is_in_32(monkeypatch):
     machine = Machine(monkeypatch, error=1.01)
     machine.module.set_dtype(mx.bfloat16)
 
-    off = devices.compare(*asked(machine))
+    off = self_check.compare(*asked(machine))
 
-    assert 0 < off < devices.TOLERANCE_HALF
+    assert 0 < off < self_check.TOLERANCE_HALF
 
 
 def test_without_verification_nothing_is_compared(monkeypatch):
@@ -77,10 +77,10 @@ def test_without_verification_nothing_is_compared(monkeypatch):
 
 
 def test_on_a_cpu_nothing_is_compared_with_itself(tiny_llama):
-    if devices.computing().type == mx.cpu:
-        assert devices.compare(tiny_llama.architecture, mx.array([[1, 2, 3]])) is None
+    if self_check.computing().type == mx.cpu:
+        assert self_check.compare(tiny_llama.architecture, mx.array([[1, 2, 3]])) is None
     else:
-        assert devices.compare(tiny_llama.architecture, mx.array([[1, 2, 3]])) <= devices.TOLERANCE
+        assert self_check.compare(tiny_llama.architecture, mx.array([[1, 2, 3]])) <= self_check.TOLERANCE
 
 
 def asked(machine: Machine):

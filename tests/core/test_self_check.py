@@ -7,8 +7,7 @@ import json
 import mlx.core as mx
 import pytest
 
-from mlxterp.core import kept_probe
-from mlxterp.core import self_check as probe
+from mlxterp.core import self_check
 from mlxterp.core.architecture.parts import Capability
 from mlxterp.core.model import InterpretableModel
 from mlxterp.models import toy
@@ -24,8 +23,8 @@ def home(tmp_path, monkeypatch):
 def asked(monkeypatch) -> list[str]:
     """Notes each time the probe is asked."""
     times: list[str] = []
-    own = probe.verify
-    monkeypatch.setattr(probe, "verify", lambda architecture: times.append("asked") or own(architecture))
+    own = self_check.verify
+    monkeypatch.setattr(self_check, "verify", lambda architecture: times.append("asked") or own(architecture))
     return times
 
 
@@ -57,7 +56,7 @@ def test_other_weights_are_asked_again(home, asked):
 @pytest.mark.parametrize("what", ["_code_of_the_core", "_machine"])
 def test_other_code_or_another_machine_is_asked_again(asked, monkeypatch, what):
     InterpretableModel("toy-induction")
-    monkeypatch.setattr(kept_probe, what, lambda: "another")
+    monkeypatch.setattr(self_check, what, lambda: "another")
 
     InterpretableModel("toy-induction")
 

@@ -39,8 +39,8 @@ from mlxterp.llm import (
     read,
     run,
 )
+from mlxterp.llm.client import PATIENCE
 from mlxterp.llm.prices import Tokens, price_of
-from mlxterp.llm.service import PATIENCE
 from tests.messages_stub import MessagesStub
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -21,7 +21,7 @@ from mlxterp.sae import (
     recovery,
     sae_quality,
 )
-from mlxterp.sae.model_losses import model_losses
+from mlxterp.sae.evaluation import model_losses
 from mlxterp.sae.training.activations import StreamedActivations
 from tests.sae.planted_directions import easy
 

@@ -19,7 +19,7 @@ from mlxterp.causal.batching import sweep
 from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import MetricError, NoGap, ResultError, SweepError
 from mlxterp.results import AnalysisResult, CircuitResult, FaithfulnessResult
-from mlxterp.workflows import circuit_discovery, telling_circuits
+from mlxterp.workflows import circuit_discovery, narratives
 from tests.causal.circuits.test_acdc import planted_edges, random_token_pairs
 from tests.tiny_models import ByteTokenizer, tiny_module
 
@@ -161,7 +161,7 @@ def test_how_much_of_the_work_a_circuit_does_is_said(found, faithfulness, said):
         for row in judged.rows
     ]
 
-    step = telling_circuits.faithfulness(replace(judged, rows=tuple(rows)), found.get_step("acdc"))
+    step = narratives.faithfulness(replace(judged, rows=tuple(rows)), found.get_step("acdc"))
 
     assert "does not show that the circuit holds on others" in step.cautions[0]
     assert [said in text for text in step.cautions[1:]] == ([] if said is None else [True])

@@ -38,8 +38,8 @@ from mlxterp_agent.events import (
     Waiting,
     verdict_of,
 )
+from mlxterp_agent.exit_codes import UsageError
 from mlxterp_agent.researchers.base import BudgetState
-from mlxterp_agent.run_config import UsageError
 from mlxterp_agent.text import duration, one_line
 
 FLUSH = 2.0

@@ -35,7 +35,7 @@ from mlxterp_agent.events import (
     verdict_of,
 )
 from mlxterp_agent.researchers.base import BudgetState
-from mlxterp_agent.storage.lines import is_kept
+from mlxterp_agent.storage.record import is_kept
 from mlxterp_agent.text import duration, one_line, plain
 
 _BAR = 32

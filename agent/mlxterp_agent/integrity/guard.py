@@ -1,7 +1,7 @@
 """Sees to it that the contract holds: finds what was changed, has it put back, counts.
 
-How a change is found and undone is `snapshot.py` and, for the log, `results_log.py`. Here lives when it is looked
-for (between runs and around each one), what counts as a violation then, and how many there were.
+How a change is found and undone is `snapshot.py` and, for the log, `results_log.py`. Here lives when it is
+looked for (between runs and around each one), what counts as a violation then, and how many there were.
 """
 
 from __future__ import annotations

@@ -20,8 +20,7 @@ from typing import Literal
 from mlxterp._files import write_atomically
 from mlxterp.autointerpret.contract import FINDINGS, LOG, SETUP, digest
 from mlxterp_agent.platform import NotRegular, disk_full_in_words, read_regular
-from mlxterp_agent.storage._git import git_dirs
-from mlxterp_agent.storage.git import Committer
+from mlxterp_agent.storage.git import Committer, git_dirs
 from mlxterp_agent.storage.state_dir import Sealed, State
 
 What = Literal["setup", "log", "snapshot", "seal", "journal", "findings", "git"]

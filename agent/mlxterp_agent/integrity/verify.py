@@ -16,12 +16,12 @@ from typing import Literal
 from mlxterp.autointerpret.contract import EXPERIMENT, LOG, SETUP, digest
 from mlxterp.autointerpret.entry import ExperimentEntry
 from mlxterp.autointerpret.log import ExperimentLog
-from mlxterp.autointerpret.seals import Seal
+from mlxterp.autointerpret.log_file import Seal
 from mlxterp_agent.platform import NotRegular, read_regular
 from mlxterp_agent.storage.findings import entry_json, folder_of
 from mlxterp_agent.storage.git import Committer
 from mlxterp_agent.storage.journal import Event, Journal
-from mlxterp_agent.storage.lines import (
+from mlxterp_agent.storage.record import (
     RUNS,
     by_hand,
     is_kept,

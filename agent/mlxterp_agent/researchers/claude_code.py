@@ -1,7 +1,7 @@
 """Claude Code investigates: headless turns of the user's own `claude`, each a process of its own.
 
 Lives here: when a process begins and ends, and what follows from how it ended. How it is started is
-`claude_command.py`, the process `claude_process.py`, its words `claude_events.py`. What becomes of an
+`claude_code.py`, the process `claude_code.py`, its words `claude_events.py`. What becomes of an
 experiment is the supervisor's affair.
 
 A turn lasts until the agent ends it by itself. Within it, a process that was lost, went silent or was
@@ -12,12 +12,24 @@ new comes.
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
 import time
 import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, Any, BinaryIO, Literal, NamedTuple
 
-from mlxterp_agent.clock import Clock, SystemClock
+import mlxterp
+from mlxterp.autointerpret.contract import EXPERIMENT, FINDINGS, LOG, PRIVATE, PROGRAM, SETUP, STATE, STEER
+from mlxterp_agent.platform import Clock, Descendants, SystemClock
 from mlxterp_agent.researchers.base import (
     IDLE,
     Done,
@@ -27,16 +39,266 @@ from mlxterp_agent.researchers.base import (
     Told,
     Working,
 )
-from mlxterp_agent.researchers.claude_command import (
-    ClaudeOptions,
-    command,
-    environment,
-    prompt,
-)
-from mlxterp_agent.researchers.claude_events import Result
-from mlxterp_agent.researchers.claude_process import ClaudeProcess
+from mlxterp_agent.researchers.claude_events import Result, Stream
+from mlxterp_agent.state_md import budget_words
 from mlxterp_agent.storage.state_dir import open_state
-from mlxterp_agent.text import duration, one_line
+from mlxterp_agent.text import duration, one_line, plain
+
+BINARY_ENV = "AUTOINTERP_CLAUDE"
+DRIVEN_ENV = "AUTOINTERP_DRIVEN"
+
+Turns = Literal["fresh", "resumed"]
+
+_STEPS = 60
+_NEVER_EDITED = (SETUP, PROGRAM, LOG, STATE, STEER, "CLAUDE.md", "AGENTS.md", ".mcp.json")
+_NEVER_ENTERED = (FINDINGS, PRIVATE, ".claude", ".git")
+_NEVER_IN_GIT = ("--amend", "reset", "rebase", "push", "update-ref", "filter-branch", "checkout", "stash")
+_A_DAY = 24 * 3600 * 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClaudeOptions:
+    """How Claude Code is driven.
+
+    Attributes:
+        binary: path of the program.
+        model: what `--model` says; None leaves it to the program.
+        turns: "fresh" begins each turn with an empty mind and STATE.md, "resumed" goes on in one
+            conversation.
+        shell: the agent gets Bash as well.
+    """
+
+    binary: str
+    model: str | None = None
+    turns: Turns = "fresh"
+    shell: bool = False
+
+
+def find_claude(environment: Mapping[str, str] = os.environ) -> str | None:
+    """The program: what AUTOINTERP_CLAUDE names, or `claude` on PATH; None if there is none."""
+    return shutil.which(environment.get(BINARY_ENV) or "claude", path=environment.get("PATH"))
+
+
+def logged_in(binary: str) -> bool:
+    """Whether the program says that it can reach a model; asks nobody else, in less than a second."""
+    try:
+        asked = subprocess.run(
+            [binary, "auth", "status", "--json"],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=15,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return asked.returncode == 0
+
+
+def command(
+    options: ClaudeOptions, project: Path, prompt: str, *, session: str, resume: bool, usd_left: float | None
+) -> list[str]:
+    """The command line of one process."""
+    tools = ["Read", "Edit", "Write", "Glob", "Grep", *(["Bash"] if options.shell else [])]
+    line = [options.binary, "-p", prompt, "--output-format", "stream-json", "--verbose"]
+    line += ["--include-partial-messages", "--permission-mode", "dontAsk", "--setting-sources", "project"]
+    line += ["--settings", json.dumps(settings(shell=options.shell)), "--tools", ",".join(tools)]
+    line += ["--mcp-config", json.dumps(mcp_config(project)), "--strict-mcp-config"]
+    line += ["--resume" if resume else "--session-id", session, "--max-turns", str(_STEPS)]
+    if options.model is not None:
+        line += ["--model", options.model]
+    if usd_left is not None:
+        line += ["--max-budget-usd", f"{max(usd_left, 0.0001):.4f}"]
+    return line
+
+
+def settings(*, shell: bool) -> dict[str, Any]:
+    """What the agent may do. A refusal wins over a permission."""
+    library = Path(mlxterp.__file__).resolve().parent
+    allow = ["Read(./**)", f"Read(/{library}/**)", f"Edit(./{EXPERIMENT})", "mcp__autointerp"]
+    deny = [f"Edit(./{name})" for name in _NEVER_EDITED] + [f"Edit(./{name}/**)" for name in _NEVER_ENTERED]
+    if shell:
+        allow.append("Bash")
+        deny += [f"Bash(git *{word}*)" for word in _NEVER_IN_GIT]
+    return {"permissions": {"allow": allow, "deny": deny}}
+
+
+def mcp_config(project: Path) -> dict[str, Any]:
+    """Our tools, served by the same Python that supervises."""
+    arguments = ["-m", "mlxterp_agent.cli", "mcp", str(project)]
+    return {"mcpServers": {"autointerp": {"command": sys.executable, "args": arguments}}}
+
+
+def environment(parent: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The user's own, with which `claude` finds its key or login, without what would change under our
+    hands."""
+    ours = {
+        DRIVEN_ENV: "1",
+        "DISABLE_AUTOUPDATER": "1",
+        "MCP_TOOL_TIMEOUT": str(_A_DAY),
+        "BASH_DEFAULT_TIMEOUT_MS": str(_A_DAY),
+        "BASH_MAX_TIMEOUT_MS": str(_A_DAY),
+    }
+    nested = ("CLAUDECODE", "CLAUDE_CODE_ENTRYPOINT")
+    return {name: value for name, value in parent.items() if name not in nested} | ours
+
+
+def prompt(situation: Situation, *, again: str = "") -> str:
+    """What the agent is told at the beginning of a turn. What it must know about the files is in CLAUDE.md.
+
+    Args:
+        again: why a turn begins although the last one was ended, or a process was lost.
+    """
+    parts = [
+        "Read program.md and STATE.md, then go on investigating: write experiment.py whole, call "
+        "run_experiment, believe its verdict, choose the next experiment. Do not end your turn and do not "
+        "ask whether to go on while budget remains.",
+        f"Budget: {budget_words(situation.budget)}.",
+    ]
+    if again:
+        parts.insert(0, again)
+    if situation.facts.get("capabilities"):
+        able = one_line(f"{situation.facts.get('size')}. It has {situation.facts['capabilities']}", 1_500)
+        parts.append(f"The loaded model: {able}. What each analysis takes: library_help.")
+    if situation.last is not None:
+        parts.append(f"The newest entry is {situation.last.experiment_id}: {_newest(situation)}")
+    if situation.steer:
+        parts.append(f"Guidance from the researcher (steer.md):\n{situation.steer}")
+    return "\n\n".join(parts)
+
+
+def _newest(situation: Situation) -> str:
+    assert situation.last is not None
+    verdict = (situation.last.record or {}).get("verdict", "logged by hand")
+    return f"{verdict}, {one_line(situation.last.conclusion or situation.last.hypothesis, 200)}"
+
+
+_WARDEN = Path(__file__).resolve().parent / "claude_warden.py"
+_KEPT_STDERR = 4000
+_LOOK_EVERY = 2.0
+_PARTIAL = b'{"type":"stream_event"'
+
+
+class ClaudeProcess:
+    """A running process and what it said.
+
+    Attributes:
+        stream: the fold of its events; read it under `lock`.
+        last_word: monotonic time of the last byte it said.
+    """
+
+    def __init__(
+        self, command: Sequence[str], *, directory: Path, environment: Mapping[str, str], transcript: Path
+    ) -> None:
+        self.stream = Stream()
+        self.lock = threading.Lock()
+        self.last_word = time.monotonic()
+        self._said_wrong = b""
+        self._looked = 0.0
+        transcript.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._lifeline: int | None
+        lifeline, self._lifeline = os.pipe()
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-I", "-S", "-B", str(_WARDEN), str(lifeline), *command],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                cwd=directory,
+                env=dict(environment),
+                start_new_session=True,
+                pass_fds=(lifeline,),
+            )
+        finally:
+            os.close(lifeline)
+        self._left = Descendants(self._process.pid)
+        assert self._process.stdout is not None
+        assert self._process.stderr is not None
+        # The transcript is opened before the threads start, so that a full disk is the caller's error.
+        log = open(transcript, "ab")  # noqa: SIM115 - the reading thread closes it
+        self._threads = [
+            threading.Thread(target=self._read_events, args=(self._process.stdout, log), daemon=True),
+            threading.Thread(target=self._read_errors, args=(self._process.stderr,), daemon=True),
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def ended(self) -> bool:
+        """Whether it is gone and everything it said is read."""
+        return self._process.poll() is not None and not self._threads[0].is_alive()
+
+    @property
+    def gone(self) -> bool:
+        """Whether the process itself is gone; something it started may still hold its pipes."""
+        return self._process.poll() is not None
+
+    @property
+    def how(self) -> str:
+        """How it ended, in words."""
+        code = self._process.returncode
+        if code is None:
+            return "it still runs"
+        return f"it was ended by {signal.Signals(-code).name}" if code < 0 else f"it ended with code {code}"
+
+    def complaint(self) -> str:
+        """The end of what it wrote to standard error."""
+        with self.lock:
+            return plain(self._said_wrong.decode("utf-8", "replace")).strip()
+
+    def look(self) -> None:
+        """Remembers what it has started, so that it can be ended too; a walk over the processes every few
+        seconds."""
+        if time.monotonic() - self._looked > _LOOK_EVERY:
+            self._looked = time.monotonic()
+            self._left.look()
+
+    def end(self, *, patience: float = 1.0) -> None:
+        """Ends it: asked to twice, then killed; and whatever it has started, wherever that went."""
+        self._left.look()
+        for number, seconds in ((signal.SIGINT, patience), (signal.SIGTERM, 0.4), (signal.SIGKILL, 5.0)):
+            if self._process.poll() is not None:
+                break
+            self._signal(number)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(seconds)
+        self._signal(signal.SIGKILL)
+        self._left.end()
+        if self._lifeline is not None:
+            os.close(self._lifeline)
+            self._lifeline = None
+        for thread in self._threads:
+            thread.join(0.5)
+
+    def _signal(self, number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            if number == signal.SIGINT:
+                self._process.send_signal(number)
+            else:
+                os.killpg(self._process.pid, number)
+
+    def _read_events(self, pipe: IO[bytes], log: BinaryIO) -> None:
+        with log, pipe:
+            for line in pipe:
+                with self.lock:
+                    self.last_word = time.monotonic()
+                    self.stream.take(line)
+                if not line.startswith(_PARTIAL):
+                    # The transcript is a convenience; a full disk must not end the reading.
+                    with contextlib.suppress(OSError):
+                        log.write(line)
+                        log.flush()
+
+    def _read_errors(self, pipe: IO[bytes]) -> None:
+        with pipe:
+            while chunk := os.read(pipe.fileno(), 4096):
+                with self.lock:
+                    self.last_word = time.monotonic()
+                    self._said_wrong = (self._said_wrong + chunk)[-_KEPT_STDERR:]
+
 
 SILENCE = 300.0
 """Seconds without a byte, while no tool works and no retry is announced, after which a process is lost."""

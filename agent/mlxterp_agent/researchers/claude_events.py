@@ -1,6 +1,6 @@
 """What a `claude -p --output-format stream-json` process has said so far, folded into a few values.
 
-Lives here: the meaning of its events. Does not live here: the process (`claude_process.py`) and what follows
+Lives here: the meaning of its events. Does not live here: the process (`claude_code.py`) and what follows
 from its end (`claude_code.py`). Unknown events change nothing: the client adds kinds with its versions.
 """
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 import os
 from typing import Literal, NamedTuple
 
-from mlxterp_agent.errors import ResearcherUnavailable
+from mlxterp_agent.exit_codes import ResearcherUnavailable
 from mlxterp_agent.researchers.base import Driver
-from mlxterp_agent.researchers.claude_command import (
+from mlxterp_agent.researchers.claude_code import (
     BINARY_ENV,
     ClaudeOptions,
     Turns,

@@ -20,8 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mlxterp.autointerpret.contract import digest
-from mlxterp_agent.clock import Clock, SystemClock
-from mlxterp_agent.platform import Descendants, oom_kills
+from mlxterp_agent.platform import Clock, Descendants, SystemClock, oom_kills
 from mlxterp_agent.sandbox.child import Child, Exit
 from mlxterp_agent.sandbox.frames import Problem
 from mlxterp_agent.storage.state_dir import State

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
-from mlxterp_agent.clock import Clock
-from mlxterp_agent.errors import BadLimit
+from mlxterp_agent.exit_codes import BadLimit
+from mlxterp_agent.platform import Clock
 from mlxterp_agent.storage.journal import Event, Journal
 
 KEPT_TIERS = frozenset({"lead", "finding", "claim"})

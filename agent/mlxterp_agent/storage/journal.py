@@ -21,10 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from mlxterp._files import sync, sync_directory, write_all, write_atomically
-from mlxterp_agent.clock import Clock, SystemClock
-from mlxterp_agent.errors import StateUnavailable
+from mlxterp_agent.exit_codes import StateUnavailable
 from mlxterp_agent.platform import (
+    Clock,
     NotRegular,
+    SystemClock,
     disk_full_in_words,
     is_disk_full,
     read_regular,

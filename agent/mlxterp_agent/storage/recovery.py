@@ -17,24 +17,22 @@ from mlxterp._files import write_atomically
 from mlxterp.autointerpret.contract import LOG
 from mlxterp.autointerpret.encoding import LineError, decode_object
 from mlxterp.autointerpret.entry import ExperimentEntry
-from mlxterp_agent.clock import Clock
 from mlxterp_agent.judge.evidence import interrupted
+from mlxterp_agent.platform import Clock
 from mlxterp_agent.storage.findings import finding_files, missing, write_files
 from mlxterp_agent.storage.journal import Event
-from mlxterp_agent.storage.lines import (
-    Intent,
-    Verdicted,
-    by_hand,
-    is_kept,
-    shadow,
-    whole_lines,
-)
 from mlxterp_agent.storage.record import (
     Cost,
     Execution,
+    Intent,
+    Verdicted,
+    by_hand,
     entry_without_report,
     how_it_ended,
+    is_kept,
+    shadow,
     verdicted,
+    whole_lines,
 )
 from mlxterp_agent.storage.results_log import Ledger
 from mlxterp_agent.storage.state_dir import State

@@ -16,10 +16,9 @@ from typing import NamedTuple
 from mlxterp.autointerpret.contract import EXPERIMENT, LOG, digest
 from mlxterp.autointerpret.entry import ExperimentEntry
 from mlxterp.autointerpret.log import ExperimentLog
+from mlxterp.autointerpret.log_file import Seal
 from mlxterp.autointerpret.numbers import vector_digest
-from mlxterp.autointerpret.seals import Seal
 from mlxterp.errors import TornTail
-from mlxterp_agent.errors import GitUnavailable
 from mlxterp_agent.events import (
     Committed,
     Decided,
@@ -27,11 +26,12 @@ from mlxterp_agent.events import (
     Repaired,
     Waiting,
 )
+from mlxterp_agent.exit_codes import GitUnavailable
 from mlxterp_agent.faults import point
 from mlxterp_agent.storage.findings import finding_files, write_files
 from mlxterp_agent.storage.git import EXPERIMENT_TRAILER, VERDICT_TRAILER, Committer
 from mlxterp_agent.storage.journal import Event, Journal
-from mlxterp_agent.storage.lines import (
+from mlxterp_agent.storage.record import (
     RUNS,
     Intent,
     Verdicted,

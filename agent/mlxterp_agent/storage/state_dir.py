@@ -21,7 +21,7 @@ from types import TracebackType
 from mlxterp._files import write_all, write_atomically
 from mlxterp.autointerpret.contract import PROGRAM, SETUP, STATE_DIR_ENV, digest, state_dir
 from mlxterp.errors import ProjectError
-from mlxterp_agent.errors import Locked, SetupChanged, StateUnavailable
+from mlxterp_agent.exit_codes import Locked, SetupChanged, StateUnavailable
 from mlxterp_agent.platform import NotRegular, disk_full_in_words, read_regular
 
 _LOCK_TRIES = 10

@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlxterp.autointerpret.contract import Project
-from mlxterp_agent.clock import Clock
 from mlxterp_agent.events import Emit
 from mlxterp_agent.integrity.guard import Guard
+from mlxterp_agent.platform import Clock, Signals
 from mlxterp_agent.researchers.base import BudgetState, Driver
 from mlxterp_agent.run_config import Options
 from mlxterp_agent.sandbox.runner import Runner
-from mlxterp_agent.signals import Signals
 from mlxterp_agent.storage.budget import Budget
 from mlxterp_agent.storage.results_log import Ledger
 from mlxterp_agent.storage.state_dir import Sealed

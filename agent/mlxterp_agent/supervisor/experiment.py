@@ -11,18 +11,20 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from mlxterp.autointerpret.declaration import read_hypothesis
 from mlxterp.autointerpret.entry import ExperimentEntry
+from mlxterp.autointerpret.hypothesis import read_hypothesis
 from mlxterp.errors import DeclarationError
 from mlxterp_agent.events import Running, Waiting
 from mlxterp_agent.faults import point
 from mlxterp_agent.judge.evidence import interrupted, judge_plain
+from mlxterp_agent.messages import told_text
 from mlxterp_agent.researchers.base import Told
 from mlxterp_agent.sandbox.runner import Outcome
-from mlxterp_agent.storage.lines import Intent, Verdicted
 from mlxterp_agent.storage.record import (
     Cost,
     Execution,
+    Intent,
+    Verdicted,
     claim_of,
     entry_without_report,
     how_it_ended,
@@ -31,7 +33,6 @@ from mlxterp_agent.storage.record import (
 from mlxterp_agent.supervisor.context import Desk
 from mlxterp_agent.supervisor.project_files import freeze, program_digest
 from mlxterp_agent.supervisor.watcher import Candidate
-from mlxterp_agent.telling import told_text
 
 
 class Trials:

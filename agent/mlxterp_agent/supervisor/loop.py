@@ -2,8 +2,8 @@
 to end.
 
 Here is the order in which things happen, and nothing else. `run` is one investigation from the lock to the
-last line; the life of one experiment is `experiment.py`; what is written when is `results_log.py`; what a crash leaves,
-`recovery.py`.
+last line; the life of one experiment is `experiment.py`; what is written when is `results_log.py`; what a
+crash leaves, `recovery.py`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from pathlib import Path
 
 from mlxterp.autointerpret.contract import load_project
 from mlxterp.errors import ProjectError
-from mlxterp_agent.clock import Clock, SystemClock
 from mlxterp_agent.events import (
     Emit,
     Progress,
@@ -36,7 +35,7 @@ from mlxterp_agent.exit_codes import (
     Ended,
 )
 from mlxterp_agent.integrity.guard import Guard, since_the_pause
-from mlxterp_agent.platform import boot_id, disk_full_in_words
+from mlxterp_agent.platform import Clock, Signals, SystemClock, boot_id, disk_full_in_words
 from mlxterp_agent.researchers.base import (
     Done,
     Driver,
@@ -48,7 +47,6 @@ from mlxterp_agent.researchers.base import (
 )
 from mlxterp_agent.run_config import Options
 from mlxterp_agent.sandbox.runner import Runner
-from mlxterp_agent.signals import Signals
 from mlxterp_agent.state_md import write_state
 from mlxterp_agent.storage.budget import Budget
 from mlxterp_agent.storage.git import Committer
@@ -58,7 +56,7 @@ from mlxterp_agent.storage.results_log import Ledger
 from mlxterp_agent.storage.state_dir import ProjectLock, open_state, seal
 from mlxterp_agent.supervisor.context import Desk
 from mlxterp_agent.supervisor.experiment import Trials
-from mlxterp_agent.supervisor.fetching import fetch_model
+from mlxterp_agent.supervisor.model_fetch import fetch_model
 from mlxterp_agent.supervisor.project_files import initial_files, steer_text, stop_file
 from mlxterp_agent.supervisor.watcher import (
     STOP,

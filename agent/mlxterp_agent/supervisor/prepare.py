@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -102,3 +103,15 @@ def _printer(*, as_json: bool) -> Printer:
     from mlxterp_agent.display.terminal import LiveScreen
 
     return LiveScreen()
+
+
+def check(name: str, *, as_json: bool) -> int:
+    """Prints which hook points and parts a model has, and gives the exit code.
+
+    Loads the model in a child process, which may download it: the supervisor's side never loads mlx.
+    """
+    options = ["--json"] if as_json else []
+    # `--` because a name is somebody's text and may begin with a dash.
+    return subprocess.run(
+        [sys.executable, "-m", "mlxterp.core.capabilities", *options, "--", name], check=False
+    ).returncode

@@ -13,7 +13,7 @@ from mlxterp._files import write_atomically
 from mlxterp.autointerpret.contract import EXPERIMENT, FILES, FINDINGS, PRIVATE, PROGRAM, STATE, STEER, digest
 from mlxterp.errors import ProjectError
 from mlxterp_agent.platform import NotRegular, read_regular
-from mlxterp_agent.storage.lines import RUNS
+from mlxterp_agent.storage.record import RUNS
 from mlxterp_agent.text import cut, plain
 
 _STEER_LIMIT = 8000

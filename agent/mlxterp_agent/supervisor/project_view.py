@@ -13,7 +13,7 @@ from typing import Any
 from mlxterp.autointerpret.contract import Project, load_project, state_dir
 from mlxterp.autointerpret.entry import ExperimentEntry
 from mlxterp.autointerpret.log import ExperimentLog
-from mlxterp_agent.clock import Clock, SystemClock
+from mlxterp_agent.platform import Clock, SystemClock
 from mlxterp_agent.researchers.base import BudgetState
 from mlxterp_agent.run_config import Options
 from mlxterp_agent.storage.budget import Budget, Limits, Spent

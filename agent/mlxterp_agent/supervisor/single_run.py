@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mlxterp.autointerpret.contract import load_project
-from mlxterp.autointerpret.declaration import read_hypothesis
 from mlxterp.autointerpret.entry import ExperimentEntry
+from mlxterp.autointerpret.hypothesis import read_hypothesis
 from mlxterp.errors import DeclarationError
-from mlxterp_agent.errors import Locked
 from mlxterp_agent.events import (
     Emit,
     Event,
@@ -19,13 +18,13 @@ from mlxterp_agent.events import (
     Repaired,
     Violated,
 )
-from mlxterp_agent.exit_codes import FINISHED, PROJECT
+from mlxterp_agent.exit_codes import FINISHED, PROJECT, Locked
+from mlxterp_agent.messages import told_text
 from mlxterp_agent.researchers.external import Once
 from mlxterp_agent.run_config import Options
 from mlxterp_agent.supervisor.loop import run
 from mlxterp_agent.supervisor.project_view import budget_of, look
 from mlxterp_agent.supervisor.watcher import read_experiment
-from mlxterp_agent.telling import told_text
 
 _POLL = 0.25
 _PATIENCE = 60.0

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from pydantic import BaseModel
 
 from mlxterp.auto_interp.label import FeatureLabel, Usage
-from mlxterp.auto_interp.llm.prompts import VERSION, instructions
-from mlxterp.auto_interp.llm.rendering import block
+from mlxterp.auto_interp.llm.prompts import VERSION, block, instructions
 from mlxterp.auto_interp.llm.scorers import used
 from mlxterp.errors import LabelingError
 from mlxterp.llm import Completer, Request, Unusable, read, run

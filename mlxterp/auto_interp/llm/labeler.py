@@ -21,9 +21,11 @@ from mlxterp.auto_interp.llm.prompts import (
     VERSION,
     Candidate,
     Candidates,
+    block,
+    example,
     instructions,
+    marked,
 )
-from mlxterp.auto_interp.llm.rendering import block, example, marked
 from mlxterp.auto_interp.llm.scorers import (
     PER_CALL,
     Item,

@@ -22,9 +22,11 @@ from mlxterp.auto_interp.llm.prompts import (
     VERSION,
     Judgement,
     Task,
+    active,
+    block,
     instructions,
+    marked,
 )
-from mlxterp.auto_interp.llm.rendering import active, block, marked
 from mlxterp.auto_interp.scores import auroc, score_from_counts
 from mlxterp.llm import Completer, Reply, Request, Unusable, read, together
 

@@ -22,7 +22,7 @@ from mlxterp.causal.batching.rows import Row
 from mlxterp.core import interventions
 from mlxterp.core.model import InterpretableModel
 from mlxterp.sae.analysis.effects import shape_at
-from mlxterp.sae.analysis.views import decoder_norms
+from mlxterp.sae.analysis.runs import decoder_norms
 from mlxterp.sae.feature_store.store import FeatureStore
 from mlxterp.sae.sae import SAE
 

@@ -1,38 +1,271 @@
-"""ACDC: automated circuit discovery (Conmy et al. 2023, Algorithm 1), edge by edge.
+r"""ACDC: automated circuit discovery (Conmy et al. 2023, Algorithm 1), edge by edge.
 
 From the logits back to the first layer, each edge in turn is made to carry its sender's value on the
 corrupted prompt. If that adds less than the threshold τ to the loss, the edge stays so; else it is kept:
 
     H ← all edges;  for each edge e, receivers from last to first:
-        if loss(H \\ {e}) − loss(H) < τ:  H ← H \\ {e}
+        if loss(H \ {e}) − loss(H) < τ:  H ← H \ {e}
 
 with loss = KL(clean run ‖ run of H) by default. A node without edges left needs no test of what it reads.
 
-What lives here: what may be asked, and the loop. What doesn't: how edges are decided (`acdc_search.py`), the
-file that keeps the decisions (`acdc_checkpoint.py`), how long it will take (`acdc_progress.py`).
+What lives here: what may be asked, and the loop. What doesn't: how edges are decided (`acdc.py`), the
+file that keeps the decisions (`acdc.py`), how long it will take (`acdc.py`).
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
+import os
+import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
 
 from mlxterp import metrics
-from mlxterp.causal.circuits.acdc_checkpoint import Checkpoint
-from mlxterp.causal.circuits.acdc_progress import AcdcProgress, Clock
-from mlxterp.causal.circuits.acdc_search import Search
 from mlxterp.causal.circuits.circuit import Circuit
-from mlxterp.causal.circuits.edge_ablation import EdgeAblation
-from mlxterp.causal.circuits.edge_patching import EdgeRun
+from mlxterp.causal.circuits.edge_patching import DESCRIBED, EdgeAblation, EdgeRun, Mask
 from mlxterp.causal.circuits.graph import Edge
 from mlxterp.causal.prompts.alignment import Align
 from mlxterp.causal.prompts.encoding import Prompt
-from mlxterp.causal.prompts.pair import PromptPair, as_pairs, prepare
+from mlxterp.causal.prompts.pair import Prepared, PromptPair, as_pairs, prepare
 from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import SweepError
-from mlxterp.results import CircuitResult
+from mlxterp.results import CircuitEdge, CircuitResult
+
+
+@dataclass(frozen=True)
+class AcdcProgress:
+    """How far a search is.
+
+    Attributes:
+        done, edges: decided, and in all.
+        kept: how many of those decided were kept.
+        seconds: since this call began.
+        seconds_left: at the pace of the last quarter of the time; None before anything was decided.
+    """
+
+    done: int
+    edges: int
+    kept: int
+    seconds: float
+    seconds_left: float | None
+
+    def __str__(self) -> str:
+        left = "" if self.seconds_left is None else f", about {self.seconds_left:.0f} s left"
+        return f"{self.done:,} of {self.edges:,} edges, {self.kept} kept, {self.seconds:.0f} s{left}"
+
+
+class Clock:
+    """How long the rest takes, at the pace of the last quarter of the time so far."""
+
+    def __init__(self, done: int) -> None:
+        self._marks = [(time.perf_counter(), done)]
+
+    def progress(self, done: int, edges: int, kept: int) -> AcdcProgress:
+        now = time.perf_counter()
+        self._marks.append((now, done))
+        begin = self._marks[0][0]
+        recent = next(mark for mark in self._marks if mark[0] >= begin + 0.75 * (now - begin))
+        since, before = recent if recent[1] < done else self._marks[0]
+        pace = (now - since) / (done - before) if done > before else None
+        left = None if pace is None else pace * (edges - done)
+        return AcdcProgress(done, edges, kept, now - begin, left)
+
+
+FIRST_BATCH = 4
+"""Edges in the first batch; a batch doubles after one without a kept edge, and halves after one cut short."""
+
+
+class Search:
+    """The decisions made so far: edges before `position` of `order`. Edges not `searched` are removed
+    first."""
+
+    def __init__(
+        self, run: EdgeRun, prepared: Prepared, threshold: float, most: int, searched: Mask | None
+    ) -> None:
+        graph = run.graph
+        self.run, self.prepared, self.threshold, self.most = run, prepared, threshold, most
+        self.edges: tuple[Edge, ...] = tuple(graph.edges())
+        self.searched = np.ones(run.n_edges, dtype=bool) if searched is None else searched
+        self.order = np.flatnonzero(self.searched)[::-1]
+        at = {node: i for i, node in enumerate(graph.senders)}
+        readers = {r: [at[n] for n in graph.readers(r)] for r, _ in graph.receivers}
+        self.sender = np.array([at[edge.sender] for edge in self.edges])
+        self.readers = [readers[edge.receiver] for edge in self.edges]
+        self.position = 0
+        self.removed: Mask = ~self.searched
+        # edges left out of each sender
+        self.uses = np.bincount(self.sender[self.order], minlength=len(graph.senders))
+        self.effects: dict[int, float] = {}
+        self.tested = 0
+        self.size = min(FIRST_BATCH, most)
+        self.loss = self.first_loss = float(self.losses(self.removed[None])[0])
+
+    def losses(self, removed: Mask) -> NDArray[np.float64]:
+        """The loss of each row of removed edges, as a mean over the pairs."""
+        metric, targets = self.prepared.metric, self.prepared.targets
+        values = [float(metric(logits, targets).mean()) for logits in self.run.logits(removed)]
+        return np.array(values) if "clean_logits" in metric.needs else -np.array(values)
+
+    def step(self) -> None:
+        """Tests one batch of edges, and decides up to the first that is kept."""
+        places = self._next(self.size)
+        candidates = self.order[places]
+        rows = np.repeat(self.removed[None], len(places), axis=0)
+        for i, edge in enumerate(candidates):
+            rows[i:, edge] = True
+        losses = self.losses(rows) if len(places) else np.empty(0)
+        end = len(self.order) if len(places) < self.size else int(places[-1]) + 1
+        kept = -1
+        for place, edge, loss in zip(places, candidates, losses.tolist(), strict=True):
+            self.tested += 1
+            if not loss - self.loss < self.threshold:
+                kept, end = int(edge), int(place) + 1
+                self.effects[kept] = loss - self.loss
+                break
+            self.loss = loss
+        cut_short = kept >= 0
+        for edge in self.order[self.position : end].tolist():
+            if edge != kept:
+                self.remove(edge)
+        self.position = end
+        self.size = max(1, self.size // 2) if cut_short else min(self.most, self.size * 2)
+
+    def remove(self, edge: int) -> None:
+        """Notes that an edge is left out."""
+        self.removed[edge] = True
+        self.uses[self.sender[edge]] -= 1
+
+    def _next(self, count: int) -> NDArray[np.int64]:
+        """Places in `order` of the next edges to test, if each of them is removed.
+
+        Edges into nodes that nothing reads any more are passed over.
+        """
+        uses, places = self.uses.copy(), []
+        for place in range(self.position, len(self.order)):
+            edge = self.order[place]
+            readers = self.readers[edge]
+            if not readers or any(uses[r] for r in readers):  # the logits have no readers: they always matter
+                places.append(place)
+            uses[self.sender[edge]] -= 1
+            if len(places) == count:
+                break
+        return np.array(places, dtype=np.int64)
+
+    def result(self) -> CircuitResult:
+        """The edges that are left, with what their removal would have added to the loss."""
+        prepared, metric = self.prepared, self.prepared.metric
+        left = np.flatnonzero(~self.removed)
+        distance = "clean_logits" in metric.needs
+        edges = [self.edges[i] for i in left]
+        return CircuitResult(
+            edges=tuple(
+                CircuitEdge(
+                    sender=str(e.sender), receiver=str(e.receiver), into=e.into, effect=self.effects[int(i)]
+                )
+                for i, e in zip(left, edges, strict=True)
+            ),
+            method="acdc",
+            threshold=self.threshold,
+            metric=metric.name,
+            clean_metric=float(prepared.clean_metric.mean()),
+            corrupted_metric=float(prepared.corrupted_metric.mean()),
+            circuit_metric=self.loss if distance else -self.loss,
+            n_edges=len(self.edges),
+            n_tested=self.tested,
+            measured_on=prepared.measured_on(self.run.model)
+            | {"ablation": DESCRIBED[self.run.ablation]}
+            | self._searched_facts(),
+        )
+
+    def _searched_facts(self) -> dict[str, Any]:
+        if self.searched.all():
+            return {}
+        return {
+            "searched_edges": int(self.searched.sum()),
+            "loss_of_all_searched_edges": self.first_loss,
+        }
+
+
+SAVE_EVERY = 10.0
+"""Seconds between two writes of the checkpoint."""
+
+
+class Checkpoint:
+    """The decisions of a search in a JSON file, replaced as a whole."""
+
+    def __init__(self, path: Path, search: Search) -> None:
+        self._path, self._search, self._written = path, search, time.monotonic()
+
+    def _settings(self) -> dict[str, Any]:
+        search, prepared = self._search, self._search.prepared
+        tokens = hashlib.sha256(prepared.clean.tobytes() + prepared.corrupted.tobytes())
+        if prepared.targets.answers is not None:
+            tokens.update(prepared.targets.answers.tobytes())
+        if prepared.targets.foils is not None:
+            tokens.update(prepared.targets.foils.tobytes())
+        return {
+            "schema": "mlxterp-acdc/1",
+            "model": search.run.model.digest,
+            "prompts": tokens.hexdigest(),
+            "metric": prepared.metric.name,
+            "threshold": repr(search.threshold),
+            "n_edges": len(search.edges),
+            "searched": hashlib.sha256(search.searched.tobytes()).hexdigest(),
+            "alignment": repr(prepared.alignment.stated),
+            "ablation": search.run.ablation,
+        }
+
+    def read(self) -> None:
+        """Takes up the decisions in the file, if there is one."""
+        if not self._path.exists():
+            return
+        try:
+            data = json.loads(self._path.read_text(encoding="utf-8"))
+        except ValueError as problem:
+            raise SweepError(
+                f"{self._path} is no checkpoint of acdc: {problem}. Name another file."
+            ) from problem
+        mine = self._settings()
+        other = {k: data.get(k) for k in mine} if isinstance(data, dict) else {}
+        if other != mine:
+            differing = ", ".join(k for k in mine if other.get(k) != mine[k])
+            raise SweepError(
+                f"{self._path} holds another search: it differs in {differing}. Remove it, or name another "
+                "file."
+            )
+        search = self._search
+        search.effects = {int(edge): float(effect) for edge, effect in data["kept"].items()}
+        search.position, search.tested, search.loss = data["position"], data["tested"], float(data["loss"])
+        for edge in search.order[: search.position].tolist():
+            if edge not in search.effects:
+                search.remove(edge)
+
+    def write_now_and_then(self) -> None:
+        """Writes them if the last time is some seconds ago."""
+        if time.monotonic() - self._written >= SAVE_EVERY:
+            self.write()
+
+    def write(self) -> None:
+        """Writes the decisions made so far."""
+        search = self._search
+        data = self._settings() | {
+            "position": search.position,
+            "tested": search.tested,
+            "loss": repr(search.loss),
+            "kept": {str(edge): repr(effect) for edge, effect in search.effects.items()},
+        }
+        beside = self._path.with_name(f"{self._path.name}.{os.getpid()}.new")
+        beside.write_text(json.dumps(data), encoding="utf-8")
+        beside.replace(self._path)
+        self._written = time.monotonic()
+
 
 Progress: TypeAlias = Callable[[AcdcProgress], None]
 

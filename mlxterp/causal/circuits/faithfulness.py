@@ -1,32 +1,99 @@
 """How well a circuit does the work of its model: faithfulness, completeness, minimality.
 
-Faithfulness f(C) is defined where it is measured (`circuit_runs.py`). It is sensitive to what is ablated and
+Faithfulness f(C) is defined where it is measured (`faithfulness.py`). It is sensitive to what is ablated and
 how (Miller et al. 2024): numbers from other ablations are other numbers.
 
 What lives here: which circuits these measures compare. What doesn't: circuits of growing size, CPR and CMD
-(`faithfulness_curve.py`), the runs (`circuit_runs.py`), the circuit (`circuit.py`).
+(`faithfulness.py`), the runs (`faithfulness.py`), the circuit (`circuit.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
-from mlxterp.causal.circuits.circuit import Circuit
-from mlxterp.causal.circuits.circuit_runs import (
-    Evaluation,
-    MetricLike,
-    Pairs,
-    SomeCircuit,
-)
-from mlxterp.causal.circuits.edge_ablation import EdgeAblation
-from mlxterp.causal.circuits.graph import Node
+from mlxterp import metrics
+from mlxterp.causal.circuits.circuit import Circuit, EdgeScores, scores_in_order
+from mlxterp.causal.circuits.edge_patching import EdgeAblation, EdgeRun, Mask
+from mlxterp.causal.circuits.graph import Edge, Node
 from mlxterp.causal.prompts.alignment import Align
+from mlxterp.causal.prompts.pair import Prepared, PromptPair, prepare
 from mlxterp.core.model import InterpretableModel
-from mlxterp.errors import SweepError
-from mlxterp.statistics.effects import Effects
+from mlxterp.errors import NoGap, SweepError
+from mlxterp.results import CircuitResult
+from mlxterp.statistics.effects import Effects, effects
+
+Pairs: TypeAlias = PromptPair | Sequence[PromptPair]
+SomeCircuit: TypeAlias = Circuit | CircuitResult | Iterable[Edge | str]
+MetricLike: TypeAlias = str | metrics.MetricFunction | metrics.Metric | None
+
+
+class Evaluation:
+    """One dataset, on which many circuits are run."""
+
+    def __init__(
+        self,
+        model: InterpretableModel,
+        pairs: Pairs,
+        metric: MetricLike,
+        token_budget: int | None,
+        align: Align = "strict",
+        ablation: EdgeAblation = "corrupted",
+    ) -> None:
+        self.prepared: Prepared = prepare(model, pairs, metric, align=align)
+        self.run = EdgeRun(
+            model,
+            self.prepared.clean,
+            self.prepared.corrupted,
+            positions=self.prepared.alignment.stated,
+            ablation=ablation,
+            suffix_only=True,
+            token_budget=token_budget,
+        )
+        self.nothing = self.prepared.corrupted_metric
+        if ablation != "corrupted":
+            self.nothing = self.metric(np.ones((1, self.run.n_edges), dtype=bool))[:, 0]
+            _refuse_no_gap(self.prepared, self.nothing, ablation)
+
+    def removed(self, circuit: Circuit) -> Mask:
+        """Every edge outside this circuit."""
+        return ~self.run.mask(circuit.edges)
+
+    def removed_nodes(self, nodes: Iterable[Node]) -> Mask:
+        """Every edge out of these nodes."""
+        gone = np.zeros(len(self.run.graph.senders), dtype=bool)
+        gone[[self.run.graph.senders.index(node) for node in nodes]] = True
+        counts = [self.run.graph.n_senders_to(receiver) for receiver, _ in self.run.graph.receivers]
+        return np.concatenate([gone[:count] for count in counts])
+
+    def effects(self, removed: Mask, *, seed: int = 0) -> Effects:
+        """f of each row of removed edges."""
+        one, zero = self.prepared.clean_metric, self.nothing
+        return effects(self.metric(removed), one=one, zero=zero, seed=seed)
+
+    def metric(self, removed: Mask) -> NDArray[np.float64]:
+        """The metric `[n_examples, rows]` with each row of edges removed."""
+        return np.stack(
+            [self.prepared.metric(rows, self.prepared.targets) for rows in self.run.logits(removed)], axis=1
+        )
+
+    def f(self, removed: Sequence[Mask]) -> NDArray[np.float64]:
+        """f over all pairs, one number per row of removed edges."""
+        return self.effects(np.stack(list(removed))).effects
+
+
+def _refuse_no_gap(prepared: Prepared, nothing: NDArray[np.float64], ablation: str) -> None:
+    whole, left = float(prepared.clean_metric.mean()), float(nothing.mean())
+    if abs(whole - left) <= prepared.metric.tolerance:
+        raise NoGap(
+            f"{prepared.metric.name} is {whole:.6g} for the model and {left:.6g} with every edge at "
+            f"ablation={ablation!r}: there is nothing of which a circuit could keep a share. Choose another "
+            "ablation or metric."
+        )
 
 
 @dataclass(frozen=True)
@@ -195,3 +262,82 @@ def minimality(
         at = int(np.argmax(change))
         found.append(Minimality(node, float(change[at]), sets[at]))
     return tuple(found)
+
+
+SIZES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+"""The shares of a model's edges at which MIB evaluates circuits."""
+
+
+@dataclass(frozen=True)
+class FaithfulnessCurve:
+    """Faithfulness of circuits of growing size.
+
+    Attributes:
+        sizes: shares of the model's edges that were taken, by score.
+        signed, magnitude: f of each, taken by score, and by |score|.
+        n_edges: how many edges of the circuits by score, and by |score|, lie on a path to the logits.
+    """
+
+    sizes: tuple[float, ...]
+    signed: tuple[float, ...]
+    magnitude: tuple[float, ...]
+    n_edges: tuple[tuple[int, int], ...]
+
+    @property
+    def cpr(self) -> float:
+        """Circuit performance ratio: the area under f of the circuits by score. Higher is better."""
+        return _area(self.sizes, self.signed)
+
+    @property
+    def cmd(self) -> float:
+        """Circuit-model distance: the area under |1 − f| of the circuits by |score|. 0 is best."""
+        return _area(self.sizes, [abs(1 - f) for f in self.magnitude])
+
+
+def faithfulness_curve(
+    model: InterpretableModel,
+    pairs: Pairs,
+    scores: EdgeScores,
+    *,
+    sizes: Sequence[float] = SIZES,
+    metric: MetricLike = None,
+    token_budget: int | None = None,
+) -> FaithfulnessCurve:
+    """f of the circuits that take the best-scored edges, with the areas CPR and CMD (Mueller et al. 2025).
+
+    Of the `int(size · n_edges)` best edges, those on a path from the input to the logits are the circuit.
+
+    Args:
+        scores: one per edge of the model; higher = more important to the behaviour.
+        sizes: ascending shares of the edges.
+
+    Raises:
+        SweepError: scores that do not fit the model, sizes that are not ascending shares.
+    """
+    shares = tuple(float(size) for size in sizes)
+    if len(shares) < 2 or list(shares) != sorted(set(shares)) or not 0 < shares[0] <= shares[-1] <= 1:
+        raise SweepError(f"sizes={sizes}. Give at least two ascending shares of the edges, above 0, up to 1.")
+    on = Evaluation(model, pairs, metric, token_budget)
+    graph = on.run.graph
+    edges, values = tuple(graph.edges()), scores_in_order(graph, scores)
+    circuits: list[Circuit] = []
+    for ranked in (values, np.abs(values)):
+        order = np.argsort(-ranked, kind="stable")
+        circuits += [
+            Circuit(frozenset(edges[i] for i in order[: int(size * len(edges))])).connected(graph)
+            for size in shares
+        ]
+    found = on.f([on.removed(circuit) for circuit in circuits]).tolist()
+    half = len(shares)
+    counts = [len(circuit) for circuit in circuits]
+    return FaithfulnessCurve(
+        shares,
+        tuple(found[:half]),
+        tuple(found[half:]),
+        tuple(zip(counts[:half], counts[half:], strict=True)),
+    )
+
+
+def _area(x: Sequence[float], y: Sequence[float]) -> float:
+    """By the trapezoidal rule."""
+    return float(np.sum(np.diff(x) * (np.asarray(y)[1:] + np.asarray(y)[:-1]) / 2))

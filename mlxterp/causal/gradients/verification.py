@@ -2,7 +2,7 @@
 
 What lives here: which sites are patched, their measured metrics in place of the estimated ones, how far both
 lie apart. What doesn't: the estimates (`estimates.py`), patching (`activation_patching.py`), what a reader is
-told of it (`estimate_cautions.py`).
+told of it (`attribution_patching.py`).
 """
 
 from __future__ import annotations

@@ -22,8 +22,7 @@ from numpy.typing import NDArray
 
 from mlxterp import metrics
 from mlxterp.causal.batching.sweep import Progress
-from mlxterp.causal.circuits.edge_batches import Input
-from mlxterp.causal.circuits.edge_patching import EdgeRun
+from mlxterp.causal.circuits.edge_patching import EdgeRun, Input
 from mlxterp.causal.circuits.graph import (
     Graph,
     Node,

@@ -1,7 +1,8 @@
 """How model families differ from the common block: names of parts, where outputs are added, scales of logits.
 
 The common block adds what `self_attn` and `mlp` return to the residual stream. What an entry here says is
-checked at load (`self_check.py`), so a wrong entry switches hook points off instead of reading the wrong thing.
+checked at load (`self_check.py`), so a wrong entry switches hook points off instead of reading the wrong
+thing.
 """
 
 from __future__ import annotations

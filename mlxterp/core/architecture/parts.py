@@ -1,7 +1,7 @@
 """A model as its parts: which module is what, what it lacks, and each part as something to run or a formula.
 
-What doesn't live here: finding the parts (`discovery.py`), checking that they are what they seem (`self_check.py`),
-and hooking a run (`forward.py`).
+What doesn't live here: finding the parts (`discovery.py`), checking that they are what they seem
+(`self_check.py`), and hooking a run (`forward.py`).
 """
 
 from __future__ import annotations

@@ -9,18 +9,18 @@ from mlxterp.core.selection import Positions
 from mlxterp.errors import SAEError
 from mlxterp.metrics import Floats
 from mlxterp.results import ActiveFeaturesResult
-from mlxterp.sae.analysis.runs import Ablation
+from mlxterp.sae.analysis.runs import (
+    Ablation,
+    activity,
+    decoder_norms,
+    deltas,
+    view,
+)
 from mlxterp.sae.analysis.texts import (
     Given,
     Texts,
     read_texts,
     shown_tokens,
-)
-from mlxterp.sae.analysis.views import (
-    activity,
-    decoder_norms,
-    deltas,
-    view,
 )
 from mlxterp.sae.sae import SAE
 from mlxterp.sae.training.activations import OUTLIER

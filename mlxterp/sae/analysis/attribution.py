@@ -27,12 +27,14 @@ from mlxterp.results import FeatureAttributionResult
 from mlxterp.sae.analysis.runs import (
     Ablation,
     Runs,
+    View,
     chosen_ablation,
+    difference,
     intervals,
     prepare,
+    view,
 )
 from mlxterp.sae.analysis.texts import BATCH_TOKENS, Batch, Given
-from mlxterp.sae.analysis.views import View, difference, view
 from mlxterp.sae.sae import SAE
 
 Method: TypeAlias = Literal["gradient", "ig"]

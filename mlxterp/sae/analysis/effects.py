@@ -29,11 +29,13 @@ from mlxterp.sae.analysis.runs import (
     Ablation,
     Runs,
     chosen_ablation,
+    decoder_norms,
+    deltas,
     intervals,
     prepare,
+    view,
 )
 from mlxterp.sae.analysis.texts import Batch, Given
-from mlxterp.sae.analysis.views import decoder_norms, deltas, view
 from mlxterp.sae.sae import SAE
 
 CONTROLS = 20

@@ -1,7 +1,7 @@
 """`FeatureStore`: which feature fires at which token of a corpus, as numpy arrays on disk or in memory.
 
 Lives here: the arrays, reading them by feature and by token, their files. Does not live here: making them
-from a model (`store.py`) or from arrays (`store_arrays.py`); choosing examples
+from a model (`store.py`) or from arrays (`build.py`); choosing examples
 (`mlxterp.auto_interp.evidence`). Nothing here needs mlx.
 """
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from mlxterp.autointerpret.entry import ExperimentEntry
-from mlxterp_agent import exit_codes as exits
+from mlxterp_agent import exit_codes
 from mlxterp_agent.cli import app
 from mlxterp_agent.display import notify as notices
 from mlxterp_agent.display.notify import (
@@ -24,7 +24,6 @@ from mlxterp_agent.display.notify import (
     Target,
     targets_of,
 )
-from mlxterp_agent.endings import end_of
 from mlxterp_agent.events import (
     Committed,
     Decided,
@@ -40,8 +39,8 @@ from mlxterp_agent.events import (
     Violated,
     Waiting,
 )
+from mlxterp_agent.exit_codes import UsageError, end_of
 from mlxterp_agent.researchers.base import BudgetState
-from mlxterp_agent.run_config import UsageError
 from tests.agent.fakes import source, verdicts
 
 DESKTOP = "osascript" if sys.platform == "darwin" else "notify-send"
@@ -361,7 +360,7 @@ def test_a_target_that_means_nothing_is_refused_before_anything_starts(asked, tm
         targets_of([asked])
 
     assert "secret" not in str(refused.value)
-    assert end_of(lambda: app(["start", str(tmp_path / "new"), "--notify", asked])) == exits.USAGE
+    assert end_of(lambda: app(["start", str(tmp_path / "new"), "--notify", asked])) == exit_codes.USAGE
     assert not (tmp_path / "new").exists()
 
 
@@ -378,7 +377,7 @@ def test_a_real_run_tells_of_a_violation_and_of_its_end_and_remembers_no_target(
 
     capsys.readouterr()
     sent = server.everything()
-    assert code == exits.FINISHED
+    assert code == exit_codes.FINISHED
     assert [asked.body["kind"] for asked in sent] == ["violation", "stopped"]
     assert sent[0].body["project"] == project.name
     assert verdicts(project) == ["invalid:contract"]

@@ -18,8 +18,8 @@ import pytest
 
 from mlxterp.autointerpret.entry import ExperimentEntry
 from mlxterp.llm.prices import Tokens
-from mlxterp_agent.clock import FakeClock, SystemClock
 from mlxterp_agent.events import Event, Waiting
+from mlxterp_agent.platform import FakeClock, SystemClock
 from mlxterp_agent.researchers.anthropic_api import ApiResearcher, price_of
 from mlxterp_agent.researchers.anthropic_api import calls as calls_module
 from mlxterp_agent.researchers.anthropic_api import tools as tools_module

@@ -21,12 +21,11 @@ import psutil
 import pytest
 from rich.console import Console
 
-from mlxterp_agent import exit_codes as exits
-from mlxterp_agent.clock import Clock, FakeClock
+from mlxterp_agent import exit_codes
 from mlxterp_agent.display.terminal import LiveScreen
-from mlxterp_agent.errors import ResearcherUnavailable
 from mlxterp_agent.events import Event, Spending, Turn
-from mlxterp_agent.exit_codes import Ended
+from mlxterp_agent.exit_codes import Ended, ResearcherUnavailable
+from mlxterp_agent.platform import Clock, FakeClock
 from mlxterp_agent.researchers.base import (
     BudgetState,
     Done,
@@ -36,8 +35,8 @@ from mlxterp_agent.researchers.base import (
     Situation,
     Working,
 )
-from mlxterp_agent.researchers.claude_code import ClaudeCode
-from mlxterp_agent.researchers.claude_command import (
+from mlxterp_agent.researchers.claude_code import (
+    ClaudeCode,
     ClaudeOptions,
     find_claude,
     prompt,
@@ -133,7 +132,7 @@ def test_experiment_py_runs_when_the_agent_asks_for_it_and_not_half_written(proj
 
     ended, _ = supervise(project, each.driver, max_experiments=1)
 
-    assert ended.exit_code == exits.FINISHED
+    assert ended.exit_code == exit_codes.FINISHED
     assert [entry.hypothesis for entry in entries(project)] == ["beta holds"]
 
 
@@ -147,7 +146,7 @@ def test_i_am_done_is_sent_back_while_budget_remains_and_an_idle_agent_is_let_go
     assert "without a new experiment" not in first.prompt
     assert len(later) == 2
     assert ended == Ended(
-        "nothing is left to try: 3 turns in a row brought no new experiment", exits.FINISHED
+        "nothing is left to try: 3 turns in a row brought no new experiment", exit_codes.FINISHED
     )
 
 
@@ -311,7 +310,7 @@ def test_until_wins_over_waiting(project, driven):
 
     ended, _ = supervise(project, each.driver, until=time.time() + 6.0)
 
-    assert ended.exit_code == exits.FINISHED
+    assert ended.exit_code == exit_codes.FINISHED
     assert len(each.program.calls) == 1
 
 
@@ -325,7 +324,7 @@ def test_a_request_that_no_waiting_mends_ends_the_run_with_the_words_of_the_serv
 
     ended, _ = supervise(project, each.driver)
 
-    assert ended.exit_code == exits.RESEARCHER
+    assert ended.exit_code == exit_codes.RESEARCHER
     assert words in ended.reason
     assert len(each.program.calls) == 1
 

@@ -17,8 +17,7 @@ import psutil
 import pytest
 
 from mlxterp.autointerpret.contract import digest
-from mlxterp_agent.clock import FakeClock
-from mlxterp_agent.platform import Descendants
+from mlxterp_agent.platform import Descendants, FakeClock
 from mlxterp_agent.sandbox import runner as runner_module
 from mlxterp_agent.sandbox.runner import Outcome, Runner
 from mlxterp_agent.storage.state_dir import State, open_state

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from mlxterp_agent.clock import FakeClock, SystemClock
-from mlxterp_agent.errors import BadLimit
+from mlxterp_agent.exit_codes import BadLimit
+from mlxterp_agent.platform import FakeClock, SystemClock
 from mlxterp_agent.storage.budget import Budget, Limits
 from mlxterp_agent.storage.journal import Journal
 

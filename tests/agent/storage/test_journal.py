@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from mlxterp_agent.clock import FakeClock
-from mlxterp_agent.errors import DiskFull, StateUnavailable
-from mlxterp_agent.platform import disk_full_in_words
+from mlxterp_agent.exit_codes import DiskFull, StateUnavailable
+from mlxterp_agent.platform import FakeClock, disk_full_in_words
 from mlxterp_agent.storage import journal as journal_module
 from mlxterp_agent.storage.journal import Journal
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from mlxterp.errors import ProjectError
-from mlxterp_agent.errors import Locked, SetupChanged, StateUnavailable
+from mlxterp_agent.exit_codes import Locked, SetupChanged, StateUnavailable
 from mlxterp_agent.storage.state_dir import (
     ProjectLock,
     State,

@@ -16,7 +16,6 @@ import pytest
 
 from mlxterp.autointerpret.contract import digest, state_dir
 from mlxterp.errors import ProjectError
-from mlxterp_agent.errors import Locked
 from mlxterp_agent.events import (
     Decided,
     Event,
@@ -29,6 +28,7 @@ from mlxterp_agent.exit_codes import (
     FINISHED,
     INTERRUPTED,
     RESEARCHER,
+    Locked,
 )
 from mlxterp_agent.researchers.base import (
     Done,
@@ -521,19 +521,19 @@ def test_what_the_researcher_costs_is_in_the_line_and_ends_the_run(project):
 def test_the_model_is_fetched_visibly_if_setup_py_names_it_and_it_is_not_there(monkeypatch, named):
     from mlxterp.models.fetch import Step
     from mlxterp_agent.events import Progress
-    from mlxterp_agent.signals import Signals
-    from mlxterp_agent.supervisor import fetching
+    from mlxterp_agent.platform import Signals
+    from mlxterp_agent.supervisor import model_fetch
 
     def fetch(name: str, tell: Callable[[Step], None]) -> None:
         for done in range(101):
             tell(Step(f"Fetching {name}", done * 1_000_000, 100_000_000))
 
-    monkeypatch.setattr(fetching, "fetch", fetch)
-    monkeypatch.setattr(fetching, "is_cached", lambda name: False)
+    monkeypatch.setattr(model_fetch, "fetch", fetch)
+    monkeypatch.setattr(model_fetch, "is_cached", lambda name: False)
     told: list[Event] = []
 
     setup = b'model = InterpretableModel("smollm2-135m")' if named else b"model = None"
-    fetching.fetch_model("smollm2-135m", setup, told.append, Signals())
+    model_fetch.fetch_model("smollm2-135m", setup, told.append, Signals())
 
     assert bool(told) == named
     if named:

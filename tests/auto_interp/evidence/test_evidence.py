@@ -9,7 +9,7 @@ from mlxterp.auto_interp.evidence.corpus import Corpus
 from mlxterp.auto_interp.evidence.evidence import FeatureEvidence, Sampling, gather
 from mlxterp.auto_interp.evidence.sampling import draw
 from mlxterp.errors import LabelingError, StoreError
-from mlxterp.sae.feature_store.store_arrays import store_from_arrays
+from mlxterp.sae.feature_store.build import store_from_arrays
 from tests.auto_interp import planted
 
 FEATURES = [0, 45, 100, 120, 210]

@@ -10,11 +10,13 @@ from hypothesis import strategies as st
 
 from mlxterp.auto_interp.evidence.evidence import Window
 from mlxterp.auto_interp.llm.labeler import shown as shown_evidence
-from mlxterp.auto_interp.llm.prompts import DESCRIPTION_WORDS, LABEL_WORDS, instructions
-from mlxterp.auto_interp.llm.rendering import (
+from mlxterp.auto_interp.llm.prompts import (
+    DESCRIPTION_WORDS,
+    LABEL_WORDS,
     active,
     block,
     example,
+    instructions,
     marked,
     shown,
 )

@@ -13,8 +13,7 @@ from mlxterp.auto_interp.evidence.sampling import draw
 from mlxterp.auto_interp.label import FeatureLabel, Proposal
 from mlxterp.auto_interp.promoted_tokens import Promotion
 from mlxterp.auto_interp.rules.candidates import Background, simple_rules
-from mlxterp.auto_interp.rules.fitting import OfflineLabeler, fit, score_rule
-from mlxterp.auto_interp.rules.offline_run import OfflineRun
+from mlxterp.auto_interp.rules.fitting import OfflineLabeler, OfflineRun, fit, score_rule
 from mlxterp.auto_interp.scores import calibration_error
 from mlxterp.sae.feature_store.store import FeatureStore
 from tests.auto_interp import planted

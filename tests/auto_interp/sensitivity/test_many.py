@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlxterp.auto_interp import FeatureLabel, sensitivity_test, sensitivity_tests
-from mlxterp.auto_interp.sensitivity import sensitivity_many as many
+from mlxterp.auto_interp.sensitivity import sensitivity
 from mlxterp.auto_interp.sensitivity.sensitivity import permutation_p
 from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import LabelingError
@@ -126,7 +126,7 @@ def test_the_correction_is_that_of_benjamini_and_hochberg(ps):
     """By its definition: the largest k with p_(k) ≤ α k / m; the k smallest are discoveries."""
     outcomes = [{"p": p, "passed": True} for p in ps]
 
-    many._adjust(outcomes, [None] * len(ps), 0.05, 0)  # type: ignore[list-item]
+    sensitivity._adjust(outcomes, [None] * len(ps), 0.05, 0)  # type: ignore[list-item]
 
     ordered = np.sort(ps)
     fits = np.flatnonzero(ordered < 0.05 * np.arange(1, len(ps) + 1) / len(ps))

@@ -10,8 +10,13 @@ import pytest
 from mlxterp.causal.circuits.acdc import acdc
 from mlxterp.causal.circuits.circuit import Circuit, roc_auc, scores_in_order
 from mlxterp.causal.circuits.edge_patching import EdgeRun
-from mlxterp.causal.circuits.faithfulness import completeness, faithfulness, minimality
-from mlxterp.causal.circuits.faithfulness_curve import FaithfulnessCurve, faithfulness_curve
+from mlxterp.causal.circuits.faithfulness import (
+    FaithfulnessCurve,
+    completeness,
+    faithfulness,
+    faithfulness_curve,
+    minimality,
+)
 from mlxterp.causal.circuits.graph import (
     Graph,
     graph_of,

@@ -130,7 +130,7 @@ def test_quantised_weights_are_differentiated_through_as_they_are():
 
 def test_through_its_own_block_a_model_gives_the_gradients_that_its_weights_give(tiny_llama, monkeypatch):
     by_weights = edge_attribution(tiny_llama, PAIRS)
-    monkeypatch.setattr("mlxterp.causal.gradients.edge_inputs._separate", lambda *_: False)
+    monkeypatch.setattr("mlxterp.causal.gradients.edge_attribution._separate", lambda *_: False)
 
     by_block = edge_attribution(tiny_llama, PAIRS)
 

@@ -14,10 +14,9 @@ from hypothesis import strategies as st
 
 from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import SAEError, StoreError, UnknownHookPoint
-from mlxterp.sae.feature_store.build import build_store, cached_store
+from mlxterp.sae.feature_store.build import build_store, cached_store, store_from_arrays
 from mlxterp.sae.feature_store.jobs import Portable, blocks
 from mlxterp.sae.feature_store.store import FeatureStore, load_store
-from mlxterp.sae.feature_store.store_arrays import store_from_arrays
 from mlxterp.sae.sae import SAE, Relu, TopK
 from tests.tiny_models import ByteTokenizer, tiny_module
 

@@ -26,7 +26,7 @@ from mlxterp.sae import (
 )
 from mlxterp.sae.config import Plan, batch_for, plan
 from mlxterp.sae.training import objective
-from mlxterp.sae.training.selection import largest
+from mlxterp.sae.training.objective import largest
 from mlxterp.sae.training.step import Stepper
 from tests.sae.planted_directions import POINT, Planted, easy, hard, hierarchy
 

@@ -1,8 +1,8 @@
 """One question to the service until there is an answer: reserved before it is asked, charged after, repeated
 while the service is away.
 
-What a fault means is decided in `service_faults.py`. A request that the service refused costs nothing. A reply that
-was lost on its way may have been paid for: it is charged what was reserved for it.
+What a fault means is decided in `service_faults.py`. A request that the service refused costs nothing. A
+reply that was lost on its way may have been paid for: it is charged what was reserved for it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception_type
 from tenacity.wait import wait_random_exponential
 
 from mlxterp.llm.prices import OF, Priced, price_of
-from mlxterp_agent.clock import Clock
+from mlxterp_agent.platform import Clock
 from mlxterp_agent.researchers.anthropic_api import transport
 from mlxterp_agent.researchers.anthropic_api.service_faults import Away, Refused, verdict_of
 from mlxterp_agent.researchers.anthropic_api.stream import Answer, LostReply, hear

@@ -17,7 +17,7 @@ from collections.abc import Callable
 
 from mlxterp.autointerpret.entry import ExperimentEntry
 from mlxterp_agent import prompts
-from mlxterp_agent.clock import Clock, SystemClock
+from mlxterp_agent.platform import Clock, SystemClock
 from mlxterp_agent.researchers.anthropic_api import transport
 from mlxterp_agent.researchers.anthropic_api.calls import (
     CALL_SECONDS,

@@ -10,7 +10,7 @@ from mlxterp.models.fetch import (
     is_cached,
 )
 from mlxterp_agent.events import Emit, Progress
-from mlxterp_agent.signals import Signals
+from mlxterp_agent.platform import Signals
 
 
 class _Interrupted(BaseException):
