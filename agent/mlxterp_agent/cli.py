@@ -23,7 +23,7 @@ from mlxterp_agent.text import one_line, plain
 
 if TYPE_CHECKING:
     from mlxterp_agent.display.notify import Target
-    from mlxterp_agent.researchers.base import Driver
+    from mlxterp_agent.researchers.base import Researcher
     from mlxterp_agent.run_config import Options
 
 app = typer.Typer(
@@ -239,9 +239,9 @@ def run(
 def status(directory: Here = Path("."), as_json: AsJson = False) -> None:
     """What the investigation is about, how it stands, and what is left: one screen."""
     from mlxterp_agent.messages import status_fields, status_text
-    from mlxterp_agent.supervisor.project_view import look
+    from mlxterp_agent.supervisor.project_view import read_project
 
-    seen = look(directory)
+    seen = read_project(directory)
     if as_json:
         _json(status_fields(seen))
     else:
@@ -260,9 +260,9 @@ def log(
     """Every experiment with its verdict, oldest first."""
     from mlxterp_agent.messages import log_lines
     from mlxterp_agent.storage.record import is_kept
-    from mlxterp_agent.supervisor.project_view import look
+    from mlxterp_agent.supervisor.project_view import read_project
 
-    entries = [entry for entry in look(directory).entries if is_kept(entry) or not kept][-last:]
+    entries = [entry for entry in read_project(directory).entries if is_kept(entry) or not kept][-last:]
     if as_json:
         for entry in entries:
             _json(entry.to_dict())
@@ -354,7 +354,7 @@ def main() -> None:
 
 def _supervise(
     directory: Path,
-    driver: Driver,
+    driver: Researcher,
     options: Options,
     who: str,
     *,
@@ -363,7 +363,7 @@ def _supervise(
 ) -> None:
     from mlxterp_agent.messages import closing_text
     from mlxterp_agent.supervisor.prepare import supervised
-    from mlxterp_agent.supervisor.project_view import look
+    from mlxterp_agent.supervisor.project_view import read_project
 
     ended, report_failed = supervised(directory, driver, options, who, as_json=as_json, notify=notify)
     soon = ended.exit_code == exit_codes.INTERRUPTED
@@ -372,7 +372,7 @@ def _supervise(
             last = {"reason": ended.reason, "exit_code": ended.exit_code, "report": report_failed is None}
             _json({"event": "ended", **last})
         else:
-            seen = look(directory)
+            seen = read_project(directory)
             _close(lambda width: closing_text(seen, ended, report_failed, report_soon=soon, width=width))
     except OSError:
         # The terminal is gone. The number is still somebody's to read.

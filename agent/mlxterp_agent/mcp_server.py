@@ -27,7 +27,7 @@ from mlxterp_agent import api_help as library
 from mlxterp_agent.events import verdict_of
 from mlxterp_agent.messages import LIMIT, status_text
 from mlxterp_agent.platform import without_secrets
-from mlxterp_agent.supervisor.project_view import look
+from mlxterp_agent.supervisor.project_view import read_project
 from mlxterp_agent.text import cut, one_line, plain
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def server(directory: Path) -> MCPServer[None]:
     @mcp.tool(structured_output=False)
     def status() -> str:
         """The question, the model, the verdicts so far, what is left of the budget, the last experiments."""
-        return _told(lambda: status_text(look(directory)))
+        return _told(lambda: status_text(read_project(directory)))
 
     @mcp.tool(structured_output=False)
     def search_log(query: str = "", last: int = 10) -> str:
@@ -72,7 +72,7 @@ def server(directory: Path) -> MCPServer[None]:
             query: words, in any order and case; empty for all.
             last: how many experiments at most.
         """
-        return _told(lambda: _found(look(directory).entries, query, last))
+        return _told(lambda: _found(read_project(directory).entries, query, last))
 
     @mcp.tool(structured_output=False)
     def library_help(name: str = "") -> str:

@@ -23,7 +23,7 @@ LIMIT = 2000
 _TRACE = 900
 
 
-def told_text(entries: Sequence[ExperimentEntry], budget: BudgetState) -> str:
+def outcome_text(entries: Sequence[ExperimentEntry], budget: BudgetState) -> str:
     """Verdict, reasons, failing checks and budget; for a run that failed, where."""
     lines: list[str] = []
     for entry in entries:

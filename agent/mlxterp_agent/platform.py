@@ -246,7 +246,7 @@ class Descendants:
         self._root = root
         self._seen: dict[int, float] = {}
 
-    def look(self) -> None:
+    def read_project(self) -> None:
         """Remembers who is there now."""
         import psutil
 

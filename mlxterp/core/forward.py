@@ -33,7 +33,7 @@ Edits = dict[HookPoint, list[Intervention]]
 
 
 @dataclass(eq=False)
-class Visit:
+class HookedRun:
     """What one run asks for and has seen so far."""
 
     edits: Edits
@@ -78,7 +78,7 @@ IN_ATTENTION_FUNCTION = ("q", "k", "v", "pattern")
 """Hook points that are seen where attention is computed, not at a module."""
 
 
-def layer_taps(architecture: Architecture, layer: Layer, index: int, visit: Visit) -> Iterator[Tap]:
+def layer_taps(architecture: Architecture, layer: Layer, index: int, visit: HookedRun) -> Iterator[Tap]:
     """The taps on one layer's modules, and on its block, that this run needs."""
     here = {name: HookPoint(name, index) for name in LAYER_NAMES}
     mid = here["resid_mid"] if visit.asks(here["resid_mid"]) else None
@@ -96,7 +96,7 @@ def layer_taps(architecture: Architecture, layer: Layer, index: int, visit: Visi
     yield layer.block, _block(visit, here, index)
 
 
-def _block(visit: Visit, here: dict[str, HookPoint], index: int) -> Around:
+def _block(visit: HookedRun, here: dict[str, HookPoint], index: int) -> Around:
     def around(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         h, rest, named = stream(args, kwargs)
         visit.layer = index
@@ -111,7 +111,9 @@ def _block(visit: Visit, here: dict[str, HookPoint], index: int) -> Around:
     return around
 
 
-def output_tap(visit: Visit, point: HookPoint, factor: float = 1.0, mid: HookPoint | None = None) -> Around:
+def output_tap(
+    visit: HookedRun, point: HookPoint, factor: float = 1.0, mid: HookPoint | None = None
+) -> Around:
     """A tap on what a module adds to the residual stream: its output times `factor`."""
 
     def added(y: mx.array) -> mx.array:
@@ -126,7 +128,7 @@ def output_tap(visit: Visit, point: HookPoint, factor: float = 1.0, mid: HookPoi
     return lambda call, *args, **kwargs: _first(call(*args, **kwargs), added)
 
 
-def _through_mid(visit: Visit, mid: HookPoint, attn_out: mx.array) -> mx.array:
+def _through_mid(visit: HookedRun, mid: HookPoint, attn_out: mx.array) -> mx.array:
     # The block adds attention to its own local copy of the residual, so changing what the second norm *sees*
     # would leave the skip path unpatched. Writing the difference at attn_out moves both, and equals the
     # hand-written forward (tests/core/architecture/test_parts.py).
@@ -136,7 +138,7 @@ def _through_mid(visit: Visit, mid: HookPoint, attn_out: mx.array) -> mx.array:
     return attn_out if edited is resid else attn_out + (edited - resid)
 
 
-def _heads_input(visit: Visit, point: HookPoint, n_heads: int) -> Around:
+def _heads_input(visit: HookedRun, point: HookPoint, n_heads: int) -> Around:
     """A tap on the input of an output projection, seen as heads."""
 
     def around(call: Callable[..., Any], x: mx.array, *args: Any, **kwargs: Any) -> Any:
@@ -147,7 +149,7 @@ def _heads_input(visit: Visit, point: HookPoint, n_heads: int) -> Around:
     return around
 
 
-def attention_seen(visit: Visit, original: Callable[..., mx.array]) -> Callable[..., mx.array]:
+def attention_seen(visit: HookedRun, original: Callable[..., mx.array]) -> Callable[..., mx.array]:
     """What stands in for the attention function while a run looks at q, k, v or pattern."""
 
     def attend(
@@ -175,7 +177,7 @@ def attention_seen(visit: Visit, original: Callable[..., mx.array]) -> Callable[
     return attend
 
 
-def _rotated(visit: Visit, points: Sequence[HookPoint]) -> Around:
+def _rotated(visit: HookedRun, points: Sequence[HookPoint]) -> Around:
     """A tap on a rotary embedding: its first call gives the queries of this run, its second the keys."""
     left = list(points)
 
@@ -186,7 +188,7 @@ def _rotated(visit: Visit, points: Sequence[HookPoint]) -> Around:
     return around
 
 
-def _values(visit: Visit, point: HookPoint, n_kv_heads: int) -> Around:
+def _values(visit: HookedRun, point: HookPoint, n_kv_heads: int) -> Around:
     """A tap on the projection of values, before a cache puts earlier ones in front."""
 
     def around(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -198,7 +200,7 @@ def _values(visit: Visit, point: HookPoint, n_kv_heads: int) -> Around:
     return around
 
 
-def softmax_seen(visit: Visit, probabilities: mx.array) -> mx.array:
+def softmax_seen(visit: HookedRun, probabilities: mx.array) -> mx.array:
     """What a block's own softmax gave, [batch, …heads, dest, src], seen and edited as the pattern."""
     point = HookPoint("pattern", visit.layer)
     if visit.layer < 0 or not visit.asks(point):
@@ -209,7 +211,7 @@ def softmax_seen(visit: Visit, probabilities: mx.array) -> mx.array:
     return probabilities if edited is pattern else edited.reshape(probabilities.shape)
 
 
-def _by_position(visit: Visit, point: HookPoint, x: mx.array, start: int | None) -> mx.array:
+def _by_position(visit: HookedRun, point: HookPoint, x: mx.array, start: int | None) -> mx.array:
     """Visits [batch, head, pos, d_head] as [batch, pos, head, d_head]."""
     if not visit.asks(point):
         return x
@@ -254,7 +256,7 @@ def run(
     for point in (*edits, *wanted):
         architecture.require_point(point)
     window = Window(start, lengths or (start + tokens.shape[1],) * tokens.shape[0], grows)
-    visit = Visit(edits, wanted, window)
+    visit = HookedRun(edits, wanted, window)
     blas.use_idle_cores()
     logits = forward(architecture, visit, tokens, cache)
     _check(visit, interventions)
@@ -262,7 +264,7 @@ def run(
 
 
 def forward(
-    architecture: Architecture, visit: Visit, tokens: mx.array, cache: list[Any] | None = None
+    architecture: Architecture, visit: HookedRun, tokens: mx.array, cache: list[Any] | None = None
 ) -> mx.array:
     """The model's logits, with `visit` asked at every hook point it names."""
     with _hooked(architecture, visit):
@@ -270,7 +272,7 @@ def forward(
     return visit.at(HookPoint("logits"), logits)
 
 
-def _check(visit: Visit, interventions: Sequence[Intervention]) -> None:
+def _check(visit: HookedRun, interventions: Sequence[Intervention]) -> None:
     silent = [point for point in visit.wanted if point not in visit.captured]
     if silent:
         raise MissingActivation(
@@ -292,7 +294,7 @@ def raise_unfired(interventions: Iterable[Intervention], fired: set[Intervention
 
 
 @contextmanager
-def _hooked(architecture: Architecture, visit: Visit) -> Iterator[None]:
+def _hooked(architecture: Architecture, visit: HookedRun) -> Iterator[None]:
     taps, namespaces, own_softmaxes = _taps(architecture, visit)
     if not taps:
         yield
@@ -313,7 +315,7 @@ def _hooked(architecture: Architecture, visit: Visit) -> Iterator[None]:
 
 
 def _taps(
-    architecture: Architecture, visit: Visit
+    architecture: Architecture, visit: HookedRun
 ) -> tuple[list[Tap], list[dict[str, Any]], list[dict[str, Any]]]:
     """Taps on the modules this run touches, and the namespaces of which it needs to see the attention
     function, or the softmax."""

@@ -25,7 +25,7 @@ from mlxterp._files import write_atomically
 from mlxterp.core import forward as engine
 from mlxterp.core.architecture import attention
 from mlxterp.core.architecture.parts import Architecture, Capability, stream
-from mlxterp.core.forward import Visit
+from mlxterp.core.forward import HookedRun
 from mlxterp.core.hook_points import LAYER_NAMES, HookPoint
 from mlxterp.core.interventions import zero
 from mlxterp.core.linux_blas import blas
@@ -184,7 +184,7 @@ def _look(architecture: Architecture) -> Seen:
     have = [name for name in LAYER_NAMES if architecture.capabilities[name].available]
     wanted = {HookPoint(name, layer) for name in have for layer in range(len(architecture.layers))}
     wanted.add(HookPoint("final_norm"))
-    visit = Visit({}, frozenset(wanted), Window(0, (N_TOKENS,)))
+    visit = HookedRun({}, frozenset(wanted), Window(0, (N_TOKENS,)))
     hooked = engine.forward(architecture, visit, tokens)
     return Seen(tokens, architecture.forward(tokens), hooked, visit.captured)
 

@@ -37,7 +37,7 @@ def first_shown(
     tried = 0
     while len(found) < n and tried < len(alike):
         batch = alike[tried : tried + n]
-        found += shown_by(model, batch) if shown else batch
+        found += filter_by_behavior(model, batch) if shown else batch
         tried += len(batch)
     if len(found) < n:
         of_these = f", and {model.name} shows it on {len(found)} of them" if shown else ""
@@ -63,7 +63,7 @@ def _of_one_length(model: InterpretableModel, pairs: Sequence[PromptPair]) -> li
     return max(by_length.values(), key=len, default=[])
 
 
-def shown_by(model: InterpretableModel, pairs: Sequence[PromptPair]) -> list[PromptPair]:
+def filter_by_behavior(model: InterpretableModel, pairs: Sequence[PromptPair]) -> list[PromptPair]:
     """Those pairs on which the clean run prefers the answer and the corrupted run the foil."""
     clean, corrupted = (
         sweep.answer_logits(model, np.concatenate([rows_of(model, prompt) for prompt in prompts]))

@@ -8,7 +8,7 @@ import numpy as np
 
 from mlxterp.causal.prompts.pair import PromptPair
 from mlxterp.core.model import InterpretableModel
-from mlxterp.datasets.making import is_one_word, shown_by
+from mlxterp.datasets.making import filter_by_behavior, is_one_word
 from mlxterp.errors import PromptPairError
 from mlxterp.models.toy_circuit import WORDS
 
@@ -43,7 +43,7 @@ def repeated_random_pairs(
     found: list[PromptPair] = []
     for _ in range(4):  # a real model fails on some: draw again, a few times
         drawn = [rng.choice(words, size=period, replace=False).tolist() for _ in range(n)]
-        found += shown_by(model, [_repetition(each, query, other) for each in drawn])
+        found += filter_by_behavior(model, [_repetition(each, query, other) for each in drawn])
         if len(found) >= n:
             return found[:n]
     raise PromptPairError(

@@ -17,7 +17,7 @@ from mlxterp.llm.client import ATTEMPTS, CALL_SECONDS, PATIENCE, Pause, Spent, s
 from mlxterp.llm.completer import Reply, Request
 from mlxterp.llm.prices import DEFAULT_MODEL
 from mlxterp.llm.reply_cache import ReplyCache
-from mlxterp.llm.spending_limit import Purse
+from mlxterp.llm.spending_limit import SpendingLimit
 
 if TYPE_CHECKING:
     import anthropic
@@ -98,7 +98,7 @@ class BatchCompleter:
         self.model = model
         self.cache = ReplyCache() if cache is None else cache
         self.spent = Spent()
-        self.purse = Purse(max_usd)
+        self.purse = SpendingLimit(max_usd)
         self._poll_seconds = poll_seconds
         self._open: _Open | None = None
 
@@ -217,7 +217,7 @@ class BatchCompleter:
         return await self._ask(lines) if state.processing_status == "ended" else None
 
     async def _ask(self, call: Callable[[], Awaitable[T]]) -> T:
-        return await self._service.patiently(lambda: self._service.faithfully(call()))
+        return await self._service.call_with_retries(lambda: self._service.call_with_timeout(call()))
 
     def _take(self, here: _Open, keys: Sequence[str], results: dict[str, Any]) -> None:
         from mlxterp.llm.faults import shortened
@@ -243,11 +243,11 @@ class BatchCompleter:
                     del here.waiting[key]
 
     def _keep(self, here: _Open, key: str, message: Any, question: _Question | None) -> None:
-        from mlxterp.llm.faults import Away
+        from mlxterp.llm.faults import TransientError
 
         try:
             reply = self._service.heard(message, discount=DISCOUNT)
-        except Away as problem:
+        except TransientError as problem:
             if question is not None:
                 self._settle(question, question.held)
                 question.fail(LlmAway(f"{self.model} answered in a batch, and {problem}"))

@@ -22,14 +22,14 @@ from tenacity.wait import wait_random_exponential
 from mlxterp.errors import DeprecatedModel, LlmAway, LlmRejected, LlmUnavailable, PromptNotCached
 from mlxterp.llm.completer import Reply, Request
 from mlxterp.llm.prices import DEFAULT_MODEL, Tokens, deprecation, price_of
-from mlxterp.llm.spending_limit import Purse
+from mlxterp.llm.spending_limit import SpendingLimit
 
 if TYPE_CHECKING:
     import anthropic
     import httpx2
     from pydantic import BaseModel
 
-    from mlxterp.llm.faults import Away
+    from mlxterp.llm.faults import TransientError
 
 KEY_ENV = "ANTHROPIC_API_KEY"
 
@@ -107,12 +107,12 @@ class Service:
         """A message of the SDK as a reply. The SDK does not check what the service sent; here it is.
 
         Raises:
-            Away: it is no message.
+            TransientError: it is no message.
         """
-        from mlxterp.llm.faults import Away
+        from mlxterp.llm.faults import TransientError
 
         if isinstance(message, str):
-            raise Away("something else than the service answered, with a page of text", paid=False)
+            raise TransientError("something else than the service answered, with a page of text", paid=False)
         try:
             # Thinking comes first and is no part of the answer.
             text = "".join(block.text for block in message.content if block.type == "text")
@@ -120,15 +120,15 @@ class Service:
             reason = str(message.stop_reason)
         except (AttributeError, TypeError, ValueError) as problem:
             words = f"the answer makes no sense ({type(problem).__name__}: {problem})"
-            raise Away(words, paid=True) from problem
+            raise TransientError(words, paid=True) from problem
         priced = price_of(self.model)
         return Reply(text, reason, tokens, priced.usd(tokens) * discount, estimated=priced.estimated)
 
-    async def faithfully(self, call: Awaitable[T]) -> T:
+    async def call_with_timeout(self, call: Awaitable[T]) -> T:
         """What a call of the SDK gives, within `call_seconds`.
 
         Raises:
-            Away, LlmRejected: what its fault means.
+            TransientError, LlmRejected: what its fault means.
         """
         import anthropic
         import httpx2
@@ -142,13 +142,13 @@ class Service:
             # A service may repeat the key in its words; then they are not shown, not even as the cause.
             raise what from (None if self.key in str(problem) else problem)
 
-    async def patiently(self, call: Callable[[], Awaitable[T]]) -> T:
+    async def call_with_retries(self, call: Callable[[], Awaitable[T]]) -> T:
         """What a call gives at last, waiting out faults that pass.
 
         Raises:
             LlmAway: it was tried so often, or waited for so long, in vain.
         """
-        from mlxterp.llm.faults import Away
+        from mlxterp.llm.faults import TransientError
 
         def no_more(state: RetryCallState) -> bool:
             waited = state.idle_for + state.upcoming_sleep
@@ -158,11 +158,15 @@ class Service:
             return await call()
 
         tries = AsyncRetrying(
-            retry=retry_if_exception_type(Away), wait=_wait, stop=no_more, sleep=self.pause, reraise=True
+            retry=retry_if_exception_type(TransientError),
+            wait=_wait,
+            stop=no_more,
+            sleep=self.pause,
+            reraise=True,
         )
         try:
             return await tries(once)
-        except Away as problem:
+        except TransientError as problem:
             number = tries.statistics.get("attempt_number", 1)
             raise LlmAway(
                 f"{self.model} was asked {number} times and gave no answer: {problem}. "
@@ -224,7 +228,7 @@ def _sent(schema: type[BaseModel]) -> dict[str, Any]:
 
 def _wait(state: RetryCallState) -> float:
     assert state.outcome is not None
-    asked: Away | Any = state.outcome.exception()
+    asked: TransientError | Any = state.outcome.exception()
     return _random_wait(state) if asked.wait is None else float(asked.wait)
 
 
@@ -296,7 +300,7 @@ class AnthropicCompleter:
         )
         self.model = model
         self.spent = Spent()
-        self.purse = Purse(max_usd)
+        self.purse = SpendingLimit(max_usd)
         self._max_concurrency = max_concurrency
         self._open: _Open | None = None
         self._prefixes: defaultdict[int, _Prefix] = defaultdict(_Prefix)
@@ -308,7 +312,7 @@ class AnthropicCompleter:
         """One whole answer. See the class for what it raises."""
         here = self._here()
         async with here.places:
-            return await self._service.patiently(lambda: self._once(here.client, request))
+            return await self._service.call_with_retries(lambda: self._once(here.client, request))
 
     async def close(self) -> None:
         """Closes the connections of this event loop."""
@@ -324,7 +328,7 @@ class AnthropicCompleter:
         return self._open
 
     async def _once(self, client: anthropic.AsyncAnthropic, request: Request) -> Reply:
-        from mlxterp.llm.faults import Away
+        from mlxterp.llm.faults import TransientError
 
         worst = self._service.worst(request)
         cost = worst  # of a call that is cancelled, or whose reply is lost on its way
@@ -333,12 +337,12 @@ class AnthropicCompleter:
         could_read = prefix.answered > 0
         try:
             call = client.messages.create(**self._service.params(request))
-            reply = self._service.heard(await self._service.faithfully(call))
+            reply = self._service.heard(await self._service.call_with_timeout(call))
             cost = reply.usd
         except LlmRejected:
             cost = 0.0
             raise
-        except Away as problem:
+        except TransientError as problem:
             cost = worst if problem.paid else 0.0
             raise
         finally:

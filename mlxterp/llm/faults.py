@@ -1,6 +1,6 @@
 """What a fault of the service means for the call that met it.
 
-    408, 409, 429, 5xx, a lost connection, no answer in time, a page that is no answer      Away: waited out
+    408, 409, 429, 5xx, a lost connection, no answer in time, a page that is no answer   TransientError: retried
     400, 401, 402, 403, 404, 413, 422, every other status                      LlmRejected: for good, at once
 
 Waiting and the money are `client.py`'s. The researcher's own table, which knows longer patience and other
@@ -19,7 +19,7 @@ from mlxterp.errors import LlmRejected
 from mlxterp.llm.prices import deprecation
 
 
-class Away(Exception):
+class TransientError(Exception):
     """A fault that passes. `paid`: the reply may have been paid for. `wait`: seconds the service asks for."""
 
     def __init__(self, words: str, *, paid: bool, wait: float | None = None) -> None:
@@ -28,7 +28,7 @@ class Away(Exception):
         self.wait = wait
 
 
-def meaning(problem: Exception, *, model: str, key: str) -> Away | LlmRejected:
+def meaning(problem: Exception, *, model: str, key: str) -> TransientError | LlmRejected:
     """What a fault means. Its words never hold the key, whatever the service repeats."""
     words = _words(problem, key)
     if isinstance(problem, anthropic.APIStatusError):
@@ -37,20 +37,20 @@ def meaning(problem: Exception, *, model: str, key: str) -> Away | LlmRejected:
         problem, asyncio.TimeoutError | TimeoutError | anthropic.APITimeoutError | httpx2.TimeoutException
     ):
         never_left = isinstance(problem.__cause__ or problem, httpx2.ConnectTimeout)
-        return Away(f"no answer in time ({words})", paid=not never_left)
+        return TransientError(f"no answer in time ({words})", paid=not never_left)
     if isinstance(problem, anthropic.APIConnectionError | httpx2.TransportError):
         cause = problem.__cause__ or problem
-        return Away(
+        return TransientError(
             f"the connection was lost ({_words(cause, key)})",
             paid=not isinstance(cause, httpx2.ConnectError),
         )
-    return Away(f"the answer could not be read ({words})", paid=True)
+    return TransientError(f"the answer could not be read ({words})", paid=True)
 
 
-def _of_status(problem: anthropic.APIStatusError, words: str, model: str) -> Away | LlmRejected:
+def _of_status(problem: anthropic.APIStatusError, words: str, model: str) -> TransientError | LlmRejected:
     status = problem.status_code
     if status in (408, 409, 429) or status >= 500:
-        return Away(
+        return TransientError(
             f"the service says {status} {problem.type or ''}".rstrip(), paid=False, wait=_retry_after(problem)
         )
     asked = f"a call of {model} was rejected: {status} {words}."

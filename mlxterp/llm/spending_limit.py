@@ -7,7 +7,7 @@ import asyncio
 from mlxterp.errors import LlmBudgetReached
 
 
-class Purse:
+class SpendingLimit:
     """What was spent, what calls under way could still cost, and the limit on both.
 
     A call that does not fit now waits while others are under way, as most cost less than they put aside.

@@ -39,10 +39,10 @@ from mlxterp.results import (
 from mlxterp.workflows import narratives
 from mlxterp.workflows.progress import progress_of
 from mlxterp.workflows.request import (
-    Asked,
     MetricLike,
     Progress,
-    Teller,
+    ProgressReporter,
+    Question,
     ask,
     both_logits,
     chosen_steps,
@@ -53,7 +53,7 @@ from mlxterp.workflows.request import (
 SHIFT = "shift_towards_clean"
 
 
-def towards_clean(asked: Asked, pair: int) -> MetricFunction:
+def towards_clean(asked: Question, pair: int) -> MetricFunction:
     """Σ_v (p_clean(v) − p_corrupted(v)) · logit(v), for one pair.
 
     A distance from the clean run is at its minimum there, so EAP sees no slope. This one is linear in the
@@ -90,7 +90,7 @@ RANDOM_SETS = 3
 
 
 def faithfulness_of(
-    asked: Asked,
+    asked: Question,
     circuit: CircuitResult,
     scores: EdgeScoresResult | None,
     graph: Graph,
@@ -233,7 +233,7 @@ def circuit_discovery(
             f"candidates={candidates}: acdc searches at least one edge. Give a number, or 'all'."
         )
     graph = graph_of(model)
-    teller = Teller(NAME, progress_of(progress, verbose=verbose))
+    teller = ProgressReporter(NAME, progress_of(progress, verbose=verbose))
     with shared_runs():
         teller.says(chosen[0], "running both prompts")
         asked = ask(
@@ -293,7 +293,13 @@ class _Run:
     """The steps, on one question."""
 
     def __init__(
-        self, asked: Asked, graph: Graph, teller: Teller, top_k: int, seed: int, token_budget: int | None
+        self,
+        asked: Question,
+        graph: Graph,
+        teller: ProgressReporter,
+        top_k: int,
+        seed: int,
+        token_budget: int | None,
     ) -> None:
         self.asked, self.graph, self.teller = asked, graph, teller
         self.top_k, self.seed, self.token_budget = top_k, seed, token_budget
@@ -390,7 +396,7 @@ class _Run:
         strong = narratives.notable(result.top_components(self.top_k))
         told = (
             "Into the logits directly (through MLPs, past other heads), the corrupted values of these "
-            "remove: "
-            f"{narratives.listed(strong)} of the gap. Nodes of the circuit that are not named act through heads."
+            f"remove: {narratives.listed(strong)} of the gap. "
+            "Nodes of the circuit that are not named act through heads."
         )
         return Step("paths", result, told)

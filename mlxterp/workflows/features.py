@@ -28,7 +28,7 @@ from mlxterp.workflows.progress import progress_of
 from mlxterp.workflows.request import (
     MetricLike,
     Progress,
-    Teller,
+    ProgressReporter,
     chosen_steps,
     top,
     with_arguments,
@@ -106,7 +106,7 @@ def feature_investigation(
     wanted = None if features is None else checked_features(sae, features)
     own_metric, targets = with_arguments(metric, metric_kwargs, {"answer": answer, "foil": foil})
     right, wrong = targets["answer"], targets["foil"]
-    teller = Teller(NAME, progress_of(progress, verbose=verbose))
+    teller = ProgressReporter(NAME, progress_of(progress, verbose=verbose))
     teller.says(chosen[0], "running the text")
     runs = prepare(model, text, own_metric, positions=positions, answer=right, foil=wrong)
     active = active_features(model, sae, text, top_k=top(top_k), positions=positions)
@@ -167,7 +167,7 @@ def _steps(steps: Sequence[str] | None, dataset: object) -> tuple[tuple[str, ...
 
 
 def _store(
-    model: InterpretableModel, sae: SAE, dataset: Sequence[Prompt] | FeatureStore, teller: Teller
+    model: InterpretableModel, sae: SAE, dataset: Sequence[Prompt] | FeatureStore, teller: ProgressReporter
 ) -> FeatureStore:
     if isinstance(dataset, FeatureStore):
         same_texts(dataset, sae)
@@ -181,7 +181,7 @@ def _elsewhere(
     store: FeatureStore,
     features: Sequence[int],
     steps: Sequence[str],
-    teller: Teller,
+    teller: ProgressReporter,
     llm: Literal["auto"] | Completer | None,
     seed: int,
 ) -> list[Step]:

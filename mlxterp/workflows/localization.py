@@ -24,10 +24,10 @@ from mlxterp.results import LogitAttributionResult, PatchingResult, Step, Workfl
 from mlxterp.workflows import narratives
 from mlxterp.workflows.progress import progress_of
 from mlxterp.workflows.request import (
-    Asked,
     MetricLike,
     Progress,
-    Teller,
+    ProgressReporter,
+    Question,
     ask,
     chosen_steps,
     shared_runs,
@@ -107,7 +107,7 @@ def behavior_localization(
     """
     chosen = chosen_steps(NAME, steps, STEPS, DEFAULT)
     chosen, left_out = _possible(model, chosen, named=steps is not None)
-    teller = Teller(NAME, progress_of(progress, verbose=verbose))
+    teller = ProgressReporter(NAME, progress_of(progress, verbose=verbose))
     with shared_runs():
         teller.says(chosen[0], "running both prompts")
         asked = ask(
@@ -160,7 +160,7 @@ def _possible(
     return tuple(can), tuple(cautions)
 
 
-def _dla(asked: Asked, teller: Teller, top_k: int) -> Step:
+def _dla(asked: Question, teller: ProgressReporter, top_k: int) -> Step:
     pairs = asked.with_choices()
     each = []
     for pair in pairs:
@@ -170,7 +170,7 @@ def _dla(asked: Asked, teller: Teller, top_k: int) -> Step:
     return Step("dla", result, narratives.written(result, top_k, len(each)), tuple(_of_choices(asked, pairs)))
 
 
-def _of_choices(asked: Asked, pairs: Sequence[PromptPair]) -> Sequence[str]:
+def _of_choices(asked: Question, pairs: Sequence[PromptPair]) -> Sequence[str]:
     if asked.pairs[0].answer is not None:
         return ()
     if pairs[0].foil is not None:
@@ -214,7 +214,12 @@ def mean_attribution(results: Sequence[LogitAttributionResult]) -> LogitAttribut
 
 
 def _patching(
-    asked: Asked, teller: Teller, steps: Sequence[str], direction: Direction, top_k: int, seed: int
+    asked: Question,
+    teller: ProgressReporter,
+    steps: Sequence[str],
+    direction: Direction,
+    top_k: int,
+    seed: int,
 ) -> list[Step]:
     name = " + ".join(steps)
     results = activation_patchings(

@@ -24,7 +24,7 @@ from mlxterp.results import (
 )
 from mlxterp.results.faithfulness import shown
 from mlxterp.results.shows import number, percent
-from mlxterp.workflows.request import Asked
+from mlxterp.workflows.request import Question
 
 CLEAR = 0.05
 """An effect of less than this share of the gap is called small."""
@@ -52,7 +52,7 @@ def listed(components: Sequence[Component]) -> str:
     return ", ".join(f"{c.label} {number(c.effect)}" for c in components)
 
 
-def question(asked: Asked, what: str) -> str:
+def question(asked: Question, what: str) -> str:
     """What is asked, of which model, on what, and how it is measured."""
     model, prepared = asked.model, asked.prepared
     first, said = describe(model, prepared.pairs[0]), asked.said[0]
@@ -77,7 +77,7 @@ def measure(prepared: Prepared) -> str:
     )
 
 
-def cautions(asked: Asked) -> Iterator[str]:
+def cautions(asked: Question) -> Iterator[str]:
     """What limits everything that was measured on these pairs."""
     prepared, n = asked.prepared, len(asked.pairs)
     stated = prepared.alignment.stated

@@ -57,7 +57,7 @@ class StepProgress:
 Progress: TypeAlias = Callable[[StepProgress], None]
 
 
-class Teller:
+class ProgressReporter:
     """Tells how far a workflow is, and counts what it ran."""
 
     def __init__(self, workflow: str, progress: Progress | None) -> None:
@@ -78,7 +78,7 @@ class Teller:
         return tell
 
 
-class Said(NamedTuple):
+class TopPrediction(NamedTuple):
     """What the model says first on both prompts of a pair: token ids and probabilities."""
 
     clean: int
@@ -88,7 +88,7 @@ class Said(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Asked:
+class Question:
     """A question, settled.
 
     Attributes:
@@ -101,7 +101,7 @@ class Asked:
     prepared: Prepared
     metric: MetricLike
     align: Align
-    said: tuple[Said, ...]
+    said: tuple[TopPrediction, ...]
 
     @property
     def pairs(self) -> tuple[PromptPair, ...]:
@@ -154,13 +154,13 @@ def ask(
     metric: MetricLike,
     metric_kwargs: Mapping[str, Any] | None,
     align: Align,
-) -> Asked:
+) -> Question:
     """Runs both prompts of every pair once. Raises what `prepare` raises, and MetricError for arguments that
     the metric does not take."""
     chosen, targets = with_arguments(metric, metric_kwargs, {"answer": answer, "foil": foil})
     pairs = as_pairs(clean, corrupted, **targets)
     prepared = prepare(model, pairs, chosen, align=align)
-    return Asked(model, prepared, chosen, align, tuple(_said(model, prepared)))
+    return Question(model, prepared, chosen, align, tuple(_said(model, prepared)))
 
 
 def with_arguments(
@@ -198,13 +198,13 @@ def both_logits(model: InterpretableModel, prepared: Prepared) -> tuple[Logits, 
     return clean, corrupted
 
 
-def _said(model: InterpretableModel, prepared: Prepared) -> list[Said]:
+def _said(model: InterpretableModel, prepared: Prepared) -> list[TopPrediction]:
     rows = []
     for logits in both_logits(model, prepared):
         first = np.argmax(logits, axis=-1)
         rows.append((first, metrics.prob(logits, first)))
     (c, p), (x, q) = rows
-    return [Said(int(a), float(b), int(d), float(e)) for a, b, d, e in zip(c, p, x, q, strict=True)]
+    return [TopPrediction(int(a), float(b), int(d), float(e)) for a, b, d, e in zip(c, p, x, q, strict=True)]
 
 
 def chosen_steps(

@@ -22,8 +22,8 @@ from mlxterp_agent.researchers.base import (
     IDLE,
     Done,
     DriverState,
+    ExperimentOutcome,
     Situation,
-    Told,
 )
 from mlxterp_agent.run_config import Options
 from mlxterp_agent.supervisor.loop import run
@@ -182,7 +182,7 @@ class Proposals:
         before: Callable[[str, Path], None] | None = None,
         again: bool = False,
     ) -> None:
-        self.told: list[Told] = []
+        self.told: list[ExperimentOutcome] = []
         self.situations: list[Situation] = []
         self.closed = False
         self._waiting = list(names)
@@ -206,7 +206,7 @@ class Proposals:
     def poll(self) -> DriverState:
         return self._state
 
-    def tell(self, told: Told) -> None:
+    def tell(self, told: ExperimentOutcome) -> None:
         self.told.append(told)
 
     def close(self) -> None:

@@ -30,20 +30,20 @@ from mlxterp_agent.supervisor.loop import run
 from tests.agent.fakes import entries, git, make_project, source, supervise, verdicts
 
 
-class Said(NamedTuple):
+class CommandOutput(NamedTuple):
     code: int
     out: str
     err: str
 
 
 @pytest.fixture
-def autointerp(capsys: pytest.CaptureFixture[str]) -> Callable[..., Said]:
+def autointerp(capsys: pytest.CaptureFixture[str]) -> Callable[..., CommandOutput]:
     """The command, in this process."""
 
-    def call(*arguments: object) -> Said:
+    def call(*arguments: object) -> CommandOutput:
         capsys.readouterr()
         code = end_of(lambda: app([str(each) for each in arguments]))
-        return Said(code, *capsys.readouterr())
+        return CommandOutput(code, *capsys.readouterr())
 
     return call
 
@@ -186,7 +186,7 @@ def test_run_keeps_to_its_own_time_box(autointerp, project):
 
 def test_run_beside_a_supervisor_waits_for_its_verdict(autointerp, project):
     ready = threading.Event()
-    answer: list[Said] = []
+    answer: list[CommandOutput] = []
 
     def beside() -> None:
         ready.wait(60)
@@ -198,7 +198,7 @@ def test_run_beside_a_supervisor_waits_for_its_verdict(autointerp, project):
             first = process.stderr.readline()
             (project / "gate").touch()
             out = process.stdout.read()
-        answer.append(Said(process.returncode, out, first))
+        answer.append(CommandOutput(process.returncode, out, first))
 
     def listen(event: Event) -> None:
         if isinstance(event, SetupReady):

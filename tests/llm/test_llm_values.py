@@ -21,7 +21,7 @@ from mlxterp.llm import (
     run,
 )
 from mlxterp.llm.prices import deprecation
-from mlxterp.llm.spending_limit import Purse
+from mlxterp.llm.spending_limit import SpendingLimit
 
 
 class Answer(BaseModel):
@@ -180,7 +180,7 @@ def test_ctrl_c_in_a_notebook_cancels_the_job_and_lets_it_clean_up(monkeypatch):
 
 def test_a_call_waits_while_others_may_leave_room_and_fails_when_none_can():
     async def spend() -> list[str]:
-        purse = Purse(1.0)
+        purse = SpendingLimit(1.0)
         purse.enter_loop()
         seen: list[str] = []
         await purse.hold(0.7)
@@ -204,7 +204,7 @@ def test_a_call_waits_while_others_may_leave_room_and_fails_when_none_can():
 
 def test_without_a_limit_nothing_waits():
     async def spend() -> float:
-        purse = Purse(None)
+        purse = SpendingLimit(None)
         purse.enter_loop()
         await purse.hold(1e9)
         await purse.hold(1e9)

@@ -44,7 +44,7 @@ def found(toy_model, planted_pairs):
 
 
 @pytest.fixture(scope="module")
-def narrowed(small_llama):
+def small_circuit(small_llama):
     return circuit_discovery(small_llama, CLEAN, CORRUPTED, threshold=0.02, candidates=60)
 
 
@@ -97,15 +97,15 @@ def test_every_step_is_what_the_analysis_alone_returns(small_llama):
     np.testing.assert_allclose(result.get_step("paths").effects, paths.effects, atol=1e-6)
 
 
-def test_only_candidates_are_searched_and_the_result_says_which_share(narrowed, small_llama):
-    circuit, scores = narrowed.get_step("acdc"), narrowed.get_step("attribution")
+def test_only_candidates_are_searched_and_the_result_says_which_share(small_circuit, small_llama):
+    circuit, scores = small_circuit.get_step("acdc"), small_circuit.get_step("attribution")
 
     best = {c.label for c in scores.top_components(60)}
     assert edges_of(circuit) <= best
     assert circuit.measured_on["searched_edges"] == 60
     assert 0 < circuit.n_tested <= 60 < circuit.n_edges
-    assert f"60 of {circuit.n_edges:,} edges" in narrowed.conclusion
-    (caution,) = [c for c in narrowed.step("acdc").cautions if "untested" in c]
+    assert f"60 of {circuit.n_edges:,} edges" in small_circuit.conclusion
+    (caution,) = [c for c in small_circuit.step("acdc").cautions if "untested" in c]
     assert caution.startswith(f"{circuit.n_edges - 60:,} edges of small estimate")
     best_alone = faithfulness(small_llama, PromptPair(CLEAN, CORRUPTED), best, metric="kl").effects[0]
     loss = circuit.measured_on["loss_of_all_searched_edges"]
@@ -239,12 +239,12 @@ def test_the_search_tells_how_long_it_takes(small_llama, capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_a_search_can_be_taken_up_again(small_llama, tmp_path, narrowed):
+def test_a_search_can_be_taken_up_again(small_llama, tmp_path, small_circuit):
     options = {"threshold": 0.02, "candidates": 60, "checkpoint": tmp_path / "search.json"}
     first = circuit_discovery(small_llama, CLEAN, CORRUPTED, **options)
     again = circuit_discovery(small_llama, CLEAN, CORRUPTED, **options)
 
     assert edges_of(first.get_step("acdc")) == edges_of(again.get_step("acdc"))
-    assert edges_of(again.get_step("acdc")) == edges_of(narrowed.get_step("acdc"))
+    assert edges_of(again.get_step("acdc")) == edges_of(small_circuit.get_step("acdc"))
     with pytest.raises(SweepError, match="differs in searched"):
         circuit_discovery(small_llama, CLEAN, CORRUPTED, **options | {"candidates": 61})

@@ -66,8 +66,8 @@ def verify(project: Path, state: State) -> list[Check]:
         ),
     ]
     found: list[Check] = []
-    for name, look, fine in checks:
-        words = list(look())
+    for name, read_project, fine in checks:
+        words = list(read_project())
         problems = [text for text in words if text is not None]
         if problems:
             found += [Check(name, "problem", text) for text in problems]

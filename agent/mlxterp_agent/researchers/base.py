@@ -134,7 +134,7 @@ class Situation:
 
 
 @dataclass(frozen=True)
-class Told:
+class ExperimentOutcome:
     """What a researcher hears after a proposal.
 
     Attributes:
@@ -149,7 +149,7 @@ class Told:
     text: str
 
 
-class Driver(Protocol):
+class Researcher(Protocol):
     """A researcher. Every method returns at once; none waits for an experiment.
 
     `begin_turn` starts one turn. `poll` says how it stands. `tell` delivers the outcome of an experiment,
@@ -172,6 +172,6 @@ class Driver(Protocol):
 
     def poll(self) -> DriverState: ...
 
-    def tell(self, told: Told) -> None: ...
+    def tell(self, told: ExperimentOutcome) -> None: ...
 
     def close(self) -> None: ...

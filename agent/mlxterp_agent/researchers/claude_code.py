@@ -34,9 +34,9 @@ from mlxterp_agent.researchers.base import (
     IDLE,
     Done,
     DriverState,
+    ExperimentOutcome,
     Failed,
     Situation,
-    Told,
     Working,
 )
 from mlxterp_agent.researchers.claude_events import Result, Stream
@@ -249,16 +249,16 @@ class ClaudeProcess:
         with self.lock:
             return plain(self._said_wrong.decode("utf-8", "replace")).strip()
 
-    def look(self) -> None:
+    def read_project(self) -> None:
         """Remembers what it has started, so that it can be ended too; a walk over the processes every few
         seconds."""
         if time.monotonic() - self._looked > _LOOK_EVERY:
             self._looked = time.monotonic()
-            self._left.look()
+            self._left.read_project()
 
     def end(self, *, patience: float = 1.0) -> None:
         """Ends it: asked to twice, then killed; and whatever it has started, wherever that went."""
-        self._left.look()
+        self._left.read_project()
         for number, seconds in ((signal.SIGINT, patience), (signal.SIGTERM, 0.4), (signal.SIGKILL, 5.0)):
             if self._process.poll() is not None:
                 break
@@ -404,7 +404,7 @@ class ClaudeCode:
             if stream.session is not None:
                 self._known, self.session = True, stream.session
             self.model = stream.model or self.model
-        self._process.look()
+        self._process.read_project()
         self._charge(result)
         lost = self._lost_because(result)
         if lost is None and not self._through(result):
@@ -412,7 +412,7 @@ class ClaudeCode:
         self._settle(lost)
         return self._over if self._wait is None else Working(self._wait.words, offers=False)
 
-    def tell(self, told: Told) -> None:
+    def tell(self, told: ExperimentOutcome) -> None:
         """The verdict reaches the agent as the answer of run_experiment."""
 
     def close(self) -> None:

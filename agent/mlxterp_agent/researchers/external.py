@@ -10,8 +10,8 @@ from mlxterp_agent.researchers.base import (
     WORKING,
     Done,
     DriverState,
+    ExperimentOutcome,
     Situation,
-    Told,
 )
 
 
@@ -23,7 +23,7 @@ class External:
     session: str | None = None
 
     def __init__(self) -> None:
-        self.told: list[Told] = []
+        self.told: list[ExperimentOutcome] = []
 
     def begin_turn(self, situation: Situation) -> None:
         """Nothing to begin; an external researcher reads STATE.md and the log."""
@@ -31,7 +31,7 @@ class External:
     def poll(self) -> DriverState:
         return WORKING
 
-    def tell(self, told: Told) -> None:
+    def tell(self, told: ExperimentOutcome) -> None:
         """The verdict reaches an external researcher through the log and STATE.md."""
 
     def close(self) -> None:
@@ -46,7 +46,7 @@ class Once:
     session: str | None = None
 
     def __init__(self) -> None:
-        self.told: Told | None = None
+        self.told: ExperimentOutcome | None = None
 
     def begin_turn(self, situation: Situation) -> None:
         """The proposal is already on disk."""
@@ -54,7 +54,7 @@ class Once:
     def poll(self) -> DriverState:
         return WORKING if self.told is None else Done("one experiment was asked for")
 
-    def tell(self, told: Told) -> None:
+    def tell(self, told: ExperimentOutcome) -> None:
         self.told = told
 
     def close(self) -> None:

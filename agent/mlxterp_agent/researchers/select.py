@@ -9,7 +9,7 @@ import os
 from typing import Literal, NamedTuple
 
 from mlxterp_agent.exit_codes import ResearcherUnavailable
-from mlxterp_agent.researchers.base import Driver
+from mlxterp_agent.researchers.base import Researcher
 from mlxterp_agent.researchers.claude_code import (
     BINARY_ENV,
     ClaudeOptions,
@@ -27,7 +27,7 @@ KEY_ENV = "ANTHROPIC_API_KEY"
 class Choice(NamedTuple):
     """The researcher, and in words who it is and why."""
 
-    driver: Driver
+    driver: Researcher
     words: str
 
 

@@ -253,7 +253,7 @@ class Runner:
                 continue
             now = self._clock.monotonic()
             if strays is not None and now >= next_look:
-                strays.look()
+                strays.read_project()
                 next_look = now + _LOOK
             reason = stop()
             if reason is not None:

@@ -54,15 +54,15 @@ class Intent:
 
 
 @dataclass(frozen=True)
-class Verdicted:
+class JudgedEntry:
     """One line as it will be logged: the entry, and the supervisor's evidence with its uid."""
 
     entry: ExperimentEntry
     record: dict[str, Any]
 
     @staticmethod
-    def from_event(line: Mapping[str, Any]) -> Verdicted:
-        return Verdicted(ExperimentEntry.from_dict(line["entry"]), dict(line["record"]))
+    def from_event(line: Mapping[str, Any]) -> JudgedEntry:
+        return JudgedEntry(ExperimentEntry.from_dict(line["entry"]), dict(line["record"]))
 
 
 def is_kept(entry: ExperimentEntry) -> bool:
@@ -139,7 +139,7 @@ def verdicted(
     cost: Cost,
     spent: Spent | None,
     wall: float,
-) -> Verdicted:
+) -> JudgedEntry:
     """One line: the entry as the rule decided it, and the evidence.
 
     The id and the time are the supervisor's to give; `informative` says what was decided, and
@@ -176,7 +176,7 @@ def verdicted(
         duration_seconds=seconds,
         record=None,
     )
-    return Verdicted(logged, record)
+    return JudgedEntry(logged, record)
 
 
 @cache

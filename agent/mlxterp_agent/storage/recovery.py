@@ -25,7 +25,7 @@ from mlxterp_agent.storage.record import (
     Cost,
     Execution,
     Intent,
-    Verdicted,
+    JudgedEntry,
     by_hand,
     entry_without_report,
     how_it_ended,
@@ -68,7 +68,7 @@ def reconcile(ledger: Ledger, state: State, clock: Clock) -> Repairs:
     intents = {event["uid"]: Intent.from_event(event) for event in events if event["event"] == "intent"}
     logged = {(entry.record or {}).get("uid") for entry in ledger.entries}
     for uid, result in results.items():
-        for line in (Verdicted.from_event(line) for line in result["lines"]):
+        for line in (JudgedEntry.from_event(line) for line in result["lines"]):
             if line.record["uid"] not in logged:
                 entry = ledger.log_line(line)
                 done.append(f"{entry.experiment_id}, which was decided but not logged, was logged")
@@ -85,7 +85,7 @@ def _log_as_the_journal_says(
 ) -> str | None:
     """Step 2. Returns why the run must not go on, or None."""
     raw, known = ledger.log.raw(), shadow(events)
-    ledger.take_as_known(known)
+    ledger.set_expected_prefix(known)
     if not raw.startswith(known):
         kept = _set_aside(raw, state)
         ledger.log.restore(known)
@@ -135,7 +135,7 @@ def _published(ledger: Ledger, intent: Intent, events: Sequence[Event], done: li
             done.append(f"the folder of {entry.experiment_id} was missing and was made again")
 
 
-def _interrupted(intent: Intent, clock: Clock) -> Verdicted:
+def _interrupted(intent: Intent, clock: Clock) -> JudgedEntry:
     execution = Execution(status="interrupted", error="the supervisor ended before the run did")
     entry = entry_without_report(intent, execution, because=how_it_ended(execution, intent.time_box))
     return verdicted(

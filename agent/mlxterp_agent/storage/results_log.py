@@ -34,7 +34,7 @@ from mlxterp_agent.storage.journal import Event, Journal
 from mlxterp_agent.storage.record import (
     RUNS,
     Intent,
-    Verdicted,
+    JudgedEntry,
     by_hand,
     is_kept,
     shadow,
@@ -99,7 +99,7 @@ class Ledger:
         point("after-intent")
 
     def settle(
-        self, intent: Intent, lines: Sequence[Verdicted], *, again: bool = False
+        self, intent: Intent, lines: Sequence[JudgedEntry], *, again: bool = False
     ) -> tuple[ExperimentEntry, ...]:
         """The run is over: its lines go to the journal, the log, findings/ and git, in this order.
 
@@ -120,7 +120,7 @@ class Ledger:
         self.publish(intent, logged)
         return logged
 
-    def log_line(self, line: Verdicted) -> ExperimentEntry:
+    def log_line(self, line: JudgedEntry) -> ExperimentEntry:
         """Appends one line to results.jsonl, unless it is there already, and notes in the journal that it
         is."""
         with warnings.catch_warnings(record=True) as caught:
@@ -227,7 +227,7 @@ class Ledger:
         self._known = Seal(end, digest(self.log.prefix_bytes(end)))
         self.journal.append("adopted", text=line.decode("utf-8"), size=end, sha256=self._known.sha256)
 
-    def take_as_known(self, prefix: bytes) -> None:
+    def set_expected_prefix(self, prefix: bytes) -> None:
         """From here on the log is expected to begin with these bytes."""
         self._known = Seal(len(prefix), digest(prefix))
 

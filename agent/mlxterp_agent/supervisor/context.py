@@ -9,7 +9,7 @@ from mlxterp.autointerpret.contract import Project
 from mlxterp_agent.events import Emit
 from mlxterp_agent.integrity.guard import Guard
 from mlxterp_agent.platform import Clock, Signals
-from mlxterp_agent.researchers.base import BudgetState, Driver
+from mlxterp_agent.researchers.base import BudgetState, Researcher
 from mlxterp_agent.run_config import Options
 from mlxterp_agent.sandbox.runner import Runner
 from mlxterp_agent.storage.budget import Budget
@@ -19,7 +19,7 @@ from mlxterp_agent.supervisor.project_view import budget_of
 
 
 @dataclass(frozen=True, kw_only=True)
-class Desk:
+class RunContext:
     """The rooms of one supervised run, by name."""
 
     project: Project
@@ -28,7 +28,7 @@ class Desk:
     guard: Guard
     budget: Budget
     runner: Runner
-    driver: Driver
+    driver: Researcher
     options: Options
     emit: Emit
     signals: Signals

@@ -17,20 +17,20 @@ from mlxterp.errors import DeclarationError
 from mlxterp_agent.events import Running, Waiting
 from mlxterp_agent.faults import point
 from mlxterp_agent.judge.evidence import interrupted, judge_plain
-from mlxterp_agent.messages import told_text
-from mlxterp_agent.researchers.base import Told
+from mlxterp_agent.messages import outcome_text
+from mlxterp_agent.researchers.base import ExperimentOutcome
 from mlxterp_agent.sandbox.runner import Outcome
 from mlxterp_agent.storage.record import (
     Cost,
     Execution,
     Intent,
-    Verdicted,
+    JudgedEntry,
     claim_of,
     entry_without_report,
     how_it_ended,
     verdicted,
 )
-from mlxterp_agent.supervisor.context import Desk
+from mlxterp_agent.supervisor.context import RunContext
 from mlxterp_agent.supervisor.project_files import freeze, program_digest
 from mlxterp_agent.supervisor.watcher import Candidate
 
@@ -42,67 +42,67 @@ class Trials:
         facts: what setup.py offers; set once it is imported.
     """
 
-    def __init__(self, desk: Desk, stop: Callable[[], str | None]) -> None:
+    def __init__(self, context: RunContext, stop: Callable[[], str | None]) -> None:
         self.facts: Mapping[str, Any] = {}
-        self._desk = desk
+        self._context = context
         self._stop = stop
         self._charged = self._cost_so_far()
 
-    def experiment(self, candidate: Candidate, time_box: float) -> Told:
+    def experiment(self, candidate: Candidate, time_box: float) -> ExperimentOutcome:
         """Runs what was proposed, once, for at most `time_box` seconds."""
         try:
             declared = read_hypothesis(candidate.source)
         except DeclarationError as problem:
             return self.refused(str(problem))
         intent = Intent(
-            run=self._desk.ledger.last_run + 1,
+            run=self._context.ledger.last_run + 1,
             uid=uuid.uuid4().hex,
             source=candidate.source.decode("utf-8"),
             time_box=time_box,
             digests={
-                "setup": self._desk.sealed.setup_sha,
-                "program": program_digest(self._desk.path),
+                "setup": self._context.sealed.setup_sha,
+                "program": program_digest(self._context.path),
                 "experiment": candidate.sha,
             },
             declared=None if declared is None else declared.declared(),
             driver={
-                "name": self._desk.driver.name,
-                "model": self._desk.driver.model,
-                "session": self._desk.driver.session,
+                "name": self._context.driver.name,
+                "model": self._context.driver.model,
+                "session": self._context.driver.session,
             },
         )
-        frozen = freeze(self._desk.path, intent.run, candidate.source)
-        violations = self._desk.guard.between_runs()
-        self._desk.ledger.intend(intent)
+        frozen = freeze(self._context.path, intent.run, candidate.source)
+        violations = self._context.guard.between_runs()
+        self._context.ledger.intend(intent)
         if violations:
             execution = Execution(
                 status="refused", error="not run: the contract was violated before it began"
             )
             return self._settled(intent, execution, (), violations)
-        before = self._desk.guard.marks(frozen)
-        self._desk.emit(Running(intent.run, intent.sha, time_box, claim_of(intent)))
-        outcome = self._desk.runner.run(
+        before = self._context.guard.marks(frozen)
+        self._context.emit(Running(intent.run, intent.sha, time_box, claim_of(intent)))
+        outcome = self._context.runner.run(
             frozen, intent.run, time_box=time_box, run_dir=frozen.parent, stop=self._stop
         )
         point("after-run")
-        violations = self._desk.guard.after(before, frozen, outcome)
+        violations = self._context.guard.after(before, frozen, outcome)
         if outcome.status != "interrupted":
-            self._desk.runner.warm()
+            self._context.runner.warm()
         reported = [ExperimentEntry.from_dict(fields).plain() for fields in outcome.entries]
         return self._settled(intent, _execution(outcome), reported, violations, printed=outcome.stdout_tail)
 
-    def refused(self, why: str) -> Told:
+    def refused(self, why: str) -> ExperimentOutcome:
         """What cannot run is not logged; it costs no experiment."""
-        self._desk.emit(Waiting(f"not run: {why}"))
-        return Told(None, (), f"not run: {why}")
+        self._context.emit(Waiting(f"not run: {why}"))
+        return ExperimentOutcome(None, (), f"not run: {why}")
 
-    def ran_before(self, candidate: Candidate) -> Told:
+    def ran_before(self, candidate: Candidate) -> ExperimentOutcome:
         """The same bytes are not run again: what came of them is told again."""
-        ids = self._desk.ledger.tried[candidate.sha]
-        entries = tuple(entry for entry in self._desk.ledger.entries if entry.experiment_id in ids)
-        self._desk.emit(Waiting(f"not run: experiment.py is what ran as {', '.join(ids)}; change it"))
+        ids = self._context.ledger.tried[candidate.sha]
+        entries = tuple(entry for entry in self._context.ledger.entries if entry.experiment_id in ids)
+        self._context.emit(Waiting(f"not run: experiment.py is what ran as {', '.join(ids)}; change it"))
         text = f"not run: these bytes ran before as {', '.join(ids)}. Change experiment.py.\n"
-        return Told(None, entries, text + told_text(entries, self._desk.budget_state()))
+        return ExperimentOutcome(None, entries, text + outcome_text(entries, self._context.budget_state()))
 
     def _settled(
         self,
@@ -112,7 +112,7 @@ class Trials:
         violations: Sequence[str],
         *,
         printed: str = "",
-    ) -> Told:
+    ) -> ExperimentOutcome:
         """Decides every line of the run, logs and commits them, and says so."""
         if not entries:
             because = violations[0] if violations else how_it_ended(execution, intent.time_box)
@@ -120,9 +120,9 @@ class Trials:
         lines = self._decided(intent, execution, entries, violations)
         # A run that never came to an end, or never began, proves nothing about these bytes.
         again = execution.status in ("interrupted", "refused")
-        logged = self._desk.ledger.settle(intent, lines, again=again)
-        self._desk.guard.remember()
-        return Told(intent.run, logged, told_text(logged, self._desk.budget_state()))
+        logged = self._context.ledger.settle(intent, lines, again=again)
+        self._context.guard.remember()
+        return ExperimentOutcome(intent.run, logged, outcome_text(logged, self._context.budget_state()))
 
     def _decided(
         self,
@@ -130,10 +130,10 @@ class Trials:
         execution: Execution,
         entries: Sequence[ExperimentEntry],
         violations: Sequence[str],
-    ) -> list[Verdicted]:
-        spent, total = self._desk.budget.spent(), self._cost_so_far()
+    ) -> list[JudgedEntry]:
+        spent, total = self._context.budget.spent(), self._cost_so_far()
         cost, self._charged = _difference(total, self._charged), total
-        lines: list[Verdicted] = []
+        lines: list[JudgedEntry] = []
         for number, entry in enumerate(entries, 1):
             if execution.status == "interrupted" and not violations:
                 judgement = interrupted(f"{execution.error}; the same experiment may run again")
@@ -142,7 +142,7 @@ class Trials:
                     entry,
                     status=execution.status,
                     violations=tuple(violations),
-                    identical_to=self._desk.ledger.same_numbers(entry, intent.sha),
+                    identical_to=self._context.ledger.same_numbers(entry, intent.sha),
                     declared=intent.declared is not None,
                 )
             lines.append(
@@ -155,13 +155,13 @@ class Trials:
                     facts=self.facts,
                     cost=cost if number == 1 else Cost(),
                     spent=spent,
-                    wall=self._desk.clock.wall(),
+                    wall=self._context.clock.wall(),
                 )
             )
         return lines
 
     def _cost_so_far(self) -> Cost:
-        spent = self._desk.budget.spent()
+        spent = self._context.budget.spent()
         return Cost(spent.usd, spent.tokens)
 
 

@@ -38,10 +38,10 @@ from mlxterp_agent.integrity.guard import Guard, since_the_pause
 from mlxterp_agent.platform import Clock, Signals, SystemClock, boot_id, disk_full_in_words
 from mlxterp_agent.researchers.base import (
     Done,
-    Driver,
     DriverState,
     Failed,
     Idle,
+    Researcher,
     Situation,
     Working,
 )
@@ -54,7 +54,7 @@ from mlxterp_agent.storage.journal import Journal
 from mlxterp_agent.storage.recovery import reconcile
 from mlxterp_agent.storage.results_log import Ledger
 from mlxterp_agent.storage.state_dir import ProjectLock, open_state, seal
-from mlxterp_agent.supervisor.context import Desk
+from mlxterp_agent.supervisor.context import RunContext
 from mlxterp_agent.supervisor.experiment import Trials
 from mlxterp_agent.supervisor.model_fetch import fetch_model
 from mlxterp_agent.supervisor.project_files import initial_files, steer_text, stop_file
@@ -76,7 +76,7 @@ _EMPTY_TURNS = 3
 
 def run(
     directory: Path,
-    driver: Driver,
+    driver: Researcher,
     options: Options,
     emit: Emit,
     *,
@@ -125,7 +125,7 @@ def run(
             runner = Runner(project.path, sealed.setup, state, grace=GRACE, clock=clock)
             stack.enter_context(contextlib.closing(runner))
             stack.enter_context(contextlib.closing(driver))
-            desk = Desk(
+            context = RunContext(
                 project=project,
                 sealed=sealed,
                 ledger=ledger,
@@ -139,7 +139,7 @@ def run(
                 clock=clock,
             )
             with disk_full_in_words(project.path):
-                ended = _Supervision(desk).supervise()
+                ended = _Supervision(context).supervise()
         journal.append("stop", reason=ended.reason, exit_code=ended.exit_code)
         emit(Stopped(ended.reason, ended.exit_code))
     return ended
@@ -148,73 +148,75 @@ def run(
 class _Supervision:
     """The turns of one supervised run: who is at work, what is new, when it ends."""
 
-    def __init__(self, desk: Desk) -> None:
-        self._desk = desk
-        self._trials = Trials(desk, self._stop_now)
+    def __init__(self, context: RunContext) -> None:
+        self._context = context
+        self._trials = Trials(context, self._stop_now)
         self._ended: Ended | None = None
         self._turns = 0
         self._empty_turns = 0
         self._dealt_with: str | None = None
-        self._found = _key(read_experiment(desk.path))
+        self._found = _key(read_experiment(context.path))
         self._doing = ""
-        self._told_clock = desk.clock.elapsed()
+        self._told_clock = context.clock.elapsed()
 
     def supervise(self) -> Ended:
         """Turn by turn, until something ends it."""
-        self._desk.emit(Spending(self._desk.budget_state()))
+        self._context.emit(Spending(self._context.budget_state()))
         self._import_setup()
-        with Doorbell(self._desk.path) as bell:
+        with Doorbell(self._context.path) as bell:
             if bell.polling:
-                self._desk.emit(Waiting(bell.polling))
+                self._context.emit(Waiting(bell.polling))
             while (ended := self._why_to_end()) is None:
-                state = self._desk.driver.poll()
+                state = self._context.driver.poll()
                 self._show(state)
                 candidate = self._proposal(state, bell)
                 if candidate is None:
                     self._turn(state, bell)
                 else:
                     self._try(candidate)
-        self._desk.ledger.commit_what_waits()
+        self._context.ledger.commit_what_waits()
         self._write_state()
         return ended
 
     def _stop_now(self) -> str | None:
         """Asked ten times a second while something runs: why it must end now, or None."""
-        if self._desk.clock.elapsed() - self._told_clock >= _CLOCK_EVERY:
-            self._told_clock = self._desk.clock.elapsed()
-            self._desk.ledger.journal.append("clock", active_s=round(self._desk.budget.spent().seconds, 1))
-        return self._desk.signals.reason()
+        if self._context.clock.elapsed() - self._told_clock >= _CLOCK_EVERY:
+            self._told_clock = self._context.clock.elapsed()
+            self._context.ledger.journal.append(
+                "clock", active_s=round(self._context.budget.spent().seconds, 1)
+            )
+        return self._context.signals.reason()
 
     def _import_setup(self) -> None:
         """Waits until the first child has imported setup.py, unless somebody interrupts."""
-        if self._desk.signals.received:
+        if self._context.signals.received:
             return
-        report = self._desk.runner.check_setup(stop=self._stop_now, tell=self._progress)
-        if self._desk.signals.received:
+        report = self._context.runner.check_setup(stop=self._stop_now, tell=self._progress)
+        if self._context.signals.received:
             return
         if not report.ok:
             where = line_in(report.traceback, "setup.py")
             raise ProjectError(
-                f"setup.py of {self._desk.path} could not be imported{f' ({where})' if where else ''}: "
+                f"setup.py of {self._context.path} could not be imported{f' ({where})' if where else ''}: "
                 f"{plain(report.error or 'no reason was given')}\n"
                 "Every experiment imports it. Correct it, then start again."
             )
         self._trials.facts = report.facts
-        model = str(report.facts.get("model") or self._desk.project.config.model)
-        self._desk.emit(SetupReady(model, report.seconds, report.facts.get("blas")))
+        model = str(report.facts.get("model") or self._context.project.config.model)
+        self._context.emit(SetupReady(model, report.seconds, report.facts.get("blas")))
 
     def _why_to_end(self) -> Ended | None:
         """The first reason to end, looked at between any two steps."""
-        interrupted, budget = self._desk.signals.reason(), self._desk.budget.stop_reason()
+        interrupted, budget = self._context.signals.reason(), self._context.budget.stop_reason()
         if interrupted is not None:
             return Ended(interrupted, INTERRUPTED)
-        if self._desk.guard.too_many:
+        if self._context.guard.too_many:
             return Ended("the contract was violated twice; paused until a person has looked", CONTRACT)
         if self._ended is not None:
             return self._ended
-        if stop_file(self._desk.path, STOP):
+        if stop_file(self._context.path, STOP):
             return Ended(f"there is a file {STOP}; remove it to go on", FINISHED)
-        if self._desk.ledger.journal.low_on_disk:
+        if self._context.ledger.journal.low_on_disk:
             return Ended("the disk is full; free some space, then start again", MACHINE)
         return None if budget is None else Ended(budget, FINISHED)
 
@@ -224,15 +226,15 @@ class _Supervision:
             return None
         if isinstance(state, Working) and not state.offers:
             return None
-        candidate = read_experiment(self._desk.path)
+        candidate = read_experiment(self._context.path)
         if isinstance(state, Working) and _key(candidate) != self._dealt_with:
             bell.settle()
-            candidate = read_experiment(self._desk.path)
+            candidate = read_experiment(self._context.path)
         if _key(candidate) == self._dealt_with:
             return None
         self._dealt_with = _key(candidate)
         at_work = isinstance(state, Working | Idle)
-        if candidate.error is None and candidate.sha not in self._desk.ledger.tried:
+        if candidate.error is None and candidate.sha not in self._context.ledger.tried:
             # A researcher that is through proposed what it wrote, and not what it found there.
             return candidate if at_work or _key(candidate) != self._found else None
         if at_work:
@@ -241,24 +243,24 @@ class _Supervision:
                 if candidate.error
                 else self._trials.ran_before(candidate)
             )
-            self._desk.driver.tell(told)
+            self._context.driver.tell(told)
         return None
 
     def _try(self, candidate: Candidate) -> None:
         """Runs a proposal, if the time that is left pays for it."""
-        time_box = self._desk.budget.reserve(self._desk.options.time_per_experiment)
+        time_box = self._context.budget.reserve(self._context.options.time_per_experiment)
         if time_box is None:
             self._ended = Ended("the time that is left is too short for another experiment", FINISHED)
             return
         told = self._trials.experiment(candidate, time_box)
         if told.run is not None:
             self._empty_turns = 0
-            if candidate.sha not in self._desk.ledger.tried:
+            if candidate.sha not in self._context.ledger.tried:
                 # It was refused because of what happened before it; all is put back, so it may run now.
                 self._dealt_with = None
-        self._desk.emit(Spending(self._desk.budget_state()))
+        self._context.emit(Spending(self._context.budget_state()))
         self._write_state()
-        self._desk.driver.tell(told)
+        self._context.driver.tell(told)
 
     def _turn(self, state: DriverState, bell: Doorbell) -> None:
         """Lets the researcher go on, or ends the run because it is through."""
@@ -273,7 +275,7 @@ class _Supervision:
                 self._turns += 1
                 self._empty_turns += 1
                 self._dealt_with = None
-                self._desk.driver.begin_turn(self._situation())
+                self._context.driver.begin_turn(self._situation())
             case Done(reason):
                 self._ended = Ended(one_line(reason, 300), FINISHED)
             case Failed(reason):
@@ -283,27 +285,27 @@ class _Supervision:
         """What the researcher is at, whenever that changes."""
         if isinstance(state, Working) and state.doing != self._doing:
             self._doing = state.doing
-            self._desk.emit(Turn(state.doing))
+            self._context.emit(Turn(state.doing))
 
     def _situation(self) -> Situation:
-        entries = list(self._desk.ledger.entries)
+        entries = list(self._context.ledger.entries)
         return Situation(
-            project=self._desk.path,
+            project=self._context.path,
             entries=entries,
-            budget=self._desk.budget_state(),
+            budget=self._context.budget_state(),
             last=entries[-1] if entries else None,
-            deadline_left=self._desk.budget.seconds_left(),
-            steer=steer_text(self._desk.path),
+            deadline_left=self._context.budget.seconds_left(),
+            steer=steer_text(self._context.path),
             facts=self._trials.facts,
             charge=self._charge,
-            hold=self._desk.budget.hold,
-            budget_now=self._desk.budget_state,
+            hold=self._context.budget.hold,
+            budget_now=self._context.budget_state,
             note=self._note,
         )
 
     def _note(self, text: str) -> None:
-        self._desk.ledger.journal.append("note", text=one_line(text, 500))
-        self._desk.emit(Waiting(one_line(text, 500)))
+        self._context.ledger.journal.append("note", text=one_line(text, 500))
+        self._context.emit(Waiting(one_line(text, 500)))
 
     def _charge(
         self,
@@ -313,22 +315,22 @@ class _Supervision:
         call: str | None = None,
         details: Mapping[str, object] | None = None,
     ) -> None:
-        self._desk.budget.charge(usd, tokens, call=call, details=details)
-        self._desk.emit(Spending(self._desk.budget_state()))
+        self._context.budget.charge(usd, tokens, call=call, details=details)
+        self._context.emit(Spending(self._context.budget_state()))
         self._doing = ""
 
     def _progress(self, line: str) -> None:
         if line:
-            self._desk.emit(Progress(line))
+            self._context.emit(Progress(line))
 
     def _write_state(self) -> None:
-        config = self._desk.project.config
+        config = self._context.project.config
         write_state(
-            self._desk.path,
+            self._context.path,
             question=str(self._trials.facts.get("question") or config.question),
             model=str(self._trials.facts.get("model") or config.model),
-            entries=self._desk.ledger.entries,
-            budget=self._desk.budget_state(),
+            entries=self._context.ledger.entries,
+            budget=self._context.budget_state(),
         )
 
 

@@ -18,7 +18,7 @@ from mlxterp_agent.events import (
     Printer,
 )
 from mlxterp_agent.exit_codes import INTERRUPTED, Ended
-from mlxterp_agent.researchers.base import Driver
+from mlxterp_agent.researchers.base import Researcher
 from mlxterp_agent.run_config import Options
 from mlxterp_agent.storage.git import Committer
 from mlxterp_agent.supervisor import report_process as reporting
@@ -37,7 +37,7 @@ class Supervised(NamedTuple):
 
 def supervised(
     directory: Path,
-    driver: Driver,
+    driver: Researcher,
     options: Options,
     who: str,
     *,

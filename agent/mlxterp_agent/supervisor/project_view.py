@@ -66,7 +66,7 @@ class Overview:
         }
 
 
-def look(directory: Path, *, clock: Clock | None = None) -> Overview:
+def read_project(directory: Path, *, clock: Clock | None = None) -> Overview:
     """The project in this directory, as it is now."""
     project = load_project(directory)
     state = State(state_dir(project.path))

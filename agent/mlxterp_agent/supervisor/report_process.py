@@ -10,7 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from mlxterp_agent.supervisor.project_view import Overview, look
+from mlxterp_agent.supervisor.project_view import Overview, read_project
 
 _LONGEST = 120.0
 
@@ -19,7 +19,7 @@ def write_report(directory: Path) -> tuple[Path, Path]:
     """Renders both reports from what is on the disk now; gives their paths."""
     from mlxterp.reports import write_investigation_report
 
-    seen: Overview = look(directory)
+    seen: Overview = read_project(directory)
     return write_investigation_report(
         seen.project.path,
         seen.entries,

@@ -19,11 +19,11 @@ from mlxterp_agent.events import (
     Violated,
 )
 from mlxterp_agent.exit_codes import FINISHED, PROJECT, Locked
-from mlxterp_agent.messages import told_text
+from mlxterp_agent.messages import outcome_text
 from mlxterp_agent.researchers.external import Once
 from mlxterp_agent.run_config import Options
 from mlxterp_agent.supervisor.loop import run
-from mlxterp_agent.supervisor.project_view import budget_of, look
+from mlxterp_agent.supervisor.project_view import budget_of, read_project
 from mlxterp_agent.supervisor.watcher import read_experiment
 
 _POLL = 0.25
@@ -92,7 +92,7 @@ def _run(directory: Path, options: Options, tell: Emit) -> Answer:
 
 def _decided(directory: Path, sha: str) -> Answer | None:
     """The other supervisor's lines on these bytes, once they are in the log."""
-    seen = look(directory)
+    seen = read_project(directory)
     entries = tuple(
         entry
         for entry in seen.entries
@@ -101,4 +101,4 @@ def _decided(directory: Path, sha: str) -> Answer | None:
     if not entries:
         return None
     options = seen.options or Options()
-    return Answer(told_text(entries, budget_of(seen.spent, options.limits(), None)), entries, FINISHED)
+    return Answer(outcome_text(entries, budget_of(seen.spent, options.limits(), None)), entries, FINISHED)

@@ -85,7 +85,7 @@ class _Pass:
 
     def run(self, vocabulary: Ids | None) -> Logits:
         first = min(block for group in self._groups for block in group.joining)
-        with self._blocks.looked_into():
+        with self._blocks.patched_modules():
             for block in range(first, self._n_layers):
                 if block > first:
                     # Computed block by block, so that the number of threads can follow what else is running:

@@ -180,7 +180,7 @@ class Blocks:
         return parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=1)
 
     @contextmanager
-    def looked_into(self) -> Iterator[None]:
+    def patched_modules(self) -> Iterator[None]:
         """While the pass runs, the blocks' parts see each segment for itself."""
         layers = self._architecture.layers
         rotary = {id(part): part for layer in layers for part in _rotary(layer.attn)}

@@ -80,7 +80,7 @@ def run_rows(
     values = np.full(len(rows), np.nan)
     done = 0
     with fast_math.used(model.architecture):
-        ways = _Ways(model, engine, token_budget, vocabulary)
+        ways = _EngineChain(model, engine, token_budget, vocabulary)
         for chunk, logits in _batches(model, base_tokens, rows, ways, token_budget, base):
             values[chunk] = read(logits, np.array([rows[i].base for i in chunk], dtype=np.int64))
             done += len(chunk)
@@ -159,7 +159,7 @@ def _batches(
     model: InterpretableModel,
     base_tokens: Ids,
     rows: Sequence[Row],
-    ways: _Ways,
+    ways: _EngineChain,
     token_budget: int,
     kept: Base | None,
 ) -> Iterator[tuple[list[int], Logits]]:
@@ -187,7 +187,7 @@ def _batches(
                 yield [indices[i] for i in chunk], ways.logits(base, [mine[i] for i in chunk], start)
 
 
-class _Ways:
+class _EngineChain:
     """The ways to run rows, best first; one whose check fails is given up for the rest of the sweep."""
 
     def __init__(

@@ -14,7 +14,7 @@ import numpy as np
 
 from mlxterp.causal.batching import sweep
 from mlxterp.causal.gradients.backward import refuse_at_its_minimum
-from mlxterp.causal.gradients.estimates import Subject, Wanted, estimates
+from mlxterp.causal.gradients.estimates import ComponentRequest, Subject, estimates
 from mlxterp.causal.gradients.verification import Places, Verified, refuse_count, verified
 from mlxterp.causal.patching.sites import (
     By,
@@ -50,7 +50,7 @@ STREAM = ("resid_pre", "resid_mid", "resid_post")
 
 
 def cautions(
-    wanted: Wanted, facts: Mapping[str, Any], *, grad_drop: bool, checked: Verified | None
+    wanted: ComponentRequest, facts: Mapping[str, Any], *, grad_drop: bool, checked: Verified | None
 ) -> Iterator[str]:
     """What limits these estimates; where all were verified, only how far off they had been."""
     share = facts.get("estimate_of_patching_the_whole_input")
@@ -80,7 +80,7 @@ def cautions(
         )
 
 
-def unsteady(wanted: Wanted, by_step: Floats, *, checked: Verified | None) -> Iterator[str]:
+def unsteady(wanted: ComponentRequest, by_step: Floats, *, checked: Verified | None) -> Iterator[str]:
     """Where single steps [steps, *grid] say so different things that their mean is no more than a hint.
 
     Sites that were patched are not named: there the mean is not what counts.
@@ -299,7 +299,7 @@ def attribution_patchings(
     runs = runs_of(prepared, direction)
     swept = swept_positions(positions, runs)
     wanted = [
-        Wanted(
+        ComponentRequest(
             name,
             Grid(
                 axes=along,

@@ -37,7 +37,7 @@ Rows are the examples, or several times the examples, one time after the other.
 
 
 @dataclass(frozen=True)
-class Wanted:
+class ComponentRequest:
     """One component: its result's grid, and whether its queries or keys go through the softmax exactly."""
 
     name: str
@@ -84,14 +84,16 @@ class Estimates(NamedTuple):
     by_step: list[Floats]
 
 
-def estimates(subject: Subject, wanted: Sequence[Wanted], *, grad_drop: bool, steps: int) -> Estimates:
+def estimates(
+    subject: Subject, wanted: Sequence[ComponentRequest], *, grad_drop: bool, steps: int
+) -> Estimates:
     """What patching each site would add to the metric; with `grad_drop` and `steps` see
     `attribution_patching`."""
     n, length = subject.runs.base.shape
     at_once = max(1, TOKEN_BUDGET // length)
     parts: list[Estimates] = []
     for start in range(0, n, at_once):
-        some = _Some(subject, wanted, np.arange(start, min(start + at_once, n)))
+        some = _ExampleBatch(subject, wanted, np.arange(start, min(start + at_once, n)))
         if grad_drop:
             parts.append(some.dropping_each_layer())
         else:
@@ -103,10 +105,10 @@ def estimates(subject: Subject, wanted: Sequence[Wanted], *, grad_drop: bool, st
     return Estimates(sites, np.concatenate([part.of_input for part in parts]), by_step)
 
 
-class _Some:
+class _ExampleBatch:
     """Some examples of a dataset, few enough for one backward pass."""
 
-    def __init__(self, subject: Subject, wanted: Sequence[Wanted], examples: Ids) -> None:
+    def __init__(self, subject: Subject, wanted: Sequence[ComponentRequest], examples: Ids) -> None:
         self._subject, self._wanted, self._examples = subject, wanted, examples
         self._model = subject.model
         self._tokens = subject.runs.base[examples]
@@ -225,7 +227,7 @@ class _Some:
         change = self._source[EMBED].astype(mx.float32) - base[EMBED].astype(mx.float32)
         return mx.sum(_product(change, slopes[EMBED]), axis=(1, 2))
 
-    def _on_grid(self, wanted: Wanted, reductions: Sequence[Reduce], slopes: Seen) -> mx.array:
+    def _on_grid(self, wanted: ComponentRequest, reductions: Sequence[Reduce], slopes: Seen) -> mx.array:
         """Estimates [rows, *grid]: summed over the positions or heads that are patched all at once."""
         pairs = zip(wanted.differentiated, reductions, strict=True)
         found = mx.stack([reduce(slopes[at]) for at, reduce in pairs], axis=1)  # [rows, layer, pos, head]
@@ -236,7 +238,9 @@ class _Some:
         together = [axis for axis, name in ((2, "pos"), (3, "head")) if name not in wanted.grid.axes]
         return mx.sum(found, axis=together).reshape(len(found), *wanted.grid.shape)
 
-    def _reductions(self, wanted: Wanted, base: Seen, attended: Sequence[qk_fix.Scores]) -> list[Reduce]:
+    def _reductions(
+        self, wanted: ComponentRequest, base: Seen, attended: Sequence[qk_fix.Scores]
+    ) -> list[Reduce]:
         if wanted.exact_softmax:
             return [
                 self._through_softmax(wanted, layer, base, attended[layer]) for layer in wanted.grid.layers
@@ -262,7 +266,9 @@ class _Some:
         """The source run's activation at the aligned positions."""
         return mx.take(self._source[point], mx.array(self._other), axis=axes(point).pos)
 
-    def _through_softmax(self, wanted: Wanted, layer: int, base: Seen, attended: qk_fix.Scores) -> Reduce:
+    def _through_softmax(
+        self, wanted: ComponentRequest, layer: int, base: Seen, attended: qk_fix.Scores
+    ) -> Reduce:
         """Of a gradient at the pattern [rows, n_heads, dest, src]."""
         q, k = base[HookPoint("q", layer)], base[HookPoint("k", layer)]
         theirs = self._theirs(HookPoint(wanted.name, layer))

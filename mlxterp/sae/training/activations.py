@@ -38,7 +38,7 @@ from mlxterp.sae.training.source import (
     ArrayActivations,
     Block,
     Floats,
-    narrowed,
+    to_bfloat16_bits,
     widened,
 )
 
@@ -89,7 +89,7 @@ def _locked(lock: int) -> bool:
 
 
 Ids = NDArray[np.int64]
-Said = Callable[[int, int], None]  # tokens done, tokens in all
+TopPrediction = Callable[[int, int], None]  # tokens done, tokens in all
 
 OUTLIER = 10.0
 _CALIBRATION_ROWS = 64
@@ -185,7 +185,9 @@ class StreamedActivations(ActivationSource):
             if index < first:
                 continue
             # In bfloat16: half the memory of the largest thing that a training holds.
-            parts = [{place: narrowed(x) for place, x in part.items()} for part in self.forwards(rows)]
+            parts = [
+                {place: to_bfloat16_bits(x) for place, x in part.items()} for part in self.forwards(rows)
+            ]
             whole = {place: np.concatenate([part[place] for part in parts]) for place in self.hook_points}
             n = len(whole[self.hook_points[0]])
             mixed = np.random.default_rng((seed, epoch, index)).permutation(n)
@@ -274,7 +276,7 @@ def cached_activations(
     batch_tokens: int = 4096,
     outlier: float = OUTLIER,
     path: str | Path | None = None,
-    progress: Said | None = None,
+    progress: TopPrediction | None = None,
 ) -> ArrayActivations:
     """The same activations as `StreamedActivations`, computed once and kept as bfloat16 on disk.
 
@@ -308,7 +310,7 @@ def cached_activations(
     return ArrayActivations(arrays, model_name=model.name, digest=stream.digest, extra=extra)
 
 
-def _write(stream: StreamedActivations, folder: Path, progress: Said | None) -> None:
+def _write(stream: StreamedActivations, folder: Path, progress: TopPrediction | None) -> None:
     widths: dict[str, int] = {}
     written = 0
     files = {place: (folder / f"{place}.bf16").open("wb") for place in stream.hook_points}
@@ -316,7 +318,7 @@ def _write(stream: StreamedActivations, folder: Path, progress: Said | None) -> 
         for piece in stream.forwards(stream._rows):
             for place, array in piece.items():
                 widths[place] = array.shape[1]
-                files[place].write(narrowed(array).tobytes())
+                files[place].write(to_bfloat16_bits(array).tobytes())
             written += len(piece[stream.hook_points[0]])
             if progress is not None:
                 progress(written, stream.n_tokens)

@@ -172,7 +172,7 @@ def widened(array: NDArray[Any]) -> Floats:
     return np.ascontiguousarray(array, dtype=np.float32)
 
 
-def narrowed(array: Floats) -> NDArray[np.uint16]:
+def to_bfloat16_bits(array: Floats) -> NDArray[np.uint16]:
     """bfloat16 as 16 bits, rounded to nearest even."""
     bits = np.ascontiguousarray(array, dtype=np.float32).view(np.uint32)
     return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)

@@ -48,7 +48,7 @@ STARTED = Started("/p", "Why?", "m", "scripted")
 STOPPED = Stopped("the budget of 40 experiments is used up", 0)
 
 
-class Asked(NamedTuple):
+class Webhook(NamedTuple):
     path: str
     body: dict[str, Any]
 
@@ -60,13 +60,13 @@ class Server(ThreadingHTTPServer):
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.asked: queue.Queue[Asked] = queue.Queue()
+        self.asked: queue.Queue[Webhook] = queue.Queue()
         self.status, self.location = 200, ""
         self.answers = threading.Event()
         self.answers.set()
         self.url = f"http://127.0.0.1:{self.server_port}"
 
-    def everything(self) -> list[Asked]:
+    def everything(self) -> list[Webhook]:
         return [self.asked.get_nowait() for _ in range(self.asked.qsize())]
 
 
@@ -75,7 +75,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.asked.put(Asked(self.path, body))
+        self.server.asked.put(Webhook(self.path, body))
         self.server.answers.wait(30)
         self.send_response(self.server.status)
         if self.server.location:
@@ -83,7 +83,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def do_GET(self) -> None:
-        self.server.asked.put(Asked(self.path, {}))
+        self.server.asked.put(Webhook(self.path, {}))
         self.send_error(404)
 
     def log_message(self, format: str, *args: object) -> None:
@@ -213,7 +213,7 @@ def test_ntfy_gets_its_topic_at_the_root_of_its_server(server):
     play(targets_of([f"ntfy:{server.url}/my-topic?auth=abc"]), STARTED, STOPPED)
 
     assert server.everything() == [
-        Asked(
+        Webhook(
             "/?auth=abc",
             {
                 "topic": "my-topic",

@@ -24,15 +24,15 @@ from mlxterp_agent.researchers.anthropic_api import ApiResearcher, price_of
 from mlxterp_agent.researchers.anthropic_api import calls as calls_module
 from mlxterp_agent.researchers.anthropic_api import tools as tools_module
 from mlxterp_agent.researchers.anthropic_api.conversation import CONTEXT_LIMIT
-from mlxterp_agent.researchers.anthropic_api.supervisor_queue import Closed, Handover
+from mlxterp_agent.researchers.anthropic_api.supervisor_queue import Closed, SupervisorQueue
 from mlxterp_agent.researchers.base import (
     BudgetState,
     Done,
     DriverState,
+    ExperimentOutcome,
     Failed,
     Idle,
     Situation,
-    Told,
     Working,
 )
 from mlxterp_agent.run_config import Options
@@ -61,7 +61,7 @@ def researcher(stub: MessagesStub, **options: Any) -> ApiResearcher:
     return ApiResearcher(**given)
 
 
-class Desk:
+class RunContext:
     """The supervisor's side, without a supervisor: answers polls, keeps the money, "runs" experiments."""
 
     def __init__(self, project: Path, clock: FakeClock | SystemClock | None = None, **limits: Any) -> None:
@@ -87,11 +87,11 @@ class Desk:
             if state.doing not in self.doing[-1:]:
                 self.doing.append(state.doing)
             if state.offers:
-                self.look(driver)
+                self.read_project(driver)
             time.sleep(0.002)
         return state
 
-    def look(self, driver: ApiResearcher) -> None:
+    def read_project(self, driver: ApiResearcher) -> None:
         """Runs what is new in experiment.py, as a supervisor would."""
         text = (self.project / "experiment.py").read_text()
         if self.ran[-1:] == [text]:
@@ -109,7 +109,7 @@ class Desk:
             record={"verdict": "lead", "tier": "lead", "reasons": ["clean"]},
         )
         self.entries.append(entry)
-        driver.tell(Told(len(self.ran), (entry,), f"{number} lead: found"))
+        driver.tell(ExperimentOutcome(len(self.ran), (entry,), f"{number} lead: found"))
 
     def situation(self) -> Situation:
         return Situation(
@@ -151,14 +151,14 @@ class Desk:
 @contextmanager
 def desk_and_stub(
     project: Path, script: Any, *, limits: dict[str, Any] | None = None, clock: Any = None, **options: Any
-) -> Iterator[tuple[Desk, MessagesStub, ApiResearcher]]:
+) -> Iterator[tuple[RunContext, MessagesStub, ApiResearcher]]:
     with MessagesStub(script) as stub:
-        desk = Desk(project, clock, **(limits or {}))
+        context = RunContext(project, clock, **(limits or {}))
         if isinstance(clock, FakeClock):
             options = {"clock": clock, "nap": clock.advance, **options}
         driver = researcher(stub, **options)
         try:
-            yield desk, stub, driver
+            yield context, stub, driver
         finally:
             driver.close()
     stub.check()
@@ -190,11 +190,11 @@ def test_a_turn_reads_writes_runs_and_hears_the_verdict(project):
         {**RUN, "expect": {"last_result_has": "is written"}},
         {**END, "expect": {"last_result_has": "0001 lead"}},
     ]
-    with desk_and_stub(project, script) as (desk, stub, driver):
-        state = desk.turn(driver)
+    with desk_and_stub(project, script) as (context, stub, driver):
+        state = context.turn(driver)
 
     assert isinstance(state, Idle)
-    assert desk.ran == [source("alpha")]
+    assert context.ran == [source("alpha")]
     assert [r.step for r in stub.requests] == [0, 1, 2, 3]
     assert stub.requests[0].tools == [
         "read_file",
@@ -205,14 +205,14 @@ def test_a_turn_reads_writes_runs_and_hears_the_verdict(project):
     ]
     assert all(request.stream for request in stub.requests)
     assert "temperature" not in stub.requests[0].body
-    assert {"thinking", "reading program.md", "writing experiment.py"} <= set(desk.doing)
+    assert {"thinking", "reading program.md", "writing experiment.py"} <= set(context.doing)
 
 
 def test_the_beginning_stays_the_same_and_is_marked_for_the_cache(project):
     usage = {"input_tokens": 10, "cache_read_input_tokens": 90}
     script = [{**both("alpha"), "usage": usage}, {**both("beta"), "usage": usage}, {**END, "usage": usage}]
-    with desk_and_stub(project, script) as (desk, stub, driver):
-        desk.turn(driver)
+    with desk_and_stub(project, script) as (context, stub, driver):
+        context.turn(driver)
 
     first, *rest = stub.requests
     assert first.body["system"][-1]["cache_control"] == {"type": "ephemeral"}
@@ -222,26 +222,29 @@ def test_the_beginning_stays_the_same_and_is_marked_for_the_cache(project):
         assert unmarked(after)[: len(unmarked(before))] == unmarked(before)
         assert after.body["messages"][-1]["content"][-1]["cache_control"] == {"type": "ephemeral"}
     assert driver.sums.cache_share == pytest.approx(0.9)
-    assert "90% of the input tokens were read from the cache" in desk.notes[-1]
+    assert "90% of the input tokens were read from the cache" in context.notes[-1]
 
 
 def test_an_experiment_is_offered_only_while_its_verdict_is_awaited(project):
     offers: list[str] = []
-    with desk_and_stub(project, [write("alpha"), write("beta"), RUN, END]) as (desk, _, driver):
-        look = desk.look
-        desk.look = lambda d: (offers.append((project / "experiment.py").read_text()), look(d))  # type: ignore
-        desk.turn(driver)
+    with desk_and_stub(project, [write("alpha"), write("beta"), RUN, END]) as (context, _, driver):
+        read_project = context.read_project
+        context.read_project = lambda d: (
+            offers.append((project / "experiment.py").read_text()),
+            read_project(d),
+        )  # type: ignore
+        context.turn(driver)
 
-    assert desk.ran == [source("beta")]
+    assert context.ran == [source("beta")]
     assert set(offers) == {source("beta")}
 
 
 def test_running_unchanged_bytes_is_answered_instead_of_waited_for(project):
     script = [both("alpha"), RUN, {**END, "expect": {"last_result_has": "has not changed"}}]
-    with desk_and_stub(project, script) as (desk, _, driver):
-        assert isinstance(desk.turn(driver), Idle)
+    with desk_and_stub(project, script) as (context, _, driver):
+        assert isinstance(context.turn(driver), Idle)
 
-    assert len(desk.ran) == 1
+    assert len(context.ran) == 1
 
 
 @pytest.mark.parametrize(
@@ -262,27 +265,27 @@ def test_running_unchanged_bytes_is_answered_instead_of_waited_for(project):
 def test_a_tool_that_cannot_be_used_says_so_and_the_turn_goes_on(project, step, answer):
     script = [step, {**END, "expect": {"last_result_has": answer, "last_is_error": True}}]
     before = (project / "experiment.py").read_bytes()
-    with desk_and_stub(project, script) as (desk, stub, driver):
-        assert isinstance(desk.turn(driver), Idle)
+    with desk_and_stub(project, script) as (context, stub, driver):
+        assert isinstance(context.turn(driver), Idle)
 
     assert (project / "experiment.py").read_bytes() == before
-    assert desk.spent()[0] == pytest.approx(billed(stub), abs=1e-12)
+    assert context.spent()[0] == pytest.approx(billed(stub), abs=1e-12)
 
 
 def test_what_the_model_writes_is_plain_text_where_it_is_shown(project):
     step = {"tool": "search_log", "input": {"query": "\x1b]0;owned\x07\x1b[31mred\nnext"}}
-    with desk_and_stub(project, [step, END]) as (desk, _, driver):
-        desk.turn(driver)
+    with desk_and_stub(project, [step, END]) as (context, _, driver):
+        context.turn(driver)
 
-    shown = next(doing for doing in desk.doing if doing.startswith("searching"))
+    shown = next(doing for doing in context.doing if doing.startswith("searching"))
     assert shown == "searching the log for red next"
 
 
 def test_a_model_that_is_done_too_early_is_sent_back(project):
     script = [both("alpha"), END, END, {**END, "expect": {"last_user_has": "the budget is not used up"}}]
-    with desk_and_stub(project, script) as (desk, stub, driver):
+    with desk_and_stub(project, script) as (context, stub, driver):
         for _ in range(3):
-            desk.turn(driver)
+            context.turn(driver)
 
     assert "the budget is not used up" not in stub.requests[2].last_user
 
@@ -296,31 +299,31 @@ def test_an_answer_cut_at_its_limit_is_asked_for_again_shorter(project):
         {**both("beta"), "expect": {"last_user_has": "too long"}},
         END,
     ]
-    with desk_and_stub(project, script) as (desk, stub, driver):
-        assert isinstance(desk.turn(driver), Idle)
+    with desk_and_stub(project, script) as (context, stub, driver):
+        assert isinstance(context.turn(driver), Idle)
 
-    assert desk.ran == [source("beta")]
+    assert context.ran == [source("beta")]
     assert all(m["role"] == "user" for m in stub.requests[1].body["messages"])
-    assert len(desk.charges) == 3
+    assert len(context.charges) == 3
 
 
 def test_a_refusal_begins_a_new_conversation_and_three_end_the_investigation(project):
     refusal = {"stop_reason": "refusal", "text": "no"}
     with desk_and_stub(project, [refusal, refusal, both("alpha"), refusal, refusal, refusal]) as (
-        desk,
+        context,
         _,
         driver,
     ):
-        state = desk.turn(driver)
+        state = context.turn(driver)
 
-    assert desk.ran == [source("alpha")]
+    assert context.ran == [source("alpha")]
     assert isinstance(state, Failed)
     assert "declined 3 times" in state.reason
 
 
 def test_ten_empty_answers_in_a_row_end_it(project):
-    with desk_and_stub(project, [{"stop_reason": "end_turn", "times": 10}]) as (desk, stub, driver):
-        state = desk.turn(driver)
+    with desk_and_stub(project, [{"stop_reason": "end_turn", "times": 10}]) as (context, stub, driver):
+        state = context.turn(driver)
 
     assert isinstance(state, Failed)
     assert "10 answers in a row" in state.reason
@@ -329,16 +332,16 @@ def test_ten_empty_answers_in_a_row_end_it(project):
 
 def test_a_paused_turn_is_taken_up_again(project):
     script = [{"text": "so far", "stop_reason": "pause_turn"}, END]
-    with desk_and_stub(project, script) as (desk, stub, driver):
-        desk.turn(driver)
+    with desk_and_stub(project, script) as (context, stub, driver):
+        context.turn(driver)
 
     assert stub.requests[1].body["messages"][-1]["role"] == "assistant"
 
 
 def test_a_model_that_only_reads_is_sent_home(project):
     script = {"lanes": [{"then": {"tool": "search_log", "input": {"query": ""}}}]}
-    with desk_and_stub(project, script) as (desk, stub, driver):
-        assert isinstance(desk.turn(driver), Idle)
+    with desk_and_stub(project, script) as (context, stub, driver):
+        assert isinstance(context.turn(driver), Idle)
 
     assert len(stub.requests) == 40
 
@@ -356,14 +359,14 @@ def test_a_model_that_only_reads_is_sent_home(project):
     ],
 )
 def test_what_no_wait_can_mend_ends_it_at_once_and_costs_nothing(project, status, error, words):
-    with desk_and_stub(project, [{"status": status, "error": error}]) as (desk, stub, driver):
-        state = desk.turn(driver)
+    with desk_and_stub(project, [{"status": status, "error": error}]) as (context, stub, driver):
+        state = context.turn(driver)
 
     assert isinstance(state, Failed)
     assert words in state.reason
     assert len(stub.requests) == 1
-    assert desk.spent() == (0.0, 0)
-    assert not desk.held
+    assert context.spent() == (0.0, 0)
+    assert not context.held
 
 
 FAULTS = {
@@ -383,20 +386,20 @@ def test_what_passes_is_waited_out_and_no_experiment_is_lost_or_doubled(project,
     step, paid = FAULTS[fault]
     clock = FakeClock()
     script = [both("alpha"), {**step, "times": 3}, both("beta"), END]
-    with desk_and_stub(project, script, clock=clock, read_timeout=0.3) as (desk, stub, driver):
+    with desk_and_stub(project, script, clock=clock, read_timeout=0.3) as (context, stub, driver):
         before = clock.elapsed()
-        assert isinstance(desk.turn(driver), Idle)
+        assert isinstance(context.turn(driver), Idle)
 
-    assert desk.ran == [source("alpha"), source("beta")]
-    assert len(desk.notes) == 4
-    assert "again in" in desk.notes[0]
+    assert context.ran == [source("alpha"), source("beta")]
+    assert len(context.notes) == 4
+    assert "again in" in context.notes[0]
     # Once the service is back, the next try comes within a minute.
     assert clock.elapsed() - before <= 3 * 45
-    assert not desk.held
-    lost = [charge for charge in desk.charges if "lost" in charge["details"]]
+    assert not context.held
+    lost = [charge for charge in context.charges if "lost" in charge["details"]]
     assert len(lost) == (3 if paid else 0)
     assert all(charge["usd"] > 0.16 and charge["tokens"] > 16_000 for charge in lost)
-    answered = sum(charge["usd"] for charge in desk.charges if charge not in lost)
+    answered = sum(charge["usd"] for charge in context.charges if charge not in lost)
     assert answered == pytest.approx(billed(stub, but=(1, 2, 3)), abs=1e-12)
 
 
@@ -404,15 +407,15 @@ def test_a_body_that_drips_ends_at_the_deadline_of_the_call(project):
     script = [{**both("alpha"), "drip": 0.02}, both("beta"), END]
     options: dict[str, Any] = {"call_seconds": 0.3, "read_timeout": 5.0, "nap": lambda seconds: None}
     with MessagesStub(script) as stub:
-        desk, ticking = Desk(project), _Hasty()
+        context, ticking = RunContext(project), _Hasty()
         driver = researcher(stub, clock=ticking, **options)
         began = time.monotonic()
-        desk.turn(driver)
+        context.turn(driver)
         driver.close()
 
     assert time.monotonic() - began < 5
-    assert desk.ran == [source("beta")]
-    assert "longer than" in desk.notes[0]
+    assert context.ran == [source("beta")]
+    assert "longer than" in context.notes[0]
 
 
 class _Hasty(SystemClock):
@@ -429,19 +432,19 @@ class _Hasty(SystemClock):
 def test_an_hour_of_rate_limit_is_waited_out_and_said(project):
     clock = FakeClock()
     script = [{"status": 429, "error": "rate_limit_error", "retry_after": 3600}, both("alpha"), END]
-    with desk_and_stub(project, script, clock=clock, limits={"seconds": 8 * 3600}) as (desk, _, driver):
-        assert isinstance(desk.turn(driver), Idle)
+    with desk_and_stub(project, script, clock=clock, limits={"seconds": 8 * 3600}) as (context, _, driver):
+        assert isinstance(context.turn(driver), Idle)
 
     assert 3600 <= clock.elapsed() <= 3602
-    assert desk.ran == [source("alpha")]
-    assert desk.notes[0] == "the service says 429 rate_limit_error; again in 1 h 0 min"
+    assert context.ran == [source("alpha")]
+    assert context.notes[0] == "the service says 429 rate_limit_error; again in 1 h 0 min"
 
 
 def test_the_end_of_the_time_wins_over_waiting(project):
     clock = FakeClock()
     script = [{"status": 429, "error": "rate_limit_error", "retry_after": 3600}]
-    with desk_and_stub(project, script, clock=clock, limits={"seconds": 600}) as (desk, _, driver):
-        state = desk.turn(driver)
+    with desk_and_stub(project, script, clock=clock, limits={"seconds": 600}) as (context, _, driver):
+        state = context.turn(driver)
 
     assert isinstance(state, Done)
     assert "the time ends before it is back" in state.reason
@@ -451,12 +454,12 @@ def test_the_end_of_the_time_wins_over_waiting(project):
 def test_a_service_that_stays_away_all_night_ends_as_unavailable(project):
     clock = FakeClock()
     script = {"lanes": [{"then": {"status": 529, "error": "overloaded_error", "retry_after": 1800}}]}
-    with desk_and_stub(project, script, clock=clock) as (desk, _, driver):
-        state = desk.turn(driver)
+    with desk_and_stub(project, script, clock=clock) as (context, _, driver):
+        state = context.turn(driver)
 
     assert isinstance(state, Failed)
     assert "stayed away for 12 h" in state.reason
-    assert desk.spent() == (0.0, 0)
+    assert context.spent() == (0.0, 0)
 
 
 def test_a_prompt_that_is_too_long_is_begun_anew_once(project):
@@ -465,20 +468,20 @@ def test_a_prompt_that_is_too_long_is_begun_anew_once(project):
         "error": "invalid_request_error",
         "message": "prompt is too long: 9 > 8 tokens",
     }
-    with desk_and_stub(project, [both("alpha"), too_long, END]) as (desk, stub, driver):
-        assert isinstance(desk.turn(driver), Idle)
+    with desk_and_stub(project, [both("alpha"), too_long, END]) as (context, stub, driver):
+        assert isinstance(context.turn(driver), Idle)
     assert len(stub.requests[2].body["messages"]) == 1
     assert "0001 lead" in stub.requests[2].last_user
 
-    with desk_and_stub(project, [too_long, too_long]) as (desk, _, driver):
-        assert isinstance(desk.turn(driver), Failed)
+    with desk_and_stub(project, [too_long, too_long]) as (context, _, driver):
+        assert isinstance(context.turn(driver), Failed)
 
 
 def test_closing_ends_a_wait_and_a_call_within_two_seconds(project):
     for step in ({"status": 429, "retry_after": 3600, "error": "rate_limit_error"}, {"hang": 30}):
         with MessagesStub([step]) as stub:
-            desk, driver = Desk(project), researcher(stub, read_timeout=1.0)
-            driver.begin_turn(desk.situation())
+            context, driver = RunContext(project), researcher(stub, read_timeout=1.0)
+            driver.begin_turn(context.situation())
             until = time.monotonic() + 5
             while not stub.requests and time.monotonic() < until:
                 driver.poll()
@@ -491,10 +494,10 @@ def test_closing_ends_a_wait_and_a_call_within_two_seconds(project):
 
 def test_a_bug_in_the_researchers_thread_is_raised_on_the_supervisors(project, monkeypatch):
     with MessagesStub([END]) as stub:
-        driver, desk = researcher(stub), Desk(project)
-        monkeypatch.setattr(calls_module, "hear", lambda *_: 1 / 0)
+        driver, context = researcher(stub), RunContext(project)
+        monkeypatch.setattr(calls_module, "accumulate_stream", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            desk.turn(driver)
+            context.turn(driver)
         driver.close()
 
 
@@ -509,22 +512,22 @@ def test_dollars_and_tokens_are_the_usage_times_the_price_to_the_cent(project):
         "cache_read_input_tokens": 23456,
     }
     script = [{**both(name), "usage": usage} for name in ("alpha", "beta", "gamma")] + [END]
-    with desk_and_stub(project, script) as (desk, stub, driver):
-        desk.turn(driver)
+    with desk_and_stub(project, script) as (context, stub, driver):
+        context.turn(driver)
 
     by_hand = 3 * (1234 * 2 + 567 * 10 + 8901 * 2.5 + 23456 * 0.1) / 1e6 + (100 * 2 + 20 * 10) / 1e6
-    assert desk.spent()[0] == pytest.approx(by_hand, abs=1e-9) == billed(stub)
-    assert desk.spent()[1] == sum(v for v in stub.usage().values()) == 3 * 34158 + 120
-    assert desk.charges[0]["details"]["usage"]["cache_read"] == 23456
-    assert desk.charges[0]["details"]["estimated"] is False
+    assert context.spent()[0] == pytest.approx(by_hand, abs=1e-9) == billed(stub)
+    assert context.spent()[1] == sum(v for v in stub.usage().values()) == 3 * 34158 + 120
+    assert context.charges[0]["details"]["usage"]["cache_read"] == 23456
+    assert context.charges[0]["details"]["estimated"] is False
 
 
 def test_an_unknown_model_is_priced_as_the_dearest_and_said_to_be_estimated(project):
-    with desk_and_stub(project, [END], model="house-llm-7b") as (desk, _, driver):
-        desk.turn(driver)
+    with desk_and_stub(project, [END], model="house-llm-7b") as (context, _, driver):
+        context.turn(driver)
 
-    assert desk.charges[0]["details"]["estimated"] is True
-    assert desk.spent()[0] == pytest.approx((100 * 15 + 20 * 75) / 1e6)
+    assert context.charges[0]["details"]["estimated"] is True
+    assert context.spent()[0] == pytest.approx((100 * 15 + 20 * 75) / 1e6)
 
 
 @pytest.mark.parametrize("limit", [0.10, 0.25, 0.40])
@@ -537,13 +540,13 @@ def test_max_usd_is_never_exceeded_however_greedy_the_answers_are(project, fault
 
     step = {"tool": "search_log", "input": {"query": ""}, "call": greedy}
     script = {"lanes": [{"turns": [step, {**step, **fault}] * 40}]}
-    with desk_and_stub(project, script, limits={"usd": limit}, clock=FakeClock()) as (desk, stub, driver):
-        state = desk.turn(driver)
+    with desk_and_stub(project, script, limits={"usd": limit}, clock=FakeClock()) as (context, stub, driver):
+        state = context.turn(driver)
 
     assert isinstance(state, Done)
     assert "does not pay for another question" in state.reason
-    assert desk.spent()[0] <= limit
-    assert desk.most_at_risk <= limit
+    assert context.spent()[0] <= limit
+    assert context.most_at_risk <= limit
     assert billed(stub) <= limit
     assert len(stub.requests) >= 1
 
@@ -554,14 +557,14 @@ def test_an_answer_is_shortened_to_what_is_left_before_it_is_not_asked_for(proje
         "input": {"query": ""},
         "usage": {"input_tokens": 9000, "output_tokens": 900},
     }
-    with desk_and_stub(project, {"lanes": [{"then": step}]}, limits={"usd": 0.30}) as (desk, stub, driver):
-        assert isinstance(desk.turn(driver), Done)
+    with desk_and_stub(project, {"lanes": [{"then": step}]}, limits={"usd": 0.30}) as (context, stub, driver):
+        assert isinstance(context.turn(driver), Done)
 
     allowed = [request.body["max_tokens"] for request in stub.requests]
     assert allowed[0] == 16_000
     assert allowed == sorted(allowed, reverse=True)
     assert 1000 <= allowed[-1] < 4000
-    assert 0.2 < desk.spent()[0] <= 0.30
+    assert 0.2 < context.spent()[0] <= 0.30
 
 
 def test_max_tokens_is_never_exceeded_either(project):
@@ -571,15 +574,15 @@ def test_max_tokens_is_never_exceeded_either(project):
         "usage": {"input_tokens": 9000, "output_tokens": 900},
     }
     with desk_and_stub(project, {"lanes": [{"then": step}]}, limits={"tokens": 80_000}) as (
-        desk,
+        context,
         stub,
         driver,
     ):
-        state = desk.turn(driver)
+        state = context.turn(driver)
 
     assert isinstance(state, Done)
-    assert 40_000 < desk.spent()[1] <= 80_000
-    assert sum(stub.usage().values()) == desk.spent()[1]
+    assert 40_000 < context.spent()[1] <= 80_000
+    assert sum(stub.usage().values()) == context.spent()[1]
 
 
 # --- memory
@@ -595,10 +598,10 @@ def test_the_context_stays_under_its_bound_over_200_experiments(project, monkeyp
         return {"tools": [["write_experiment", {"source": text}], ["run_experiment", {}]]}
 
     script = {"lanes": [{"turns": [{"call": one, "times": 200}], "then": END}]}
-    with desk_and_stub(project, script) as (desk, stub, driver):
-        assert isinstance(desk.turn(driver, longest=120), Idle)
+    with desk_and_stub(project, script) as (context, stub, driver):
+        assert isinstance(context.turn(driver, longest=120), Idle)
 
-    assert len(desk.ran) == 200
+    assert len(context.ran) == 200
     sizes = [request.size for request in stub.requests]
     assert max(sizes) <= CONTEXT_LIMIT + 1000  # the parameters around system, tools and messages
     begun = [request for request in stub.requests if len(request.body["messages"]) == 1]
@@ -612,10 +615,10 @@ def test_the_context_stays_under_its_bound_over_200_experiments(project, monkeyp
 def test_the_same_log_begins_the_same_conversation(project):
     said = []
     for _ in range(2):
-        with desk_and_stub(project, [both("alpha"), END, END]) as (desk, stub, driver):
-            desk.turn(driver)
-            desk.charges.clear()
-            desk.turn(driver)
+        with desk_and_stub(project, [both("alpha"), END, END]) as (context, stub, driver):
+            context.turn(driver)
+            context.charges.clear()
+            context.turn(driver)
         said.append(stub.requests[2].body["messages"])
 
     assert said[0] == said[1]
@@ -678,7 +681,7 @@ def test_a_crash_between_asking_and_accounting_leaves_what_was_held_as_spent(tmp
 
 
 def test_what_still_waits_at_the_end_is_not_done_unless_it_was_paid_for():
-    handover, done = Handover(), list[str]()
+    handover, done = SupervisorQueue(), list[str]()
 
     def work() -> None:
         for what, paid in (("charge", True), ("hold", False)):
@@ -695,8 +698,8 @@ def test_what_still_waits_at_the_end_is_not_done_unless_it_was_paid_for():
 
 
 def test_no_thread_is_left_behind(project):
-    with desk_and_stub(project, [END]) as (desk, _, driver):
-        desk.turn(driver)
+    with desk_and_stub(project, [END]) as (context, _, driver):
+        context.turn(driver)
 
     assert [thread for thread in threading.enumerate() if thread.name == "researcher"] == []
 

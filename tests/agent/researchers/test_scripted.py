@@ -19,10 +19,10 @@ from mlxterp.autointerpret import ExperimentEntry, ExperimentLog, init_autointer
 from mlxterp_agent.researchers.base import (
     BudgetState,
     Done,
+    ExperimentOutcome,
     Failed,
     Idle,
     Situation,
-    Told,
 )
 from mlxterp_agent.researchers.scripted import ScriptedResearcher
 from mlxterp_agent.researchers.scripted.heads.criteria import ORDER
@@ -483,7 +483,7 @@ def test_the_driver_fails_with_the_reason_when_there_is_no_baseline(tmp_path):
 def test_a_file_that_was_not_run_is_not_written_again_for_ever(tmp_path):
     driver = ScriptedResearcher()
     driver.begin_turn(situation(tmp_path, []))
-    driver.tell(Told(None, (), "not run: these bytes ran before as 0001"))
+    driver.tell(ExperimentOutcome(None, (), "not run: these bytes ran before as 0001"))
 
     driver.begin_turn(situation(tmp_path, []))
 

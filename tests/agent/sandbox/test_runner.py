@@ -413,7 +413,7 @@ def test_where_there_is_no_subreaper_a_process_that_was_seen_is_ended_after_its_
     assert parent.stdout is not None
     left = int(parent.stdout.readline())
     descendants = Descendants(parent.pid)
-    descendants.look()
+    descendants.read_project()
     parent.communicate("")
 
     ended = descendants.end()

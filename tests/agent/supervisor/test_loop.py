@@ -33,9 +33,9 @@ from mlxterp_agent.exit_codes import (
 from mlxterp_agent.researchers.base import (
     Done,
     DriverState,
+    ExperimentOutcome,
     Failed,
     Situation,
-    Told,
 )
 from mlxterp_agent.researchers.external import External
 from mlxterp_agent.run_config import Options
@@ -408,7 +408,7 @@ class _Fixed:
     def poll(self) -> DriverState:
         return self.state
 
-    def tell(self, told: Told) -> None:
+    def tell(self, told: ExperimentOutcome) -> None:
         """It does not listen."""
 
     def close(self) -> None:

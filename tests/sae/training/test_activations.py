@@ -18,7 +18,7 @@ from mlxterp.sae.training.source import (
     Cursor,
     ahead,
     batches,
-    narrowed,
+    to_bfloat16_bits,
     widened,
 )
 
@@ -48,7 +48,7 @@ def test_activations_are_the_models_without_first_tokens_and_padding(tiny_llama)
     assert source.n_tokens == len(long) - 1 + len(short) - 1
     got = in_order(everything(source))
     np.testing.assert_allclose(
-        got, in_order(widened(narrowed(np.concatenate(expected)))), rtol=1e-2, atol=1e-3
+        got, in_order(widened(to_bfloat16_bits(np.concatenate(expected)))), rtol=1e-2, atol=1e-3
     )
 
 
@@ -185,7 +185,9 @@ def test_a_sample_costs_no_more_than_its_tokens_and_repeats(tiny_llama, monkeypa
 def test_bfloat16_rounds_to_nearest():
     x = np.array([1.0, 1.0 + 2**-8, 1.0 + 2**-9, -3.14159, 0.0, 65504.0], dtype=np.float32)
 
-    assert np.array_equal(widened(narrowed(x)), np.array(mx.array(x).astype(mx.bfloat16).astype(mx.float32)))
+    assert np.array_equal(
+        widened(to_bfloat16_bits(x)), np.array(mx.array(x).astype(mx.bfloat16).astype(mx.float32))
+    )
 
 
 def test_an_error_of_a_source_reaches_the_training():

@@ -22,9 +22,9 @@ from tenacity.wait import wait_random_exponential
 from mlxterp.llm.prices import OF, Priced, price_of
 from mlxterp_agent.platform import Clock
 from mlxterp_agent.researchers.anthropic_api import transport
-from mlxterp_agent.researchers.anthropic_api.service_faults import Away, Refused, verdict_of
-from mlxterp_agent.researchers.anthropic_api.stream import Answer, LostReply, hear
-from mlxterp_agent.researchers.anthropic_api.supervisor_queue import Handover
+from mlxterp_agent.researchers.anthropic_api.service_faults import Refused, TransientError, verdict_of
+from mlxterp_agent.researchers.anthropic_api.stream import Answer, LostReply, accumulate_stream
+from mlxterp_agent.researchers.anthropic_api.supervisor_queue import SupervisorQueue
 from mlxterp_agent.researchers.base import BudgetState
 from mlxterp_agent.text import duration, one_line
 
@@ -70,7 +70,7 @@ class Request:
         return sum(len(json.dumps(part, ensure_ascii=False).encode()) for part in parts)
 
 
-class Purse(NamedTuple):
+class Reservation(NamedTuple):
     """The budget, as the supervisor keeps it. Called on its thread only."""
 
     left: Callable[[], BudgetState]
@@ -113,7 +113,7 @@ class Calls:
         model: str,
         api_key: str,
         base_url: str | None,
-        handover: Handover,
+        handover: SupervisorQueue,
         clock: Clock,
         nap: Callable[[float], object],
         doing: Callable[[str], None],
@@ -135,7 +135,7 @@ class Calls:
     def close(self) -> None:
         self._client.close()
 
-    def ask(self, request: Request, purse: Purse, *, until: float | None, same_talk: bool) -> Answer:
+    def ask(self, request: Request, purse: Reservation, *, until: float | None, same_talk: bool) -> Answer:
         """One whole answer.
 
         Args:
@@ -163,7 +163,7 @@ class Calls:
             self._doing(f"waiting: {words}")
 
         tries = Retrying(
-            retry=retry_if_exception_type(Away),
+            retry=retry_if_exception_type(TransientError),
             wait=wait,
             stop=lambda state: self._clock.elapsed() + state.upcoming_sleep > end,
             before_sleep=before_sleep,
@@ -172,14 +172,14 @@ class Calls:
         )
         try:
             answer: Answer = tries(self._once, request, purse)
-        except Away as problem:
+        except TransientError as problem:
             if until is not None:
                 raise NoTime(f"{problem}, and the time ends before it is back") from problem
             raise Refused(f"{problem}; the service stayed away for {duration(PATIENCE)}") from problem
         self._bound = (request.size, answer.tokens.prompt)
         return answer
 
-    def _once(self, request: Request, purse: Purse) -> Answer:
+    def _once(self, request: Request, purse: Reservation) -> Answer:
         held = self._handover.ask(lambda: self._reserve(request, purse))
         if held is None:
             raise NoMoney("what is left of the budget does not pay for another question")
@@ -197,13 +197,13 @@ class Calls:
             ) as stream:
                 kind = stream.response.headers.get("content-type", "")
                 if "event-stream" not in kind:
-                    raise Away(
+                    raise TransientError(
                         f"something else than the service answered, with {kind or 'nothing'}", paid=False
                     )
-                hear(stream, answer)
-        except (anthropic.APIError, httpx2.TransportError, LostReply, ValueError, Away) as problem:
+                accumulate_stream(stream, answer)
+        except (anthropic.APIError, httpx2.TransportError, LostReply, ValueError, TransientError) as problem:
             meaning = verdict_of(problem)
-            if isinstance(meaning, Away) and meaning.paid:
+            if isinstance(meaning, TransientError) and meaning.paid:
                 lost = {"lost": one_line(str(meaning), 200), **self._details()}
                 self._charge(purse, held.usd, held.tokens, held, lost)
             else:
@@ -212,7 +212,7 @@ class Calls:
         self._settle(answer, held, purse)
         return answer
 
-    def _reserve(self, request: Request, purse: Purse) -> _Held | None:
+    def _reserve(self, request: Request, purse: Reservation) -> _Held | None:
         """Puts aside what the call costs at worst; shortens the answer to what is left. None: it would be
         too short. On the supervisor's thread."""
         size, known = self._bound
@@ -231,7 +231,7 @@ class Calls:
         purse.hold(held.call, held.usd, held.tokens)
         return held
 
-    def _settle(self, answer: Answer, held: _Held, purse: Purse) -> None:
+    def _settle(self, answer: Answer, held: _Held, purse: Reservation) -> None:
         tokens = answer.tokens
         usd = self._priced.usd(tokens)
         details = {"usage": tokens._asdict(), **self._details()}
@@ -243,7 +243,9 @@ class Calls:
             self.sums.cache_read + tokens.cache_read,
         )
 
-    def _charge(self, purse: Purse, usd: float, tokens: int, held: _Held, details: dict[str, Any]) -> None:
+    def _charge(
+        self, purse: Reservation, usd: float, tokens: int, held: _Held, details: dict[str, Any]
+    ) -> None:
         self._handover.ask(
             lambda: purse.charge(usd, tokens, call=held.call, details=details), in_any_case=True
         )
@@ -264,8 +266,8 @@ class Calls:
             self._nap(min(left, 1.0))
 
 
-def _away(state: RetryCallState) -> Away:
+def _away(state: RetryCallState) -> TransientError:
     assert state.outcome is not None
     problem = state.outcome.exception()
-    assert isinstance(problem, Away)
+    assert isinstance(problem, TransientError)
     return problem

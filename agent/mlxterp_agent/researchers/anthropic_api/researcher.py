@@ -24,21 +24,21 @@ from mlxterp_agent.researchers.anthropic_api.calls import (
     Calls,
     NoMoney,
     NoTime,
-    Purse,
+    Reservation,
     Sums,
 )
 from mlxterp_agent.researchers.anthropic_api.conversation import Conversation
 from mlxterp_agent.researchers.anthropic_api.service_faults import Refused, TooLong
 from mlxterp_agent.researchers.anthropic_api.stream import Answer
-from mlxterp_agent.researchers.anthropic_api.supervisor_queue import Closed, Handover
+from mlxterp_agent.researchers.anthropic_api.supervisor_queue import Closed, SupervisorQueue
 from mlxterp_agent.researchers.anthropic_api.tools import Tools
 from mlxterp_agent.researchers.base import (
     IDLE,
     Done,
     DriverState,
+    ExperimentOutcome,
     Failed,
     Situation,
-    Told,
     Working,
 )
 from mlxterp_agent.text import one_line
@@ -85,7 +85,7 @@ class ApiResearcher:
         self.model: str | None = model
         self.session: str | None = uuid.uuid4().hex[:12]
         self._clock = clock or SystemClock()
-        self._handover = Handover()
+        self._handover = SupervisorQueue()
         self._calls = Calls(
             model=model,
             api_key=api_key,
@@ -97,7 +97,7 @@ class ApiResearcher:
             call_seconds=call_seconds,
             read_timeout=read_timeout,
         )
-        self._told: queue.SimpleQueue[Told] = queue.SimpleQueue()
+        self._told: queue.SimpleQueue[ExperimentOutcome] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._state: DriverState = IDLE
         self._turn: _Turn | None = None
@@ -135,7 +135,7 @@ class ApiResearcher:
             raise self._broken
         return self._state
 
-    def tell(self, told: Told) -> None:
+    def tell(self, told: ExperimentOutcome) -> None:
         self._told.put(told)
 
     def close(self) -> None:
@@ -146,7 +146,7 @@ class ApiResearcher:
         self._handover.serve()
         self._calls.close()
 
-    def _heard(self) -> Told | None:
+    def _heard(self) -> ExperimentOutcome | None:
         try:
             return self._told.get_nowait()
         except queue.Empty:
@@ -163,7 +163,7 @@ class ApiResearcher:
         except BaseException as problem:  # noqa: BLE001 - `poll` raises it again on the supervisor's thread
             self._broken = problem
 
-    def _run_experiment(self) -> Told | None:
+    def _run_experiment(self) -> ExperimentOutcome | None:
         """Offers experiment.py to the supervisor and waits for what it says. None: it has nothing to run."""
         self._now("waiting for the verdict")
         self._polls_of_offer, self._offers = 0, True
@@ -187,10 +187,10 @@ class _Turn:
         self,
         situation: Situation,
         calls: Calls,
-        handover: Handover,
+        handover: SupervisorQueue,
         clock: Clock,
         doing: Callable[[str], None],
-        run: Callable[[], Told | None],
+        run: Callable[[], ExperimentOutcome | None],
     ) -> None:
         self._situation = situation
         self._calls = calls
@@ -199,7 +199,7 @@ class _Turn:
         self._entries: list[ExperimentEntry] = list(situation.entries)
         self.last = ""
         self.ran = False
-        self._purse = Purse(
+        self._purse = Reservation(
             left=situation.budget_now, hold=situation.hold, charge=situation.charge, note=situation.note
         )
         left = situation.deadline_left

@@ -25,7 +25,7 @@ class TooLong(Exception):
     """The request does not fit the model's context."""
 
 
-class Away(Exception):
+class TransientError(Exception):
     """A fault that passes. `paid`: the reply may have been paid for. `wait`: what the service asked for."""
 
     def __init__(self, words: str, *, paid: bool, wait: float | None = None) -> None:
@@ -40,13 +40,15 @@ def verdict_of(problem: Exception) -> Exception:
         return _of_status(problem)
     if isinstance(problem, anthropic.APITimeoutError | httpx2.TimeoutException):
         never_left = isinstance(problem.__cause__ or problem, httpx2.ConnectTimeout)
-        return Away(f"no answer in time ({_words(problem)})", paid=not never_left)
+        return TransientError(f"no answer in time ({_words(problem)})", paid=not never_left)
     if isinstance(problem, anthropic.APIConnectionError | httpx2.TransportError):
         never_left = isinstance(problem.__cause__ or problem, httpx2.ConnectError)
-        return Away(f"the connection was lost ({_words(problem.__cause__ or problem)})", paid=not never_left)
-    if isinstance(problem, Away):
+        return TransientError(
+            f"the connection was lost ({_words(problem.__cause__ or problem)})", paid=not never_left
+        )
+    if isinstance(problem, TransientError):
         return problem
-    return Away(f"the answer could not be read ({_words(problem)})", paid=True)
+    return TransientError(f"the answer could not be read ({_words(problem)})", paid=True)
 
 
 def _of_status(problem: anthropic.APIStatusError) -> Exception:
@@ -55,7 +57,9 @@ def _of_status(problem: anthropic.APIStatusError) -> Exception:
     if status in (408, 409, 429) or status >= 500 or (status < 400 and kind in passing):
         # An error inside a stream that had begun (status 200) may follow tokens that were paid for.
         name = kind or "error"
-        return Away(f"the service says {status} {name}", paid=status < 400, wait=_retry_after(problem))
+        return TransientError(
+            f"the service says {status} {name}", paid=status < 400, wait=_retry_after(problem)
+        )
     if status == 413 or (status == 400 and "too long" in words.lower()):
         return TooLong(words)
     if status in (401, 403):

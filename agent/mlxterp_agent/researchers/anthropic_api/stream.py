@@ -49,7 +49,7 @@ class Answer:
         return Tokens.of(self.usage)
 
 
-def hear(events: Iterable[Any], answer: Answer) -> None:
+def accumulate_stream(events: Iterable[Any], answer: Answer) -> None:
     """Adds every event to `answer`.
 
     Raises:

@@ -30,7 +30,7 @@ class _Work(Generic[T]):
         self.done.set()
 
 
-class Handover:
+class SupervisorQueue:
     """One queue of work for the supervisor, and one word that everything is over.
 
     Attributes:

@@ -52,7 +52,7 @@ class Known:
 
 
 @dataclass(frozen=True)
-class Asked:
+class Question:
     """What is a step's own: template, prediction, values for the template."""
 
     template: str
@@ -123,7 +123,7 @@ class Study:
     nothing: str
 
 
-def step_of(name: str, asked: Asked | Skip, attempt: int) -> Step | Skip:
+def step_of(name: str, asked: Question | Skip, attempt: int) -> Step | Skip:
     """What a study asks as an experiment to write; a step that has nothing to ask stays as it is."""
     if isinstance(asked, Skip):
         return asked

@@ -20,9 +20,9 @@ from mlxterp_agent.researchers.base import (
     IDLE,
     Done,
     DriverState,
+    ExperimentOutcome,
     Failed,
     Situation,
-    Told,
 )
 from mlxterp_agent.researchers.scripted.features import FEATURES
 from mlxterp_agent.researchers.scripted.heads import HEADS
@@ -68,7 +68,7 @@ class ScriptedResearcher:
     def poll(self) -> DriverState:
         return self._state
 
-    def tell(self, told: Told) -> None:
+    def tell(self, told: ExperimentOutcome) -> None:
         """The outcome is in the log; only that a file was not run is not, and writing it again is no use."""
         self._refused = told.text if told.run is None else None
 

@@ -35,8 +35,8 @@ from mlxterp_agent.researchers.scripted.features.facts import (
     survey_of,
 )
 from mlxterp_agent.researchers.scripted.plan import (
-    Asked,
     Known,
+    Question,
     Skip,
     Step,
     step_of,
@@ -48,7 +48,7 @@ NO_LABELS = "no label holds"
 def build(name: str, known: Known, attempt: int) -> Step | Skip:
     """The step of this name as it would be run now, or why it has nothing to ask."""
     survey = survey_of(known)
-    asked: Asked | Skip
+    asked: Question | Skip
     if name == "survey":
         asked = _survey(attempt)
     elif name == "conclusion":
@@ -60,8 +60,8 @@ def build(name: str, known: Known, attempt: int) -> Step | Skip:
     return step_of(name, asked, attempt)
 
 
-def _survey(attempt: int) -> Asked:
-    return Asked(
+def _survey(attempt: int) -> Question:
+    return Question(
         "features/survey",
         f"On texts held out, the dictionary explains at least {EXPLAINED:.0%} of the variance. Rival: it "
         "does "
@@ -75,10 +75,10 @@ def _survey(attempt: int) -> Asked:
     )
 
 
-def _labels(_: Known, survey: Survey, attempt: int) -> Asked | Skip:
+def _labels(_: Known, survey: Survey, attempt: int) -> Question | Skip:
     if not survey.candidates:
         return Skip("no feature fires often enough, and none too often", lasting=True)
-    return Asked(
+    return Question(
         "features/labels",
         f"A rule fitted on some documents says on others where a feature fires, with a balanced accuracy of "
         f"{ACCURACY}, for at least {LABELLED:.0%} of the candidates. Rival: the features follow nothing that "
@@ -92,11 +92,11 @@ def _labels(_: Known, survey: Survey, attempt: int) -> Asked | Skip:
     )
 
 
-def _decoys(known: Known, _: Survey, attempt: int) -> Asked | Skip:
+def _decoys(known: Known, _: Survey, attempt: int) -> Question | Skip:
     labels = list(kept_labels(known))[: TESTED if attempt == 1 else FEWER_TESTED]
     if len(labels) < 2:
         return Skip("there are no two labels to exchange" if known.numbers("labels") else NO_LABELS)
-    return Asked(
+    return Question(
         "features/decoys",
         f"Labels belong to their features: given to another one they reach a balanced accuracy below {DECOY} "
         "in the median. Rival: they are so general that they fit any feature.",
@@ -104,11 +104,11 @@ def _decoys(known: Known, _: Survey, attempt: int) -> Asked | Skip:
     )
 
 
-def _sensitivity(known: Known, _: Survey, attempt: int) -> Asked | Skip:
+def _sensitivity(known: Known, _: Survey, attempt: int) -> Question | Skip:
     labels = list(kept_labels(known))[: TESTED if attempt == 1 else FEWER_TESTED]
     if not labels:
         return Skip(NO_LABELS)
-    return Asked(
+    return Question(
         "features/sensitivity",
         f"On texts that nothing was fitted on, at least {PASSED:.0%} of the surest labels pass: the feature "
         "fires where the label says and not elsewhere. Rival: the labels describe the texts they were "
@@ -117,12 +117,12 @@ def _sensitivity(known: Known, _: Survey, attempt: int) -> Asked | Skip:
     )
 
 
-def _effects(known: Known, survey: Survey, attempt: int) -> Asked | Skip:
+def _effects(known: Known, survey: Survey, attempt: int) -> Question | Skip:
     chosen = passed_labels(known) or list(kept_labels(known)) or list(survey.candidates)
     chosen = chosen[: ABLATED if attempt == 1 else FEWER_ABLATED]
     if not chosen:
         return Skip("there is no feature to ablate", lasting=True)
-    return Asked(
+    return Question(
         "features/effects",
         "Ablating a feature where it fires, the reconstruction error kept, changes the next token more "
         "than all "
@@ -133,11 +133,11 @@ def _effects(known: Known, survey: Survey, attempt: int) -> Asked | Skip:
     )
 
 
-def _steering(known: Known, _: Survey, attempt: int) -> Asked | Skip:
+def _steering(known: Known, _: Survey, attempt: int) -> Question | Skip:
     labels = list(kept_labels(known))[: TESTED if attempt == 1 else FEWER_TESTED]
     if not labels:
         return Skip(NO_LABELS)
-    return Asked(
+    return Question(
         "features/steering",
         "Adding a feature's direction raises the tokens that its decoder row promotes through the "
         "unembedding "
@@ -147,10 +147,10 @@ def _steering(known: Known, _: Survey, attempt: int) -> Asked | Skip:
     )
 
 
-def _silent(_: Known, survey: Survey, attempt: int) -> Asked | Skip:
+def _silent(_: Known, survey: Survey, attempt: int) -> Question | Skip:
     if not survey.silent:
         return Skip("every feature fires somewhere on these texts")
-    return Asked(
+    return Question(
         "features/silent",
         "A feature that does not fire on a text has an effect of exactly 0 when it is ablated there. "
         "Rival: the "
@@ -159,9 +159,9 @@ def _silent(_: Known, survey: Survey, attempt: int) -> Asked | Skip:
     )
 
 
-def _conclusion(known: Known) -> Asked:
+def _conclusion(known: Known) -> Question:
     written = conclusion(known)
-    return Asked(
+    return Question(
         "conclusion",
         "The steps so far, taken together, answer the question. Rival: they do not, and what is missing is "
         "named.",
@@ -177,7 +177,7 @@ def _conclusion(known: Known) -> Asked:
     )
 
 
-_BUILDERS: Mapping[str, Callable[[Known, Survey, int], Asked | Skip]] = {
+_BUILDERS: Mapping[str, Callable[[Known, Survey, int], Question | Skip]] = {
     "labels": _labels,
     "decoys": _decoys,
     "sensitivity": _sensitivity,

@@ -39,8 +39,8 @@ from mlxterp_agent.researchers.scripted.heads.sizing import (
     swept_pairs,
 )
 from mlxterp_agent.researchers.scripted.plan import (
-    Asked,
     Known,
+    Question,
     Skip,
     Step,
     step_of,
@@ -50,7 +50,7 @@ from mlxterp_agent.researchers.scripted.plan import (
 def build(name: str, known: Known, attempt: int) -> Step | Skip:
     """The step of this name as it would be run now, or why it has nothing to ask."""
     facts = facts_of(known)
-    asked: Asked | Skip
+    asked: Question | Skip
     if name == "baseline":
         asked = _baseline(attempt)
     elif name == "conclusion":
@@ -66,8 +66,8 @@ def build(name: str, known: Known, attempt: int) -> Step | Skip:
     return step_of(name, asked, attempt)
 
 
-def _baseline(attempt: int) -> Asked:
-    return Asked(
+def _baseline(attempt: int) -> Question:
+    return Question(
         "heads/baseline",
         "The model prefers the answer to the foil after the clean prompt, and the foil to the answer after "
         f"the corrupted one, on at least {ACCURACY:.0%} of the pairs. Rival: it does not know, and there is "
@@ -76,11 +76,11 @@ def _baseline(attempt: int) -> Asked:
     )
 
 
-def _attribution(_: Known, facts: Facts, attempt: int) -> Asked | Skip:
+def _attribution(_: Known, facts: Facts, attempt: int) -> Question | Skip:
     lacking = [name for name in ("unembedding", "final_norm_formula", "head_outputs") if not facts.has(name)]
     if lacking:
         return Skip(f"this model cannot be attributed directly (no {listed(lacking)})", lasting=True)
-    return Asked(
+    return Question(
         "heads/attribution",
         f"The logit difference of {facts.clean:.1f} is written by few components: one head writes at least "
         f"{DIRECT:.0%} of it, with the same sign on most pairs. Rival: many components write a little each.",
@@ -88,11 +88,11 @@ def _attribution(_: Known, facts: Facts, attempt: int) -> Asked | Skip:
     )
 
 
-def _residual(_: Known, facts: Facts, attempt: int) -> Asked | Skip:
+def _residual(_: Known, facts: Facts, attempt: int) -> Question | Skip:
     if not facts.varied:
         return Skip("clean and corrupted prompts are the same", lasting=True)
     per_layer = facts.n_tokens - facts.varied[0]
-    return Asked(
+    return Question(
         "heads/residual",
         f"The answer is carried where the prompts differ (positions {listed(facts.varied)}), and later at "
         f"the last position, {facts.last}; no other position recovers {CARRIED} in any layer. Rival: it "
@@ -106,7 +106,7 @@ def _residual(_: Known, facts: Facts, attempt: int) -> Asked | Skip:
     )
 
 
-def _attention(known: Known, facts: Facts, attempt: int) -> Asked | Skip:
+def _attention(known: Known, facts: Facts, attempt: int) -> Question | Skip:
     moving = moving_layer(known, facts)
     if moving is None:
         prediction = f"best.effect >= {CARRIED}"
@@ -127,7 +127,7 @@ def _attention(known: Known, facts: Facts, attempt: int) -> Asked | Skip:
     )
 
 
-def _mlp(known: Known, facts: Facts, attempt: int) -> Asked | Skip:
+def _mlp(known: Known, facts: Facts, attempt: int) -> Question | Skip:
     if not facts.has("mlp_out"):
         return Skip("the model has no MLPs", lasting=True)
     return _component(
@@ -148,7 +148,7 @@ def _mlp(known: Known, facts: Facts, attempt: int) -> Asked | Skip:
 
 def _component(
     known: Known, facts: Facts, attempt: int, *, question: str, hypothesis: str, values: Mapping[str, Any]
-) -> Asked | Skip:
+) -> Question | Skip:
     positions = critical_positions(known, facts)
     if positions is None:
         return Skip("the residual sweep was not measured")
@@ -162,10 +162,10 @@ def _component(
         "site": SITE,
         "strong": STRONG_SITE,
     }
-    return Asked("heads/component", hypothesis, {**shared, **values})
+    return Question("heads/component", hypothesis, {**shared, **values})
 
 
-def _heads(known: Known, facts: Facts, attempt: int) -> Asked | Skip:
+def _heads(known: Known, facts: Facts, attempt: int) -> Question | Skip:
     if not facts.has("z"):
         return Skip("the model's heads cannot be told apart", lasting=True)
     layers = critical_layers(known, facts)
@@ -190,7 +190,7 @@ def _heads(known: Known, facts: Facts, attempt: int) -> Asked | Skip:
     )
 
 
-def _more_heads(known: Known, facts: Facts, attempt: int) -> Asked | Skip:
+def _more_heads(known: Known, facts: Facts, attempt: int) -> Question | Skip:
     if known.numbers("heads") is None:
         return Skip("no heads were patched before")
     if found_heads(known):
@@ -209,9 +209,9 @@ def _more_heads(known: Known, facts: Facts, attempt: int) -> Asked | Skip:
     )
 
 
-def _some_heads(facts: Facts, attempt: int, layers: list[int], prediction: str, hypothesis: str) -> Asked:
+def _some_heads(facts: Facts, attempt: int, layers: list[int], prediction: str, hypothesis: str) -> Question:
     layers = sorted(layers if attempt == 1 else layers[: max(1, len(layers) // 2)])
-    return Asked(
+    return Question(
         "heads/heads",
         hypothesis,
         {
@@ -224,9 +224,9 @@ def _some_heads(facts: Facts, attempt: int, layers: list[int], prediction: str, 
     )
 
 
-def _conclusion(known: Known) -> Asked:
+def _conclusion(known: Known) -> Question:
     written = conclusion(known, accuracy=ACCURACY, kept=KEPT)
-    return Asked(
+    return Question(
         "conclusion",
         "The steps so far, taken together, answer the question. Rival: they do not, and what is missing is "
         "named.",
@@ -244,7 +244,7 @@ def _conclusion(known: Known) -> Asked:
 
 _ENOUGH_HEADS = "there is no need to look at more heads"
 
-_BUILDERS: Mapping[str, Callable[[Known, Facts, int], Asked | Skip]] = {
+_BUILDERS: Mapping[str, Callable[[Known, Facts, int], Question | Skip]] = {
     "attribution": _attribution,
     "residual": _residual,
     "attention": _attention,

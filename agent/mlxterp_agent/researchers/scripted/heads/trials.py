@@ -21,19 +21,19 @@ from mlxterp_agent.researchers.scripted.heads.facts import (
     moving_layer,
 )
 from mlxterp_agent.researchers.scripted.heads.sizing import first_pairs, held_out_pairs, random_sets
-from mlxterp_agent.researchers.scripted.plan import Asked, Known, Skip
+from mlxterp_agent.researchers.scripted.plan import Known, Question, Skip
 
 NO_HEADS = "no heads were found"
 
 
-def roles(known: Known, facts: Facts, attempt: int) -> Asked | Skip:
+def roles(known: Known, facts: Facts, attempt: int) -> Question | Skip:
     """Whether the found heads are of a kind that the field knows."""
     if not facts.has("pattern"):
         return Skip("the model's attention patterns cannot be read", lasting=True)
     found = found_heads(known)
     if not found:
         return Skip(NO_HEADS)
-    return Asked(
+    return Question(
         "heads/roles",
         f"Among {listed(map(label, found))} is a head of a known kind: previous-token, duplicate-token or "
         f"induction (score at least {ROLE}). Rival: what they attend to is particular to these prompts.",
@@ -41,7 +41,7 @@ def roles(known: Known, facts: Facts, attempt: int) -> Asked | Skip:
     )
 
 
-def composition(known: Known, facts: Facts, attempt: int) -> Asked | Skip:
+def composition(known: Known, facts: Facts, attempt: int) -> Question | Skip:
     """Whether earlier found heads steer the attention of later ones."""
     if not facts.has("pattern"):
         return Skip("the model's attention patterns cannot be read", lasting=True)
@@ -54,7 +54,7 @@ def composition(known: Known, facts: Facts, attempt: int) -> Asked | Skip:
     earlier = [head for head in found if any(head[0] < other[0] for other in later)][:4]
     if not later:
         return Skip("the found heads are all in one layer, so none can steer another", lasting=True)
-    return Asked(
+    return Question(
         "heads/composition",
         f"Where {listed(map(label, later))} {'look' if len(later) > 1 else 'looks'} from the last position "
         f"depends on {listed(map(label, earlier))}: with the corrupted run's output of an earlier head, an "
@@ -69,12 +69,12 @@ def composition(known: Known, facts: Facts, attempt: int) -> Asked | Skip:
     )
 
 
-def necessity(known: Known, facts: Facts, attempt: int) -> Asked | Skip:
+def necessity(known: Known, facts: Facts, attempt: int) -> Question | Skip:
     """What is left without the found heads."""
     found = found_heads(known)
     if not found:
         return Skip(NO_HEADS)
-    return Asked(
+    return Question(
         "heads/necessity",
         f"Ablating {listed(map(label, found))} leaves at most {LEFT:.0%} of the logit difference, and less "
         "than any random set of as many heads. Rival: the model has other ways, or any heads would do as "
@@ -89,7 +89,7 @@ def necessity(known: Known, facts: Facts, attempt: int) -> Asked | Skip:
     )
 
 
-def sufficiency(known: Known, facts: Facts, attempt: int) -> Asked | Skip:
+def sufficiency(known: Known, facts: Facts, attempt: int) -> Question | Skip:
     """What is left with only the found heads."""
     found = found_heads(known)
     if not found:
@@ -102,7 +102,7 @@ def sufficiency(known: Known, facts: Facts, attempt: int) -> Asked | Skip:
         in_late = [head for head in found if head[0] >= late]
         if not in_late or len(in_late) == (facts.n_layers - late) * facts.n_heads:
             late = None
-    return Asked(
+    return Question(
         "heads/sufficiency",
         f"With all other heads ablated, {listed(map(label, found))} keep at least {KEPT:.0%} of the logit "
         "difference, and more than any random set of as many heads. Rival: they need what other heads "
@@ -118,7 +118,7 @@ def sufficiency(known: Known, facts: Facts, attempt: int) -> Asked | Skip:
     )
 
 
-def null(known: Known, facts: Facts, attempt: int) -> Asked | Skip:
+def null(known: Known, facts: Facts, attempt: int) -> Question | Skip:
     """Whether what should not matter does not."""
     heads, residual = known.numbers("heads"), known.numbers("residual")
     silent = heads_of(heads["silent"])[: max(1, len(found_heads(known)))] if heads else []
@@ -129,7 +129,7 @@ def null(known: Known, facts: Facts, attempt: int) -> Asked | Skip:
     layers = sorted({middle // 2, middle, middle + (facts.n_layers - 1 - middle) // 2})
     what = [f"ablating {listed(map(label, silent))}"] if silent else []
     what += [f"patching the residual stream at positions {listed(positions)}"] if positions else []
-    return Asked(
+    return Question(
         "heads/null",
         f"{'On pairs not used so far, ' if facts.held_out else ''}{' and '.join(what)} changes the outcome "
         f"by less than {NULL}, intervals included. Rival: they matter, and the search missed it.",
