@@ -1,6 +1,6 @@
 """What a fault of the service means for the call that met it.
 
-    408, 409, 429, 5xx, a lost connection, no answer in time, a page that is no answer   TransientError: retried
+    408, 409, 429, 5xx, a lost connection, no answer in time, a page that is no answer  TransientError
     400, 401, 402, 403, 404, 413, 422, every other status                      LlmRejected: for good, at once
 
 Waiting and the money are `client.py`'s. The researcher's own table, which knows longer patience and other
