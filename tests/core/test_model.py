@@ -134,7 +134,7 @@ def test_an_intervention_whose_module_never_runs_raises():
     module = tiny_module("llama")
     module.part = {"unused": nn.Linear(32, 32)}
 
-    with pytest.raises(InterventionNotFired, match="never came to this place"):
+    with pytest.raises(InterventionNotFired, match="never computed"):
         InterpretableModel(module, ByteTokenizer()).logits(TEXT, interventions=[iv.zero("part.unused")])
 
 
