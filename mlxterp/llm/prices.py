@@ -141,17 +141,62 @@ def price_of(model: str) -> Priced:
     return Priced(known or _DEAREST, estimated=known is None)
 
 
+class EndOfService(NamedTuple):
+    """When the service of a model ends or has ended, and the current model to use instead."""
+
+    date: str
+    successor: str
+
+
+def _ended(date: str, successor: str, *models: str) -> dict[str, EndOfService]:
+    return dict.fromkeys(models, EndOfService(date, successor))
+
+
+ENDED = {
+    **_ended("2024-11-06", "claude-sonnet-5-5", "claude-1.3", "claude-1.3-100k"),
+    **_ended("2024-11-06", "claude-haiku-5-5", "claude-instant-1.1", "claude-instant-1.1-100k"),
+    **_ended("2024-11-06", "claude-haiku-5-5", "claude-instant-1.2"),
+    **_ended("2025-07-21", "claude-sonnet-5-5", "claude-2.0", "claude-2.1", "claude-3-sonnet-20240229"),
+    **_ended("2026-01-05", "claude-opus-5-5", "claude-3-opus-20240229"),
+    **_ended("2026-02-19", "claude-sonnet-5-5", "claude-3-7-sonnet-latest", "claude-3-7-sonnet-20250219"),
+    **_ended("2026-02-19", "claude-haiku-5-5", "claude-3-5-haiku-latest", "claude-3-5-haiku-20241022"),
+    **_ended("2026-06-15", "claude-opus-5-5", "claude-opus-4-0", "claude-opus-4-20250514"),
+    **_ended("2026-06-15", "claude-sonnet-5-5", "claude-sonnet-4-0", "claude-sonnet-4-20250514"),
+    **_ended("2026-11-30", "claude-sonnet-5-5", "claude-sonnet-4-5", "claude-sonnet-4-5-20250929"),
+    **_ended("2027-01-22", "claude-opus-5-5", "claude-opus-4-5", "claude-opus-4-5-20251101"),
+}
+"""Models whose service has ended or whose end is announced, as published on 2026-11."""
+
+
 def deprecation(model: str) -> str | None:
-    """Why not to use this model, and which to use instead; None if the SDK's table does not list it."""
-    from anthropic.resources.messages.messages import DEPRECATED_MODELS
+    """Why not to use this model, and which to use instead; None if no end of its service is known.
 
-    ends = DEPRECATED_MODELS.get(model)
-    if ends is None:
+    Our own table comes first. A model that it does not list is looked up in the table of the installed SDK,
+    which adds the announcements made since and drops old ones.
+    """
+    end = ENDED.get(model) or _announced_by_the_sdk(model)
+    if end is None:
         return None
-    return f"{model} is deprecated, its service ends or ended on {ends}; {successor(model)} replaces it"
+    says = f"{model} is deprecated, its service ends or ended on {end.date}"
+    if end.successor == model:  # only the SDK knows of this end
+        return f"{says}; choose a current model"
+    return f"{says}; {end.successor} replaces it"
 
 
-def successor(model: str) -> str:
-    """The current model of the same family."""
+def _announced_by_the_sdk(model: str) -> EndOfService | None:
+    date = sdk_table().get(model)
+    return None if date is None else EndOfService(date, _current_of_family(model))
+
+
+def sdk_table() -> Mapping[str, str]:
+    """The installed SDK's table of deprecated models, name to date; empty where this SDK has none."""
+    try:
+        from anthropic.resources.messages.messages import DEPRECATED_MODELS
+    except ImportError:
+        return {}
+    return DEPRECATED_MODELS
+
+
+def _current_of_family(model: str) -> str:
     family = next((each for each in ("opus", "haiku") if each in model), "sonnet")
     return f"claude-{family}-5-5"

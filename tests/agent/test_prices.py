@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import sys
+from types import ModuleType
+
 import pytest
 
+from mlxterp.llm import prices
 from mlxterp.llm.prices import (
     _TABLE,
     DEFAULT_MODEL,
+    ENDED,
     LONG_PROMPT,
     Tokens,
     deprecation,
     price_of,
-    successor,
+    sdk_table,
 )
 
 
@@ -80,19 +85,44 @@ def test_the_default_is_current_and_has_a_price():
 
 
 @pytest.mark.parametrize(
-    ("old", "new"),
+    ("old", "date", "new"),
     [
-        ("claude-sonnet-4-20250514", "claude-sonnet-5-5"),
-        ("claude-opus-4-0", "claude-opus-5-5"),
-        ("claude-3-5-haiku-latest", "claude-haiku-5-5"),
-        ("claude-2.1", "claude-sonnet-5-5"),
+        ("claude-sonnet-4-20250514", "2026-06-15", "claude-sonnet-5-5"),
+        ("claude-opus-4-0", "2026-06-15", "claude-opus-5-5"),
+        ("claude-3-5-haiku-latest", "2026-02-19", "claude-haiku-5-5"),
+        ("claude-2.1", "2025-07-21", "claude-sonnet-5-5"),
     ],
 )
-def test_a_deprecated_name_is_told_with_its_end_and_its_successor(old, new):
-    words = deprecation(old)
+@pytest.mark.parametrize("sdk_knows", [False, True])
+def test_an_ended_model_is_named_with_its_date_and_successor_whatever_the_sdk_knows(
+    monkeypatch, old, date, new, sdk_knows
+):
+    monkeypatch.setattr(prices, "sdk_table", lambda: {old: "another day"} if sdk_knows else {})
 
-    assert words is not None
-    assert f"{new} replaces it" in words
-    assert "202" in words
-    assert successor(old) == new
+    assert deprecation(old) == (
+        f"{old} is deprecated, its service ends or ended on {date}; {new} replaces it"
+    )
     assert deprecation(new) is None
+
+
+def test_the_successor_of_every_ended_model_is_current_and_has_a_price():
+    for old, end in ENDED.items():
+        assert end.successor not in ENDED, old
+        assert not price_of(end.successor).estimated, old
+
+
+def test_an_end_that_only_the_sdk_announces_is_said_with_the_current_model_of_the_family(monkeypatch):
+    monkeypatch.setattr(
+        prices, "sdk_table", lambda: {"claude-opus-5": "May 1st, 2027", DEFAULT_MODEL: "May 1st, 2030"}
+    )
+
+    assert deprecation("claude-opus-5") == (
+        "claude-opus-5 is deprecated, its service ends or ended on May 1st, 2027; claude-opus-5-5 replaces it"
+    )
+    assert str(deprecation(DEFAULT_MODEL)).endswith("ended on May 1st, 2030; choose a current model")
+
+
+def test_an_sdk_without_a_table_announces_nothing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "anthropic.resources.messages.messages", ModuleType("messages"))
+
+    assert sdk_table() == {}
