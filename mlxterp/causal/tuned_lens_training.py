@@ -16,6 +16,7 @@ import numpy as np
 
 from mlxterp.causal.prompts import Prompt
 from mlxterp.causal.tuned_lens import TunedLens, identity_lens
+from mlxterp.core import blas
 from mlxterp.core.hook_points import HookPoint
 from mlxterp.core.model import InterpretableModel
 from mlxterp.core.tokens import Tokens, pad
@@ -30,6 +31,7 @@ TEXTS_AT_ONCE = 4
 """Texts that a step draws its positions from: a forward of each is small beside the unembeddings."""
 
 
+@blas.pinned_threads()
 def train_tuned_lens(
     model: InterpretableModel,
     texts: Sequence[Prompt],
@@ -55,7 +57,7 @@ def train_tuned_lens(
         learning_rate: in units of a layer's own scale (the root mean square of its stream over √d_model for
             A, the scale itself for b), so that one rate suits all layers and models.
         held_out: the share of texts, at least one, that is not trained on and gives `held_out_kl`.
-        seed: of the division and the draws.
+        seed: of the division and the draws. The same seed gives the same bits on the same machine.
         progress: called with (steps done, steps).
 
     Costs per step, layer and position two unembeddings (forward and backward); on SmolLM2-135M on two CPU
