@@ -239,6 +239,7 @@ def test_with_steps_the_gradient_is_the_mean_on_the_way_between_both_inputs(tiny
     assert result.method == "attribution patching with 2 steps"
 
 
+@pytest.mark.usefixtures("pinned_threads")
 def test_one_step_is_plain_attribution_patching_and_batches_change_nothing(tiny_llama, monkeypatch):
     plain = attribution_patching(tiny_llama, PAIRS, component="mlp_out", by="layer_pos")
     five = attribution_patching(tiny_llama, PAIRS, component="mlp_out", by="layer_pos", steps=5)

@@ -215,6 +215,7 @@ def test_a_pass_that_comes_out_wrong_is_noticed_and_another_engine_takes_over(ti
 
 
 @pytest.mark.parametrize("wrong", [{"positions": 40}, {"positions": [5], "heads": 9}])
+@pytest.mark.usefixtures("pinned_threads")
 def test_places_that_do_not_exist_are_refused_and_the_model_is_what_it_was(wrong):
     model = InterpretableModel(tiny_module("llama"), ByteTokenizer())
     before = np.array(model.logits(CLEAN))

@@ -228,6 +228,7 @@ def test_an_unpatched_row_that_comes_out_wrong_is_noticed(tiny_llama, monkeypatc
         run_rows(tiny_llama, TOKENS, rows, everything, engine="one_pass")
 
 
+@pytest.mark.usefixtures("pinned_threads")
 def test_a_model_is_what_it_was_after_an_edit_that_raises():
     model = InterpretableModel(tiny_module("llama"), ByteTokenizer())
     before = np.array(model.logits(CLEAN))
@@ -240,6 +241,7 @@ def test_a_model_is_what_it_was_after_an_edit_that_raises():
     assert np.array_equal(np.array(model.logits(CLEAN)), before)
 
 
+@pytest.mark.usefixtures("pinned_threads")
 def test_sweeping_leaves_the_logits_bit_for_bit_what_they_were(any_family):
     before = np.array(any_family.logits(CLEAN))
 

@@ -20,6 +20,9 @@ from mlxterp.errors import ResultError, SweepError
 from mlxterp.results import AnalysisResult, json_schema
 from tests.causal.conftest import FIRST_DIFFERENCE, PAIR, PAIRS
 
+# Estimates of two calls are compared to the last bit.
+pytestmark = pytest.mark.usefixtures("pinned_threads")
+
 SWEEPS = [("z", "layer_pos_head"), ("q", "layer_head"), ("k", "layer_pos_head"), ("v", "layer_head")]
 SWEEPS += [("attn_out", "layer_pos"), ("mlp_out", "layer_pos"), ("resid_post", "layer_pos")]
 SWEEPS += [("pattern", "layer_head")]

@@ -85,6 +85,7 @@ def residual(model, text, point=POINT, *edits):
 # edits
 
 
+@pytest.mark.usefixtures("pinned_threads")
 def test_a_feature_that_does_not_fire_is_edited_into_the_very_same_logits(model):
     before = np.array(model.logits(PROMPT))
 

@@ -50,6 +50,7 @@ def test_it_names_the_planted_heads_and_what_each_does(found):
     assert "L0.H0" not in found.conclusion
 
 
+@pytest.mark.usefixtures("pinned_threads")
 def test_patching_steps_are_what_the_analyses_alone_return(tiny_llama):
     result = behavior_localization(tiny_llama, CLEAN, CORRUPTED, answer="x", foil="y")
 
