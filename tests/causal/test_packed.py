@@ -18,6 +18,7 @@ from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import HookError, SweepError
 from tests.causal.conftest import CLEAN, CORRUPTED, PAIR, PAIRS
 from tests.causal.test_sweep import everything
+from tests.rounding import backward_error
 from tests.tiny_models import ByteTokenizer, tiny_module
 
 TOKENS = np.array([list(CLEAN.encode()), list(CORRUPTED.encode())])
@@ -84,10 +85,11 @@ def test_rows_edited_on_their_way_equal_whole_forwards_on_every_family(any_famil
     if not packed.supports(any_family.architecture):
         return
 
-    values = everything(run(any_family, rows), np.array([row.base for row in rows]))
+    def values():
+        return everything(run(any_family, rows), np.array([row.base for row in rows]))
 
     slow = run_rows(any_family, TOKENS, rows, everything, engine="plain")
-    assert values == pytest.approx(slow, abs=1e-4 * np.abs(slow).max())
+    assert values() == pytest.approx(slow, abs=backward_error(any_family, values))
 
 
 def test_what_needs_to_see_all_of_a_row_at_once_takes_another_engine(tiny_llama):

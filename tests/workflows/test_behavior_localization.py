@@ -11,6 +11,7 @@ from mlxterp.errors import CapabilityUnavailable, LengthMismatch, MetricError, N
 from mlxterp.results import AnalysisResult, PatchingResult
 from mlxterp.workflows import behavior_localization, telling
 from mlxterp.workflows.localization import mean_attribution
+from tests.rounding import backward_error
 
 CLEAN, CORRUPTED = "the cat sat", "the dog sat"
 
@@ -59,10 +60,13 @@ def test_patching_steps_are_what_the_analyses_alone_return(tiny_llama):
         ("patch_attn", "attn_out", "layer"),
         ("patch_heads", "z", "layer_head"),
     ):
-        alone = activation_patching(
-            tiny_llama, CLEAN, CORRUPTED, component=component, by=by, answer="x", foil="y"
-        )
-        np.testing.assert_allclose(result.get_step(step).effects, alone.effects, atol=1e-6)
+        options = {"component": component, "by": by, "answer": "x", "foil": "y"}
+
+        def alone(options=options):
+            return activation_patching(tiny_llama, CLEAN, CORRUPTED, **options).effects
+
+        rounding = backward_error(tiny_llama, alone)
+        assert result.get_step(step).effects == pytest.approx(alone(), abs=rounding)
         assert result.get_step(step).component == component
     alone = direct_logit_attribution(tiny_llama, CLEAN, answer="x", foil="y")
     assert result.get_step("dla") == alone
