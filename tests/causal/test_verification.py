@@ -101,11 +101,14 @@ def test_several_sweeps_are_verified_as_each_alone(tiny_llama):
 def test_prompts_of_different_lengths_are_verified_along_the_same_map(tiny_llama):
     pair = PromptPair("the cat sat", "the bird sat", answer="x", foil="y")
     options = {"component": "mlp_out", "by": "layer_pos", "align": "auto"}
+
+    def patch():
+        return activation_patching(tiny_llama, pair, **options)
+
     with pytest.warns(UserWarning, match="position"):
-        patched = activation_patching(tiny_llama, pair, **options)
-        rounding = backward_error(
-            tiny_llama, lambda: activation_patching(tiny_llama, pair, **options).effects
-        )
+        patched = patch()
+    with pytest.warns(UserWarning, match="position"):
+        rounding = backward_error(tiny_llama, lambda: patch().effects)
     with pytest.warns(UserWarning, match="position"):
         estimated = attribution_patching(tiny_llama, pair, **options)
 

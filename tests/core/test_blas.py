@@ -20,6 +20,7 @@ from mlxterp.core.blas import BlasInfo, Candidate
 from mlxterp.errors import SettingError, SlowBlas
 from tests.rounding import UNIT, product_error
 
+DEPRECATIONS_PASS = ("-W", "ignore::DeprecationWarning", "-W", "ignore::PendingDeprecationWarning")
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="MLX needs no other BLAS outside Linux")
 
 
@@ -41,7 +42,7 @@ def libc_candidate(**functions: str) -> Candidate:
 
 def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-W", "error", "-c", code],
+        [sys.executable, "-W", "error", *DEPRECATIONS_PASS, "-c", code],
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
