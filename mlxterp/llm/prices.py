@@ -191,10 +191,11 @@ def _announced_by_the_sdk(model: str) -> EndOfService | None:
 def sdk_table() -> Mapping[str, str]:
     """The installed SDK's table of deprecated models, name to date; empty where this SDK has none."""
     try:
-        from anthropic.resources.messages.messages import DEPRECATED_MODELS
+        from anthropic.resources.messages import messages
     except ImportError:
         return {}
-    return DEPRECATED_MODELS
+    table: Mapping[str, str] = getattr(messages, "DEPRECATED_MODELS", {})
+    return table
 
 
 def _current_of_family(model: str) -> str:

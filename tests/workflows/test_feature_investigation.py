@@ -66,6 +66,7 @@ def test_the_three_steps_look_at_the_same_features(result):
     assert result.components_from == ("ablation",)
 
 
+@pytest.mark.usefixtures("pinned_threads")
 def test_each_step_is_what_the_analysis_alone_gives(tiny_llama, sae, result):
     alone = feature_effects(tiny_llama, sae, TEXT, top_k=6)
 

@@ -17,6 +17,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from mlxterp.core.linux_blas import blas
 from mlxterp.errors import SAEError, TooLittleData, UnderTrained
 from mlxterp.sae.config import Plan, SAEConfig, plan
 from mlxterp.sae.sae import SAE
@@ -136,6 +137,7 @@ def train_sae(
     )[0]
 
 
+@blas.pinned_threads()
 def train_saes(
     source: ActivationSource,
     configs: Sequence[SAEConfig],
@@ -160,7 +162,8 @@ def train_saes(
         source: activations; `StreamedActivations`, `cached_activations(…)`, or arrays.
         configs: what to train; batch size and epochs must be the same for all.
         checkpoint: a directory. If it holds a checkpoint of this very training, it goes on from there and
-            ends with the same bits as without the interruption.
+            ends with the same bits as without the interruption, on the same machine: products are computed
+            with one BLAS thread, or with OPENBLAS_NUM_THREADS of them where that is set.
         checkpoint_every: steps between two checkpoints.
         progress: told every 50 steps, or twenty times in a short run, for each SAE.
         stop: asked after each step; once it says True, a checkpoint is written (if asked for) and the SAEs as
@@ -323,7 +326,7 @@ def _finished(run: Run, source: ActivationSource, *, stopped: bool) -> Trained:
             f"the learning rate came down; it is {run.history[-1].fvu:.3f} at the end. "
             f"Train on more tokens, or try another learning rate than {run.stepper.learning_rate:.2g}.",
             UnderTrained,
-            stacklevel=3,
+            stacklevel=4,
         )
     last = run.history[-1]
     facts: dict[str, Any] = {

@@ -17,7 +17,8 @@ import psutil
 import pytest
 
 from mlxterp.autointerpret.contract import digest
-from mlxterp_agent.platform import Descendants, FakeClock
+from mlxterp.core.linux_blas import blas
+from mlxterp_agent.platform import BLAS_THREADS, Descendants, FakeClock
 from mlxterp_agent.sandbox import runner as runner_module
 from mlxterp_agent.sandbox.runner import Outcome, Runner
 from mlxterp_agent.storage.state_dir import State, open_state
@@ -563,6 +564,21 @@ def test_mlx_calls_no_compiler_in_an_experiment_unless_the_person_wants_it(
     as_wanted = bench.run(source).stdout_tail.strip()
 
     assert (by_default, as_wanted) == ("1", "0")
+
+
+def test_an_experiment_computes_with_one_blas_thread_unless_the_person_wants_more(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+):
+    for name in BLAS_THREADS:
+        monkeypatch.delenv(name, raising=False)
+    source = f"import os\nprint([os.environ.get(name) for name in {BLAS_THREADS}])\n"
+
+    by_default = bench.run(source).stdout_tail.strip()
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    as_wanted = bench.run(source).stdout_tail.strip()
+
+    assert BLAS_THREADS == blas.THREADS_ENVS
+    assert (by_default, as_wanted) == ("['1', None]", "[None, '2']")
 
 
 def test_each_run_has_a_directory_for_temporary_files_that_is_removed(bench: Bench):
