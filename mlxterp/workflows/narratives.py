@@ -22,7 +22,7 @@ from mlxterp.results import (
     Step,
     WorkflowResult,
 )
-from mlxterp.results.faithfulness import shown
+from mlxterp.results.circuit import rounded as shown
 from mlxterp.results.shows import number, percent
 from mlxterp.workflows.request import Question
 
