@@ -23,7 +23,7 @@ def number(value: SupportsFloat, digits: int = 3) -> str:
         return "yes" if value else "no"
     if isinstance(value, Integral):
         return f"{int(value):,}"
-    value = float(value)
+    value = float(value) + 0.0  # -0.0 is 0
     if math.isnan(value):
         return "n/a"
     if math.isinf(value):
@@ -40,6 +40,11 @@ def typeset(value: SupportsFloat, digits: int = 3) -> str:
 def percent(share: float) -> str:
     """`94 %`; `n/a` for what is not a finite number."""
     return f"{100 * share:.0f} %" if math.isfinite(share) else "n/a"
+
+
+def clip(text: str, longest: int = 6000) -> str:
+    """The text, cut with an ellipsis when it is longer than its place can use."""
+    return text if len(text) <= longest else f"{text[:longest].rstrip()} …"
 
 
 def duration(seconds: float) -> str:

@@ -11,16 +11,8 @@ import numpy as np
 
 from mlxterp.errors import ResultError
 from mlxterp.results.base import AnalysisResult
-from mlxterp.results.shows import (
-    Component,
-    Interval,
-    Show,
-    Table,
-    bars,
-    cautions,
-    number,
-    percent,
-)
+from mlxterp.results.shows import Component, Interval, Show, Table, bars, cautions
+from mlxterp.text import number, percent
 
 GROUPS = ("found", "random", "null")
 _MEMBER = re.compile(r"L(?P<layer>\d+)\.(?:H(?P<head>\d+)|(?P<name>.+))")

@@ -12,18 +12,8 @@ import numpy as np
 
 from mlxterp.errors import ResultError
 from mlxterp.results.base import AnalysisResult
-from mlxterp.results.shows import (
-    Component,
-    Floats,
-    Heatmap,
-    Note,
-    Show,
-    Table,
-    heatmap,
-    listed,
-    number,
-    numbered,
-)
+from mlxterp.results.shows import Component, Floats, Heatmap, Note, Show, Table, heatmap, listed, numbered
+from mlxterp.text import number
 
 _MOST_MAPS = 9
 _READING = "Each row is a token that attends; it adds up to 1 over the tokens it attends to."

@@ -27,8 +27,8 @@ from mlxterp.results.shows import (
     heatmap,
     intervals,
     listed,
-    number,
 )
+from mlxterp.text import number
 
 _MOST_ROWS = 200
 _INPUTS = ("q", "k", "v")

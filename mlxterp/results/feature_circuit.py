@@ -10,19 +10,8 @@ from typing import ClassVar
 from mlxterp.errors import ResultError
 from mlxterp.results.base import AnalysisResult
 from mlxterp.results.features import feature_component, feature_label
-from mlxterp.results.shows import (
-    Component,
-    Interval,
-    Link,
-    Network,
-    Note,
-    Show,
-    Table,
-    cautions,
-    listed,
-    number,
-    percent,
-)
+from mlxterp.results.shows import Component, Interval, Link, Network, Note, Show, Table, cautions, listed
+from mlxterp.text import number, percent
 
 _MOST_ROWS, _MOST_IN_A_ROW = 100, 20
 

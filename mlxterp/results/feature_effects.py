@@ -23,8 +23,8 @@ from mlxterp.results.shows import (
     effects_table,
     intervals,
     listed,
-    number,
 )
+from mlxterp.text import number
 
 LEVEL = 0.05
 """A feature is said to do more than random ones if so few of them would do as much by chance."""

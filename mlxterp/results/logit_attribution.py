@@ -9,18 +9,8 @@ import numpy as np
 
 from mlxterp.errors import ResultError
 from mlxterp.results.base import AnalysisResult
-from mlxterp.results.shows import (
-    Component,
-    Floats,
-    Show,
-    Table,
-    bars,
-    cautions,
-    heatmap,
-    listed,
-    number,
-    numbered,
-)
+from mlxterp.results.shows import Component, Floats, Show, Table, bars, cautions, heatmap, listed, numbered
+from mlxterp.text import number
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -27,9 +27,9 @@ from mlxterp.results.shows import (
     heatmap,
     intervals,
     listed,
-    number,
     strongest,
 )
+from mlxterp.text import number
 
 _AXES = {"layer": "layer", "pos": "position", "head": "head"}
 

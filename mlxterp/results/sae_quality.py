@@ -12,7 +12,8 @@ import numpy as np
 
 from mlxterp.errors import ResultError
 from mlxterp.results.base import AnalysisResult
-from mlxterp.results.shows import Bars, Floats, Note, Show, Table, number, percent
+from mlxterp.results.shows import Bars, Floats, Note, Show, Table
+from mlxterp.text import number, percent
 
 MEANINGS = {
     "fvu": "fraction of variance unexplained; 0 is perfect, 1 is the mean",

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from mlxterp.text import number as number
 from mlxterp.text import percent as percent
 from mlxterp.text import typeset
-from mlxterp.text import visible as visible
 
 Interval: TypeAlias = tuple[float, float]
 Floats: TypeAlias = NDArray[np.float64]

@@ -23,7 +23,7 @@ from mlxterp.results import (
     WorkflowResult,
 )
 from mlxterp.results.circuit import rounded as shown
-from mlxterp.results.shows import number, percent
+from mlxterp.text import number, percent
 from mlxterp.workflows.request import Question
 
 CLEAR = 0.05

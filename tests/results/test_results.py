@@ -32,7 +32,8 @@ from mlxterp.results import (
     kinds,
     markdown,
 )
-from mlxterp.results.shows import Floats, number, visible
+from mlxterp.results.shows import Floats
+from mlxterp.text import number, visible
 
 TOKENS = ["The", " Tower", " is"]
 
