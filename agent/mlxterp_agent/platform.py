@@ -169,7 +169,7 @@ def read_regular(path: Path, *, limit: int | None = None) -> bytes:
 
 
 @contextlib.contextmanager
-def disk_full_in_words(path: Path) -> Iterator[None]:
+def explain_disk_full(path: Path) -> Iterator[None]:
     """Turns "no space left" and "quota exceeded" into DiskFull; other errors pass."""
     try:
         yield
@@ -254,8 +254,8 @@ class Descendants:
         self._root = root
         self._seen: dict[int, float] = {}
 
-    def read_project(self) -> None:
-        """Remembers who is there now."""
+    def observe(self) -> None:
+        """Remembers the processes that are there now."""
         import psutil
 
         with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):

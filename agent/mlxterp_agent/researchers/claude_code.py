@@ -40,6 +40,7 @@ from mlxterp_agent.researchers.base import (
     Working,
 )
 from mlxterp_agent.researchers.claude_events import Result, Stream
+from mlxterp_agent.sandbox.child import warden_command
 from mlxterp_agent.state_md import budget_words
 from mlxterp_agent.storage.state_dir import open_state
 from mlxterp_agent.text import duration, one_line, plain
@@ -172,7 +173,6 @@ def _newest(situation: Situation) -> str:
     return f"{verdict}, {one_line(situation.last.conclusion or situation.last.hypothesis, 200)}"
 
 
-_WARDEN = Path(__file__).resolve().parent / "claude_warden.py"
 _KEPT_STDERR = 4000
 _LOOK_EVERY = 2.0
 _PARTIAL = b'{"type":"stream_event"'
@@ -199,7 +199,7 @@ class ClaudeProcess:
         lifeline, self._lifeline = os.pipe()
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-I", "-S", "-B", str(_WARDEN), str(lifeline), *command],
+                warden_command(command, lifeline=lifeline, when_alone="ask"),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -254,18 +254,19 @@ class ClaudeProcess:
         seconds."""
         if time.monotonic() - self._looked > _LOOK_EVERY:
             self._looked = time.monotonic()
-            self._left.read_project()
+            self._left.observe()
 
     def end(self, *, patience: float = 1.0) -> None:
         """Ends it: asked to twice, then killed; and whatever it has started, wherever that went."""
-        self._left.read_project()
-        for number, seconds in ((signal.SIGINT, patience), (signal.SIGTERM, 0.4), (signal.SIGKILL, 5.0)):
+        self._left.observe()
+        for order, seconds in ((b"I", patience), (b"T", 0.4), (b"K", 5.0)):
             if self._process.poll() is not None:
                 break
-            self._signal(number)
+            self._order(order)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(seconds)
-        self._signal(signal.SIGKILL)
+        self._process.kill()
+        self._process.wait()
         self._left.end()
         if self._lifeline is not None:
             os.close(self._lifeline)
@@ -273,12 +274,12 @@ class ClaudeProcess:
         for thread in self._threads:
             thread.join(0.5)
 
-    def _signal(self, number: signal.Signals) -> None:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            if number == signal.SIGINT:
-                self._process.send_signal(number)
-            else:
-                os.killpg(self._process.pid, number)
+    def _order(self, order: bytes) -> None:
+        with contextlib.suppress(BrokenPipeError):
+            if self._lifeline is not None:
+                os.write(self._lifeline, order)
+        # The agent may have stopped its warden.
+        self._process.send_signal(signal.SIGCONT)
 
     def _read_events(self, pipe: IO[bytes], log: BinaryIO) -> None:
         with log, pipe:

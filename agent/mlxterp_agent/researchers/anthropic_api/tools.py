@@ -19,9 +19,9 @@ from mlxterp._files import write_atomically
 from mlxterp.autointerpret.contract import EXPERIMENT
 from mlxterp.autointerpret.entry import ExperimentEntry
 from mlxterp_agent.api_help import NotFound, library_help
-from mlxterp_agent.events import verdict_of
 from mlxterp_agent.platform import NotRegular, read_regular
 from mlxterp_agent.researchers.anthropic_api.stream import ToolCall
+from mlxterp_agent.storage.record import verdict_of
 from mlxterp_agent.text import cut, one_line, plain
 
 READ_LIMIT = 12_000
