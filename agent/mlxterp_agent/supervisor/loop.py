@@ -38,10 +38,10 @@ from mlxterp_agent.integrity.guard import Guard, since_the_pause
 from mlxterp_agent.platform import Clock, Signals, SystemClock, boot_id, disk_full_in_words
 from mlxterp_agent.researchers.base import (
     Done,
-    DriverState,
     Failed,
     Idle,
     Researcher,
+    ResearcherState,
     Situation,
     Working,
 )
@@ -220,7 +220,7 @@ class _Supervision:
             return Ended("the disk is full; free some space, then start again", MACHINE)
         return None if budget is None else Ended(budget, FINISHED)
 
-    def _proposal(self, state: DriverState, bell: Doorbell) -> Candidate | None:
+    def _proposal(self, state: ResearcherState, bell: Doorbell) -> Candidate | None:
         """What experiment.py holds, if it is new, whole and not run yet. Each content is dealt with once."""
         if self._turns == 0 and isinstance(state, Idle):
             return None
@@ -262,7 +262,7 @@ class _Supervision:
         self._write_state()
         self._context.driver.tell(told)
 
-    def _turn(self, state: DriverState, bell: Doorbell) -> None:
+    def _turn(self, state: ResearcherState, bell: Doorbell) -> None:
         """Lets the researcher go on, or ends the run because it is through."""
         match state:
             case Working():
@@ -281,7 +281,7 @@ class _Supervision:
             case Failed(reason):
                 self._ended = Ended(one_line(reason, 500), RESEARCHER)
 
-    def _show(self, state: DriverState) -> None:
+    def _show(self, state: ResearcherState) -> None:
         """What the researcher is at, whenever that changes."""
         if isinstance(state, Working) and state.doing != self._doing:
             self._doing = state.doing

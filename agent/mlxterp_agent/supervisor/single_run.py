@@ -83,11 +83,11 @@ def _run(directory: Path, options: Options, tell: Emit) -> Answer:
             tell(event)
 
     ended = run(directory, driver, options, listen)
-    if driver.told is None:
+    if driver.outcome is None:
         return Answer(f"not run: {ended.reason}", (), ended.exit_code)
-    text = "\n".join([driver.told.text, *violated])
-    exit_code = PROJECT if driver.told.run is None and not driver.told.entries else FINISHED
-    return Answer(text, driver.told.entries, ended.exit_code or exit_code)
+    text = "\n".join([driver.outcome.text, *violated])
+    exit_code = PROJECT if driver.outcome.run is None and not driver.outcome.entries else FINISHED
+    return Answer(text, driver.outcome.entries, ended.exit_code or exit_code)
 
 
 def _decided(directory: Path, sha: str) -> Answer | None:
