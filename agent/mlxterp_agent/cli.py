@@ -164,7 +164,7 @@ def start(
         until=until,
         max_usd=max_usd,
         max_tokens=max_tokens,
-        streak=None if chosen.driver.model is None else AGENT_STREAK,
+        streak=None if chosen.researcher.model is None else AGENT_STREAK,
         reseal=reseal,
         **asked,
     )
@@ -372,7 +372,9 @@ def _supervise(
     screen = open_printer(as_json=as_json)
     try:
         with Notices(screen, notify, project=directory.resolve().name) as emit:
-            ended = run_supervised(directory, chosen.driver, options, emit, description=chosen.words)
+            ended = run_supervised(
+                directory, chosen.researcher, options, emit, description=chosen.description
+            )
     finally:
         screen.close()
     soon = ended.exit_code == exit_codes.INTERRUPTED

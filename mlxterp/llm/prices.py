@@ -7,9 +7,10 @@ priced as the dearest that is, and everything derived from it says `estimated`.
 
 from __future__ import annotations
 
+import importlib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 DEFAULT_MODEL = "claude-sonnet-5-5"
@@ -80,6 +81,26 @@ class Tokens(NamedTuple):
             cache_read=int(usage.get("cache_read_input_tokens") or 0),
             output=int(usage.get("output_tokens") or 0),
         )
+
+
+@dataclass
+class Usage:
+    """Sums over answers: how many, their tokens and their dollars. Lost replies are not in them."""
+
+    calls: int = 0
+    tokens: Tokens = field(default_factory=Tokens)
+    usd: float = 0.0
+
+    def add(self, tokens: Tokens, usd: float) -> None:
+        """Counts one answer."""
+        self.calls += 1
+        self.tokens = Tokens(*(a + b for a, b in zip(self.tokens, tokens, strict=True)))
+        self.usd += usd
+
+    @property
+    def cache_share(self) -> float:
+        """The part of all input tokens that was read from the service's cache."""
+        return self.tokens.cache_read / self.tokens.prompt if self.tokens.prompt else 0.0
 
 
 class Priced(NamedTuple):
@@ -189,13 +210,16 @@ def _announced_by_the_sdk(model: str) -> EndOfService | None:
 
 
 def sdk_table() -> Mapping[str, str]:
-    """The installed SDK's table of deprecated models, name to date; empty where this SDK has none."""
+    """The installed SDK's table of deprecated models, name to date; empty where this SDK has none.
+
+    It is no part of the SDK's public interface, so it may be missing or have another form.
+    """
     try:
-        from anthropic.resources.messages import messages
+        module = importlib.import_module("anthropic.resources.messages.messages")
     except ImportError:
         return {}
-    table: Mapping[str, str] = getattr(messages, "DEPRECATED_MODELS", {})
-    return table
+    table = vars(module).get("DEPRECATED_MODELS")
+    return {str(name): str(date) for name, date in table.items()} if isinstance(table, Mapping) else {}
 
 
 def _current_of_family(model: str) -> str:

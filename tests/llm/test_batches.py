@@ -67,8 +67,8 @@ def test_questions_that_wait_together_are_one_batch_at_half_the_price(path):
     for i, reply in enumerate(replies):
         assert f'"{i}"' in reply.text
         assert reply.usd == pytest.approx(EACH)
-    assert completer.purse.spent == pytest.approx(30 * EACH)
-    assert completer.spent.calls == 30
+    assert completer.spending.spent == pytest.approx(30 * EACH)
+    assert completer.usage.calls == 30
 
 
 def test_what_is_asked_in_a_batch_is_what_one_call_would_ask(path):
@@ -123,7 +123,7 @@ def test_a_finished_run_makes_no_request_when_it_is_run_again(path):
 
     assert len(stub.requests) == before
     assert all(reply.cached for reply in replies)
-    assert again.purse.spent == 0
+    assert again.spending.spent == 0
 
 
 def test_a_run_that_was_stopped_while_it_waited_fetches_what_it_had_sent(path):
@@ -176,7 +176,7 @@ def test_a_question_that_failed_or_expired_is_sent_again_and_given_up_after_thre
     assert isinstance(bad, LlmAway)
     assert "3 batches" in str(bad)
     assert len(stub.batches) == 3
-    assert completer.purse.spent == pytest.approx(good.usd)
+    assert completer.spending.spent == pytest.approx(good.usd)
 
 
 def test_a_question_that_is_not_valid_is_rejected_at_once(path):
@@ -203,7 +203,7 @@ def test_a_batch_holds_what_fits_into_the_budget_and_the_rest_comes_after(path):
 
     stopped = [each for each in replies if isinstance(each, LlmBudgetReached)]
     assert len(stub.batches) > 1
-    assert completer.purse.spent <= 0.012
+    assert completer.spending.spent <= 0.012
     assert len(stub.requests) + len(stopped) == 40
     assert all("max_usd=0.012" in str(each) for each in stopped)
 

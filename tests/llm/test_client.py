@@ -100,8 +100,8 @@ def test_the_answer_is_the_text_after_the_thinking_with_what_it_cost():
     assert read(reply, Answer) == Answer(name="x", count=3)
     assert reply.tokens == Tokens(input=1000, cache_read=2000, output=300)
     assert reply.usd == pytest.approx((1000 * 2 + 2000 * 0.1 + 300 * 10) / 1e6)
-    assert claude.purse.spent == pytest.approx(reply.usd)
-    assert (claude.spent.calls, claude.spent.tokens) == (1, reply.tokens)
+    assert claude.spending.spent == pytest.approx(reply.usd)
+    assert (claude.usage.calls, claude.usage.tokens) == (1, reply.tokens)
 
 
 def test_what_is_sent_asks_for_the_schema_and_marks_the_instructions_for_the_cache():
@@ -136,7 +136,7 @@ def test_an_answer_that_cannot_be_used_is_paid_for_and_not_asked_again(step, kin
     value = read(reply, Answer)
     assert isinstance(value, Unusable)
     assert value.kind == kind
-    assert claude.purse.spent > 0
+    assert claude.spending.spent > 0
     assert len(stub.requests) == 1
 
 
@@ -192,7 +192,7 @@ def test_a_service_that_stays_away_is_given_up_after_so_many_tries():
     assert "asked 4 times" in str(problem)
     assert "529 overloaded_error" in str(problem)
     assert len(stub.requests) == 4
-    assert claude.purse.spent == 0
+    assert claude.spending.spent == 0
 
 
 def test_a_wait_longer_than_the_patience_is_not_begun():
@@ -215,7 +215,7 @@ def test_what_no_repetition_mends_is_an_error_at_once(status):
     assert str(status) in str(problem)
     assert "not like this" in str(problem)
     assert MODEL in str(problem)
-    assert (len(stub.requests), pauses, claude.purse.spent) == (1, [], 0)
+    assert (len(stub.requests), pauses, claude.spending.spent) == (1, [], 0)
 
 
 class Failing(httpx2.AsyncBaseTransport):
@@ -243,8 +243,8 @@ def test_a_timeout_is_retried_and_charged_at_its_worst_when_it_may_have_been_pai
 
     worst = price_of(MODEL).at_most(0, 100)
     assert all(isinstance(reply, Reply) for reply in replies)
-    assert unpaid.purse.spent == pytest.approx(replies[1].usd)
-    assert paid.purse.spent > worst + replies[0].usd
+    assert unpaid.spending.spent == pytest.approx(replies[1].usd)
+    assert paid.spending.spent > worst + replies[0].usd
 
 
 def test_an_answer_that_never_ends_is_given_up_at_its_deadline():
@@ -315,8 +315,8 @@ def test_never_more_than_max_usd_is_spent_and_no_call_is_made_beyond_it():
     stopped = [reply for reply in replies if isinstance(reply, LlmBudgetReached)]
     assert len(made) == len(stub.requests) >= 3
     assert len(made) + len(stopped) == 40
-    assert claude.purse.spent == pytest.approx(len(made) * each)
-    assert claude.purse.spent <= 0.02
+    assert claude.spending.spent == pytest.approx(len(made) * each)
+    assert claude.spending.spent <= 0.02
     assert "max_usd=0.02" in str(stopped[0])
 
 
@@ -381,7 +381,7 @@ def test_what_was_asked_once_is_not_asked_again(tmp_path):
             cache.close()
 
     assert len(stub.requests) == 5
-    assert claude.purse.spent == 0
+    assert claude.spending.spent == 0
     assert [reply.cached for reply in replies] == [True] * 5
     assert replies[0].text == GOOD["text"]
     assert replies[0].usd > 0
@@ -451,7 +451,7 @@ def test_a_process_that_is_killed_loses_what_it_had_under_way_and_no_more(tmp_pa
     program = """
 import asyncio, os, sys
 from mlxterp.llm import AnthropicCompleter, CachedCompleter, ReplyCache, run
-from tests.llm.test_claude import ask
+from tests.llm.test_client import ask
 claude = CachedCompleter(AnthropicCompleter(base_url=sys.argv[1]), ReplyCache(sys.argv[2]))
 async def job():
     await asyncio.gather(*(claude.complete(ask(str(i))) for i in range(60)))

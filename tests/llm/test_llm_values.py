@@ -21,7 +21,7 @@ from mlxterp.llm import (
     run,
 )
 from mlxterp.llm.prices import deprecation
-from mlxterp.llm.spending_limit import SpendingLimit
+from mlxterp.llm.spending_limit import Cost, SpendingLimit
 
 
 class Answer(BaseModel):
@@ -35,7 +35,7 @@ def ask(**changes: object) -> Request:
 
 def test_importing_it_loads_neither_mlx_nor_the_sdk():
     code = (
-        "import sys, mlxterp.llm.completer, mlxterp.llm.client, mlxterp.llm.reply_cache; "
+        "import sys, mlxterp.llm.anthropic_completer, mlxterp.llm.batches; "
         "print(sorted({m.split('.')[0] for m in sys.modules} & {'mlx', 'mlx_lm', 'anthropic'}))"
     )
 
@@ -180,23 +180,22 @@ def test_ctrl_c_in_a_notebook_cancels_the_job_and_lets_it_clean_up(monkeypatch):
 
 def test_a_call_waits_while_others_may_leave_room_and_fails_when_none_can():
     async def spend() -> list[str]:
-        purse = SpendingLimit(1.0)
-        purse.enter_loop()
+        limit = SpendingLimit(1.0)
         seen: list[str] = []
-        await purse.hold(0.7)
+        await limit.hold(Cost(0.7))
 
         async def second() -> None:
-            await purse.hold(0.7)
+            await limit.hold(Cost(0.7))
             seen.append("second")
 
         waiting = asyncio.create_task(second())
         await asyncio.sleep(0)
         seen.append("first settles")
-        purse.settle(0.7, 0.1)
+        limit.settle(Cost(0.7), Cost(0.1))
         await waiting
-        purse.settle(0.7, 0.7)
+        limit.settle(Cost(0.7), Cost(0.7))
         with pytest.raises(LlmBudgetReached, match=r"max_usd=1 .*\$0.8000 are spent"):
-            await purse.hold(0.3)
+            await limit.hold(Cost(0.3))
         return seen
 
     assert asyncio.run(spend()) == ["first settles", "second"]
@@ -204,12 +203,11 @@ def test_a_call_waits_while_others_may_leave_room_and_fails_when_none_can():
 
 def test_without_a_limit_nothing_waits():
     async def spend() -> float:
-        purse = SpendingLimit(None)
-        purse.enter_loop()
-        await purse.hold(1e9)
-        await purse.hold(1e9)
-        purse.settle(1e9, 5.0)
-        return purse.spent
+        limit = SpendingLimit(None)
+        await limit.hold(Cost(1e9))
+        await limit.hold(Cost(1e9))
+        limit.settle(Cost(1e9), Cost(5.0))
+        return limit.spent
 
     assert asyncio.run(spend()) == 5.0
 

@@ -33,9 +33,9 @@ from mlxterp_agent.platform import Clock, Descendants, SystemClock
 from mlxterp_agent.researchers.base import (
     IDLE,
     Done,
-    DriverState,
     ExperimentOutcome,
     Failed,
+    ResearcherState,
     Situation,
     Working,
 )
@@ -370,7 +370,7 @@ class ClaudeCode:
         self._situation: Situation | None = None
         self._process: ClaudeProcess | None = None
         self._wait: _Wait | None = None
-        self._over: DriverState = IDLE
+        self._over: ResearcherState = IDLE
         self._known = False
         self._began = 0.0
         self._entries = 0
@@ -391,7 +391,7 @@ class ClaudeCode:
             self._forget()
         self._launch(_SENT_BACK if empty else "")
 
-    def poll(self) -> DriverState:
+    def poll(self) -> ResearcherState:
         if self._wait is not None:
             if self._clock.elapsed() < self._wait.until:
                 return Working(self._wait.words, offers=False)

@@ -31,10 +31,10 @@ from mlxterp_agent.integrity.guard import Guard, violations_since_the_pause
 from mlxterp_agent.platform import Clock, Signals, SystemClock, boot_id, explain_disk_full
 from mlxterp_agent.researchers.base import (
     Done,
-    DriverState,
     Failed,
     Idle,
     Researcher,
+    ResearcherState,
     Situation,
     Working,
 )
@@ -208,7 +208,7 @@ class _Supervision:
             return Ended("the disk is full; free some space, then start again", MACHINE)
         return None if budget is None else Ended(budget, FINISHED)
 
-    def _proposal(self, state: DriverState, bell: Doorbell) -> Candidate | None:
+    def _proposal(self, state: ResearcherState, bell: Doorbell) -> Candidate | None:
         """What experiment.py holds, if it is new, whole and not run yet. Each content is handled once."""
         if self._turns == 0 and isinstance(state, Idle):
             return None
@@ -250,7 +250,7 @@ class _Supervision:
         self._write_state()
         self._context.researcher.tell(outcome)
 
-    def _turn(self, state: DriverState, bell: Doorbell) -> None:
+    def _turn(self, state: ResearcherState, bell: Doorbell) -> None:
         """Lets the researcher continue, or ends the run because it has finished."""
         match state:
             case Working():
@@ -269,7 +269,7 @@ class _Supervision:
             case Failed(reason):
                 self._ended = Ended(one_line(reason, 500), RESEARCHER)
 
-    def _show(self, state: DriverState) -> None:
+    def _show(self, state: ResearcherState) -> None:
         """Shows what the researcher is doing, whenever that changes."""
         if isinstance(state, Working) and state.doing != self._doing:
             self._doing = state.doing

@@ -79,7 +79,7 @@ def _run(directory: Path, options: Options, emit: Emit) -> Answer:
             emit(event)
 
     ended = run(directory, researcher, options, listen)
-    outcome = researcher.told
+    outcome = researcher.outcome
     if outcome is None:
         return Answer(f"not run: {ended.reason}", (), ended.exit_code)
     exit_code = PROJECT if outcome.run is None and not outcome.entries else FINISHED

@@ -29,9 +29,9 @@ from mlxterp_agent.platform import Clock, FakeClock
 from mlxterp_agent.researchers.base import (
     BudgetState,
     Done,
-    DriverState,
     Failed,
     Idle,
+    ResearcherState,
     Situation,
     Working,
 )
@@ -86,7 +86,7 @@ class Driven:
     def begin(self, **more: Any) -> None:
         self.driver.begin_turn(situation(self.project, self.charges, **more))
 
-    def until(self, arrived: Callable[[DriverState], bool], *, seconds: float = 20.0) -> DriverState:
+    def until(self, arrived: Callable[[ResearcherState], bool], *, seconds: float = 20.0) -> ResearcherState:
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             state = self.driver.poll()
@@ -95,7 +95,7 @@ class Driven:
             time.sleep(0.02)
         raise AssertionError(f"it stayed {self.driver.poll()}")
 
-    def through(self) -> DriverState:
+    def through(self) -> ResearcherState:
         return self.until(lambda state: not isinstance(state, Working))
 
 
@@ -112,7 +112,7 @@ def driven(project: Path) -> Iterator[Callable[..., Driven]]:
         each.driver.close()
 
 
-def waits(state: DriverState) -> bool:
+def waits(state: ResearcherState) -> bool:
     return isinstance(state, Working) and state.doing.startswith("waits ")
 
 
@@ -216,7 +216,7 @@ def test_a_process_that_never_begins_is_tried_with_a_fresh_mind_and_then_given_u
     each = driven([("complain", "no such conversation"), ("die", signal.SIGTERM)], clock=clock)
     each.begin()
 
-    def forward(state: DriverState) -> bool:
+    def forward(state: ResearcherState) -> bool:
         clock.advance(30.0)
         return not isinstance(state, Working)
 

@@ -32,9 +32,9 @@ from mlxterp_agent.exit_codes import (
 )
 from mlxterp_agent.researchers.base import (
     Done,
-    DriverState,
     ExperimentOutcome,
     Failed,
+    ResearcherState,
     Situation,
 )
 from mlxterp_agent.researchers.external import External
@@ -397,7 +397,7 @@ class _Fixed:
     model: str | None = None
     session: str | None = None
 
-    def __init__(self, state: DriverState, experiment: str = "") -> None:
+    def __init__(self, state: ResearcherState, experiment: str = "") -> None:
         self.state = state
         self.experiment = experiment
         self.turns = 0
@@ -405,7 +405,7 @@ class _Fixed:
     def begin_turn(self, situation: Situation) -> None:
         self.turns += 1
 
-    def poll(self) -> DriverState:
+    def poll(self) -> ResearcherState:
         return self.state
 
     def tell(self, told: ExperimentOutcome) -> None:

@@ -1,4 +1,4 @@
-"""Between the researcher's thread and the supervisor's: what one asks of the other.
+"""Work that the researcher's thread has the supervisor's thread do.
 
 The supervisor alone writes the journal and the log. The researcher's thread hands it a piece of work and
 waits until it is done; the supervisor does what is waiting each time it polls.
@@ -31,7 +31,7 @@ class _Work(Generic[T]):
 
 
 class SupervisorQueue:
-    """One queue of work for the supervisor, and one word that everything is over.
+    """Work for the supervisor, and whether the researcher must end.
 
     Attributes:
         closed: set when the researcher must end.
@@ -41,16 +41,19 @@ class SupervisorQueue:
         self.closed = threading.Event()
         self._waiting: queue.SimpleQueue[_Work[Any]] = queue.SimpleQueue()
 
-    def ask(self, do: Callable[[], T], *, in_any_case: bool = False) -> T:
-        """Called by the researcher: has the supervisor do this, and gives what came of it.
+    def ask(self, do: Callable[[], T], *, always: bool = False) -> T:
+        """Called by the researcher: has the supervisor do this, and gives its result.
 
-        What still waits when everything is over is not done any more, unless `in_any_case`.
+        Work that still waits when the queue is closed is dropped, unless it is to be done `always`.
+
+        Raises:
+            Closed: the result is not waited for any longer.
         """
         work = _Work(do)
         self._waiting.put(work)
         while not work.done.wait(0.1):
             if self.closed.is_set():
-                work.given_up = not in_any_case
+                work.given_up = not always
                 raise Closed
         return work.result[0]
 
@@ -65,6 +68,6 @@ class SupervisorQueue:
                 work.run()
 
     def check(self) -> None:
-        """Raises Closed when it is over."""
+        """Raises Closed when the researcher must end."""
         if self.closed.is_set():
             raise Closed

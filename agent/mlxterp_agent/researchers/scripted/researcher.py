@@ -19,9 +19,9 @@ from mlxterp.autointerpret.entry import ExperimentEntry
 from mlxterp_agent.researchers.base import (
     IDLE,
     Done,
-    DriverState,
     ExperimentOutcome,
     Failed,
+    ResearcherState,
     Situation,
 )
 from mlxterp_agent.researchers.scripted.features import FEATURES
@@ -48,7 +48,7 @@ class ScriptedResearcher:
     session: str | None = None
 
     def __init__(self) -> None:
-        self._state: DriverState = IDLE
+        self._state: ResearcherState = IDLE
         self._refused: str | None = None
 
     def begin_turn(self, situation: Situation) -> None:
@@ -65,7 +65,7 @@ class ScriptedResearcher:
             case GiveUp(reason):
                 self._state = Failed(reason)
 
-    def poll(self) -> DriverState:
+    def poll(self) -> ResearcherState:
         return self._state
 
     def tell(self, told: ExperimentOutcome) -> None:
