@@ -1,8 +1,8 @@
 """Files of SAEs: `load_sae` finds out which format a place holds, `save_sae` writes SAELens's.
 
-One module per format (`saelens.py`, `sparsify.py`, `gemma_scope.py`), each with the conventions of its writer;
-`weight_files.py` has what they share. What is read becomes an `SAE` on raw activations; what cannot be
-expressed as one is refused by name.
+One module per format (`saelens.py`, `sparsify.py`, `gemma_scope.py`), each with the conventions of its
+writer; `weight_files.py` has what they share. What is read becomes an `SAE` on raw activations; what cannot
+be expressed as one is refused by name.
 """
 
 from __future__ import annotations
@@ -43,9 +43,10 @@ def load_sae(
         return gemma_scope.to_sae(file, overrides)
     if (file / gemma_scope.WEIGHTS).is_file():
         return gemma_scope.to_sae(file / gemma_scope.WEIGHTS, overrides)
-    for form in (saelens, sparsify):
-        if (file / CONFIG).is_file() and (file / form.WEIGHTS).is_file():
-            return form.to_sae(read_config(file), read_arrays(file / form.WEIGHTS), overrides, file)
+    if (file / CONFIG).is_file() and (file / saelens.WEIGHTS).is_file():
+        return saelens.to_sae(read_config(file), read_arrays(file / saelens.WEIGHTS), overrides, file)
+    if (file / CONFIG).is_file() and (file / sparsify.WEIGHTS).is_file():
+        return sparsify.to_sae(read_config(file), read_arrays(file / sparsify.WEIGHTS), overrides, file)
     there = ", ".join(sorted(p.name for p in file.iterdir())) if file.is_dir() else "nothing"
     raise SAEFormatError(
         f"No SAE at {file}: there is {there or 'an empty directory'}. Read are: {CONFIG} with "

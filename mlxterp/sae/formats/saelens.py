@@ -56,9 +56,9 @@ _HOOKS = {
 def save_sae(sae: SAE, path: str | Path, *, dtype: mx.Dtype = mx.float32) -> Path:
     """Writes an SAE as `cfg.json` and `sae_weights.safetensors`, in SAELens's format.
 
-    In float32 it is exact: what is read back has the same digest; `mx.bfloat16` takes half the space. Metadata
-    and our names of hook points are in a section of cfg.json of their own. SAELens 6 reads all but TopK
-    transcoders, and transcoders that take b_dec off their input, which it has no form for and refuses.
+    In float32 it is exact: what is read back has the same digest; `mx.bfloat16` takes half the space.
+    Metadata and our names of hook points are in a section of cfg.json of their own. SAELens 6 reads all but
+    TopK transcoders, and transcoders that take b_dec off their input, which it has no form for and refuses.
 
     Args:
         path: a directory, made if it does not exist.
@@ -199,7 +199,9 @@ def to_sae(config: Mapping[str, Any], arrays: Arrays, overrides: Overrides, file
         W_enc, b_enc = W_enc * norms, b_enc * norms
         W_dec = W_dec / mx.where(norms > 0, norms, 1.0)[:, None]
     point = ours.get("hook_point") or _hook_point(metadata.get("hook_name") or config.get("hook_name"))
-    out = ours.get("hook_point_out") or _hook_point(metadata.get("hook_name_out") or config.get("hook_name_out"))
+    out = ours.get("hook_point_out") or _hook_point(
+        metadata.get("hook_name_out") or config.get("hook_name_out")
+    )
     return SAE(
         W_enc=W_enc,
         b_enc=b_enc,
@@ -222,8 +224,8 @@ def to_sae(config: Mapping[str, Any], arrays: Arrays, overrides: Overrides, file
 
 
 def _hook_point_out(place: str | None, ours: Mapping[str, Any], file: Path) -> str | None:
-    """Where a transcoder writes. An SAE of ours with a skip path is saved as a transcoder that writes where it
-    reads."""
+    """Where a transcoder writes. An SAE of ours with a skip path is saved as a transcoder that writes where
+    it reads."""
     return place if ours else required(place, "hook_point_out", file)
 
 

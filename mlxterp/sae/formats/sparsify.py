@@ -1,9 +1,9 @@
 """sparsify's format: `cfg.json` and `sae.safetensors`, read only.
 
-`encoder.weight` is torch's [d_sae, d_in], `W_dec` [d_sae, d_out], `W_skip` [d_out, d_in]. An SAE takes b_dec off
-its input, a transcoder does not. The activation function keeps the k largest of the positive pre-activations
-("groupmax" is refused). With `multi_topk`, sparsify's forward returns 4 k features; its encode and decode, and
-ours, are of k. Compared with sparsify 1.3.3 (tests/data/saes/sparsify).
+`encoder.weight` is torch's [d_sae, d_in], `W_dec` [d_sae, d_out], `W_skip` [d_out, d_in]. An SAE takes
+b_dec off its input, a transcoder does not. The activation function keeps the k largest of the positive
+pre-activations ("groupmax" is refused). With `multi_topk`, sparsify's forward returns 4 k features; its
+encode and decode, and ours, are of k. Compared with sparsify 1.3.3 (tests/data/saes/sparsify).
 """
 
 from __future__ import annotations
