@@ -104,7 +104,7 @@ def test_a_token_has_the_same_features_alone_and_in_a_batch(activation):
 
 
 def test_weights_of_wrong_shapes_are_all_named():
-    with pytest.raises(SAEError, match=r"b_enc.*\(4,\).*to be.*'b_enc': \(3,\)"):
+    with pytest.raises(SAEError, match=r"b_enc.*\(4,\).*must be.*'b_enc': \(3,\)"):
         by_hand(Relu(), b_enc=mx.zeros(4))
     with pytest.raises(SAEError, match="threshold"):
         by_hand(JumpRelu(mx.zeros(5)))

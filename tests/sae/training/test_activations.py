@@ -14,7 +14,14 @@ from scipy.optimize import linear_sum_assignment
 from mlxterp.core.model import InterpretableModel
 from mlxterp.datasets import sample_texts
 from mlxterp.errors import SAEError, TooLittleData, UnknownHookPoint
-from mlxterp.sae import ArrayActivations, StreamedActivations, cached_activations
+from mlxterp.sae import (
+    ArrayActivations,
+    SAEConfig,
+    StreamedActivations,
+    cached_activations,
+    train_sae,
+)
+from mlxterp.sae.texts import texts_digest
 from mlxterp.sae.training.source import (
     Cursor,
     ahead,
@@ -271,3 +278,14 @@ def test_what_a_killed_run_left_is_removed_and_what_a_living_one_writes_is_not(t
 
     assert len(left) == (0 if killed else 1)
     assert len(list(tmp_path.iterdir())) == (1 if killed else 2)
+
+
+def test_an_sae_carries_the_digest_of_the_texts_it_was_trained_on(tiny_llama, tmp_path):
+    documents = texts()
+    cached = cached_activations(tiny_llama, documents, POINT, path=tmp_path)
+    config = SAEConfig(d_sae=48, k=3, batch_tokens=16, learning_rate=1e-3)
+
+    sae = train_sae(cached, config, stop=lambda: True).sae
+
+    assert sae.metadata["training"]["source"]["texts_digest"] == texts_digest(documents)
+    assert texts_digest(documents) != texts_digest(documents[::-1])
