@@ -16,7 +16,6 @@ import contextlib
 import json
 import os
 import queue
-import shutil
 import signal
 import subprocess
 import sys
@@ -45,8 +44,7 @@ from mlxterp_agent.state_md import budget_words
 from mlxterp_agent.storage.state_dir import open_state
 from mlxterp_agent.text import duration, one_line, plain
 
-BINARY_ENV = "AUTOINTERP_CLAUDE"
-DRIVEN_ENV = "AUTOINTERP_DRIVEN"
+SUPERVISED_ENV = "AUTOINTERP_DRIVEN"
 
 Turns = Literal["fresh", "resumed"]
 
@@ -100,26 +98,6 @@ class ClaudeOptions:
     shell: bool = False
 
 
-def find_claude(environment: Mapping[str, str] = os.environ) -> str | None:
-    """The program: what AUTOINTERP_CLAUDE names, or `claude` on PATH; None if there is none."""
-    return shutil.which(environment.get(BINARY_ENV) or "claude", path=environment.get("PATH"))
-
-
-def logged_in(binary: str) -> bool:
-    """Whether the program says that it can reach a model; asks nobody else, in less than a second."""
-    try:
-        asked = subprocess.run(
-            [binary, "auth", "status", "--json"],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=15,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return False
-    return asked.returncode == 0
-
-
 def command(
     options: ClaudeOptions, project: Path, prompt: str, *, session: str, resume: bool, usd_left: float | None
 ) -> list[str]:
@@ -157,7 +135,7 @@ def mcp_config(project: Path) -> dict[str, Any]:
 def environment(parent: Mapping[str, str] = os.environ) -> dict[str, str]:
     """The user's own, with which `claude` finds its key or login, without updates and short time limits."""
     ours = {
-        DRIVEN_ENV: "1",
+        SUPERVISED_ENV: "1",
         "DISABLE_AUTOUPDATER": "1",
         "MCP_TOOL_TIMEOUT": str(_A_DAY),
         "BASH_DEFAULT_TIMEOUT_MS": str(_A_DAY),
