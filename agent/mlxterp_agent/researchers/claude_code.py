@@ -70,7 +70,7 @@ _RESUMED_IN_A_ROW = 3
 _FIRST_WAIT, _LONGEST_WAIT = 30.0, 900.0
 _MARGIN = 5.0
 
-# What another try cannot change: the request is wrong, the key is refused, nobody pays, the model is unknown.
+# What another try cannot change: a wrong request, a refused key, an account that cannot pay, an unknown model.
 _FINAL = frozenset({400, 401, 402, 403, 404})
 _FULL = "max_turns", "budget_exhausted", "error_max_turns", "error_max_budget_usd"
 

@@ -71,7 +71,7 @@ def find_claude(environment: Mapping[str, str] = os.environ) -> str | None:
 
 
 def logged_in(binary: str) -> bool:
-    """Whether the program says that it can reach a model; asks nobody else, in less than a second."""
+    """Whether the program says that it can reach a model; asks no service, in less than a second."""
     try:
         asked = subprocess.run(
             [binary, "auth", "status", "--json"],
