@@ -23,8 +23,7 @@ from mlxterp.core.tokens import TextTokens
 from mlxterp.errors import PromptPairError, TokenError
 from mlxterp.metrics import Metric, MetricFunction
 from mlxterp.models.tokenizer import GgufTokenizer
-from mlxterp.results.conversation import TurnPatchingResult
-from mlxterp.results.generation import GenerationResult
+from mlxterp.results import GenerationResult, TurnPatchingResult
 
 Message: TypeAlias = Mapping[str, str]
 """`{"role": "user", "content": "Where is the Louvre?"}`."""

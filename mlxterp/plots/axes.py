@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
-from mlxterp.results.shows import Heatmap, number, visible
+from mlxterp.results.shows import Heatmap
+from mlxterp.text import typeset, visible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -74,14 +75,10 @@ def shown(text: str, width: int = _LABEL) -> str:
     return text if len(text) <= width else text[: width - 1] + "…"
 
 
-def typeset(value: float, digits: int) -> str:
-    return number(float(value), digits).replace("-", "−")
-
-
 def fixed(value: float, among: Sequence[float]) -> str:
     """A value with as many decimals as its neighbours have."""
     largest = max((abs(v) for v in among if np.isfinite(v)), default=0.0)
     if largest >= 1e5 or 0 < largest < 1e-3:
-        return typeset(value, 3)
+        return typeset(value)
     decimals = 3 if largest < 0.1 else 2 if largest < 100 else 0
-    return f"{value:.{decimals}f}".replace("-", "−")
+    return f"{round(value, decimals) + 0.0:.{decimals}f}".replace("-", "−")

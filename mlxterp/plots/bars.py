@@ -20,9 +20,9 @@ from mlxterp.plots.axes import (
     margin,
     set_ticks,
     shown,
-    typeset,
 )
 from mlxterp.results.shows import Bars
+from mlxterp.text import typeset
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -103,7 +103,7 @@ def _columns(drawn: Figure, show: Bars, area: Area) -> None:
     axes.set_xlabel(shown(show.axis), **SOFT)
     axes.set_ylabel(shown(show.unit, 30), **SOFT)
     ticks = _round_ticks(low, high)
-    axes.set_yticks(ticks, [typeset(tick, 3) for tick in ticks], color=INK)
+    axes.set_yticks(ticks, [typeset(tick) for tick in ticks], color=INK)
     axes.tick_params(length=0)
 
 
@@ -142,7 +142,7 @@ def _ranking(drawn: Figure, show: Bars, area: Area) -> None:
     set_ticks(axes, "y", show.labels, 1.0)
     axes.set_xlabel(shown(show.unit, 60), **SOFT)
     ticks = _round_ticks(low, high)
-    axes.set_xticks(ticks, [typeset(tick, 3) for tick in ticks], color=INK, alpha=0.75)
+    axes.set_xticks(ticks, [typeset(tick) for tick in ticks], color=INK, alpha=0.75)
     axes.tick_params(length=0)
 
 

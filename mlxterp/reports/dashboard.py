@@ -14,7 +14,7 @@ from typing import Any
 
 from mlxterp.errors import ResultError
 from mlxterp.reports import page as pages
-from mlxterp.results.shows import number, percent, visible
+from mlxterp.text import number, percent, visible
 
 Weighted = tuple[tuple[str, float], ...]
 

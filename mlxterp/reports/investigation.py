@@ -14,8 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlxterp.reports.items import Item, analyses, item_of
-from mlxterp.reports.page import Page, clip, duration, moment, write
+from mlxterp.reports.items import Item, item_of
+from mlxterp.reports.page import Page, moment, write
+from mlxterp.results.logged import analyses
+from mlxterp.text import clip, duration
 
 if TYPE_CHECKING:
     from mlxterp.autointerpret.entry import ExperimentEntry

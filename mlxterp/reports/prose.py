@@ -14,7 +14,7 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 from mlxterp.results import markdown
-from mlxterp.results.shows import visible
+from mlxterp.text import visible
 
 _TAGS = {"p", "br", "em", "strong", "code", "pre", "ul", "ol", "li", "blockquote", "a", "h3", "h4", "hr"}
 _ATTRIBUTES = {"a": {"href", "title"}, "ol": {"start"}}

@@ -17,10 +17,11 @@ from typing import Any, NamedTuple
 from markupsafe import Markup
 
 from mlxterp import plots
-from mlxterp.plots.axes import shown, typeset
+from mlxterp.plots.axes import shown
 from mlxterp.reports import page as pages
 from mlxterp.results.base import AnalysisResult
-from mlxterp.results.shows import Heatmap, Section, describe, visible
+from mlxterp.results.shows import Heatmap, Section, describe
+from mlxterp.text import typeset, visible
 
 _TITLED = 20_000  # cells of a page that have a title of their own; of further ones only the script tells
 _SIDE, _LETTER, _LONGEST = 14.0, 4.2, 18
@@ -232,7 +233,7 @@ def _data(panels: Sequence[Heatmap]) -> dict[str, Any]:
             "rows": held(panel.row_labels),
             "columnAxis": visible(panel.column_axis),
             "columns": held(panel.column_labels),
-            "values": [" ".join(typeset(value, 3) for value in row) for row in panel.values],
+            "values": [" ".join(typeset(value) for value in row) for row in panel.values],
             "details": None if panel.details is None else [list(map(visible, row)) for row in panel.details],
             "limit": max(abs(panel.low), abs(panel.high)) or 1.0,
             "words": _tokens_along(panel),

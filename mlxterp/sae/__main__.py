@@ -21,7 +21,7 @@ from mlxterp.errors import MlxterpError, TooLittleData
 from mlxterp.results.sae_quality import SAEQualityResult
 from mlxterp.sae.config import VARIANTS, SAEConfig
 from mlxterp.sae.evaluation import sae_quality
-from mlxterp.sae.formats.read import save_sae
+from mlxterp.sae.formats import save_sae
 from mlxterp.sae.training.activations import cached_activations
 from mlxterp.sae.training.train import TrainingProgress, train_sae
 

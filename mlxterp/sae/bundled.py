@@ -9,7 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from mlxterp.errors import SAEError
-from mlxterp.sae.formats.read import load_sae
+from mlxterp.sae.formats import load_sae
 from mlxterp.sae.sae import SAE
 
 BUNDLED = {"smollm2-135m": "sae_smollm2_135m_L15"}

@@ -22,8 +22,8 @@ from mlxterp.results import (
     Step,
     WorkflowResult,
 )
-from mlxterp.results.faithfulness import shown
-from mlxterp.results.shows import number, percent
+from mlxterp.results.circuit import rounded as shown
+from mlxterp.text import number, percent
 from mlxterp.workflows.request import Question
 
 CLEAR = 0.05

@@ -20,13 +20,7 @@ from mlxterp.causal.batching import sweep
 from mlxterp.causal.batching.rows import Logits
 from mlxterp.causal.prompts.alignment import Align
 from mlxterp.causal.prompts.encoding import Prompt, str_tokens
-from mlxterp.causal.prompts.pair import (
-    Prepared,
-    PromptPair,
-    as_pairs,
-    prepare,
-    runs_kept,
-)
+from mlxterp.causal.prompts.pair import Prepared, PromptPair, as_pairs, prepare, runs_kept
 from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import MetricError, PositionsAligned, SweepError
 from mlxterp.metrics import Metric, MetricFunction

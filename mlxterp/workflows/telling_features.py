@@ -20,9 +20,9 @@ from mlxterp.results import (
     Step,
 )
 from mlxterp.results.feature_effects import LEVEL
-from mlxterp.results.shows import number, percent
 from mlxterp.sae.analysis.runs import Runs
 from mlxterp.sae.sae import SAE
+from mlxterp.text import number, percent
 
 SAID = 5
 """Features that a sentence names."""

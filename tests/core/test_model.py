@@ -94,6 +94,7 @@ def test_a_trace_shows_its_tokens_as_text(tiny_llama):
 
 
 @pytest.mark.parametrize("prompt", ["cat", [99, 97, 116], np.array([99, 97, 116]), mx.array([[99, 97, 116]])])
+@pytest.mark.usefixtures("pinned_threads")
 def test_a_prompt_may_be_text_or_token_ids(tiny_llama, prompt):
     assert mx.array_equal(tiny_llama.logits(prompt), tiny_llama.logits("cat"))
 
@@ -123,6 +124,7 @@ def test_a_module_path_that_does_not_exist_is_an_error_that_says_what_is_there(t
         tiny_llama.trace(TEXT, capture=["model.layers"])
 
 
+@pytest.mark.usefixtures("pinned_threads")
 def test_a_module_path_can_be_edited(tiny_llama):
     by_path = tiny_llama.logits(TEXT, interventions=[iv.zero("model.layers.1.mlp.down_proj")])
 
@@ -338,6 +340,7 @@ def test_an_attribute_that_was_not_captured_is_an_error_that_lists_what_was(tiny
     assert copy.copy(t).tokens.tolist() == t.tokens.tolist()
 
 
+@pytest.mark.usefixtures("pinned_threads")
 def test_all_is_every_hook_point_there_is(any_family):
     t = any_family.trace(TEXT, capture="all")
 

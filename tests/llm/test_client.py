@@ -372,7 +372,8 @@ def test_a_deprecated_model_is_used_as_asked_with_a_warning_that_names_the_next(
         with pytest.warns(DeprecatedModel, match="claude-sonnet-5-5 replaces it"):
             claude = completer(stub, model="claude-sonnet-4-20250514")
         with warnings.catch_warnings():
-            warnings.simplefilter("error")
+            warnings.filterwarnings("error", category=DeprecatedModel)
+            warnings.filterwarnings("error", message="The model .* is deprecated")
             reply = answer(claude)
 
     assert isinstance(reply, Reply)

@@ -36,10 +36,10 @@ from mlxterp_agent.events import (
     Stopped,
     Violated,
     Waiting,
-    verdict_of,
 )
 from mlxterp_agent.exit_codes import UsageError
 from mlxterp_agent.researchers.base import BudgetState
+from mlxterp_agent.storage.record import tier_of, verdict_of
 from mlxterp_agent.text import duration, one_line
 
 FLUSH = 2.0
@@ -155,7 +155,7 @@ class Notices:
         self._complain()
 
     def _decided(self, event: Decided) -> None:
-        entry, tier = event.entry, (event.entry.record or {}).get("tier")
+        entry, tier = event.entry, tier_of(event.entry)
         words = entry.conclusion or entry.hypothesis
         if tier in ("finding", "claim") and entry.informative:
             self._send("finding", f"{tier} {entry.experiment_id}", words)

@@ -40,6 +40,7 @@ from mlxterp_agent.researchers.base import (
     Working,
 )
 from mlxterp_agent.researchers.claude_events import Result, Stream
+from mlxterp_agent.sandbox.child import warden_command
 from mlxterp_agent.state_md import budget_words
 from mlxterp_agent.storage.state_dir import open_state
 from mlxterp_agent.text import duration, one_line, plain
@@ -60,7 +61,6 @@ _NEVER_ENTERED = (FINDINGS, PRIVATE, ".claude", ".git")
 _NEVER_IN_GIT = ("--amend", "reset", "rebase", "push", "update-ref", "filter-branch", "checkout", "stash")
 _A_DAY = 24 * 3600 * 1000
 
-_WARDEN = Path(__file__).resolve().parent / "claude_warden.py"
 _STDERR_TAIL = 4000
 _DESCENDANTS_EVERY = 2.0
 _PARTIAL = b'{"type":"stream_event"'
@@ -70,7 +70,7 @@ _RESUMED_IN_A_ROW = 3
 _FIRST_WAIT, _LONGEST_WAIT = 30.0, 900.0
 _MARGIN = 5.0
 
-# What another try cannot change: a wrong request, a refused key, an account that cannot pay, an unknown model.
+# What another try cannot change: a wrong request, a refused key, an unpaid account, an unknown model.
 _FINAL = frozenset({400, 401, 402, 403, 404})
 _FULL = "max_turns", "budget_exhausted", "error_max_turns", "error_max_budget_usd"
 
@@ -193,7 +193,7 @@ class ClaudeProcess:
         lifeline, self._lifeline = os.pipe()
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-I", "-S", "-B", str(_WARDEN), str(lifeline), *command],
+                warden_command(command, lifeline=lifeline, when_alone="ask"),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -247,19 +247,20 @@ class ClaudeProcess:
                 self.stream.take(self._lines.get_nowait())
         if not self.gone and time.monotonic() - self._looked > _DESCENDANTS_EVERY:
             self._looked = time.monotonic()
-            self._left.read_project()
+            self._left.observe()
         return self.stream
 
     def end(self, *, patience: float = 1.0) -> None:
         """Ends it: asked to twice, then killed; and whatever it has started, wherever that went."""
-        self._left.read_project()
-        for number, seconds in ((signal.SIGINT, patience), (signal.SIGTERM, 0.4), (signal.SIGKILL, 5.0)):
+        self._left.observe()
+        for order, seconds in ((b"I", patience), (b"T", 0.4), (b"K", 5.0)):
             if self.gone:
                 break
-            self._signal(number)
+            self._order(order)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(seconds)
-        self._signal(signal.SIGKILL)
+        self._process.kill()
+        self._process.wait()
         self._left.end()
         if self._lifeline is not None:
             os.close(self._lifeline)
@@ -268,12 +269,12 @@ class ClaudeProcess:
             thread.join(0.5)
         self.read()
 
-    def _signal(self, number: signal.Signals) -> None:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            if number == signal.SIGINT:
-                self._process.send_signal(number)
-            else:
-                os.killpg(self._process.pid, number)
+    def _order(self, order: bytes) -> None:
+        with contextlib.suppress(BrokenPipeError):
+            if self._lifeline is not None:
+                os.write(self._lifeline, order)
+        # The agent may have stopped its warden.
+        self._process.send_signal(signal.SIGCONT)
 
     def _read_events(self, pipe: IO[bytes], log: BinaryIO) -> None:
         with log, pipe:
@@ -424,8 +425,8 @@ class ClaudeCode:
 
     def _settle(self, process: ClaudeProcess, silent: str | None) -> None:
         """The process is over: the turn ends, goes on in another process, waits, or cannot go on."""
-        resets_at = process.stream.resets_at
         self._end(process)
+        resets_at = process.stream.resets_at
         result = None if silent else process.stream.result
         if result is None:
             self._start_over(silent or process.ending, process)

@@ -23,7 +23,7 @@ from mlxterp.sae.analysis.texts import (
     shown_tokens,
 )
 from mlxterp.sae.sae import SAE
-from mlxterp.sae.training.activations import OUTLIER
+from mlxterp.sae.texts import OUTLIER
 
 
 def active_features(

@@ -22,12 +22,8 @@ from mlxterp.core.model import InterpretableModel
 from mlxterp.core.selection import Positions
 from mlxterp.errors import SAEError
 from mlxterp.sae.analysis.interventions import flat
-from mlxterp.sae.analysis.texts import (
-    Batch,
-    Given,
-    Texts,
-    read_texts,
-)
+from mlxterp.sae.analysis.texts import Batch, Given, Texts, read_texts
+from mlxterp.sae.model_match import warn_of_mismatch
 from mlxterp.sae.sae import SAE
 from mlxterp.statistics.effects import DRAWS
 
@@ -58,7 +54,7 @@ def view(model: InterpretableModel, tokens: Ids, sae: SAE) -> View:
     """
     with fast_math.used(model.architecture):
         _, seen = model.run(mx.array(tokens), capture=[sae.point, sae.point_out])
-        mx.eval(list(seen.values()))  # the logits are never asked for
+        mx.eval(list(seen.values()))  # the logits are never evaluated
     read, written = (flat(seen[p], sae, p).astype(mx.float32) for p in (sae.point, sae.point_out))
     for point, x, width, name in (
         (sae.point, read, sae.d_in, "d_in"),
@@ -69,6 +65,7 @@ def view(model: InterpretableModel, tokens: Ids, sae: SAE) -> View:
                 f"{model.name} is {x.shape[-1]} wide at {point}, this SAE has {name} = {width}; it was "
                 f"trained on {sae.model!r} at {sae.hook_point}. Use the model and hook point of its training."
             )
+    warn_of_mismatch(model, sae)
     return View(written, sae.encode(read), written - sae.reconstruct(read))
 
 

@@ -522,18 +522,18 @@ def test_the_model_is_fetched_visibly_if_setup_py_names_it_and_it_is_not_there(m
     from mlxterp.models.fetch import Step
     from mlxterp_agent.events import Progress
     from mlxterp_agent.platform import Signals
-    from mlxterp_agent.supervisor import model_fetch
+    from mlxterp_agent.supervisor import prepare
 
     def fetch(name: str, tell: Callable[[Step], None]) -> None:
         for done in range(101):
             tell(Step(f"Fetching {name}", done * 1_000_000, 100_000_000))
 
-    monkeypatch.setattr(model_fetch, "fetch", fetch)
-    monkeypatch.setattr(model_fetch, "is_cached", lambda name: False)
+    monkeypatch.setattr(prepare, "fetch", fetch)
+    monkeypatch.setattr(prepare, "is_cached", lambda name: False)
     told: list[Event] = []
 
     setup = b'model = InterpretableModel("smollm2-135m")' if named else b"model = None"
-    model_fetch.fetch_model("smollm2-135m", setup, told.append, Signals())
+    prepare.fetch_model("smollm2-135m", setup, told.append, Signals())
 
     assert bool(told) == named
     if named:

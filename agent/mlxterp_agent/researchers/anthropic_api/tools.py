@@ -20,8 +20,8 @@ from mlxterp.autointerpret.contract import EXPERIMENT
 from mlxterp.autointerpret.entry import ExperimentEntry
 from mlxterp.llm.stream import ToolCall
 from mlxterp_agent.api_help import NotFound, library_help
-from mlxterp_agent.events import verdict_of
 from mlxterp_agent.platform import NotRegular, read_regular
+from mlxterp_agent.storage.record import verdict_of
 from mlxterp_agent.text import cut, one_line, plain
 
 READ_LIMIT = 12_000

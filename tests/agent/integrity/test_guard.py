@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mlxterp_agent.integrity.snapshot import (
+from mlxterp_agent.integrity.guard import (
     Violation,
     compare,
     restore,
