@@ -20,8 +20,7 @@ from mlxterp.causal.batching import sweep
 from mlxterp.causal.batching.rows import Row
 from mlxterp.core import interventions
 from mlxterp.core.model import InterpretableModel
-from mlxterp.sae.analysis.effects import shape_at
-from mlxterp.sae.analysis.runs import decoder_norms
+from mlxterp.sae.analysis.runs import decoder_norms, percentiles, shape_at
 from mlxterp.sae.feature_store.store import FeatureStore
 from mlxterp.sae.sae import SAE
 
@@ -90,7 +89,7 @@ def causal_effect(
                 continue
             values = means[s, :, i] * (sign if number == "promoted" else 1.0)
             found[f"{number}_{name}"] = float(means[s, 0, i])
-            found[f"{number}_{name}_percentile"] = _percentile(values)
+            found[f"{number}_{name}_percentile"] = float(percentiles(values[None])[0])
     found["promoted_tokens"] = _names(model, promoted)
     return found | {"passed": _passed(found) if len(others) >= MIN_CONTROLS else None}
 
@@ -213,9 +212,3 @@ def _log_prob(logits: NDArray[np.float32], tokens: NDArray[np.int64]) -> NDArray
         return np.zeros(len(logits))
     every = logits.astype(np.float64)
     return np.asarray(logsumexp(every[:, tokens], axis=1) - logsumexp(every, axis=1))
-
-
-def _percentile(values: NDArray[np.float64]) -> float:
-    """The share of the others that are smaller than the first, ties counting half."""
-    own, others = values[0], values[1:]
-    return float(((others < own) + 0.5 * (others == own)).mean())
