@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PLAIN = ("errors.py", "results", "plots", "reports", "_files.py", "autointerpret", "llm")
+PLAIN = ("errors.py", "results", "plots", "reports", "_files.py", "_text.py", "autointerpret", "llm")
 
 
 def _files(*roots: Path) -> list[Path]:

@@ -8,7 +8,6 @@ imported.
 from __future__ import annotations
 
 import json
-import re
 import sys
 import time
 import traceback
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mlxterp._files import write_atomically
+from mlxterp._text import slug
 from mlxterp.autointerpret.contract import FINDINGS, LOG
 from mlxterp.autointerpret.encoding import count, numbers, plain, vector_digest
 from mlxterp.autointerpret.entry import ExperimentEntry
@@ -157,8 +157,8 @@ class AutoInterpret:
         findings = self.output_dir / FINDINGS
         findings.mkdir(exist_ok=True)
         text = json.dumps(entry.to_dict(), indent=2, ensure_ascii=False, allow_nan=False)
-        slug = "-".join(re.findall(r"[a-z0-9]+", entry.method.lower()))[:40].strip("-") or "finding"
-        write_atomically(findings / f"{int(entry.experiment_id):03d}-{slug}.json", (text + "\n").encode())
+        name = f"{int(entry.experiment_id):03d}-{slug(entry.method, default='finding')}.json"
+        write_atomically(findings / name, (text + "\n").encode())
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,8 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlxterp.reports.items import Item, analyses, item_of
-from mlxterp.reports.page import Page, clip, duration, moment, write
+from mlxterp._text import duration
+from mlxterp.reports.items import Item, item_of
+from mlxterp.reports.page import Page, clip, moment, write
+from mlxterp.results.base import results_in
 
 if TYPE_CHECKING:
     from mlxterp.autointerpret.entry import ExperimentEntry
@@ -192,7 +194,7 @@ def _measured_with(
             ("setup.py", str(digests["setup"])[:16] if digests.get("setup") else None),
             ("program.md", str(digests["program"])[:16] if digests.get("program") else None),
         ]
-        for _, data in analyses(entry.result):
+        for _, data in results_in(entry.result):
             on = data.get("measured_on")
             if isinstance(on, Mapping):
                 parts += [("model", on.get("model")), ("computed by", on.get("blas"))]

@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mlxterp._text import duration
 from mlxterp.errors import MlxterpError
-from mlxterp.reports.page import clip, duration
+from mlxterp.reports.page import clip
 from mlxterp.results import AnalysisResult, is_result
+from mlxterp.results.base import DEEPEST, results_in
 from mlxterp.results.shows import Drawable, Show, drawables, number
 
 if TYPE_CHECKING:
@@ -24,7 +26,6 @@ if TYPE_CHECKING:
 _FIGURES_SHOWN = 2
 _FIGURES_OF_ENTRY = 6
 _MOST_NUMBERS = 40
-_DEEPEST = 6
 _NO_NUMBERS = ("step", "error", "traceback", "printed")
 _MEANINGS = {
     "supported": "Declared before it ran; the held-out measurement supports it.",
@@ -83,7 +84,7 @@ def item_of(project: Path, entry: ExperimentEntry) -> Item:
     group, badge = _verdict(entry)
     shows: list[Show] = []
     summaries, problems = [], []
-    for where, data in analyses(entry.result):
+    for where, data in results_in(entry.result):
         try:
             result = AnalysisResult.from_dict(data)
             shows += result.shows()
@@ -160,18 +161,6 @@ def _verdict(entry: ExperimentEntry) -> tuple[str, Badge]:
     return "note", Badge(_words(verdict) or "note", "quiet", _MEANINGS.get(verdict, _MEANINGS["note"]))
 
 
-def analyses(value: Any, where: str = "result", depth: int = 0) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Every analysis in an entry's result, wherever it stands."""
-    if is_result(value):
-        yield where, value
-    elif isinstance(value, Mapping) and depth < _DEEPEST:
-        for key, item in value.items():
-            yield from analyses(item, f"{where}.{key}", depth + 1)
-    elif isinstance(value, (list, tuple)) and depth < _DEEPEST:
-        for i, item in enumerate(value):
-            yield from analyses(item, f"{where}[{i}]", depth + 1)
-
-
 def _numbers(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """The plain values an entry reports: those under "numbers", else at the top; nested names are joined."""
     if is_result(result):
@@ -187,7 +176,7 @@ def _values(source: Mapping[str, Any], path: str, depth: int = 0) -> Iterator[tu
     for key, value in source.items():
         name = clip(f"{path} {_words(key)}".strip(), 120)
         if isinstance(value, Mapping):
-            if depth < _DEEPEST and not is_result(value):
+            if depth < DEEPEST and not is_result(value):
                 yield from _values(value, name, depth + 1)
         elif isinstance(value, (list, tuple)):
             if len(value) <= 8 and all(_plain_text(each) is not None for each in value):

@@ -23,6 +23,7 @@ from markupsafe import Markup
 
 from mlxterp import plots
 from mlxterp._files import locate, write_atomically
+from mlxterp._text import slug
 from mlxterp.errors import ResultError
 from mlxterp.reports import prose
 from mlxterp.results import markdown
@@ -104,7 +105,7 @@ class Page:
             return Markup(plots.svg(show))
         if self._figures_in is None:
             return self._described(show)
-        name = f"{len(self.files) + 1:03d}-{_slug(show.title)}.png"
+        name = f"{len(self.files) + 1:03d}-{slug(show.title, default='figure')}.png"
         self.files[name] = plots.png(show)
         alt = markdown.escape(describe(show))
         return Verbatim(f"![{alt}]({self._figures_in}{name})")
@@ -238,18 +239,6 @@ def clip(text: str, longest: int = _LONGEST) -> str:
     return text if len(text) <= longest else f"{text[:longest].rstrip()} …"
 
 
-def duration(seconds: float) -> str:
-    """`0.4 s`, `41 s`, `3 min 12 s`, `7 h 12 min`."""
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
-
-
 def moment(timestamp: float | None) -> str:
     """`2026-03-01 22:14 UTC`; empty when it is not known."""
     if timestamp is None or not 0 <= timestamp < 250_000_000_000:
@@ -259,10 +248,6 @@ def moment(timestamp: float | None) -> str:
 
 def _now() -> str:
     return datetime.now(tz=timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
-
-
-def _slug(text: str) -> str:
-    return "-".join(re.findall(r"[a-z0-9]+", text.lower()))[:40].strip("-") or "figure"
 
 
 def fragment(section: Section) -> str:

@@ -17,7 +17,7 @@ import dataclasses
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -196,6 +196,24 @@ def result_class(kind: str) -> type[AnalysisResult]:
 def is_result(value: object) -> bool:
     """Whether this is the plain form of a result, as `to_dict` writes it."""
     return isinstance(value, Mapping) and isinstance(value.get("kind"), str) and value["kind"] in _KINDS
+
+
+DEEPEST = 6
+"""How deep in nested values results are looked for."""
+
+
+def results_in(
+    value: object, where: str = "result", depth: int = 0
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Every plain form of a result inside a value, outermost first, and the path to it."""
+    if isinstance(value, Mapping) and is_result(value):
+        yield where, value
+    elif isinstance(value, Mapping) and depth < DEEPEST:
+        for key, item in value.items():
+            yield from results_in(item, f"{where}.{key}", depth + 1)
+    elif isinstance(value, (list, tuple)) and depth < DEEPEST:
+        for i, item in enumerate(value):
+            yield from results_in(item, f"{where}[{i}]", depth + 1)
 
 
 def measured_on_text(measured_on: Mapping[str, Any]) -> str:
