@@ -184,27 +184,3 @@ def load_project(path: str | Path) -> Project:
 def _listed(names: Iterable[str]) -> str:
     every = list(names)
     return f"{every[0]} is" if len(every) == 1 else f"{', '.join(every[:-1])} and {every[-1]} are"
-
-
-__all__ = [
-    "CONFIG",
-    "CONFIG_SCHEMA",
-    "EXPERIMENT",
-    "FILES",
-    "FINDINGS",
-    "LOG",
-    "PRIVATE",
-    "PROGRAM",
-    "SETUP",
-    "STATE",
-    "STATE_DIR_ENV",
-    "STEER",
-    "ContractFile",
-    "Project",
-    "ProjectConfig",
-    "digest",
-    "load_project",
-    "read_config",
-    "state_dir",
-    "write_config",
-]

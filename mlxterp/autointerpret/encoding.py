@@ -203,7 +203,7 @@ def decode_object(line: bytes) -> dict[str, Any]:
         raise LineError("it holds an integer of thousands of digits") from None
     if type(value) is not dict:
         raise LineError(f"it is a JSON {_JSON_NAMES[type(value)]}, and an object is needed")
-    if ("\\ud" in text or "\\uD" in text) and not _is_text(json.dumps(value, ensure_ascii=False)):
+    if ("\\ud" in text or "\\uD" in text) and not is_utf8(json.dumps(value, ensure_ascii=False)):
         raise LineError("it holds half of a surrogate pair, which is no text")
     if text.count("[") + text.count("{") > 4 * MAX_DEPTH and _depth(value) > 4 * MAX_DEPTH:
         raise LineError(f"it is nested deeper than {4 * MAX_DEPTH} levels")
@@ -240,7 +240,8 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
-def _is_text(text: str) -> bool:
+def is_utf8(text: str) -> bool:
+    """Whether a UTF-8 file can hold this text: half a surrogate pair has no encoding."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:

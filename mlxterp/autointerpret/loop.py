@@ -8,7 +8,6 @@ imported.
 from __future__ import annotations
 
 import json
-import re
 import sys
 import time
 import traceback
@@ -24,6 +23,7 @@ from mlxterp.autointerpret.entry import ExperimentEntry
 from mlxterp.autointerpret.keep_rule import RULE, Evidence, decide
 from mlxterp.autointerpret.log import ExperimentLog
 from mlxterp.errors import BudgetReached, ContractError
+from mlxterp.text import slug
 
 SMALL_EFFECT = 0.05
 """Below this an effect counts as nothing by default: 5 % of the recovered metric, or 0.05 logits."""
@@ -157,8 +157,8 @@ class AutoInterpret:
         findings = self.output_dir / FINDINGS
         findings.mkdir(exist_ok=True)
         text = json.dumps(entry.to_dict(), indent=2, ensure_ascii=False, allow_nan=False)
-        slug = "-".join(re.findall(r"[a-z0-9]+", entry.method.lower()))[:40].strip("-") or "finding"
-        write_atomically(findings / f"{int(entry.experiment_id):03d}-{slug}.json", (text + "\n").encode())
+        name = f"{int(entry.experiment_id):03d}-{slug(entry.method, default='finding')}.json"
+        write_atomically(findings / name, (text + "\n").encode())
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -198,7 +198,7 @@ def test_an_entry_of_too_many_small_values_is_logged_without_them(tmp_path):
         ({"record": "x"}, "record is 'x'"),
     ],
 )
-def test_a_field_of_the_wrong_type_is_refused_in_words(changes, says):
+def test_a_field_of_the_wrong_type_is_refused(changes, says):
     with pytest.raises(EntryError) as refused:
         an_entry(**changes)
 

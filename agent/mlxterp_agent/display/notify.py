@@ -20,8 +20,9 @@ import time
 import urllib.parse
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from types import TracebackType
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from mlxterp_agent.events import (
     Decided,
@@ -37,6 +38,9 @@ from mlxterp_agent.exit_codes import UsageError
 from mlxterp_agent.researchers.base import BudgetState
 from mlxterp_agent.storage.record import tier_of, verdict_of
 from mlxterp_agent.text import duration, one_line
+
+if TYPE_CHECKING:
+    import httpx2
 
 FLUSH = 2.0
 """Seconds that the end of a run waits for notices, over all targets."""
@@ -80,7 +84,7 @@ class Target:
     missing: str = ""
 
 
-_FAULTS = (NotSent, OSError, ValueError, ImportError, subprocess.SubprocessError)
+_FAULTS = (NotSent, OSError, ValueError, subprocess.SubprocessError)
 
 
 def targets_of(asked: Iterable[str]) -> tuple[Target, ...]:
@@ -271,7 +275,7 @@ def _target(asked: str) -> Target:
     if asked.startswith("ntfy:"):
         return _ntfy(asked.removeprefix("ntfy:"), asked)
     parts = _address(asked, asked)
-    return Target(f"the webhook at {parts.hostname}", lambda notice: _post(asked, notice._asdict()))
+    return _http_target(f"the webhook at {parts.hostname}", lambda notice: _post(asked, notice._asdict()))
 
 
 def _ntfy(named: str, asked: str) -> Target:
@@ -285,7 +289,7 @@ def _ntfy(named: str, asked: str) -> Target:
             "ntfy:my-topic-7f3a, or ntfy:https://ntfy.example.org/my-topic-7f3a."
         )
     root = urllib.parse.urlunsplit((parts.scheme, parts.netloc, "/", parts.query, ""))
-    return Target(
+    return _http_target(
         f"ntfy at {parts.hostname}",
         lambda notice: _post(root, {"topic": topic, "title": notice.title, "message": notice.text}),
     )
@@ -306,22 +310,36 @@ def _address(address: str, asked: str) -> urllib.parse.SplitResult:
     return parts
 
 
+@cache
+def _client() -> httpx2.Client:
+    """Made before the run starts, because the import and the certificates take a moment."""
+    import httpx2
+
+    limits = httpx2.Limits(max_keepalive_connections=0)
+    return httpx2.Client(headers={"User-Agent": "autointerp"}, timeout=_TIMEOUT, limits=limits)
+
+
+def _http_target(name: str, send: Callable[[Notice], None]) -> Target:
+    try:
+        _client()
+    except ImportError as problem:  # a proxy that needs a package
+        return Target(name, send, f"no notices to {name}: {one_line(str(problem), 160)}; the run continues")
+    return Target(name, send)
+
+
 def _post(address: str, body: dict[str, str]) -> None:
     """Sends JSON to exactly this address: a redirect is a failure, so that no answer can lead elsewhere."""
     import httpx2
 
     try:
         # The answer's body is not read: a server could send it for ever.
-        with httpx2.stream(
-            "POST", address, json=body, headers={"User-Agent": "autointerp"}, timeout=_TIMEOUT
-        ) as answer:
+        with _client().stream("POST", address, json=body) as answer:
             pass
     except httpx2.HTTPError as problem:
         raise NotSent(str(problem) or type(problem).__name__) from None
     if not answer.is_success:
-        hint = (
-            "; redirects are not followed, so name the last address" if answer.has_redirect_location else ""
-        )
+        elsewhere = answer.has_redirect_location
+        hint = "; redirects are not followed, so name the last address" if elsewhere else ""
         raise NotSent(f"it answered {answer.status_code}{hint}")
 
 
