@@ -1,1 +1,1 @@
-"""Intervals, tests, corrections and sequential evidence. numpy only; every interval of the project comes from here."""
+"""Intervals, tests, corrections, sequential evidence; numpy only. Every interval comes from here."""
