@@ -476,14 +476,14 @@ def test_until_the_deadline_a_service_is_waited_for_however_long_it_fails(projec
     assert clock.elapsed() >= 20 * 3600
 
 
-def test_a_service_that_stays_away_all_night_ends_as_unavailable(project):
+def test_a_service_that_does_not_answer_all_night_ends_as_unavailable(project):
     clock = FakeClock()
     script = {"lanes": [{"then": {"status": 529, "error": "overloaded_error", "retry_after": 1800}}]}
     with running(project, script, clock=clock) as (context, _, researcher):
         state = context.turn(researcher)
 
     assert isinstance(state, Failed)
-    assert "stayed away for 12 h" in state.reason
+    assert "did not answer for 12 h" in state.reason
     assert context.spent() == (0.0, 0)
 
 

@@ -169,7 +169,7 @@ class Turn:
             if self._until is not None:
                 return Done(f"{problem}, and the time ends before it is back")
             patience = duration(self._with.client.policy.patience)
-            return Failed(f"{problem}; the service stayed away for {patience}")
+            return Failed(f"{problem}; the service did not answer for {patience}")
         finally:
             self._note_usage()
 
