@@ -78,7 +78,7 @@ class RunContext:
         self.entries: list[ExperimentEntry] = []
         self.ran: list[str] = []
 
-    def turn(self, researcher: ApiResearcher, *, longest: float = 20.0) -> ResearcherState:
+    def turn(self, researcher: ApiResearcher, *, longest: float = 120.0) -> ResearcherState:
         """One whole turn; gives the state after it."""
         researcher.begin_turn(self.situation())
         until = time.monotonic() + longest
@@ -461,14 +461,29 @@ def test_the_end_of_the_time_wins_over_waiting(project):
     assert clock.elapsed() <= 600
 
 
-def test_a_service_that_stays_away_all_night_ends_as_unavailable(project):
+def test_until_the_deadline_a_service_is_waited_for_however_long_it_fails(project):
+    clock = FakeClock()
+    limited = {"status": 429, "error": "rate_limit_error", "retry_after": 3600, "times": 20}
+    limits = {"seconds": 24 * 3600}
+    with running(project, [limited, both("alpha"), END], clock=clock, limits=limits) as (
+        context,
+        _,
+        researcher,
+    ):
+        assert isinstance(context.turn(researcher), Idle)
+
+    assert context.ran == [source("alpha")]
+    assert clock.elapsed() >= 20 * 3600
+
+
+def test_a_service_that_does_not_answer_all_night_ends_as_unavailable(project):
     clock = FakeClock()
     script = {"lanes": [{"then": {"status": 529, "error": "overloaded_error", "retry_after": 1800}}]}
     with running(project, script, clock=clock) as (context, _, researcher):
         state = context.turn(researcher)
 
     assert isinstance(state, Failed)
-    assert "stayed away for 12 h" in state.reason
+    assert "did not answer for 12 h" in state.reason
     assert context.spent() == (0.0, 0)
 
 
