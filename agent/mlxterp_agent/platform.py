@@ -19,7 +19,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Protocol
 
-from mlxterp.autointerpret.contract import OUTBOX_ENV
+from mlxterp.autointerpret.log import OUTBOX_ENV
 from mlxterp_agent.exit_codes import DiskFull
 
 

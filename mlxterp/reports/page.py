@@ -76,9 +76,10 @@ class Page:
     """One rendering: the environment of its format and the figures it drew.
 
     Args:
-        format: "html" or "markdown". figures_in: what Markdown's links to its figures begin with,
-        `report_files/` or `attachment:`; None writes descriptions only. include_plots: False leaves figures
-        out and writes their descriptions.
+        format: "html" or "markdown".
+        figures_in: what Markdown's links to its figures begin with, `report_files/` or `attachment:`; None
+            writes descriptions only.
+        include_plots: False leaves figures out and writes their descriptions.
     """
 
     def __init__(self, format: str, *, figures_in: str | None = None, include_plots: bool = True) -> None:

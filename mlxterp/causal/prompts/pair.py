@@ -8,9 +8,7 @@ no gap. What does not live here: patching (`activation_patching.py`), the forwar
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, overload
 
@@ -248,34 +246,7 @@ def prepare(
     return prepared
 
 
-_kept: ContextVar[dict[Any, Any] | None] = ContextVar("_kept", default=None)
-
-
-@contextmanager
-def runs_kept() -> Iterator[None]:
-    """Inside, analyses of the same prompts on the same model share one clean and one corrupted run."""
-    before = _kept.set({})
-    try:
-        yield
-    finally:
-        _kept.reset(before)
-
-
 def _run_both(
-    model: InterpretableModel, clean: Ids, corrupted: Ids
-) -> tuple[sweep.Base | None, sweep.Base | None]:
-    """Both runs, or those made before, inside `runs_kept`."""
-    kept = _kept.get()
-    if kept is None:
-        return _runs(model, clean, corrupted)
-    key = (id(model), clean.shape, clean.tobytes(), corrupted.shape, corrupted.tobytes())
-    if key not in kept:
-        kept[key] = (model, _runs(model, clean, corrupted))  # the model too, so that its id stays its own
-    found: tuple[sweep.Base | None, sweep.Base | None] = kept[key][1]
-    return found
-
-
-def _runs(
     model: InterpretableModel, clean: Ids, corrupted: Ids
 ) -> tuple[sweep.Base | None, sweep.Base | None]:
     """Both runs, in one batch if their lengths are equal."""
