@@ -59,7 +59,7 @@ def select_pairs(
     found: list[PromptPair] = []
     n_shown, tried, n = 0, 0, selection.n
     while len(found) < n and tried < len(drawn):
-        batch = drawn[tried : tried + n]
+        batch = drawn[tried : tried + max(8, n - len(found))]
         tried += len(batch)
         kept = filter_by_behavior(model, batch) if selection.shown else batch
         n_shown += len(kept)

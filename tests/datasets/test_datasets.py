@@ -400,6 +400,7 @@ def test_smollm2_knows_capitals(smollm2):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # 1,000 forwards, which may have to share their cores
 @pytest.mark.parametrize("make", [factual_recall_pairs, capitals_pairs, languages_pairs])
 def test_smollm2_knows_enough_facts_to_explore_8_and_to_confirm_on_24_independent_ones(smollm2, make):
     candidates = make(smollm2, shown=False, one_length=False)
@@ -420,6 +421,7 @@ def test_smollm2_shows_most_drawn_pairs_of_every_length_and_seeds_share_few(smol
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_smollm2_knows_enough_landmarks_of_one_length(smollm2):
     model = smollm2
 
