@@ -37,8 +37,7 @@ def command(policy: Policy, program: list[str]) -> list[str]:
 
 
 def profile(policy: Policy) -> str:
-    """The profile of a policy. Paths are resolved: /tmp and /var are links there, and rules see through them.
-    """
+    """The profile of a policy. Paths are resolved, because rules do not see through links such as /tmp."""
     write = " ".join(f"(subpath {_quoted(path)})" for path in policy.write if not path.startswith("/dev/"))
     hidden = [*policy.hide, *(os.path.join(os.path.expanduser("~"), name) for name in _SECRETS)]
     hide = " ".join(f"(subpath {_quoted(path)})" for path in hidden)
