@@ -96,3 +96,10 @@ def test_plain_values_are_those_that_json_has():
         "b": [0, 1],
         "row": {"label": "x", "share": 1.0, "parts": [], "ci": None},
     }
+
+
+def test_an_annotation_whose_name_is_not_there_at_run_time_is_refused_with_its_class():
+    unknown = dataclass(type("Broken", (), {"__annotations__": {"effects": "NowhereImported"}}))
+
+    with pytest.raises(ResultError, match=r"fields of Broken .*NowhereImported"):
+        converters(unknown)
