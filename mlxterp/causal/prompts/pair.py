@@ -40,6 +40,8 @@ class PromptPair:
         answer: what the clean prompt should be continued with: one token, as text (`" Paris"`) or id.
         foil: what the corrupted prompt should be continued with.
         name: for people.
+        cluster: pairs with the same one are one piece of evidence; None stands for pairs that share a prompt
+            (`mlxterp.statistics.clusters`).
     """
 
     clean: Prompt
@@ -47,6 +49,7 @@ class PromptPair:
     answer: str | int | None = None
     foil: str | int | None = None
     name: str = ""
+    cluster: str | None = None
 
 
 @dataclass(frozen=True)
