@@ -24,6 +24,16 @@ PAIRS = [
 ]
 
 
+TOKENS = np.array([list(CLEAN.encode()), list(CORRUPTED.encode())])
+"""Both prompts as the byte tokenizer reads them."""
+
+
+def everything(logits, examples):
+    """A number per row that depends on all of its logits and on which prompt it is said to start from."""
+    weights = np.cos(np.arange(logits.shape[1]))
+    return logits.astype(np.float64) @ weights + 100.0 * examples
+
+
 @pytest.fixture(scope="session", params=sorted(FAMILIES))
 def any_family(request: pytest.FixtureRequest) -> InterpretableModel:
     return InterpretableModel(tiny_module(request.param), ByteTokenizer())

@@ -14,8 +14,7 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
-from mlxterp.causal.batching import one_pass
-from mlxterp.causal.batching.prefix_caches import CommonPrefix
+from mlxterp.causal.batching.base_run import CannotJoin, PrefixCache, run_base
 from mlxterp.causal.circuits.graph import (
     Edge,
     Graph,
@@ -341,19 +340,19 @@ def baselines(
 
 def common_prefix(
     model: InterpretableModel, clean: Ids, corrupted: Ids
-) -> tuple[int, list[CommonPrefix] | None]:
+) -> tuple[int, list[PrefixCache] | None]:
     """The first position at which any pair differs, and what attention sees before it; 0 where that is not
     known, because this architecture keeps something else than keys and values."""
     start = int(np.argmax((clean != corrupted).any(axis=0)))
     if not start:
         return 0, None
     try:
-        caches = one_pass.run_base(model, clean).caches
-    except one_pass.CannotJoin:
+        caches = run_base(model, clean).caches
+    except CannotJoin:
         caches = None
     if caches is None:
         return 0, None
-    return start, [CommonPrefix(start, recorded) for recorded in caches]
+    return start, [PrefixCache(start, recorded) for recorded in caches]
 
 
 NUMBER_BUDGET = 1 << 27

@@ -16,7 +16,7 @@ import mlx.nn as nn
 import numpy as np
 from numpy.typing import NDArray
 
-from mlxterp.causal.batching.prefix_caches import CommonPrefix
+from mlxterp.causal.batching.base_run import PrefixCache
 from mlxterp.core.architecture import linear
 from mlxterp.core.architecture.attention import NAME as ATTENTION_FUNCTION
 from mlxterp.core.architecture.parts import Layer
@@ -49,7 +49,7 @@ class NodeOutputs:
     """
 
     def __init__(
-        self, model: InterpretableModel, length: int, before: Sequence[CommonPrefix] | None = None
+        self, model: InterpretableModel, length: int, before: Sequence[PrefixCache] | None = None
     ) -> None:
         architecture = model.architecture
         architecture.require("decomposed", "head_outputs", "unembedding")

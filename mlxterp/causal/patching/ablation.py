@@ -159,8 +159,8 @@ class _Subjects:
     clean_metric: Floats
     corrupted_metric: Floats | None
     measured_on: dict[str, Any]
-    run: sweep.Base | None  # of the prompts, and of the corrupted ones, if they were kept
-    others_run: sweep.Base | None
+    run: sweep.BaseRun | None  # of the prompts, and of the corrupted ones, if they were kept
+    others_run: sweep.BaseRun | None
 
 
 def ablate(
@@ -318,7 +318,7 @@ def _stand_ins(
 
 
 def _seen_before(
-    runs: Sequence[sweep.Base | None], points: Sequence[HookPoint], chosen: Ids
+    runs: Sequence[sweep.BaseRun | None], points: Sequence[HookPoint], chosen: Ids
 ) -> dict[HookPoint, mx.array] | None:
     """Activations of the chosen of all these runs' prompts; None if not all were kept."""
     found = {}

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
 from mlxterp import metrics
-from mlxterp.causal.batching import one_pass, packed_rows, sweep
+from mlxterp.causal.batching import packed, sweep
 from mlxterp.causal.patching.sites import within
 from mlxterp.causal.prompts.encoding import (
     Ids,
@@ -30,7 +31,6 @@ from mlxterp.causal.prompts.encoding import (
 )
 from mlxterp.core import interventions
 from mlxterp.core.hook_points import HookPoint, component_name
-from mlxterp.core.linux_blas import swiglu as fast_math
 from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import NoGap, PromptPairError, SweepError, TokenError
 from mlxterp.metrics import Floats, Metric, MetricFunction
@@ -73,102 +73,64 @@ def subject_positions(
     return tuple(int(p) for p in np.flatnonzero(inside))
 
 
-def trace(
+@dataclass(frozen=True)
+class _Restoration:
+    """What is restored, in which runs: `window` layers of a component around each of `layers`, in runs with
+    noise of standard deviation `std`."""
+
+    component: str
+    window: int
+    layers: Sequence[int]
+    std: float
+    samples: int
+
+    def restored_layers(self, middle: int, n_layers: int) -> range:
+        """As many layers as the window has, fewer at the ends."""
+        first, until = middle - self.window // 2, middle - (-self.window // 2)
+        return range(max(0, first), min(n_layers, until))
+
+
+def _trace(
     model: InterpretableModel,
     subject: Subject,
     metric: Metric,
-    name: str,
-    window: int,
-    layers: Sequence[int],
-    std: float,
-    samples: int,
+    what: _Restoration,
     key: mx.array,
     progress: Callable[[int, int], None] | None,
 ) -> tuple[Floats, Floats]:
     """The metric with noise [samples], and with each state restored [samples, n_layers, length]."""
-    length, where = subject.tokens.shape[1], list(subject.positions)
+    length, where, samples = subject.tokens.shape[1], list(subject.positions), what.samples
     clean = subject.embed[:, mx.array(where)]
-    noisy = clean + std * mx.random.normal((samples, *clean.shape[1:]), key=key)
+    noisy = clean + what.std * mx.random.normal((samples, *clean.shape[1:]), key=key)
     mx.eval(noisy)
-    corrupt = [interventions.replace(EMBED, noisy[s : s + 1], positions=where) for s in range(samples)]
-    points = [HookPoint(name, layer) for layer in range(model.n_layers)]
-    states = sweep.capture(model, subject.tokens, points)
+    noise = [(interventions.replace(EMBED, noisy[s : s + 1], positions=where),) for s in range(samples)]
+    points = [HookPoint(what.component, layer) for layer in range(model.n_layers)]
+    states = {
+        p: np.array(x.astype(mx.float32)) for p, x in sweep.capture(model, subject.tokens, points).items()
+    }
 
     def read(logits: np.ndarray[Any, Any], _: Ids) -> Floats:
         return metric(logits, subject.targets.take(np.zeros(len(logits), dtype=np.int64)))
 
-    restored = _Restored(states, window, model.n_layers)
-    cells = [(row, layer, p) for row, layer in enumerate(layers) for p in range(where[0], length)]
-    base = sweep.run_rows(model, subject.tokens, [sweep.Row(0, (edit,)) for edit in corrupt], read)
-    values = np.repeat(base[:, None], len(layers) * length, axis=1).reshape(samples, len(layers), length)
-    size = max(1, sweep.KEPT_TOKENS // length)
-    for start in range(0, samples, size):
-        some = range(start, min(start + size, samples))
-        noisy_run = _noisy_run(model, subject.tokens, noisy[some.start : some.stop], where)
-        joining = [] if noisy_run is None else [c for c in cells if restored.joins(name, c[1])]
-        from_embedding = [c for c in cells if c not in set(joining)]
-        for chosen, kept in ((joining, noisy_run), (from_embedding, None)):
-            edits = [(i, s, restored.edits(layer, p)) for _, layer, p in chosen for i, s in enumerate(some)]
-            if kept is None:  # the rows bring their noise along
-                tokens = subject.tokens
-                rows = [sweep.Row(0, (corrupt[s], *each)) for _, s, each in edits]
-            else:
-                tokens = np.repeat(subject.tokens, len(some), axis=0)
-                rows = [sweep.Row(i, each) for i, _, each in edits]
-            if not rows:
-                continue
-            # The plain engine knows nothing of a noisy run, so rows that join one must not fall back to it.
-            engine: sweep.Engine = "auto" if kept is None else "one_pass"
-            found = sweep.run_rows(model, tokens, rows, read, base=kept, engine=engine, progress=progress)
-            for (row, _, p), of_samples in zip(chosen, found.reshape(len(chosen), -1), strict=True):
-                values[list(some), row, p] = of_samples
+    @cache  # rows with equal edits share them, so that each is made once
+    def restore(point: HookPoint, position: int) -> interventions.Intervention:
+        value = states[point][:, position : position + 1]
+        return interventions.replace(point, value, positions=[position])
+
+    base = sweep.run_rows(model, subject.tokens, [sweep.Row(0, edits) for edits in noise], read)
+    cells = [(i, p) for i in range(len(what.layers)) for p in range(where[0], length)]
+    rows = []
+    for i, p in cells:
+        layers = what.restored_layers(what.layers[i], model.n_layers)
+        edits = tuple(restore(point, p) for point in points if point.layer in layers)
+        rows += [sweep.Row(s, edits) for s in range(samples)]
+    # The noisy runs are the prompts that rows branch off from.
+    tokens = np.repeat(subject.tokens, samples, axis=0)
+    found = sweep.run_rows(model, tokens, rows, read, base_edits=noise, progress=progress)
+    values = np.repeat(base[:, None], len(what.layers) * length, axis=1).reshape(samples, -1, length)
+    for (i, p), of_samples in zip(cells, found.reshape(len(cells), samples), strict=True):
+        values[:, i, p] = of_samples
     return base, values
-
-
-def _noisy_run(
-    model: InterpretableModel, tokens: Ids, noisy: mx.array, where: Sequence[int]
-) -> sweep.Base | None:
-    """The runs of these draws of noise, for rows to join; None where rows cannot join a running batch."""
-    if tokens.size > sweep.KEPT_TOKENS:
-        return None
-    names = [name for name in packed_rows.POINTS if model.capabilities[name].available]
-    points = [HookPoint(name, layer) for name in names for layer in range(model.n_layers)]
-    edit = interventions.replace(EMBED, noisy, positions=list(where))
-    rows = np.repeat(tokens, len(noisy), axis=0)
-    try:
-        with fast_math.used(model.architecture):
-            return one_pass.run_base(model, rows, points, interventions=[edit])
-    except one_pass.CannotJoin:
-        return None
-
-
-class _Restored:
-    """The interventions that restore a state, made once each: equal rows then share them."""
-
-    def __init__(self, states: Mapping[HookPoint, mx.array], window: int, n_layers: int) -> None:
-        self._states = {point: np.array(x.astype(mx.float32)) for point, x in states.items()}
-        self._window, self._n_layers = window, n_layers
-        self._made: dict[tuple[HookPoint, int], interventions.Intervention] = {}
-
-    def joins(self, name: str, layer: int) -> bool:
-        """Whether a row restored around this layer is as its noisy run behind some block."""
-        return name == "resid_post" or self._layers(layer).start > 0
-
-    def edits(self, layer: int, position: int) -> tuple[interventions.Intervention, ...]:
-        layers = self._layers(layer)
-        return tuple(self._edit(point, position) for point in self._states if point.layer in layers)
-
-    def _layers(self, middle: int) -> range:
-        """As many layers as the window has, fewer at the ends."""
-        first, until = middle - self._window // 2, middle - (-self._window // 2)
-        return range(max(0, first), min(self._n_layers, until))
-
-    def _edit(self, point: HookPoint, position: int) -> interventions.Intervention:
-        known = self._made.get((point, position))
-        if known is None:
-            value = self._states[point][:, position : position + 1]
-            known = self._made[point, position] = interventions.replace(point, value, positions=[position])
-        return known
 
 
 ROLES = (
@@ -270,12 +232,11 @@ def causal_tracing(
     read = [_subject(model, each, chosen) for each in listed]
     swept = within(layers, model.n_layers, "layers")
     std = noise * float(np.std(np.concatenate([np.array(s.embed)[0, list(s.positions)] for s in read])))
+    what = _Restoration(point_name, span, swept, std, samples)
     measured: list[tuple[Floats, Floats]] = []
     for i, each in enumerate(read):
         told = _told(progress, i, len(read))
-        measured.append(
-            trace(model, each, chosen, point_name, span, swept, std, samples, mx.random.key(seed + i), told)
-        )
+        measured.append(_trace(model, each, chosen, what, mx.random.key(seed + i), told))
     facts = facts_of(model) | {
         "prompts": [_described(model, each, s) for each, s in zip(listed, read, strict=True)],
         "metric": chosen.name,
@@ -308,10 +269,10 @@ def causal_tracing(
 
 def _what(model: InterpretableModel, component: str, window: int | None) -> tuple[str, int]:
     name = component_name(component)
-    if name not in packed_rows.POINTS:
+    if name not in packed.POINTS:
         raise SweepError(
             f"component={component!r} is not a state of one position. Restore one of: "
-            f"{', '.join(packed_rows.POINTS)}."
+            f"{', '.join(packed.POINTS)}."
         )
     model.architecture.require(name)
     default = 1 if name.startswith("resid") else max(1, round(model.n_layers * 10 / 48))

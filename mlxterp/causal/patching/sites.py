@@ -69,8 +69,8 @@ class Runs:
 
     base: Ids
     source: Ids
-    base_run: sweep.Base | None
-    source_run: sweep.Base | None
+    base_run: sweep.BaseRun | None
+    source_run: sweep.BaseRun | None
     base_metric: Floats
     positions: tuple[tuple[int, int], ...]
     same_until: int

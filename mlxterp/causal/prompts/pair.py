@@ -70,8 +70,8 @@ class Prepared:
     targets: metrics.Targets
     clean_metric: metrics.Floats
     corrupted_metric: metrics.Floats
-    clean_run: sweep.Base | None = field(default=None, repr=False)
-    corrupted_run: sweep.Base | None = field(default=None, repr=False)
+    clean_run: sweep.BaseRun | None = field(default=None, repr=False)
+    corrupted_run: sweep.BaseRun | None = field(default=None, repr=False)
 
     @property
     def gap(self) -> float:
@@ -230,7 +230,7 @@ def runs_kept() -> Iterator[None]:
 
 def _run_both(
     model: InterpretableModel, clean: Ids, corrupted: Ids
-) -> tuple[sweep.Base | None, sweep.Base | None]:
+) -> tuple[sweep.BaseRun | None, sweep.BaseRun | None]:
     """Both runs, or those made before, inside `runs_kept`."""
     kept = _kept.get()
     if kept is None:
@@ -238,13 +238,13 @@ def _run_both(
     key = (id(model), clean.shape, clean.tobytes(), corrupted.shape, corrupted.tobytes())
     if key not in kept:
         kept[key] = (model, _runs(model, clean, corrupted))  # the model too, so that its id stays its own
-    found: tuple[sweep.Base | None, sweep.Base | None] = kept[key][1]
+    found: tuple[sweep.BaseRun | None, sweep.BaseRun | None] = kept[key][1]
     return found
 
 
 def _runs(
     model: InterpretableModel, clean: Ids, corrupted: Ids
-) -> tuple[sweep.Base | None, sweep.Base | None]:
+) -> tuple[sweep.BaseRun | None, sweep.BaseRun | None]:
     """Both runs, in one batch if their lengths are equal."""
     if clean.shape != corrupted.shape:
         return sweep.run_prompts(model, clean), sweep.run_prompts(model, corrupted)
