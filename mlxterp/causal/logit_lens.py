@@ -1,7 +1,7 @@
 """The logit lens: the next token read from every layer's residual stream.
 
-What lives here: decoding resid_post as if it were the last. What doesn't: what single components write
-(`direct_logit_attribution.py`), training translators to stand before the norm (`tuned_lens.py`).
+resid_post of each layer is decoded as if it were the last. `tuned_lens.py` trains translators that stand
+before the norm.
 """
 
 from __future__ import annotations
@@ -94,10 +94,10 @@ def read_layers(
     if not at:
         raise TokenError("no positions were given. Give at least one, or None for all.")
     points = [HookPoint("resid_post", layer) for layer in range(model.n_layers)]
-    _, seen = model.run(mx.array(tokens), capture=points)
+    _, captured = model.run(mx.array(tokens), capture=points)
 
     def decoded(layer: int) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
-        h = translate(layer, seen[points[layer]][:, mx.array(at)])
+        h = translate(layer, captured[points[layer]][:, mx.array(at)])
         return np.array(architecture.final(h)[0].astype(mx.float32))
 
     target = int(decoded(model.n_layers - 1)[-1].argmax()) if answer is None else token_id(model, answer)

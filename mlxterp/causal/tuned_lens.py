@@ -1,7 +1,6 @@
 """The tuned lens: an affine translator per layer, before the logit lens reads it (Belrose et al. 2023).
 
-What lives here: the translators as a value, files of them, reading with them. What doesn't: training them
-(`tuned_lens.py`), how a layer is decoded (`lens.py`).
+The translators as a value, files of them, reading with them, and training them.
 """
 
 from __future__ import annotations
@@ -342,10 +341,10 @@ def _positions(model: InterpretableModel, chosen: Sequence[Chosen]) -> tuple[lis
     """Every layer's resid_post [n, d_model] and the model's own logits [n, d_vocab] at these positions."""
     batch = pad([text for text, _ in chosen])
     points = [HookPoint("resid_post", layer) for layer in range(model.n_layers)]
-    _, seen = model.run(batch.tokens, capture=points, lengths=batch.lengths)
+    _, captured = model.run(batch.tokens, capture=points, lengths=batch.lengths)
     width = batch.tokens.shape[1]
     index = mx.array([row * width + p for row, (_, at) in enumerate(chosen) for p in at])
-    streams = [seen[point].reshape(-1, model.d_model)[index] for point in points]
+    streams = [captured[point].reshape(-1, model.d_model)[index] for point in points]
     mx.eval(streams)
     return streams, model.architecture.final(streams[-1])
 

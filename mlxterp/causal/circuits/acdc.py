@@ -7,9 +7,6 @@ corrupted prompt. If that adds less than the threshold τ to the loss, the edge 
         if loss(H \ {e}) − loss(H) < τ:  H ← H \ {e}
 
 with loss = KL(clean run ‖ run of H) by default. A node without edges left needs no test of what it reads.
-
-What lives here: what may be asked, and the loop. What doesn't: how edges are decided (`acdc.py`), the
-file that keeps the decisions (`acdc.py`), how long it will take (`acdc.py`).
 """
 
 from __future__ import annotations
@@ -19,7 +16,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -27,13 +24,12 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from mlxterp import metrics
 from mlxterp.causal.circuits.circuit import Circuit
 from mlxterp.causal.circuits.edge_patching import DESCRIBED, EdgeAblation, EdgeRun, Mask
 from mlxterp.causal.circuits.graph import Edge
 from mlxterp.causal.prompts.alignment import Align
 from mlxterp.causal.prompts.encoding import Prompt
-from mlxterp.causal.prompts.pair import Prepared, PromptPair, as_pairs, prepare
+from mlxterp.causal.prompts.pair import MetricLike, Pairs, Prepared, as_pairs, prepare
 from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import SweepError
 from mlxterp.results import CircuitEdge, CircuitResult
@@ -274,11 +270,11 @@ __all__ = ["AcdcProgress", "acdc"]
 
 def acdc(
     model: InterpretableModel,
-    clean: Prompt | PromptPair | Sequence[PromptPair],
+    clean: Prompt | Pairs,
     corrupted: Prompt | None = None,
     *,
     threshold: float,
-    metric: str | metrics.MetricFunction | metrics.Metric = "kl",
+    metric: MetricLike = None,
     answer: str | int | None = None,
     foil: str | int | None = None,
     align: Align = "strict",
@@ -302,12 +298,13 @@ def acdc(
             what that adds to the loss is in `measured_on`. By default every edge is searched.
         threshold: τ, in units of the metric. −inf keeps every edge, +inf none.
         metric: a distance from the clean run (`kl`, `l2`, `cosine`) is the loss itself; of a behaviour
-            (`logit_diff`, `log_prob`, a callable), what is lost of it.
+            (`logit_diff`, `log_prob`, a callable), what is lost of it. By default `kl`, or the metric of
+            prepared pairs.
         batch: most edges tested at once; 1 tests them one by one. The result is the same.
         token_budget: bounds the memory of a batch; it may hold fewer edges than `batch` then.
         checkpoint: a file that keeps the decisions made so far; a search with the same arguments goes on
             from it.
-        progress: told after each batch.
+        progress: called after each batch.
 
     Raises:
         SweepError: prompts of different lengths, or a checkpoint of another search.
@@ -318,6 +315,8 @@ def acdc(
             f"threshold={threshold} and batch={batch}. Give a threshold in units of the metric, and a batch "
             "of 1 or more."
         )
+    if metric is None and not isinstance(clean, Prepared):
+        metric = "kl"
     prepared = prepare(model, as_pairs(clean, corrupted, answer=answer, foil=foil), metric, align=align)
     run = EdgeRun(
         model,

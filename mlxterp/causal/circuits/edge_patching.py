@@ -1,13 +1,14 @@
 """Runs of a model in which chosen edges carry the value that their sender has on the corrupted prompt, zero,
 or its mean.
 
-What lives here: the prompts that such runs start from, and their edges by name. What doesn't: the runs of
-a batch of sets of edges (`edge_patching.py`), one node (`node_outputs.py`), which edges to patch.
+The runs of a batch share the clean run: only nodes whose inputs change, and whose output still reaches the
+logits, are computed again (`node_outputs.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeAlias, get_args
 
 import mlx.core as mx
@@ -40,33 +41,60 @@ DESCRIBED = {
 }
 
 
-def check_ablation(ablation: str, clean: Ids, corrupted: Ids) -> None:
-    """SweepError for a kind that is not known, or a mean over a single prompt."""
-    if ablation not in get_args(EdgeAblation):
-        raise SweepError(
-            f"ablation={ablation!r} is not known. Choose one of: {', '.join(get_args(EdgeAblation))}."
-        )
-    if ablation == "mean" and clean.shape == corrupted.shape and len(different(clean, corrupted)) < 2:
-        raise SweepError("ablation='mean' over a single prompt carries what is already there. Give several.")
+Activations: TypeAlias = dict[HookPoint, mx.array]
 
 
-def different(clean: Ids, corrupted: Ids) -> Ids:
-    """Which of all prompts, clean then corrupted, are the first of their kind; all of them where lengths
-    differ."""
-    if clean.shape != corrupted.shape:
-        return np.arange(len(clean) + len(corrupted))
-    return np.sort(np.unique(np.concatenate([clean, corrupted]), axis=0, return_index=True)[1])
+@dataclass(frozen=True, eq=False)
+class EdgePrompts:
+    """The prompts of runs with patched edges, and what a patched edge carries.
 
+    Attributes:
+        clean, corrupted: token ids `[n, length]`.
+        positions: (clean, corrupted) positions that correspond; None where each corresponds to itself.
+    """
 
-def carried(ablation: EdgeAblation, clean: mx.array, corrupted: mx.array, mean_over: Ids) -> mx.array:
-    """What stands in for a sender's values on the clean prompts, [n, …] from both runs' values [n, …]."""
-    if ablation == "zero":
-        return mx.zeros_like(clean)
-    if ablation == "mean":
-        every = mx.concatenate([clean, corrupted])[mx.array(mean_over)]
-        mean = mx.mean(every.astype(mx.float32), axis=0, keepdims=True).astype(clean.dtype)
-        return mx.broadcast_to(mean, clean.shape)
-    return corrupted
+    clean: Ids
+    corrupted: Ids
+    positions: Sequence[tuple[int, int]] | None = None
+    ablation: EdgeAblation = "corrupted"
+
+    def check_ablation(self) -> None:
+        """SweepError for an unknown kind of ablation, or a mean over a single prompt."""
+        if self.ablation not in get_args(EdgeAblation):
+            raise SweepError(
+                f"ablation={self.ablation!r} is not known. Choose one of: "
+                f"{', '.join(get_args(EdgeAblation))}."
+            )
+        if self.ablation == "mean" and self.clean.shape == self.corrupted.shape and len(self.distinct()) < 2:
+            raise SweepError(
+                "ablation='mean' over a single prompt carries what is already there. Give several."
+            )
+
+    def distinct(self) -> Ids:
+        """Which of all prompts, clean then corrupted, are the first of their kind; all of them where lengths
+        differ."""
+        if self.clean.shape != self.corrupted.shape:
+            return np.arange(len(self.clean) + len(self.corrupted))
+        both = np.concatenate([self.clean, self.corrupted])
+        return np.sort(np.unique(both, axis=0, return_index=True)[1])
+
+    def run_both(self, run: Callable[[Ids], Activations]) -> tuple[Activations, Activations]:
+        """Activations [n, pos, …] of the clean prompts, and of the corrupted ones at the clean positions."""
+        if self.positions is None:
+            both, n = run(np.concatenate([self.clean, self.corrupted])), len(self.clean)
+            return {p: x[:n] for p, x in both.items()}, {p: x[n:] for p, x in both.items()}
+        own, other = run(self.clean), run(self.corrupted)
+        return own, {p: at_clean_positions(x, other[p], self.positions) for p, x in own.items()}
+
+    def carried(self, clean: mx.array, corrupted: mx.array) -> mx.array:
+        """The values [n, …] that patched edges carry, from a sender's values in both runs [n, …]."""
+        if self.ablation == "zero":
+            return mx.zeros_like(clean)
+        if self.ablation == "mean":
+            every = mx.concatenate([clean, corrupted])[mx.array(self.distinct())]
+            mean = mx.mean(every.astype(mx.float32), axis=0, keepdims=True).astype(clean.dtype)
+            return mx.broadcast_to(mean, clean.shape)
+        return corrupted
 
 
 Mask: TypeAlias = NDArray[np.bool_]
@@ -290,50 +318,34 @@ class Baselines(NamedTuple):
 
 
 def baselines(
-    model: InterpretableModel,
-    graph: Graph,
-    nodes: NodeOutputs,
-    clean: Ids,
-    corrupted: Ids,
-    *,
-    positions: Sequence[tuple[int, int]] | None,
-    ablation: EdgeAblation,
-    start: int,
+    model: InterpretableModel, graph: Graph, nodes: NodeOutputs, prompts: EdgePrompts, start: int
 ) -> Baselines:
-    """Runs both prompts and compares what their nodes write; `start` is the first position that is kept."""
+    """Runs both prompts and compares what their nodes write, from position `start` on."""
     names = ["z", "resid_pre", *(["mlp_out"] if graph.has_mlp else [])]
     names += ["resid_mid"] if graph.has_mlp and not graph.parallel else []
     last = HookPoint("resid_post", graph.n_layers - 1)
-    n, mean_over = len(clean), different(clean, corrupted)
 
-    def run(tokens: Ids) -> dict[HookPoint, mx.array]:
-        _, seen = model.run(mx.array(tokens), capture=[*names, last, "embed"])
-        return {point: x.astype(mx.float32) for point, x in seen.items()}
+    def run(tokens: Ids) -> Activations:
+        _, captured = model.run(mx.array(tokens), capture=[*names, last, "embed"])
+        return {point: x.astype(mx.float32) for point, x in captured.items()}
 
-    def changed(both: mx.array) -> mx.array:
-        return carried(ablation, both[:n], both[n:], mean_over) - both[:n]
+    clean, corrupted = ({point: x[:, start:] for point, x in own.items()} for own in prompts.run_both(run))
 
-    if positions is None:
-        both = run(np.concatenate([clean, corrupted]))
-    else:
-        own, other = run(clean), run(corrupted)
-        both = {
-            point: mx.concatenate([x, at_clean_positions(x, other[point], positions)])
-            for point, x in own.items()
-        }
-    both = {point: x[:, start:] for point, x in both.items()}
-    change = [changed(both[HookPoint("embed")])[None]]
+    def change(point: HookPoint) -> mx.array:
+        return prompts.carried(clean[point], corrupted[point]) - clean[point]
+
+    changes = [change(HookPoint("embed"))[None]]
     for layer in range(graph.n_layers):
-        z = both[HookPoint("z", layer)]
-        written = nodes.all_written(layer, z)
-        if ablation == "zero":  # the head at zero: its share of the output bias stays
-            of_heads = nodes.all_written(layer, mx.zeros_like(z[:n])) - written[:n]
+        z = HookPoint("z", layer)
+        written = nodes.all_written(layer, clean[z])
+        if prompts.ablation == "zero":  # the head at zero: its share of the output bias stays
+            carried = nodes.all_written(layer, mx.zeros_like(clean[z]))
         else:
-            of_heads = changed(written)
-        change.append(mx.moveaxis(of_heads, 2, 0))
+            carried = prompts.carried(written, nodes.all_written(layer, corrupted[z]))
+        changes.append(mx.moveaxis(carried - written, 2, 0))
         if graph.has_mlp:
-            change.append(changed(both[HookPoint("mlp_out", layer)])[None])
-    found = Baselines({point: x[:n] for point, x in both.items()}, mx.concatenate(change))
+            changes.append(change(HookPoint("mlp_out", layer))[None])
+    found = Baselines(clean, mx.concatenate(changes))
     mx.eval(found.clean, found.corruption)
     return found
 
@@ -341,8 +353,10 @@ def baselines(
 def common_prefix(
     model: InterpretableModel, clean: Ids, corrupted: Ids
 ) -> tuple[int, list[PrefixCache] | None]:
-    """The first position at which any pair differs, and what attention sees before it; 0 where that is not
-    known, because this architecture keeps something else than keys and values."""
+    """The first position at which any pair differs, and caches of what attention sees before it.
+
+    0 where it is not known, because this architecture keeps something else than keys and values.
+    """
     start = int(np.argmax((clean != corrupted).any(axis=0)))
     if not start:
         return 0, None
@@ -392,7 +406,8 @@ class EdgeRun:
         suffix_only: bool = False,
         token_budget: int | None = None,
     ) -> None:
-        check_ablation(ablation, clean, corrupted)
+        prompts = EdgePrompts(clean, corrupted, positions, ablation)
+        prompts.check_ablation()
         if positions is not None and (clean.shape[1] - 1, corrupted.shape[1] - 1) not in positions:
             raise SweepError(
                 f"the map {list(positions)} leaves out the last position, where the answer is read, so no "
@@ -422,16 +437,7 @@ class EdgeRun:
             count = self.graph.n_senders_to(receiver[0])
             self._edges_into[receiver] = slice(first, first + count)
             first += count
-        clean_run, self._corruption = baselines(
-            model,
-            self.graph,
-            nodes,
-            clean,
-            corrupted,
-            positions=positions,
-            ablation=ablation,
-            start=self.start,
-        )
+        clean_run, self._corruption = baselines(model, self.graph, nodes, prompts, self.start)
         self._batches = EdgeBatches(self.graph, nodes, clean_run, self._corruption, self._edges_into)
 
     @property

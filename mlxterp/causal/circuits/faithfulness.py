@@ -1,10 +1,9 @@
-"""How well a circuit does the work of its model: faithfulness, completeness, minimality.
+"""How well a circuit does the work of its model: faithfulness, completeness, minimality, curves over sizes.
 
-Faithfulness f(C) is defined where it is measured (`faithfulness.py`). It is sensitive to what is ablated and
-how (Miller et al. 2024): numbers from other ablations are other numbers.
+    f(C) = (m(C) − m(∅)) / (m(M) − m(∅))     m with every edge outside C ablated; M is the whole model
 
-What lives here: which circuits these measures compare. What doesn't: circuits of growing size, CPR and CMD
-(`faithfulness.py`), the runs (`faithfulness.py`), the circuit (`circuit.py`).
+Faithfulness f is sensitive to the ablation (Miller et al. 2024): values under different ablations cannot be
+compared.
 """
 
 from __future__ import annotations
@@ -16,20 +15,17 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from mlxterp import metrics
 from mlxterp.causal.circuits.circuit import Circuit, EdgeScores, scores_in_order
 from mlxterp.causal.circuits.edge_patching import EdgeAblation, EdgeRun, Mask
 from mlxterp.causal.circuits.graph import Edge, Node
 from mlxterp.causal.prompts.alignment import Align
-from mlxterp.causal.prompts.pair import Prepared, PromptPair, prepare
+from mlxterp.causal.prompts.pair import MetricLike, Pairs, Prepared, prepare
 from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import NoGap, SweepError
 from mlxterp.results import CircuitResult
 from mlxterp.statistics.effects import Effects, effects
 
-Pairs: TypeAlias = PromptPair | Sequence[PromptPair]
 SomeCircuit: TypeAlias = Circuit | CircuitResult | Iterable[Edge | str]
-MetricLike: TypeAlias = str | metrics.MetricFunction | metrics.Metric | None
 
 
 class Evaluation:
@@ -149,11 +145,10 @@ def faithfulness(
     Raises:
         SweepError: an edge that this model does not have.
     """
-    several = [circuit]
     return faithfulnesses(
         model,
         pairs,
-        several,
+        [circuit],
         metric=metric,
         align=align,
         ablation=ablation,

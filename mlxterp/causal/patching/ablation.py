@@ -1,8 +1,4 @@
-"""Ablation of sets of components: does the behaviour need them, and do they suffice?
-
-What lives here: what stands in for an ablated activation, necessity and sufficiency. What doesn't: sets and
-random sets (`ablation.py`), the forward passes (`sweep.py`), circuits of edges.
-"""
+"""Ablation of sets of components: does the behaviour need them, and do they suffice?"""
 
 from __future__ import annotations
 
@@ -26,6 +22,9 @@ from mlxterp.causal.prompts.encoding import (
     token_rows,
 )
 from mlxterp.causal.prompts.pair import (
+    MetricLike,
+    Pairs,
+    Prepared,
     PromptPair,
     as_pairs,
     prepare,
@@ -37,7 +36,7 @@ from mlxterp.core.hook_points import HookPoint, component_name, head_label
 from mlxterp.core.interventions import Intervention
 from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import MetricError, NoGap, SweepError
-from mlxterp.metrics import Floats, Metric, MetricFunction
+from mlxterp.metrics import Floats, Metric
 from mlxterp.results import AblationResult, AblationRow
 from mlxterp.statistics.effects import effects
 
@@ -65,7 +64,7 @@ class Part:
 
 
 def read_parts(model: InterpretableModel, members: Sequence[Member]) -> tuple[Part, ...]:
-    """A set as written; SweepError for an empty one, a member twice, or one that does not exist."""
+    """The parts of a set; SweepError for an empty set, a member twice, or one that does not exist."""
     if not members or isinstance(members, str):
         raise SweepError(
             f"{members!r} is not a set of heads. Give for instance [(9, 6), 'L10.H0', 'L3.mlp_out']."
@@ -149,7 +148,7 @@ Kind: TypeAlias = Literal["mean", "zero", "resample"]
 
 @dataclass(frozen=True)
 class _Subjects:
-    """What is ablated on: prompts as tokens, the metric, and its baselines."""
+    """The prompts of an ablation as tokens, the metric, and its baselines."""
 
     tokens: Ids
     others: Ids | None  # the corrupted prompts, position to position
@@ -165,12 +164,12 @@ class _Subjects:
 
 def ablate(
     model: InterpretableModel,
-    prompts: PromptPair | Sequence[PromptPair] | Prompt | Sequence[Prompt],
+    prompts: Pairs | Prompt | Sequence[Prompt],
     heads: Sequence[Member] | Mapping[str, Sequence[Member]],
     *,
     kind: Kind = "mean",
     keep: bool = False,
-    metric: str | MetricFunction | Metric | None = None,
+    metric: MetricLike = None,
     answer: str | int | None = None,
     foil: str | int | None = None,
     align: Align = "strict",
@@ -297,8 +296,7 @@ def _measure(
 def _stand_ins(
     model: InterpretableModel, subjects: _Subjects, points: Sequence[HookPoint], kind: Kind
 ) -> dict[HookPoint, mx.array]:
-    """What is put in: per point the mean over prompts `[1, …]`, or each corrupted prompt's activation `[n,
-    …]`."""
+    """The activations put in: per point the mean over prompts `[1, …]`, or each corrupted prompt's."""
     if kind == "zero":
         return {}
     if kind == "resample":
@@ -313,11 +311,11 @@ def _stand_ins(
             "kind='mean' over a single prompt puts in what is already there. Give several prompts of one "
             "length, or pairs, or use kind='zero' or 'resample'."
         )
-    seen = _seen_before([run for _, run in runs], points, first) or sweep.capture(model, prompts, points)
-    return {point: mx.mean(value.astype(mx.float32), axis=0, keepdims=True) for point, value in seen.items()}
+    acts = _kept_activations([run for _, run in runs], points, first) or sweep.capture(model, prompts, points)
+    return {point: mx.mean(x.astype(mx.float32), axis=0, keepdims=True) for point, x in acts.items()}
 
 
-def _seen_before(
+def _kept_activations(
     runs: Sequence[sweep.BaseRun | None], points: Sequence[HookPoint], chosen: Ids
 ) -> dict[HookPoint, mx.array] | None:
     """Activations of the chosen of all these runs' prompts; None if not all were kept."""
@@ -333,8 +331,8 @@ def _seen_before(
 def _edits(
     parts: tuple[Part, ...], stand_ins: dict[HookPoint, mx.array], subjects: _Subjects, kind: Kind
 ) -> list[list[Intervention]]:
-    """Per example, what ablates the set. Where examples share an edit it is the same object, so it is made
-    once."""
+    """Per example, the edits that ablate the set. Examples share an edit where it is the same, so that it is
+    made once."""
     n = len(subjects.tokens)
     by_point: dict[HookPoint, list[int] | None] = {}
     for part in parts:
@@ -362,14 +360,14 @@ def _edits(
 def _subjects(
     model: InterpretableModel,
     prompts: Any,
-    metric: str | MetricFunction | Metric | None,
+    metric: MetricLike,
     answer: str | int | None,
     foil: str | int | None,
     align: Align,
 ) -> _Subjects:
     several = isinstance(prompts, Sequence) and not isinstance(prompts, str) and len(prompts) > 0
     first = prompts[0] if several else prompts
-    if not isinstance(first, PromptPair):
+    if not isinstance(first, PromptPair | Prepared):
         listed = list(prompts) if several and not isinstance(first, int | np.integer) else [prompts]
         return _prompts_alone(model, listed, metric, answer, foil)
     prepared = prepare(model, as_pairs(prompts, answer=answer, foil=foil), metric, align=align)
@@ -390,7 +388,7 @@ def _subjects(
 def _prompts_alone(
     model: InterpretableModel,
     prompts: Sequence[Prompt],
-    metric: str | MetricFunction | Metric | None,
+    metric: MetricLike,
     answer: str | int | None,
     foil: str | int | None,
 ) -> _Subjects:

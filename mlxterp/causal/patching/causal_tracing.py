@@ -1,9 +1,4 @@
-"""Causal tracing: noise on the subject's embeddings, one clean state restored at a time.
-
-What lives here: prompts with their subjects, how much noise, averages over draws and over prompts. What
-doesn't: the noisy runs themselves (`causal_tracing.py`), patching between two prompts
-(`activation_patching.py`).
-"""
+"""Causal tracing: noise on the subject's embeddings, one clean state restored at a time."""
 
 from __future__ import annotations
 
@@ -29,11 +24,12 @@ from mlxterp.causal.prompts.encoding import (
     token_id,
     token_rows,
 )
+from mlxterp.causal.prompts.pair import MetricLike
 from mlxterp.core import interventions
 from mlxterp.core.hook_points import HookPoint, component_name
 from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import NoGap, PromptPairError, SweepError, TokenError
-from mlxterp.metrics import Floats, Metric, MetricFunction
+from mlxterp.metrics import Floats, Metric
 from mlxterp.results import CausalTracingResult
 
 EMBED = HookPoint("embed")
@@ -174,7 +170,7 @@ def causal_tracing(
     window: int | None = None,
     noise: float = 3.0,
     samples: int = 10,
-    metric: str | MetricFunction | Metric | None = "prob",
+    metric: MetricLike = "prob",
     layers: Sequence[int] | None = None,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
@@ -213,7 +209,7 @@ def causal_tracing(
     Source: Meng et al. 2022 (2202.05262), "Locating and Editing Factual Associations in GPT", section 2. Here
     the noise is scaled by the embeddings of the prompts at hand, not of their 1,000 facts.
     """
-    point_name, span = _what(model, component, window)
+    point_name, span = _component_and_window(model, component, window)
     if samples < 1 or noise <= 0:
         raise SweepError(
             f"samples={samples}, noise={noise:g}: give at least one draw, and noise of 0 or more."
@@ -235,8 +231,8 @@ def causal_tracing(
     what = _Restoration(point_name, span, swept, std, samples)
     measured: list[tuple[Floats, Floats]] = []
     for i, each in enumerate(read):
-        told = _told(progress, i, len(read))
-        measured.append(_trace(model, each, chosen, what, mx.random.key(seed + i), told))
+        of_prompt = _progress_of(progress, i, len(read))
+        measured.append(_trace(model, each, chosen, what, mx.random.key(seed + i), of_prompt))
     facts = facts_of(model) | {
         "prompts": [_described(model, each, s) for each, s in zip(listed, read, strict=True)],
         "metric": chosen.name,
@@ -267,7 +263,7 @@ def causal_tracing(
     return _several(read, measured, common, seed)
 
 
-def _what(model: InterpretableModel, component: str, window: int | None) -> tuple[str, int]:
+def _component_and_window(model: InterpretableModel, component: str, window: int | None) -> tuple[str, int]:
     name = component_name(component)
     if name not in packed.POINTS:
         raise SweepError(
@@ -316,7 +312,9 @@ def _subject(model: InterpretableModel, traced: TracedPrompt, metric: Metric) ->
     return Subject(tokens, positions, targets, float(metric(logits, targets)[0]), embed)
 
 
-def _told(progress: Callable[[int, int], None] | None, i: int, n: int) -> Callable[[int, int], None] | None:
+def _progress_of(
+    progress: Callable[[int, int], None] | None, i: int, n: int
+) -> Callable[[int, int], None] | None:
     """Progress of one prompt as progress of all."""
     return None if progress is None else lambda done, rows: progress(i * rows + done, n * rows)
 
