@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlxterp.causal.prompts.encoding import (
+    Ids,
     Prompt,
     facts_of,
     position_index,
@@ -91,7 +92,6 @@ def direct_logit_attribution(
     ]
     embed = float(contribution(here[first]))
     total = embed + float(attn.sum()) + (0.0 if mlp is None else float(mlp.sum())) + constant
-    softcap = architecture.softcap
     return LogitAttributionResult(
         head_contributions=np.stack(heads),
         attn_contributions=attn,
@@ -99,21 +99,8 @@ def direct_logit_attribution(
         embed_contribution=embed,
         bias_contribution=constant,
         total=total,
-        logit=_logit(np.array(row), target, against, softcap),
-        target_token=target,
-        target_token_str=_shown(model, target),
-        foil_token=against,
-        foil_token_str=None if against is None else _shown(model, against),
-        position=at,
-        tokens=tuple(str_tokens(model, tokens[0])),
-        measured_on=facts_of(model)
-        | {
-            "prompts": [{"text": "".join(str_tokens(model, tokens[0]))}],
-            "metric": "logit" if against is None else "logit_diff",
-            "position": at,
-            "final_norm": "scale frozen at this run's value",
-            "softcap": softcap,
-        },
+        logit=_logit(np.array(row), target, against, architecture.softcap),
+        **_context(model, tokens[0], target, against, at),
     )
 
 
@@ -200,21 +187,31 @@ def direct_logit_neurons(
         rest=float(np.delete(each, kept).sum()),
         bias=constant,
         total=float(each.sum()) + constant,
-        target_token=target,
-        target_token_str=_shown(model, target),
-        foil_token=against,
-        foil_token_str=None if against is None else _shown(model, against),
-        position=at,
-        tokens=tuple(str_tokens(model, tokens[0])),
-        measured_on=facts_of(model)
-        | {
-            "prompts": [{"text": "".join(str_tokens(model, tokens[0]))}],
-            "metric": "logit" if against is None else "logit_diff",
-            "position": at,
-            "final_norm": "scale frozen at this run's value",
-            "softcap": architecture.softcap,
-        },
+        **_context(model, tokens[0], target, against, at),
     )
+
+
+def _context(
+    model: InterpretableModel, tokens: Ids, target: int, foil: int | None, position: int
+) -> dict[str, Any]:
+    """The fields of a result that say what was attributed where."""
+    shown = tuple(str_tokens(model, tokens))
+    return {
+        "target_token": target,
+        "target_token_str": _shown(model, target),
+        "foil_token": foil,
+        "foil_token_str": None if foil is None else _shown(model, foil),
+        "position": position,
+        "tokens": shown,
+        "measured_on": facts_of(model)
+        | {
+            "prompts": [{"text": "".join(shown)}],
+            "metric": "logit" if foil is None else "logit_diff",
+            "position": position,
+            "final_norm": "scale frozen at this run's value",
+            "softcap": model.architecture.softcap,
+        },
+    }
 
 
 def _down_projection(model: InterpretableModel, layer: int) -> nn.Module:

@@ -37,7 +37,7 @@ from mlxterp.results import CircuitEdge, CircuitResult
 
 @dataclass(frozen=True)
 class AcdcProgress:
-    """How far a search is.
+    """The progress of a search.
 
     Attributes:
         done, edges: decided, and in all.
@@ -58,7 +58,7 @@ class AcdcProgress:
 
 
 class Clock:
-    """How long the rest takes, at the pace of the last quarter of the time so far."""
+    """Estimates the time left, at the pace of the last quarter of the time so far."""
 
     def __init__(self, done: int) -> None:
         self._marks = [(time.perf_counter(), done)]
@@ -96,7 +96,7 @@ class Search:
         self.readers = [readers[edge.receiver] for edge in self.edges]
         self.position = 0
         self.removed: Mask = ~self.searched
-        # edges left out of each sender
+        # how many edges of each sender are still in the circuit
         self.uses = np.bincount(self.sender[self.order], minlength=len(graph.senders))
         self.effects: dict[int, float] = {}
         self.tested = 0
@@ -134,14 +134,14 @@ class Search:
         self.size = max(1, self.size // 2) if cut_short else min(self.most, self.size * 2)
 
     def remove(self, edge: int) -> None:
-        """Notes that an edge is left out."""
+        """Removes an edge from the circuit."""
         self.removed[edge] = True
         self.uses[self.sender[edge]] -= 1
 
     def _next(self, count: int) -> NDArray[np.int64]:
         """Places in `order` of the next edges to test, if each of them is removed.
 
-        Edges into nodes that nothing reads any more are passed over.
+        Edges into nodes that nothing reads any more are skipped.
         """
         uses, places = self.uses.copy(), []
         for place in range(self.position, len(self.order)):
@@ -219,7 +219,7 @@ class Checkpoint:
         }
 
     def read(self) -> None:
-        """Takes up the decisions in the file, if there is one."""
+        """Restores the decisions in the file, if there is one."""
         if not self._path.exists():
             return
         try:
@@ -243,8 +243,8 @@ class Checkpoint:
             if edge not in search.effects:
                 search.remove(edge)
 
-    def write_now_and_then(self) -> None:
-        """Writes them if the last time is some seconds ago."""
+    def write_if_due(self) -> None:
+        """Writes them if the last time is `SAVE_EVERY` seconds ago."""
         if time.monotonic() - self._written >= SAVE_EVERY:
             self.write()
 
@@ -288,7 +288,8 @@ def acdc(
     """The circuit that is left when every edge that adds less than `threshold` to the loss is removed.
 
     Args:
-        clean: a prompt with `corrupted`, a PromptPair, or a list of them (the loss is the mean over pairs).
+        clean: a prompt with `corrupted`, a PromptPair, a list of them (the loss is the mean over pairs), or
+            prepared pairs.
         align: as for `activation_patching`. At a position without a counterpart, an edge that was removed
             carries what the current run's sender writes there.
         ablation: what a removed edge carries: its sender's value on the corrupted prompt, as in the paper;
@@ -332,19 +333,15 @@ def acdc(
     saved = None if checkpoint is None else Checkpoint(Path(checkpoint), search)
     if saved is not None:
         saved.read()
-    _to_the_end(search, saved, progress)
-    return search.result()
-
-
-def _to_the_end(search: Search, saved: Checkpoint | None, progress: Progress | None) -> None:
     clock = Clock(search.position)
     try:
         while search.position < len(search.order):
             search.step()
             if saved is not None:
-                saved.write_now_and_then()
+                saved.write_if_due()
             if progress is not None:
                 progress(clock.progress(search.position, len(search.order), len(search.effects)))
     finally:
         if saved is not None:
             saved.write()
+    return search.result()

@@ -303,7 +303,8 @@ def attribution_patchings(
     ]
     checks: Sequence[Verified | None] = [None] * len(wanted)
     if verify:
-        checks = verify_strongest(model, prepared, runs, planned, values, verify=verify, seed=seed)
+        swept = list(zip(planned, values, strict=True))
+        checks = verify_strongest(model, prepared, runs, swept, verify=verify, seed=seed)
     results = []
     for i, (each, request, checked) in enumerate(zip(planned, wanted, checks, strict=True)):
         final = values[i] if checked is None else checked.values

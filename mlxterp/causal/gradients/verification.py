@@ -100,8 +100,7 @@ def verify_strongest(
     model: InterpretableModel,
     prepared: Prepared,
     runs: Runs,
-    sweeps: Sequence[Sweep],
-    estimated: Sequence[Floats],
+    estimated: Sequence[tuple[Sweep, Floats]],
     *,
     verify: int,
     seed: int,
@@ -109,31 +108,32 @@ def verify_strongest(
     """Per sweep, the `verify` strongest sites patched, and half as many others.
 
     Args:
-        estimated: per sweep, the metric `[n, *grid]` that was estimated with each site patched.
+        estimated: each sweep with the metric `[n, *grid]` that was estimated with each site patched.
         seed: of the draw.
     """
     base = float(runs.base_metric.mean())
     gap = float(runs.source_metric.mean()) - base
-    shares = [(values.mean(axis=0) - base) / gap for values in estimated]
-    changing = [_changing(each.grid, runs) for each in sweeps]
+    shares = [(values.mean(axis=0) - base) / gap for _, values in estimated]
+    changing = [_changing(each.grid, runs) for each, _ in estimated]
     chosen = [_choose(*each, verify, seed) for each in zip(shares, changing, strict=True)]
     places = [np.concatenate([sites.strongest, sites.sampled]) for sites in chosen]
-    every = [each.grid.sites() for each in sweeps]
+    every = [each.grid.sites() for each, _ in estimated]
     named = [
         (each.component, [sites[i] for i in at])
-        for each, sites, at in zip(sweeps, every, places, strict=True)
+        for (each, _), sites, at in zip(estimated, every, places, strict=True)
     ]
     found = []
     for s, patched in enumerate(patched_metrics(model, prepared, runs, named, None)):
-        values, measured, effects = estimated[s].copy(), ~changing[s], shares[s].copy()
+        (swept, guessed), measured, effects = estimated[s], ~changing[s], shares[s].copy()
+        values = guessed.copy()
         values.reshape(len(values), -1)[:, places[s]] = patched
         measured[places[s]] = True
         effects.reshape(-1)[places[s]] = (patched.mean(axis=0) - base) / gap
         found.append(
             Verified(
-                grid=sweeps[s].grid,
+                grid=swept.grid,
                 values=values,
-                measured=measured.reshape(sweeps[s].grid.shape),
+                measured=measured.reshape(swept.grid.shape),
                 strongest=chosen[s].strongest,
                 sampled=chosen[s].sampled,
                 estimates=shares[s],

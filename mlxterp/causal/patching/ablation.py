@@ -63,19 +63,19 @@ class Part:
         return str(self.point) if self.head is None else head_label(self.layer, self.head)
 
 
-def read_parts(model: InterpretableModel, members: Sequence[Member]) -> tuple[Part, ...]:
+def parse_parts(model: InterpretableModel, members: Sequence[Member]) -> tuple[Part, ...]:
     """The parts of a set; SweepError for an empty set, a member twice, or one that does not exist."""
     if not members or isinstance(members, str):
         raise SweepError(
             f"{members!r} is not a set of heads. Give for instance [(9, 6), 'L10.H0', 'L3.mlp_out']."
         )
-    parts = tuple(_read(model, member) for member in members)
+    parts = tuple(_parse_member(model, member) for member in members)
     if len(set(parts)) != len(parts):
         raise SweepError(f"the set {list(members)} names a member twice. List each once.")
     return parts
 
 
-def others_of(model: InterpretableModel, parts: Sequence[Part]) -> tuple[Part, ...]:
+def complement_of(model: InterpretableModel, parts: Sequence[Part]) -> tuple[Part, ...]:
     """Everything of the kinds that occur in the set, without the set: for heads, all other heads."""
     every: list[Part] = []
     for name, per_head in sorted({(part.name, part.head is not None) for part in parts}):
@@ -94,7 +94,7 @@ def random_head_sets(
 ) -> list[tuple[tuple[int, int], ...]]:
     """`n` random sets of `k` heads `(layer, head)` each, without the excluded ones; two sets may share
     heads."""
-    left_out = {(part.layer, part.head) for part in (read_parts(model, exclude) if exclude else ())}
+    left_out = {(part.layer, part.head) for part in (parse_parts(model, exclude) if exclude else ())}
     pool = [(la, h) for la in range(model.n_layers) for h in range(model.n_heads) if (la, h) not in left_out]
     if not 1 <= k <= len(pool):
         raise SweepError(
@@ -105,7 +105,7 @@ def random_head_sets(
     return [tuple(sorted(pool[i] for i in rng.choice(len(pool), size=k, replace=False))) for _ in range(n)]
 
 
-def random_parts(
+def draw_parts(
     model: InterpretableModel, sets: Sequence[Sequence[Part]], n: int, *, seed: int, exclude: Sequence[Member]
 ) -> list[tuple[Part, ...]]:
     """`n` random sets as large as the first of `sets`, disjoint from all of them and from `exclude`."""
@@ -116,14 +116,14 @@ def random_parts(
     taken = {(part.layer, part.head) for parts in sets for part in parts if part.head is not None}
     taken |= {
         (part.layer, part.head)
-        for part in (read_parts(model, exclude) if exclude else ())
+        for part in (parse_parts(model, exclude) if exclude else ())
         if part.head is not None
     }
     drawn = random_head_sets(model, len(sets[0]), n, seed=seed, exclude=sorted(taken))
-    return [read_parts(model, heads) for heads in drawn]
+    return [parse_parts(model, heads) for heads in drawn]
 
 
-def _read(model: InterpretableModel, member: Member) -> Part:
+def _parse_member(model: InterpretableModel, member: Member) -> Part:
     name, head = "z", None
     if not isinstance(member, str):
         layer, head = int(member[0]), int(member[1])
@@ -183,7 +183,8 @@ def ablate(
     """The metric on the clean prompts with each set ablated (necessity), or with only it kept (sufficiency).
 
     Args:
-        prompts: pairs; or prompts alone, for "zero" and "mean" and a metric that needs no corrupted run.
+        prompts: pairs, prepared or not; or prompts alone, for "zero" and "mean" and a metric that needs no
+            corrupted run.
         heads: one set of heads `(9, 6)`, `"L9.H6"` or components `"L3.mlp_out"`; or several sets by label.
         kind: what stands in for an ablated activation. "zero"; "mean": its mean at the same position over all
             prompts given, clean and corrupted; "resample": the corrupted run's, at the aligned position.
@@ -209,14 +210,14 @@ def ablate(
     if kind not in get_args(Kind):
         raise SweepError(f"kind={kind!r} is not known. Choose one of: {', '.join(get_args(Kind))}.")
     sets_given = heads if isinstance(heads, Mapping) else {label: heads}
-    named = {name: read_parts(model, members) for name, members in sets_given.items()}
-    subjects = _subjects(model, prompts, metric, answer, foil, align)
+    named = {name: parse_parts(model, members) for name, members in sets_given.items()}
+    subjects = _read_subjects(model, prompts, metric, answer, foil, align)
     sets = [(name, group, parts) for name, parts in named.items()]
     if random_sets:
-        drawn = random_parts(model, list(named.values()), random_sets, seed=seed, exclude=exclude)
+        drawn = draw_parts(model, list(named.values()), random_sets, seed=seed, exclude=exclude)
         sets += [(f"random set {i + 1}", "random", parts) for i, parts in enumerate(drawn)]
-    nothing_left = _nothing_left(subjects, kind)
-    ablated = [others_of(model, parts) if keep else parts for _, _, parts in sets]
+    nothing_left = _metric_of_nothing(subjects, kind)
+    ablated = [complement_of(model, parts) if keep else parts for _, _, parts in sets]
     values = _measure(model, subjects, ablated, kind, progress)
     zero = np.zeros_like(subjects.clean_metric) if nothing_left is None else nothing_left
     found = effects(values, one=subjects.clean_metric, zero=zero, seed=seed)
@@ -244,7 +245,7 @@ def ablate(
     )
 
 
-def _nothing_left(subjects: _Subjects, kind: Kind) -> Floats | None:
+def _metric_of_nothing(subjects: _Subjects, kind: Kind) -> Floats | None:
     """The metric that counts as nothing left, per example; None if that is 0."""
     metric, n = subjects.metric, len(subjects.tokens)
     if kind == "resample" and subjects.others is None:
@@ -275,7 +276,7 @@ def _measure(
     """The metric `[n_examples, n_sets]` with each set ablated."""
     points = sorted({part.point for parts in ablated for part in parts})
     n = len(subjects.tokens)
-    stand_ins = _stand_ins(model, subjects, points, kind)
+    stand_ins = _replacements(model, subjects, points, kind)
     rows = [
         sweep.Row(example, tuple(edits))
         for parts in ablated
@@ -293,7 +294,7 @@ def _measure(
     return np.asarray(values.reshape(len(ablated), n).T)
 
 
-def _stand_ins(
+def _replacements(
     model: InterpretableModel, subjects: _Subjects, points: Sequence[HookPoint], kind: Kind
 ) -> dict[HookPoint, mx.array]:
     """The activations put in: per point the mean over prompts `[1, …]`, or each corrupted prompt's."""
@@ -357,7 +358,7 @@ def _edits(
     return per_example
 
 
-def _subjects(
+def _read_subjects(
     model: InterpretableModel,
     prompts: Any,
     metric: MetricLike,
@@ -369,7 +370,7 @@ def _subjects(
     first = prompts[0] if several else prompts
     if not isinstance(first, PromptPair | Prepared):
         listed = list(prompts) if several and not isinstance(first, int | np.integer) else [prompts]
-        return _prompts_alone(model, listed, metric, answer, foil)
+        return _read_prompts(model, listed, metric, answer, foil)
     prepared = prepare(model, as_pairs(prompts, answer=answer, foil=foil), metric, align=align)
     return _Subjects(
         tokens=prepared.clean,
@@ -385,7 +386,7 @@ def _subjects(
     )
 
 
-def _prompts_alone(
+def _read_prompts(
     model: InterpretableModel,
     prompts: Sequence[Prompt],
     metric: MetricLike,

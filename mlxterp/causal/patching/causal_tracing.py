@@ -214,7 +214,7 @@ def causal_tracing(
         raise SweepError(
             f"samples={samples}, noise={noise:g}: give at least one draw, and noise of 0 or more."
         )
-    listed = _listed(prompts, subject, answer, foil)
+    listed = _list_prompts(prompts, subject, answer, foil)
     chosen = metrics.resolve(
         metric,
         answer=True,
@@ -225,7 +225,7 @@ def causal_tracing(
             f"metric={chosen.name!r} is a distance from the clean run, and an effect here is a gain of what "
             "the noise took. Use 'prob', 'log_prob', 'logit' or 'logit_diff'."
         )
-    read = [_subject(model, each, chosen) for each in listed]
+    read = [_read_subject(model, each, chosen) for each in listed]
     swept = within(layers, model.n_layers, "layers")
     std = noise * float(np.std(np.concatenate([np.array(s.embed)[0, list(s.positions)] for s in read])))
     what = _Restoration(point_name, span, swept, std, samples)
@@ -234,7 +234,7 @@ def causal_tracing(
         of_prompt = _progress_of(progress, i, len(read))
         measured.append(_trace(model, each, chosen, what, mx.random.key(seed + i), of_prompt))
     facts = facts_of(model) | {
-        "prompts": [_described(model, each, s) for each, s in zip(listed, read, strict=True)],
+        "prompts": [_describe(model, each, s) for each, s in zip(listed, read, strict=True)],
         "metric": chosen.name,
         "metric_direction": chosen.direction,
         "noise": noise,
@@ -259,8 +259,8 @@ def causal_tracing(
             "there is nothing to restore. Give more noise, or prompts whose answer depends on the subject."
         )
     if len(read) == 1:
-        return _one(model, read[0], measured[0], common, seed)
-    return _several(read, measured, common, seed)
+        return _result_of_one(model, read[0], measured[0], common, seed)
+    return _result_of_several(read, measured, common, seed)
 
 
 def _component_and_window(model: InterpretableModel, component: str, window: int | None) -> tuple[str, int]:
@@ -280,7 +280,7 @@ def _component_and_window(model: InterpretableModel, component: str, window: int
     return name, span
 
 
-def _listed(
+def _list_prompts(
     prompts: Prompt | TracedPrompt | Sequence[TracedPrompt],
     subject: str | Sequence[int] | None,
     answer: str | int | None,
@@ -301,7 +301,7 @@ def _listed(
     return (TracedPrompt(frozen(prompts), where, answer, foil),)
 
 
-def _subject(model: InterpretableModel, traced: TracedPrompt, metric: Metric) -> Subject:
+def _read_subject(model: InterpretableModel, traced: TracedPrompt, metric: Metric) -> Subject:
     tokens = token_rows(model, [traced.text], "traced")
     positions = subject_positions(model, tokens, traced.subject)
     logits = sweep.answer_logits(model, tokens)
@@ -319,7 +319,7 @@ def _progress_of(
     return None if progress is None else lambda done, rows: progress(i * rows + done, n * rows)
 
 
-def _described(model: InterpretableModel, traced: TracedPrompt, subject: Subject) -> dict[str, Any]:
+def _describe(model: InterpretableModel, traced: TracedPrompt, subject: Subject) -> dict[str, Any]:
     assert subject.targets.answers is not None
     shown = str_tokens(model, subject.tokens[0])
     optional = {"foil": traced.foil} if traced.foil is not None else {}
@@ -330,7 +330,7 @@ def _described(model: InterpretableModel, traced: TracedPrompt, subject: Subject
     } | optional
 
 
-def _one(
+def _result_of_one(
     model: InterpretableModel,
     subject: Subject,
     measured: tuple[Floats, Floats],
@@ -351,7 +351,7 @@ def _one(
     )
 
 
-def _several(
+def _result_of_several(
     subjects: Sequence[Subject],
     measured: Sequence[tuple[Floats, Floats]],
     common: Mapping[str, Any],
@@ -361,7 +361,7 @@ def _several(
     per_prompt = np.full((len(subjects), len(common["layers"]), len(ROLES)), np.nan)
     for i, (subject, (base, values)) in enumerate(zip(subjects, measured, strict=True)):
         gains = (values - base[:, None, None]).mean(axis=0)
-        for role, positions in enumerate(_by_role(subject)):
+        for role, positions in enumerate(_positions_by_role(subject)):
             if positions:
                 per_prompt[i, :, role] = gains[:, positions].mean(axis=1)
     there = [role for role in range(len(ROLES)) if np.isfinite(per_prompt[:, 0, role]).any()]
@@ -377,7 +377,7 @@ def _several(
     )
 
 
-def _by_role(subject: Subject) -> tuple[list[int], ...]:
+def _positions_by_role(subject: Subject) -> tuple[list[int], ...]:
     """The positions of each role; a subject of one token is its last one."""
     length, inside = subject.tokens.shape[1], list(subject.positions)
     after = list(range(inside[-1] + 1, length))

@@ -55,7 +55,7 @@ def path_patching(
     """The share of the gap between clean and corrupted that senders carry into these receivers.
 
     Args:
-        clean: a prompt with `corrupted`, a PromptPair, or a list of them; all of one length.
+        clean: a prompt with `corrupted`, a PromptPair, a list of them, or prepared pairs; all of one length.
         receivers: the inputs that the change reaches, together: `L9.H6.q` (or `.k`, `.v`), `L9.H6` for all
             three, `L3.mlp`, `logits`. Where query heads share keys, `L9.KV2.k`.
         senders: each entry is measured by itself: `L5.H5`, `L3.mlp`, `input`, or a list of these that send

@@ -23,7 +23,8 @@ from mlxterp.causal.circuits.graph import parse_edge
 from mlxterp.causal.prompts.pair import prepare, runs_kept
 from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import LengthMismatch, PositionsAligned, SweepError
-from tests.causal.circuits.test_acdc import edges_of, planted_edges, random_token_pairs
+from tests.causal.circuits.test_acdc import edges_of
+from tests.causal.conftest import planted_edges, random_token_pairs
 from tests.tiny_models import ByteTokenizer, tiny_module
 
 LONG, SHORT = "the elephant sat", "the dog sat"
