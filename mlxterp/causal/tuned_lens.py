@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias, cast
@@ -16,6 +16,7 @@ import mlx.core as mx
 import mlx.optimizers as optimizers
 import numpy as np
 
+from mlxterp.causal.batching.sweep import Progress
 from mlxterp.causal.logit_lens import Lens, read_layers
 from mlxterp.causal.prompts.encoding import Prompt
 from mlxterp.core.hook_points import HookPoint
@@ -146,8 +147,6 @@ def tuned_lens(
     decoder = Lens("tuned lens", lens.translated, facts)
     return read_layers(model, text, decoder, positions=positions, answer=answer, k=k)
 
-
-Progress: TypeAlias = Callable[[int, int], None]
 
 EVALUATED = 256
 """Most held-out positions that are evaluated, spread evenly: each costs an unembedding per layer, twice."""

@@ -282,9 +282,8 @@ class _Pass:
         """Per row, the positions whose activation it changes, and what it then is."""
         act = self._activation(point)
         found = [edited_positions(entry.edits, act[entry.base]) for entry in entries]
-        if (
-            point.layer == self._n_layers - 1 and point.name != "resid_pre"
-        ):  # nothing reads the others any more
+        # In the last block nothing reads the other positions any more.
+        if point.layer == self._n_layers - 1 and point.name != "resid_pre":
             last = self._length - 1
             found = [(positions[positions == last], value[positions == last]) for positions, value in found]
         return found

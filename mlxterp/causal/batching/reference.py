@@ -2,7 +2,7 @@
 
 It needs nothing of a model but its hook points, so it runs every architecture and every edit, and the tests
 compare the packed engine with it. Where no row of a batch differs from its prompt up to some block, that
-block hands on the prompts' own stream and the ones before it are skipped; a row without edits checks that.
+block returns the prompts' own stream and the ones before it are skipped; a row without edits checks that.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def run_from_join(model: InterpretableModel, base: BaseRun, rows: Sequence[Row])
     """The same, with the blocks skipped in which no row differs from its prompt.
 
     Raises:
-        CannotJoin: this architecture hands more from block to block than the residual stream.
+        CannotJoin: this architecture passes more from block to block than the residual stream.
     """
     join = min(row.joins_after(model.n_layers) for row in rows)
     if join < 0:

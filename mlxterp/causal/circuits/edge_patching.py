@@ -111,7 +111,7 @@ class _Rows:
         self.deltas: dict[int, mx.array] = {}  # sender → [rows or 1, n, pos, d_model], 0 where it does not
 
     def write(self, sender: int, rows: NDArray[np.int64], delta: mx.array) -> None:
-        """Notes what a sender's output has changed by in these rows."""
+        """Records the change of a sender's output in these rows."""
         live = np.zeros(len(self.patched), dtype=bool)
         live[rows] = True
         if len(rows) < len(live):
@@ -175,7 +175,7 @@ def common_prefix(
 ) -> tuple[int, list[PrefixCache] | None]:
     """The first position at which any pair differs, and caches of what attention sees before it.
 
-    0 where it is not known, because this architecture keeps something else than keys and values.
+    0 where it is not known, because this architecture caches more than keys and values.
     """
     start = int(np.argmax((clean != corrupted).any(axis=0)))
     if not start:

@@ -78,7 +78,7 @@ def cautions(
 
 
 def unsteady(wanted: ComponentRequest, by_step: Floats, *, checked: Verified | None) -> Iterator[str]:
-    """Where single steps [steps, *grid] say so different things that their mean is no more than a hint.
+    """Where single steps [steps, *grid] differ so much that their mean is no more than a hint.
 
     Sites that were patched are not named: there the mean is not what counts.
     """

@@ -27,7 +27,7 @@ Differentiable: TypeAlias = Callable[[mx.array], mx.array]
 """Float32 logits [n, d_vocab] at the answer position → n numbers."""
 
 Plus: TypeAlias = Callable[[Hashable, mx.array], mx.array]
-"""plus(place, x): the activation at a place that is differentiated at; the forward goes on with its value."""
+"""plus(place, x): the activation at a place of the gradient; the forward continues with its value."""
 
 T = TypeVar("T")
 
@@ -73,11 +73,11 @@ def slopes(run: Callable[[Plus], tuple[mx.array, T]]) -> tuple[dict[Any, mx.arra
     else it gives."""
     shapes: dict[Any, tuple[int, ...]] = {}
 
-    def noting(place: Hashable, x: mx.array) -> mx.array:
+    def record_shape(place: Hashable, x: mx.array) -> mx.array:
         shapes[place] = x.shape
         return x
 
-    run(noting)  # lazy: nothing of it is computed
+    run(record_shape)  # lazy: nothing of it is computed
     zeros = [mx.zeros(shape) for shape in shapes.values()]
 
     def of_zeros(zeros: list[mx.array]) -> tuple[mx.array, T]:

@@ -6,7 +6,7 @@ An estimate is the change of what the sender writes, times the gradient at the r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args
@@ -17,6 +17,7 @@ import numpy as np
 
 from mlxterp.causal.batching import sweep
 from mlxterp.causal.batching.rows import last_position_only
+from mlxterp.causal.batching.sweep import Progress
 from mlxterp.causal.circuits.edge_patching import Activations, EdgeAblation, EdgePrompts
 from mlxterp.causal.circuits.graph import Graph, graph_of
 from mlxterp.causal.circuits.partial_blocks import (
@@ -245,7 +246,7 @@ def edge_attribution(
     align: Align = "strict",
     ablation: EdgeAblation = "corrupted",
     seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> EdgeScoresResult:
     """What carrying the corrupted value over each edge into the clean run would do, estimated by a gradient.
 

@@ -229,9 +229,7 @@ class _ExampleBatch:
         """Estimates [rows, *grid]: summed over the positions or heads that are patched all at once."""
         pairs = zip(wanted.differentiated, reductions, strict=True)
         found = mx.stack([reduce(slopes[at]) for at, reduce in pairs], axis=1)  # [rows, layer, pos, head]
-        if found.shape[2] == len(
-            self._own
-        ):  # where both runs are the same, nothing is patched, not even rounding
+        if found.shape[2] == len(self._own):  # where both runs are the same, the estimate is exactly 0
             found = mx.where(self._changes, found, 0.0)
         together = [axis for axis, name in ((2, "pos"), (3, "head")) if name not in wanted.grid.axes]
         return mx.sum(found, axis=together).reshape(len(found), *wanted.grid.shape)

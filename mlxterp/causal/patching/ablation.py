@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -12,6 +12,7 @@ import numpy as np
 
 from mlxterp import metrics
 from mlxterp.causal.batching import sweep
+from mlxterp.causal.batching.sweep import Progress
 from mlxterp.causal.prompts.alignment import Align
 from mlxterp.causal.prompts.encoding import (
     Ids,
@@ -178,7 +179,7 @@ def ablate(
     random_sets: int = 0,
     exclude: Sequence[Member] = (),
     seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> AblationResult:
     """The metric on the clean prompts with each set ablated (necessity), or with only it kept (sufficiency).
 
@@ -271,7 +272,7 @@ def _measure(
     subjects: _Subjects,
     ablated: Sequence[tuple[Part, ...]],
     kind: Kind,
-    progress: Callable[[int, int], None] | None,
+    progress: Progress | None,
 ) -> Floats:
     """The metric `[n_examples, n_sets]` with each set ablated."""
     points = sorted({part.point for parts in ablated for part in parts})

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Sequence
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
 from mlxterp.causal.batching import sweep
+from mlxterp.causal.batching.sweep import Progress
 from mlxterp.causal.patching.sites import (
     By,
     Direction,
@@ -29,8 +30,6 @@ from mlxterp.core.model import InterpretableModel
 from mlxterp.metrics import Floats
 from mlxterp.results import PatchingResult
 from mlxterp.statistics.effects import effects
-
-Progress: TypeAlias = Callable[[int, int], None]
 
 FIVE_SWEEPS: tuple[tuple[str, By | None], ...] = (
     ("resid_pre", "layer_pos"),

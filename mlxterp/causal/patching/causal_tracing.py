@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -12,6 +12,7 @@ import numpy as np
 
 from mlxterp import metrics
 from mlxterp.causal.batching import packed, sweep
+from mlxterp.causal.batching.sweep import Progress
 from mlxterp.causal.patching.sites import within
 from mlxterp.causal.prompts.encoding import (
     Ids,
@@ -92,7 +93,7 @@ def _trace(
     metric: Metric,
     what: _Restoration,
     key: mx.array,
-    progress: Callable[[int, int], None] | None,
+    progress: Progress | None,
 ) -> tuple[Floats, Floats]:
     """The metric with noise [samples], and with each state restored [samples, n_layers, length]."""
     length, where, samples = subject.tokens.shape[1], list(subject.positions), what.samples
@@ -173,7 +174,7 @@ def causal_tracing(
     metric: MetricLike = "prob",
     layers: Sequence[int] | None = None,
     seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> CausalTracingResult:
     """How much of a fact comes back when one clean state is restored in a run whose subject is noise.
 
@@ -312,9 +313,7 @@ def _read_subject(model: InterpretableModel, traced: TracedPrompt, metric: Metri
     return Subject(tokens, positions, targets, float(metric(logits, targets)[0]), embed)
 
 
-def _progress_of(
-    progress: Callable[[int, int], None] | None, i: int, n: int
-) -> Callable[[int, int], None] | None:
+def _progress_of(progress: Progress | None, i: int, n: int) -> Progress | None:
     """Progress of one prompt as progress of all."""
     return None if progress is None else lambda done, rows: progress(i * rows + done, n * rows)
 

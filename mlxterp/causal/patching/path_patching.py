@@ -3,8 +3,8 @@
     A  the corrupted run gives the senders' outputs
     B  the clean run gives everything else
     C  the clean run, its senders replaced by A, all other heads frozen to B, MLPs recomputed (or frozen too):
-       what arrives at the receivers' inputs is noted
-    D  the clean run, the receivers' inputs replaced by what was noted, nothing frozen: the metric is read
+       what arrives at the receivers' inputs is recorded
+    D  the clean run, the receivers' inputs replaced by what was recorded, nothing frozen: the metric is read
 
 With MLPs frozen in C, only the direct edges are left: in(C) = in(B) + Σ_senders out(A) − out(B).
 

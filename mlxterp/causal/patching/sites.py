@@ -130,7 +130,7 @@ def axes_of(name: str, by: str | None) -> tuple[str, ...]:
     if by.endswith("head") and not has_heads:
         raise SweepError(
             f"by={by!r} asks for heads, and {name} has none: it is a vector of the residual stream. Per "
-            "head there are z (what each head hands to W_O), q, k, v and pattern."
+            "head there are z (what each head passes to W_O), q, k, v and pattern."
         )
     return tuple(by.split("_"))
 

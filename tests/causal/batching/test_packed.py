@@ -18,7 +18,7 @@ from mlxterp.core import forward as engine
 from mlxterp.core.hook_points import HookPoint, axes
 from mlxterp.core.interventions import add, clamp, edit, mean, noise, replace, scale, zero
 from mlxterp.core.model import InterpretableModel
-from mlxterp.errors import HookError, SweepError
+from mlxterp.errors import CapabilityUnavailable, HookError, SweepError
 from tests.causal.conftest import CLEAN, PAIR, PAIRS, TOKENS, everything
 from tests.tiny_models import ByteTokenizer, tiny_module
 
@@ -114,6 +114,13 @@ def test_a_later_edit_at_a_position_that_does_not_exist_is_refused(tiny_llama):
         row = Row(0, (zero("L0.z"), zero("L2.z", positions=positions)))
         with pytest.raises(HookError):
             run_rows(tiny_llama, TOKENS, [row], everything)
+
+
+def test_an_edit_in_flight_of_a_part_that_the_model_does_not_have_is_refused(toy_model):
+    tokens = np.array([[1, 2, 3, 1]])
+
+    with pytest.raises(CapabilityUnavailable, match="no 'mlp_out'"):
+        run_rows(toy_model, tokens, [Row(0, (zero("L0.z"), zero("L1.mlp_out")))], everything)
 
 
 def test_windows_of_attention_reach_back_into_the_prompt():
