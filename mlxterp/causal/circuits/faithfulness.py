@@ -201,10 +201,6 @@ def completeness(
     chosen = Circuit.of(circuit)
     nodes, rng = chosen.components, np.random.default_rng(seed)
     base = on.removed(chosen)
-    drawn = [
-        tuple(n for n, taken in zip(nodes, row, strict=True) if taken)
-        for row in rng.random((samples, len(nodes))) < 0.5
-    ]
 
     def measured(sets: Sequence[tuple[Node, ...]]) -> list[Completeness]:
         gone = [on.removed_nodes(each) for each in sets]
@@ -212,7 +208,7 @@ def completeness(
         halves = zip(sets, found[: len(sets)].tolist(), found[len(sets) :].tolist(), strict=True)
         return [Completeness(each, in_circuit, in_model) for each, in_circuit, in_model in halves]
 
-    rows = measured([(), *drawn])
+    rows = measured([(), *_draw_subsets(nodes, samples, rng)])
     grown: tuple[Node, ...] = ()
     for _ in range(min(greedy, len(nodes))):
         best = max(measured([(*grown, n) for n in nodes if n not in grown]), key=lambda row: row.gap)
@@ -246,10 +242,7 @@ def minimality(
     found = []
     for node in nodes:
         others = [n for n in nodes if n != node]
-        sets = [()] + [
-            tuple(n for n, taken in zip(others, row, strict=True) if taken)
-            for row in rng.random((samples, len(others))) < 0.5
-        ]
+        sets = [(), *_draw_subsets(others, samples, rng)]
         without = [base | on.removed_nodes(each) for each in sets]
         also = [base | on.removed_nodes((*each, node)) for each in sets]
         f = on.f(without + also)
@@ -257,6 +250,12 @@ def minimality(
         at = int(np.argmax(change))
         found.append(Minimality(node, float(change[at]), sets[at]))
     return tuple(found)
+
+
+def _draw_subsets(nodes: Sequence[Node], samples: int, rng: np.random.Generator) -> list[tuple[Node, ...]]:
+    """Random subsets; each node is in with probability one half."""
+    rows = rng.random((samples, len(nodes))) < 0.5
+    return [tuple(n for n, taken in zip(nodes, row, strict=True) if taken) for row in rows]
 
 
 SIZES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
