@@ -6,7 +6,9 @@ here: what the files mean (`mlxterp.autointerpret`, `mlxterp.reports`).
 
 from __future__ import annotations
 
+import ctypes
 import os
+import shutil
 import sys
 import uuid
 from pathlib import Path
@@ -72,3 +74,44 @@ def write_atomically(path: Path, data: bytes) -> None:
         beside.unlink(missing_ok=True)
         raise
     sync_directory(path.parent)
+
+
+def replace_directory(path: Path, new: Path) -> None:
+    """Puts the directory `new` at `path` in one step, then removes the directory that was there.
+
+    The two names are exchanged where the system can (Linux and macOS on their usual file systems), so that at
+    every moment `path` is the old directory or the new one. Elsewhere the old one is first renamed aside, and
+    renamed back if `new` cannot take its place.
+    """
+    try:
+        os.replace(new, path)  # succeeds where there is no directory, or an empty one
+        return
+    except OSError:
+        if not path.is_dir():
+            raise
+    if _exchanged(new, path):
+        shutil.rmtree(new)
+        return
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.old")
+    os.replace(path, aside)
+    try:
+        os.replace(new, path)
+    except BaseException:
+        os.replace(aside, path)
+        raise
+    shutil.rmtree(aside)
+
+
+def _exchanged(one: Path, other: Path) -> bool:
+    """Whether the system exchanged the two names; False where it has no such call."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    names = (os.fsencode(one), os.fsencode(other))
+    if sys.platform == "darwin":
+        call, arguments = getattr(libc, "renamex_np", None), (*names, ctypes.c_uint(2))  # RENAME_SWAP
+    else:
+        here = ctypes.c_int(-100)  # AT_FDCWD: paths are from the working directory
+        call, arguments = (
+            getattr(libc, "renameat2", None),
+            (here, names[0], here, names[1], ctypes.c_uint(2)),  # RENAME_EXCHANGE
+        )
+    return call is not None and call(*arguments) == 0

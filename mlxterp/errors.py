@@ -52,6 +52,8 @@ Warnings, for what works but not as well as it could:
     ├── OfflineLabels              a language model was to label features, and there is no key
     ├── DeprecatedModel            a model whose service ends or has ended
     ├── PromptNotCached            instructions sent again and again, never read from the service's cache
+    ├── SAEMismatch                an SAE trained on another model, or on another treatment of it
+    ├── TrainingTexts              a label is tested on texts that it was made from
     ├── UnderTrained               an SAE that was still improving fast when its training ended
     └── TornTail                   the last line of results.jsonl was cut off by a crash
 """
@@ -229,6 +231,15 @@ class SlowBlas(MlxterpWarning):
 
 class UnderTrained(MlxterpWarning):
     """An SAE was still improving fast when its training ended: more tokens or another learning rate."""
+
+
+class SAEMismatch(MlxterpWarning):
+    """An SAE is used on another model than it was trained on, or one that was treated in another way
+    there."""
+
+
+class TrainingTexts(MlxterpWarning):
+    """A label is tested on texts that it was made from: a pass there says little of other texts."""
 
 
 class TornTail(MlxterpWarning):

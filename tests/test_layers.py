@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PLAIN = ("errors.py", "results", "plots", "reports", "_files.py", "autointerpret", "llm")
+PLAIN = ("errors.py", "text.py", "results", "plots", "reports", "_files.py", "autointerpret", "llm")
 
 
 def _files(*roots: Path) -> list[Path]:
@@ -37,6 +37,37 @@ def _offenders(files: list[Path], forbidden: tuple[str, ...]) -> list[str]:
         for name in sorted(_imports(path))
         if any(name == bad or name.startswith(bad + ".") for bad in forbidden)
     ]
+
+
+LAYERS = (
+    ("errors", "_files", "_version", "text"),
+    ("models", "statistics", "llm"),
+    ("results",),
+    ("autointerpret",),
+    ("plots",),
+    ("reports",),
+    ("core",),
+    ("metrics",),
+    ("causal",),
+    ("conversation", "datasets", "sae"),
+    ("auto_interp",),
+    ("workflows",),
+)
+"""The rooms of `mlxterp` from the ground up: each imports from its own row and those above it in this table.
+"""
+
+
+def test_no_import_of_the_library_leads_up():
+    height = {room: i for i, row in enumerate(LAYERS) for room in row}
+    up = [
+        f"{path.relative_to(ROOT)} imports {name}"
+        for path in _files(ROOT / "mlxterp")
+        if (here := path.relative_to(ROOT / "mlxterp").parts[0].removesuffix(".py")) != "__init__"
+        for name in sorted(_imports(path))
+        if name.startswith("mlxterp.") and height.get(name.split(".")[1], 0) > height[here]
+    ]
+
+    assert up == []
 
 
 def test_the_library_never_watches_files_or_touches_git_or_knows_the_machinery():
@@ -115,8 +146,8 @@ def test_no_file_of_results_plots_and_reports_leads_back_to_itself():
     }
 
 
-def test_results_name_those_who_draw_them_in_one_file():
-    files = [path for path in _files(ROOT / "mlxterp" / "results") if path.name != "rendering.py"]
+def test_results_import_nothing_that_draws_them():
+    files = _files(ROOT / "mlxterp" / "results")
 
     assert _offenders(files, ("mlxterp.plots", "mlxterp.reports", "matplotlib.pyplot", "jinja2")) == []
 

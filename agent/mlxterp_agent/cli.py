@@ -1,8 +1,8 @@
-"""The command `autointerp`: reads the command line, calls one function, prints what came out, ends with one
-number.
+"""The command `autointerp`: reads the command line, calls one function, prints the result, ends with an exit
+code.
 
 Everything heavy is imported by the command that needs it, so that `--help` answers at once. What a run does
-is in `loop.py`; this is not `mlxterp.auto_interp` (an LLM labels SAE features) nor
+is in `supervisor/loop.py`; this is not `mlxterp.auto_interp` (an LLM labels SAE features) nor
 `mlxterp.autointerpret` (the files and rules of an investigation).
 """
 
@@ -23,7 +23,7 @@ from mlxterp_agent.text import one_line, plain
 
 if TYPE_CHECKING:
     from mlxterp_agent.display.notify import Target
-    from mlxterp_agent.researchers.base import Researcher
+    from mlxterp_agent.researchers.select import Choice
     from mlxterp_agent.run_config import Options
 
 app = typer.Typer(
@@ -57,7 +57,7 @@ Agent = Literal["auto", "scripted", "claude", "api", "none"]
 AgentModel = Annotated[str | None, typer.Option(help="Language model that investigates.")]
 AgentTurns = Annotated[
     Literal["fresh", "resumed"],
-    typer.Option(help="claude: each turn with an empty mind and STATE.md, or one long conversation."),
+    typer.Option(help="claude: begin each turn without memory but STATE.md, or keep one long conversation."),
 ]
 BaseUrl = Annotated[str | None, typer.Option(help="api: another service that speaks the Messages API.")]
 AgentShell = Annotated[bool, typer.Option("--agent-shell", help="claude: may use Bash as well.")]
@@ -65,8 +65,8 @@ Notify = Annotated[
     list[str] | None,
     typer.Option(
         metavar="TARGET",
-        help="Tell of findings, retractions, violations, 80 % of a budget and the end: desktop, ntfy:TOPIC, "
-        "ntfy:URL or a webhook's http(s) URL. Can be repeated.",
+        help="Notify of findings, retractions, violations, 80 % of a budget and the end: desktop, "
+        "ntfy:TOPIC, ntfy:URL or a webhook's http(s) URL. Can be repeated.",
     ),
 ]
 
@@ -135,7 +135,7 @@ def start(
     notify: Notify = None,
     as_json: AsJson = False,
 ) -> None:
-    """Runs an investigation, or goes on with one, until a budget is used up or the question is answered."""
+    """Starts or continues an investigation, until a budget is used up or the question is answered."""
     from mlxterp.autointerpret.contract import load_project
     from mlxterp_agent.display.notify import targets_of
     from mlxterp_agent.exit_codes import UsageError
@@ -143,8 +143,8 @@ def start(
     from mlxterp_agent.run_config import AGENT_STREAK, merge
     from mlxterp_agent.supervisor.prepare import make, target_of
 
-    told = targets_of(notify or [])
-    driver, who = choose(agent, model=agent_model, turns=agent_turns, shell=agent_shell, base_url=base_url)
+    targets = targets_of(notify or [])
+    chosen = choose(agent, model=agent_model, turns=agent_turns, shell=agent_shell, base_url=base_url)
     asked: dict[str, Any] = {
         "max_experiments": max_experiments,
         "time_per_experiment": time_per_experiment,
@@ -164,13 +164,13 @@ def start(
         until=until,
         max_usd=max_usd,
         max_tokens=max_tokens,
-        streak=None if driver.model is None else AGENT_STREAK,
+        streak=None if chosen.researcher.model is None else AGENT_STREAK,
         reseal=reseal,
         **asked,
     )
     if not as_json:
         _say(f"{'made' if new else 'going on with'} {target}")
-    _supervise(target, driver, options, who, as_json=as_json, notify=told)
+    _supervise(target, chosen, options, as_json=as_json, notify=targets)
 
 
 @app.command()
@@ -184,13 +184,14 @@ def watch(
     notify: Notify = None,
     as_json: AsJson = False,
 ) -> None:
-    """Runs every new experiment.py while somebody else edits it: you, or an agent opened in the directory."""
+    """Runs every new experiment.py while you, or an agent opened in the directory, edit it."""
     from mlxterp.autointerpret.contract import load_project
     from mlxterp_agent.display.notify import targets_of
     from mlxterp_agent.researchers.external import External
+    from mlxterp_agent.researchers.select import Choice
     from mlxterp_agent.run_config import merge
 
-    told = targets_of(notify or [])
+    targets = targets_of(notify or [])
     options = merge(
         load_project(directory).config,
         now=datetime.now().astimezone(),
@@ -200,8 +201,8 @@ def watch(
         time_per_experiment=time_per_experiment,
         reseal=reseal,
     )
-    who = "whoever edits experiment.py"
-    _supervise(directory, External(), options, who, as_json=as_json, notify=told)
+    chosen = Choice(External(), "whoever edits experiment.py")
+    _supervise(directory, chosen, options, as_json=as_json, notify=targets)
 
 
 @app.command()
@@ -214,7 +215,7 @@ def run(
     """Runs experiment.py once, as it is now, and prints the verdict. Beside a supervisor: waits for its
     verdict."""
     from mlxterp.autointerpret.contract import load_project
-    from mlxterp_agent.events import PlainLines
+    from mlxterp_agent.display.plain import PlainLines
     from mlxterp_agent.run_config import merge
     from mlxterp_agent.supervisor.single_run import run_once
 
@@ -237,7 +238,7 @@ def run(
 
 @app.command()
 def status(directory: Here = Path("."), as_json: AsJson = False) -> None:
-    """What the investigation is about, how it stands, and what is left: one screen."""
+    """The question, the state and the remaining budget, on one screen."""
     from mlxterp_agent.messages import status_fields, status_text
     from mlxterp_agent.supervisor.project_view import read_project
 
@@ -284,7 +285,8 @@ def report(directory: Here = Path("."), as_json: AsJson = False) -> None:
 
 @app.command()
 def verify(directory: Here = Path("."), as_json: AsJson = False) -> None:
-    """Checks seals, digests, journal and commits against the log. Ends with 4 if something does not agree."""
+    """Checks seals, digests, journal and commits against the log. Ends with exit code 4 if something does not
+    agree."""
     from mlxterp.autointerpret.contract import load_project, state_dir
     from mlxterp_agent.integrity.verify import verify as every_check
     from mlxterp_agent.storage.state_dir import State
@@ -293,9 +295,9 @@ def verify(directory: Here = Path("."), as_json: AsJson = False) -> None:
     checks = every_check(project, State(state_dir(project)))
     for check in checks:
         if as_json:
-            _json({"check": check.name, "result": check.result, "words": plain(check.words)})
+            _json({"check": check.name, "result": check.result, "words": plain(check.text)})
         else:
-            _say(f"{check.result:9}  {check.name:11}  {one_line(check.words, 300)}")
+            _say(f"{check.result:9}  {check.name:11}  {one_line(check.text, 300)}")
     if any(check.result == "problem" for check in checks):
         raise typer.Exit(exit_codes.CONTRACT)
 
@@ -306,7 +308,7 @@ def api(
         str | None, typer.Argument(metavar="[NAME]", help="For instance activation_patching.")
     ] = None,
 ) -> None:
-    """Help on the library: signature, documentation and an executed example; without NAME, what there is."""
+    """Help on the library: signature, documentation and an executed example; without NAME, a list."""
     from mlxterp_agent.api_help import NotFound, library_help
     from mlxterp_agent.exit_codes import UsageError
 
@@ -316,7 +318,7 @@ def api(
         raise UsageError(str(problem)) from None
 
 
-models = typer.Typer(help="What is known about models.", no_args_is_help=True)
+models = typer.Typer(help="Information about models.", no_args_is_help=True)
 app.add_typer(models, name="models")
 
 
@@ -327,10 +329,10 @@ def models_check(
     ],
     as_json: AsJson = False,
 ) -> None:
-    """Loads a model and prints which hook points and parts it has, and why it lacks the others."""
-    from mlxterp_agent.supervisor.prepare import check
+    """Loads a model and prints which hook points and parts it has, and why others are missing."""
+    from mlxterp_agent.supervisor.prepare import check_model
 
-    raise typer.Exit(check(name, as_json=as_json))
+    raise typer.Exit(check_model(name, as_json=as_json))
 
 
 @app.command(hidden=True)
@@ -342,31 +344,42 @@ def mcp(directory: Here = Path(".")) -> None:
 
 
 def main() -> None:
-    """The console script: every way to end, with its number and without a traceback."""
+    """The console script: every end has its exit code, and none a traceback."""
     import logging
 
     from mlxterp_agent.exit_codes import end_of
 
-    # Without a handler its warnings about threads that end would be printed over the screen.
+    # Without a handler, warnings about threads that end would be printed over the screen.
     logging.getLogger("watchdog").addHandler(logging.NullHandler())
     sys.exit(end_of(app))
 
 
 def _supervise(
     directory: Path,
-    driver: Researcher,
+    chosen: Choice,
     options: Options,
-    who: str,
     *,
     as_json: bool,
     notify: Sequence[Target],
 ) -> None:
+    """Runs the investigation behind a screen, and has the report written when it has ended."""
+    from mlxterp_agent.display import open_printer
+    from mlxterp_agent.display.notify import Notices
     from mlxterp_agent.messages import closing_text
-    from mlxterp_agent.supervisor.prepare import supervised
+    from mlxterp_agent.supervisor.loop import run as run_supervised
     from mlxterp_agent.supervisor.project_view import read_project
+    from mlxterp_agent.supervisor.report_process import refresh_report
 
-    ended, report_failed = supervised(directory, driver, options, who, as_json=as_json, notify=notify)
+    screen = open_printer(as_json=as_json)
+    try:
+        with Notices(screen, notify, project=directory.resolve().name) as emit:
+            ended = run_supervised(
+                directory, chosen.researcher, options, emit, description=chosen.description
+            )
+    finally:
+        screen.close()
     soon = ended.exit_code == exit_codes.INTERRUPTED
+    report_failed = refresh_report(directory, wait=not soon)
     try:
         if as_json:
             last = {"reason": ended.reason, "exit_code": ended.exit_code, "report": report_failed is None}
@@ -375,22 +388,22 @@ def _supervise(
             seen = read_project(directory)
             _close(lambda width: closing_text(seen, ended, report_failed, report_soon=soon, width=width))
     except OSError:
-        # The terminal is gone. The number is still somebody's to read.
+        # The terminal is gone; the exit code can still be read.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     raise typer.Exit(ended.exit_code)
 
 
-def _close(words: Callable[[int], str]) -> None:
-    """The last word: in a frame on a terminal."""
+def _close(text: Callable[[int], str]) -> None:
+    """Prints the last message, in a frame on a terminal."""
     if not sys.stdout.isatty():
-        _say(f"\n{words(120)}")
+        _say(f"\n{text(120)}")
         return
     from rich.console import Console
     from rich.panel import Panel
     from rich.text import Text
 
     console = Console()
-    console.print(Panel(Text(plain(words(console.width - 4)))))
+    console.print(Panel(Text(plain(text(console.width - 4)))))
 
 
 def _say(text: str) -> None:

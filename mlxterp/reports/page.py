@@ -26,10 +26,10 @@ from mlxterp._files import locate, write_atomically
 from mlxterp.errors import ResultError
 from mlxterp.reports import prose
 from mlxterp.results import markdown
-from mlxterp.results.shows import Cell, Section, Table, describe, number, visible
+from mlxterp.results.shows import Cell, Section, Table, describe
+from mlxterp.text import clip, slug, typeset, visible
 
 MOST_ROWS = 200
-_LONGEST = 6000
 _HTML_SUFFIXES = (".html", ".htm")
 _MARKDOWN_SUFFIXES = (".md", ".markdown")
 _NOTEBOOK_SUFFIXES = (".ipynb",)
@@ -76,9 +76,10 @@ class Page:
     """One rendering: the environment of its format and the figures it drew.
 
     Args:
-        format: "html" or "markdown". figures_in: what Markdown's links to its figures begin with,
-        `report_files/` or `attachment:`; None writes descriptions only. include_plots: False leaves figures
-        out and writes their descriptions.
+        format: "html" or "markdown".
+        figures_in: what Markdown's links to its figures begin with, `report_files/` or `attachment:`; None
+            writes descriptions only.
+        include_plots: False leaves figures out and writes their descriptions.
     """
 
     def __init__(self, format: str, *, figures_in: str | None = None, include_plots: bool = True) -> None:
@@ -104,7 +105,7 @@ class Page:
             return Markup(plots.svg(show))
         if self._figures_in is None:
             return self._described(show)
-        name = f"{len(self.files) + 1:03d}-{_slug(show.title)}.png"
+        name = f"{len(self.files) + 1:03d}-{slug(show.title, default='figure')}.png"
         self.files[name] = plots.png(show)
         alt = markdown.escape(describe(show))
         return Verbatim(f"![{alt}]({self._figures_in}{name})")
@@ -230,24 +231,7 @@ def cell(value: Cell) -> str:
         return ""
     if isinstance(value, str):
         return value
-    return number(value).replace("-", "−") if not isinstance(value, bool) else number(value)
-
-
-def clip(text: str, longest: int = _LONGEST) -> str:
-    """The text, cut when it is longer than its place can use."""
-    return text if len(text) <= longest else f"{text[:longest].rstrip()} …"
-
-
-def duration(seconds: float) -> str:
-    """`0.4 s`, `41 s`, `3 min 12 s`, `7 h 12 min`."""
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
+    return typeset(value)
 
 
 def moment(timestamp: float | None) -> str:
@@ -259,10 +243,6 @@ def moment(timestamp: float | None) -> str:
 
 def _now() -> str:
     return datetime.now(tz=timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
-
-
-def _slug(text: str) -> str:
-    return "-".join(re.findall(r"[a-z0-9]+", text.lower()))[:40].strip("-") or "figure"
 
 
 def fragment(section: Section) -> str:

@@ -18,7 +18,7 @@ from mlxterp.sae.config import SAEConfig
 from mlxterp.sae.evaluation import Recovery, absorption, fvu, reconstruction_quality, recovery, sae_quality
 from mlxterp.sae.feature_store.build import build_store, cached_store, store_from_arrays
 from mlxterp.sae.feature_store.store import FeatureStore, load_store
-from mlxterp.sae.formats.read import load_sae, save_sae
+from mlxterp.sae.formats import load_sae, save_sae
 from mlxterp.sae.sae import SAE, Activation, JumpRelu, Relu, TopK
 from mlxterp.sae.training.activations import StreamedActivations, cached_activations
 from mlxterp.sae.training.source import ActivationSource, ArrayActivations

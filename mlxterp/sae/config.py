@@ -1,8 +1,4 @@
-"""What a training is asked for, as a value.
-
-Lives here: the options with their checks, and what is chosen for those left open. Does not live here: using
-them (`objective.py`, `train.py`).
-"""
+"""The options of a training as a value, with their checks, and the plan that follows from them."""
 
 from __future__ import annotations
 
@@ -17,7 +13,7 @@ Variant = Literal["topk", "batchtopk", "jumprelu", "relu", "matryoshka"]
 VARIANTS: tuple[str, ...] = get_args(Variant)
 
 MIN_STEPS = 50
-_STEPS_WANTED = 3_000
+_STEPS = 3_000
 _BATCHES = (256, 4096)
 
 
@@ -28,13 +24,13 @@ class SAEConfig:
     Attributes:
         d_sae: how many features.
         k: active features a token: exactly for "topk", on average for the others. For "relu" the penalty is
-            pressed until k is reached, which takes thousands of steps, and shrinks activations as L1 does.
+            raised until k is reached, which takes thousands of steps, and shrinks activations as L1 does.
         variant: "topk" (Gao et al. 2024), "batchtopk" (Bussmann et al. 2024: the k·batch largest of a batch;
             a running threshold stands in at inference), "matryoshka" (Bussmann et al. 2025: batchtopk whose
             prefixes reconstruct too), "jumprelu" (Rajamanoharan et al. 2024), "relu" (L1 penalty).
         learning_rate: None finds one by short trial runs.
         batch_tokens: tokens a step; None: as many as leave 3,000 steps, between 256 and 4,096.
-        epochs: how often every token is seen.
+        epochs: how often each token is trained on.
         seed: of the initial weights; of the shuffling unless the source has its own.
         warmup, decay: shares of the run: the rate rises linearly, and falls linearly to 0 at the end.
         aux_weight: weight of the loss by which features that do not fire explain what is left over; 0: off.
@@ -43,9 +39,9 @@ class SAEConfig:
             at most.
         prefixes: for "matryoshka", shares of d_sae, rising, ending in 1.
         skip: a linear path beside the features, for transcoders.
-        name: how progress reports call it; None: its hook point.
+        name: in progress reports; None: its hook point.
         hook_point, hook_point_out: where it reads and, for a transcoder, where it writes. None: the source's
-            only place.
+            only hook point.
     """
 
     d_sae: int
@@ -98,7 +94,7 @@ class SAEConfig:
         return self.hook_point_out is not None and self.hook_point_out != self.hook_point
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, as they stand in metadata and checkpoints."""
+        """Plain values for metadata and checkpoints."""
         return {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in dataclasses.asdict(self).items()
@@ -116,7 +112,7 @@ class Plan:
 
 
 def plan(config: SAEConfig, n_tokens: int) -> Plan:
-    """Batch size, steps and the age of death for a source of `n_tokens` tokens.
+    """Batch size, steps, and the tokens after which a feature counts as dead, for a source of this size.
 
     Raises:
         TooLittleData: it would make fewer than 50 steps.
@@ -137,5 +133,5 @@ def plan(config: SAEConfig, n_tokens: int) -> Plan:
 def batch_for(total: int) -> int:
     """The power of two that leaves about 3,000 steps, between 256 and 4,096."""
     low, high = _BATCHES
-    wanted = 1 << round(math.log2(max(1, total / _STEPS_WANTED)))
+    wanted = 1 << round(math.log2(max(1, total / _STEPS)))
     return max(low, min(high, wanted))

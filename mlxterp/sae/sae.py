@@ -1,7 +1,4 @@
-"""`SAE`: a sparse autoencoder as a value: weights, activation function, where it reads, how it was trained.
-
-Lives here: encoding, decoding, the three activation functions of inference, the checks of shapes. Does not
-live here: files (`read.py`), training (`train.py`), measuring how good it is (`evaluation.py`).
+"""`SAE`: a sparse autoencoder as a value: weights, activation function, hook points, how it was trained.
 
 An SAE takes raw activations: whatever scaling a training or a file used is folded into the weights.
 """
@@ -35,7 +32,7 @@ class Relu:
 class TopK:
     """The k largest pre-activations of a token, those of them that are positive; 0 elsewhere.
 
-    Exactly k are looked at, also where some are equal. Source: Gao et al. 2024, "Scaling and evaluating
+    Exactly k are chosen, also where some are equal. Source: Gao et al. 2024, "Scaling and evaluating
     sparse autoencoders", arXiv:2406.04093.
     """
 
@@ -88,7 +85,7 @@ class SAE:
 
     Raises:
         SAEError: shapes that do not go together; the message lists all of them.
-        UnknownHookPoint: a hook point that is no name.
+        UnknownHookPoint: a hook point that does not parse.
     """
 
     W_enc: mx.array
@@ -133,7 +130,7 @@ class SAE:
             shapes["threshold"], wanted["threshold"] = tuple(self.activation.threshold.shape), (d_sae,)
         if shapes != wanted:
             raise SAEError(
-                f"An SAE with weights of shapes {shapes}. With this W_enc and W_dec they are to be {wanted}."
+                f"An SAE with weights of shapes {shapes}. With this W_enc and W_dec they must be {wanted}."
             )
         if isinstance(self.activation, TopK) and not 1 <= self.activation.k <= d_sae:
             raise SAEError(f"TopK(k={self.activation.k}) of {d_sae} features. Choose k from 1 to {d_sae}.")
@@ -194,7 +191,7 @@ class SAE:
         return self.hook_point_out is not None and self.hook_point_out != self.hook_point
 
     def pre_activations(self, x: mx.array) -> mx.array:
-        """[..., d_in] → [..., d_sae]: what the activation function is given."""
+        """[..., d_in] → [..., d_sae]: the input of the activation function."""
         if x.shape[-1] != self.d_in:
             raise SAEError(
                 f"Activations of shape {tuple(x.shape)} for an SAE that reads d_in = {self.d_in} at "
@@ -206,7 +203,7 @@ class SAE:
     def encode(self, x: mx.array) -> mx.array:
         """Feature activations [..., d_sae], float32, of raw activations [..., d_in].
 
-        Each token by itself: what else is in the batch does not matter. 2·d_in·d_sae operations a token.
+        Each token by itself, whatever else is in the batch. 2·d_in·d_sae operations a token.
 
         Raises:
             SAEError: activations of another width.
@@ -214,7 +211,7 @@ class SAE:
         return self.activation(self.pre_activations(x))
 
     def decode(self, acts: mx.array) -> mx.array:
-        """What the features write, with b_dec: [..., d_sae] → [..., d_out]. A skip path is not in it."""
+        """What the features write, with b_dec, without a skip path: [..., d_sae] → [..., d_out]."""
         return acts @ self.W_dec + self.b_dec
 
     def reconstruct(self, x: mx.array) -> mx.array:

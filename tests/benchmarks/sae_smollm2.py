@@ -32,7 +32,7 @@ from mlxterp.models.fetch import cache_dir
 from mlxterp.sae.bundled import BUNDLED
 from mlxterp.sae.config import SAEConfig
 from mlxterp.sae.evaluation import fvu, sae_quality
-from mlxterp.sae.formats.read import load_sae, save_sae
+from mlxterp.sae.formats import load_sae, save_sae
 from mlxterp.sae.sae import SAE
 from mlxterp.sae.training.activations import StreamedActivations, cached_activations
 from mlxterp.sae.training.source import ArrayActivations, Floats, widened

@@ -1,8 +1,8 @@
-"""Does everything an investigation left agree with everything else? Read-only, and without the lock.
+"""Does everything that an investigation left agree? Read-only, and without the lock.
 
 Each check compares two things that were written at different times: lines with their seals, the log with the
 journal, what ran with its digest, kept entries with findings/ and git. What cannot be compared on this
-machine is said to be unchecked, never taken for agreement.
+machine is reported as unchecked, never as agreement.
 """
 
 from __future__ import annotations
@@ -17,15 +17,17 @@ from mlxterp.autointerpret.contract import EXPERIMENT, LOG, SETUP, digest
 from mlxterp.autointerpret.entry import ExperimentEntry
 from mlxterp.autointerpret.log import ExperimentLog
 from mlxterp.autointerpret.log_file import Seal
-from mlxterp_agent.platform import NotRegular, read_regular
-from mlxterp_agent.storage.findings import entry_json, folder_of
+from mlxterp_agent.platform import read_or_none
+from mlxterp_agent.storage.findings import folder_of
 from mlxterp_agent.storage.git import Committer
 from mlxterp_agent.storage.journal import Event, Journal
 from mlxterp_agent.storage.record import (
     RUNS,
-    by_hand,
+    digests_of,
     is_kept,
-    shadow,
+    logged_bytes,
+    read_entry_without_record,
+    uid_of,
     whole_lines,
 )
 from mlxterp_agent.storage.state_dir import State
@@ -33,15 +35,15 @@ from mlxterp_agent.storage.state_dir import State
 
 @dataclass(frozen=True)
 class Check:
-    """One comparison: whether it holds, and in words what was compared or what disagrees."""
+    """One comparison: whether it holds, and a sentence on what was compared or what disagrees."""
 
     name: str
     result: Literal["ok", "problem", "unchecked"]
-    words: str
+    text: str
 
 
 def verify(project: Path, state: State) -> list[Check]:
-    """Every comparison, in the order of truth; a run that is under way may show its open ends."""
+    """Every comparison, in the order of truth; a run that is under way may show what it has not completed."""
     events = Journal(state.journal_path).events()
     log = ExperimentLog(project / LOG)
     entries = list(log.scan().entries)
@@ -66,12 +68,12 @@ def verify(project: Path, state: State) -> list[Check]:
         ),
     ]
     found: list[Check] = []
-    for name, read_project, fine in checks:
-        words = list(read_project())
-        problems = [text for text in words if text is not None]
+    for name, compare, fine in checks:
+        disagreements = list(compare())
+        problems = [text for text in disagreements if text is not None]
         if problems:
             found += [Check(name, "problem", text) for text in problems]
-        elif words:
+        elif disagreements:
             found.append(Check(name, "unchecked", "nothing on this machine to compare with"))
         else:
             found.append(Check(name, "ok", fine))
@@ -79,7 +81,7 @@ def verify(project: Path, state: State) -> list[Check]:
 
 
 def _log(log: ExperimentLog, events: list[Event]) -> Iterator[str | None]:
-    """None, here and below, stands for "cannot be checked"; a text is a problem."""
+    """Yields a text for each problem; None, here and below, stands for "cannot be checked"."""
     scan = log.scan()
     anchors = [
         Seal(event["size"], event["sha256"]) for event in events if event["event"] in ("logged", "adopted")
@@ -98,12 +100,12 @@ def _journal(log: ExperimentLog, events: list[Event]) -> Iterator[str | None]:
     if not events:
         yield None
         return
-    raw, known = log.raw(), shadow(events)
+    raw, known = log.raw(), logged_bytes(events)
     if not raw.startswith(known):
         yield f"{LOG} differs from the journal's copy of it; `autointerp start` puts it back"
     else:
         for line in whole_lines(raw[len(known) :]):
-            if by_hand(line) is None:
+            if read_entry_without_record(line) is None:
                 yield "a line that claims to be a supervisor's is not in the journal"
     logged = {event["uid"] for event in events if event["event"] == "logged"}
     results = [event for event in events if event["event"] == "result"]
@@ -125,7 +127,7 @@ def _setup(project: Path, state: State, entries: list[ExperimentEntry]) -> Itera
         yield f"{SETUP} is not the sealed one"
     reference = sealed or current
     others = [
-        e.experiment_id for e in entries if e.record and _digests(e).get("setup") not in (None, reference)
+        e.experiment_id for e in entries if e.record and digests_of(e).get("setup") not in (None, reference)
     ]
     if others:
         yield f"measured with another {SETUP}: {', '.join(others)}"
@@ -137,9 +139,9 @@ def _experiments(project: Path, entries: list[ExperimentEntry], events: list[Eve
         record = entry.record
         if record is None:
             continue
-        expected = _digests(entry).get("experiment")
-        source = sources.get(str(record.get("uid")).rpartition(".")[0])
-        copy = _read(project / RUNS / str(record.get("run")) / EXPERIMENT)
+        expected = digests_of(entry).get("experiment")
+        source = sources.get((uid_of(entry) or "").rpartition(".")[0])
+        copy = read_or_none(project / RUNS / str(record.get("run")) / EXPERIMENT)
         if source is None and copy is None:
             yield None
         if source is not None and digest(source) != expected:
@@ -154,10 +156,10 @@ def _findings(project: Path, entries: list[ExperimentEntry]) -> Iterator[str | N
         if not folder.is_dir():
             yield f"{entry.experiment_id}: {folder_of(entry)} is missing"
             continue
-        if _digest_of(folder / EXPERIMENT) != _digests(entry).get("experiment"):
+        if _digest_of(folder / EXPERIMENT) != digests_of(entry).get("experiment"):
             yield f"{entry.experiment_id}: {folder_of(entry)}/{EXPERIMENT} is not what ran"
         try:
-            same = json.loads(_read(folder / "result.json") or b"null") == entry_json(entry)
+            same = json.loads(read_or_none(folder / "result.json") or b"null") == entry.to_dict()
         except ValueError:
             same = False
         if not same:
@@ -177,7 +179,7 @@ def _git(project: Path, entries: list[ExperimentEntry], log: ExperimentLog) -> I
             yield f"{entry.experiment_id}: kept, but in no commit; `autointerp start` commits it"
             continue
         source = committer.read(sha, EXPERIMENT)
-        if source is None or digest(source) != _digests(entry).get("experiment"):
+        if source is None or digest(source) != digests_of(entry).get("experiment"):
             yield f"{entry.experiment_id}: the experiment in commit {sha[:10]} is not what ran"
         logged = committer.read(sha, LOG)
         if logged is None or not raw.startswith(logged):
@@ -186,17 +188,6 @@ def _git(project: Path, entries: list[ExperimentEntry], log: ExperimentLog) -> I
         yield f"commit {commits[unknown][:10]} claims experiment {unknown}, which the log does not keep"
 
 
-def _digests(entry: ExperimentEntry) -> dict[str, str | None]:
-    return (entry.record or {}).get("digests") or {}
-
-
-def _read(path: Path) -> bytes | None:
-    try:
-        return read_regular(path)
-    except (OSError, NotRegular):
-        return None
-
-
 def _digest_of(path: Path) -> str | None:
-    data = _read(path)
+    data = read_or_none(path)
     return None if data is None else digest(data)

@@ -1,8 +1,7 @@
-"""What a supervisor keeps outside the project, where an experiment has no business: lock, seal, journal,
-quarantine.
+"""What a supervisor keeps outside the project, away from experiments: lock, seal, journal, quarantine.
 
 Lives here: the directory, the lock, the sealed copy of setup.py. Does not live here: the journal's events
-(`journal.py`), what is compared with the seal after each experiment (`snapshot.py`).
+(`journal.py`), what is compared with the seal after each experiment (`integrity/guard.py`).
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from mlxterp._files import write_all, write_atomically
 from mlxterp.autointerpret.contract import PROGRAM, SETUP, STATE_DIR_ENV, digest, state_dir
 from mlxterp.errors import ProjectError
 from mlxterp_agent.exit_codes import Locked, SetupChanged, StateUnavailable
-from mlxterp_agent.platform import NotRegular, disk_full_in_words, read_regular
+from mlxterp_agent.platform import NotRegular, explain_disk_full, read_regular
 
 _LOCK_TRIES = 10
 _LOCK_PAUSE = 0.02
@@ -63,7 +62,7 @@ def open_state(project: Path) -> State:
     """
     state = State(state_dir(project))
     try:
-        with disk_full_in_words(state.root):
+        with explain_disk_full(state.root):
             state.root.mkdir(parents=True, exist_ok=True)
             for directory in (state.root, state.sealed_dir, state.tmp_dir, state.quarantine_dir):
                 directory.mkdir(exist_ok=True)
@@ -104,7 +103,7 @@ class ProjectLock:
                 self._refuse()
             os.ftruncate(fd, 0)
             facts = {"pid": os.getpid(), "started": time.time(), "host": socket.gethostname()}
-            with disk_full_in_words(self._path):
+            with explain_disk_full(self._path):
                 write_all(fd, json.dumps(facts).encode())
         except BaseException:
             os.close(fd)
@@ -112,7 +111,7 @@ class ProjectLock:
         self._fd = fd
 
     def release(self) -> None:
-        """Gives the lock back; nothing happens if it is not held."""
+        """Releases the lock, if it is held."""
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
@@ -140,8 +139,7 @@ class ProjectLock:
 
 
 def holder(state: State) -> Holder | None:
-    """Who supervises the project now, or None. Asks the lock itself: a process id alone may be somebody
-    else's."""
+    """Who supervises the project now, or None. Asks the lock itself: a process id may have been reused."""
     try:
         fd = os.open(state.lock_path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except FileNotFoundError:
@@ -215,7 +213,7 @@ def seal(state: State, project: Path, *, reseal: bool = False) -> Sealed:
             f"(cp '{sealed}' '{project / SETUP}'), begin a new investigation, or take the new one "
             "with --reseal."
         )
-    with disk_full_in_words(sealed):
+    with explain_disk_full(sealed):
         if kept is None:
             write_atomically(sealed, current)
         program = _kept(project / PROGRAM)

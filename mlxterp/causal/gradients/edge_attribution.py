@@ -383,7 +383,7 @@ class _Estimate:
                 [some.corrupted if end == 0.0 and self._resamples else some.clean for end in steps]
             )
             targets = prepared.targets.take(np.tile(examples, len(steps)))
-            metric = differentiable(prepared.given, prepared.metric, targets)
+            metric = differentiable(prepared.metric, prepared.metric, targets)
             backward = self._inputs.backward(tokens, metric, self._embeddings(writes, steps))
             first = prepared.alignment.same_until if self._resamples else 0
             for span in self._spans(first, length, n * self._model.d_model):

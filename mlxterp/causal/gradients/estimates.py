@@ -194,7 +194,7 @@ class _ExampleBatch:
         capture: Sequence[HookPoint] = (),
     ) -> tuple[Activations, Activations]:
         prepared = self._subject.prepared
-        metric = differentiable(prepared.given, prepared.metric, prepared.targets.take(examples))
+        metric = differentiable(prepared.metric, prepared.metric, prepared.targets.take(examples))
         return gradients(self._model, tokens, points, metric, edits=edits, capture=capture)
 
     def _base_run(self) -> tuple[Activations, list[qk_fix.Scores]]:

@@ -7,9 +7,7 @@ tokens, no gap. What it returns can be passed to other methods in place of the p
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
@@ -45,6 +43,8 @@ class PromptPair:
         answer: what the clean prompt should be continued with: one token, as text (`" Paris"`) or id.
         foil: what the corrupted prompt should be continued with.
         name: a label for reports.
+        cluster: pairs with the same one are one piece of evidence; None stands for pairs that share a prompt
+            (`mlxterp.statistics.clusters`).
     """
 
     clean: Prompt
@@ -52,6 +52,7 @@ class PromptPair:
     answer: str | int | None = None
     foil: str | int | None = None
     name: str = ""
+    cluster: str | None = None
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,6 @@ class Prepared:
 
     Attributes:
         clean, corrupted: token ids `[n, length]`.
-        metric, given: the metric, and what the caller passed as metric, which is differentiated.
         targets: answers, foils and, for a distance, the clean run's logits at the answer position (the last).
         clean_metric, corrupted_metric: the metric of each example's two runs.
         clean_logits, corrupted_logits: of both runs at the answer position, `[n, d_vocab]`.
@@ -72,7 +72,6 @@ class Prepared:
     corrupted: Ids
     alignment: Alignment
     metric: metrics.Metric
-    given: MetricLike = field(repr=False)
     targets: metrics.Targets
     clean_metric: metrics.Floats
     corrupted_metric: metrics.Floats
@@ -95,7 +94,6 @@ class Prepared:
         prepared = replace(
             self,
             metric=resolved,
-            given=metric,
             targets=targets,
             clean_metric=resolved(self.clean_logits, targets),
             corrupted_metric=resolved(self.corrupted_logits, targets),
@@ -220,7 +218,8 @@ def prepare(
         NoGap: both runs give the same metric, so that there is nothing to recover.
     """
     if isinstance(pairs, Prepared):
-        return pairs if metric is None or metric is pairs.given else pairs.with_metric(metric)
+        same = metric is None or metric in (pairs.metric, pairs.metric.name, pairs.metric.function)
+        return pairs if same else pairs.with_metric(metric)
     listed = (pairs,) if isinstance(pairs, PromptPair) else tuple(pairs)
     if not listed:
         raise PromptPairError("no prompt pairs were given. Pass at least one PromptPair.")
@@ -248,7 +247,6 @@ def prepare(
         corrupted=corrupted,
         alignment=alignment,
         metric=resolved,
-        given=metric,
         targets=targets,
         clean_metric=resolved(clean_logits, targets),
         corrupted_metric=resolved(corrupted_logits, targets),
@@ -261,34 +259,7 @@ def prepare(
     return prepared
 
 
-_kept: ContextVar[dict[Any, Any] | None] = ContextVar("_kept", default=None)
-
-
-@contextmanager
-def runs_kept() -> Iterator[None]:
-    """Inside, analyses of the same prompts on the same model share one clean and one corrupted run."""
-    before = _kept.set({})
-    try:
-        yield
-    finally:
-        _kept.reset(before)
-
-
 def _run_both(
-    model: InterpretableModel, clean: Ids, corrupted: Ids
-) -> tuple[sweep.BaseRun | None, sweep.BaseRun | None]:
-    """Both runs, or those made before, inside `runs_kept`."""
-    kept = _kept.get()
-    if kept is None:
-        return _runs(model, clean, corrupted)
-    key = (id(model), clean.shape, clean.tobytes(), corrupted.shape, corrupted.tobytes())
-    if key not in kept:
-        kept[key] = (model, _runs(model, clean, corrupted))  # the model too, so that its id stays its own
-    found: tuple[sweep.BaseRun | None, sweep.BaseRun | None] = kept[key][1]
-    return found
-
-
-def _runs(
     model: InterpretableModel, clean: Ids, corrupted: Ids
 ) -> tuple[sweep.BaseRun | None, sweep.BaseRun | None]:
     """Both runs, in one batch if their lengths are equal."""

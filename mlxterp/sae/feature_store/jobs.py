@@ -1,10 +1,8 @@
 """The work behind a feature store, in blocks that any process can do: one masked pass over some documents.
 
-Lives here: how documents become blocks, rows and batches; running one block; what a worker needs of a model.
-Does not live here: joining blocks to a store (`store.py`).
-
 A block is some consecutive documents. What is in a block, and which rows share a batch, depends on the texts
-only, so the result is the same bit for bit however blocks are spread over workers.
+only, and every worker computes with the same number of BLAS threads, so the result is the same bit for bit
+however blocks are spread over workers.
 """
 
 from __future__ import annotations
@@ -21,6 +19,7 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
+from mlxterp.core.linux_blas import blas
 from mlxterp.core.linux_blas import swiglu as fast_math
 from mlxterp.core.model import InterpretableModel
 from mlxterp.core.tokens import Prompt, Tokens, pad
@@ -36,15 +35,17 @@ _workers_model: dict[str, InterpretableModel] = {}  # of a worker process: the o
 
 @dataclass(frozen=True)
 class Pass:
-    """How a corpus is read: tokens of a row, tokens of a batch, and ids that are no evidence."""
+    """How a corpus is read: tokens of a row and of a batch, ids that are no evidence, and the multiple of the
+    median length beyond which a token is none."""
 
     context: int
     batch_tokens: int
     special: tuple[int, ...]
+    outlier: float
 
 
 class Block(NamedTuple):
-    """What one block's pass found. Token indices count from the block's first token.
+    """Tokens of one block, and where features fire. Token indices count from the block's first token.
 
     `norm` is the length of the activation that the SAE reads, 0 at tokens that do not count.
     """
@@ -61,10 +62,10 @@ class Block(NamedTuple):
 
 @dataclass(frozen=True)
 class Portable:
-    """A model and an SAE as what can be sent to another process.
+    """A model and an SAE in a form that can be sent to another process.
 
-    A model that was loaded by name is loaded again there, and must have the same digest; a module is sent as
-    it is. The process keeps it for its next block.
+    A model that was loaded by name is loaded again there, and must have the same digest; a module is pickled.
+    The process keeps it for its next block.
     """
 
     digest: str
@@ -92,7 +93,7 @@ class Portable:
         """The model, in this process.
 
         Raises:
-            StoreError: by its name another model is loaded than the one that was given.
+            StoreError: the model loaded by this name has other weights.
         """
         if self.digest not in _workers_model:
             if self.name is not None:
@@ -126,17 +127,27 @@ def blocks(texts: Sequence[Prompt], batch_tokens: int) -> list[range]:
     return found
 
 
-def run_elsewhere(portable: Portable, texts: Sequence[Prompt], how: Pass) -> Block:
-    """One block in a worker process."""
-    return run_block(portable.model(), portable.own_sae, texts, how)
+class Job(NamedTuple):
+    """One block as it is given to a worker."""
+
+    source: tuple[InterpretableModel, SAE] | Portable
+    texts: Sequence[Prompt]
+    how: Pass
+
+
+def run_job(job: Job) -> Block:
+    """Computes a block, in this process or in another."""
+    source = job.source
+    model, sae = (source.model(), source.own_sae) if isinstance(source, Portable) else source
+    return run_block(model, sae, job.texts, job.how)
 
 
 def run_block(model: InterpretableModel, sae: SAE, texts: Sequence[Prompt], how: Pass) -> Block:
-    """Tokens of these documents, and where which feature fires.
+    """Tokens of these documents, and where each feature fires.
 
     Rows are sorted by length, so that little is padded, and cut into batches of at least `batch_tokens` own
-    tokens. Captured activations are lazy, and the logits are never asked for: what lies behind the SAE's hook
-    point is not computed.
+    tokens. Captured activations are lazy and the logits are never evaluated, so layers behind the SAE's hook
+    point are not computed.
     """
     documents = [_ids(model, text) for text in texts]
     tokens = np.concatenate(documents)
@@ -155,26 +166,22 @@ def run_block(model: InterpretableModel, sae: SAE, texts: Sequence[Prompt], how:
     norm = np.zeros(len(tokens), dtype=np.float32)
     for each in found:
         norm[each.seen] = each.norm
-    parts = found or [_NOTHING]
-    places, features, values = (
-        np.concatenate([getattr(each, name) for each in parts]) for name in ("place", "feature", "activation")
-    )
+    empty = np.zeros(0, np.int64)
+    places = np.concatenate([empty, *(each.place for each in found)])
+    features = np.concatenate([empty, *(each.feature for each in found)])
+    values = np.concatenate([empty.astype(np.float32), *(each.activation for each in found)])
     order = np.lexsort((features, places))
     return Block(tokens, lengths, counted, norm, places[order], features[order], values[order], len(found))
 
 
-class _Found(NamedTuple):
-    """Of one batch: the tokens that count with the length of their activations, and where what fires."""
+class _BatchFirings(NamedTuple):
+    """The tokens of a batch that count with the length of their activations, and where features fire."""
 
     seen: NDArray[np.int64]
     norm: NDArray[np.float32]
     place: NDArray[np.int64]
     feature: NDArray[np.int64]
     activation: NDArray[np.float32]
-
-
-_NO_PLACES, _NO_VALUES = np.zeros(0, np.int64), np.zeros(0, np.float32)
-_NOTHING = _Found(_NO_PLACES, _NO_VALUES, _NO_PLACES, _NO_PLACES, _NO_VALUES)
 
 
 def _ids(model: InterpretableModel, text: Prompt) -> Tokens:
@@ -200,14 +207,14 @@ def _run_batch(
     counted: NDArray[np.bool_],
     starts: NDArray[np.int64],
     stops: NDArray[np.int64],
-) -> _Found:
+) -> _BatchFirings:
     batch = pad([tokens[a:b] for a, b in zip(starts, stops, strict=True)])
     row, column = np.nonzero(batch.mask)
     place = starts[row] + column
     evidence = counted[place]
     place, at = place[evidence], (row * batch.tokens.shape[1] + column)[evidence]
     found = []
-    with _ONE_AT_A_TIME, fast_math.used(model.architecture):
+    with _ONE_AT_A_TIME, blas.pinned_threads(), fast_math.used(model.architecture):
         _, captured = model.run(batch.tokens, capture=sae.point, lengths=batch.lengths)
         x = captured[sae.point]
         x = x.reshape(x.shape[0] * x.shape[1], -1)
@@ -218,4 +225,4 @@ def _run_batch(
             token, feature = np.nonzero(acts > 0)
             norm = np.array(mx.linalg.norm(own.astype(mx.float32), axis=-1))
             found.append((norm, place[i + token], feature.astype(np.int64), acts[token, feature]))
-    return _Found(place, *(np.concatenate(parts) for parts in zip(*found, strict=True)))
+    return _BatchFirings(place, *(np.concatenate(parts) for parts in zip(*found, strict=True)))

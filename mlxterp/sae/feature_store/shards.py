@@ -1,12 +1,10 @@
-"""Blocks of a store that is being built, kept as files beside it, so that a build that was killed goes on.
+"""Blocks joined to a store, and stored as files beside it until then, so that a build that was killed goes
+on.
 
-Lives here: the folder of an unfinished build and what is in it. Does not live here: making a block
-(`jobs.py`), joining blocks and finishing the store (`store.py`).
-
-The folder is named after what the store is made of, so blocks of other texts, another SAE or other options
-are never read. Each file is written beside and renamed. Two processes that build the same store share the
-folder: either's block is the same bit for bit. The one that is done first removes it; the other then keeps
-nothing more, and finds the store finished.
+The folder of an unfinished build is named after what the store is made of, so blocks of other texts,
+another SAE or other options are never read. Each file is written beside and renamed. Two processes that
+build the same store share the folder: either's block is the same bit for bit. The first to finish removes
+it; the other then stores no more blocks, and finds the store finished.
 """
 
 from __future__ import annotations
@@ -31,22 +29,17 @@ from mlxterp._files import write_atomically
 from mlxterp._version import __version__
 from mlxterp.core.model import InterpretableModel
 from mlxterp.core.tokens import TextTokens
-from mlxterp.sae.feature_store.jobs import BLOCK_BATCHES, Block
+from mlxterp.sae.feature_store.jobs import BLOCK_BATCHES, Block, Pass
 from mlxterp.sae.feature_store.store import FeatureStore
 
 _DIGITS = 4
-"""Of the norm from which on a token is left out: fewer than those in which two orders of adding differ."""
+"""Digits of the norm limit: few enough that the order of float32 additions does not change it."""
 
 
 def joined(
-    done: Sequence[Block],
-    d_sae: int,
-    context: int,
-    outlier: float,
-    facts: dict[str, Any],
-    model: InterpretableModel,
+    done: Sequence[Block], d_sae: int, how: Pass, facts: dict[str, Any], model: InterpretableModel
 ) -> FeatureStore:
-    """The store of all blocks, in order; `facts` with the norm limit that was found, and its outliers."""
+    """The store of all blocks, in order; `facts` gain the norm limit and the number of tokens beyond it."""
     tokens = np.concatenate([block.tokens for block in done])
     lengths = np.concatenate([block.lengths for block in done])
     document = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
@@ -54,7 +47,7 @@ def joined(
     before = np.cumsum([0, *(len(block.tokens) for block in done)])
     place = np.concatenate([b.token_index + offset for b, offset in zip(done, before[:-1], strict=True)])
     counted, norm = (np.concatenate([getattr(block, name) for block in done]) for name in ("counted", "norm"))
-    limit = _norm_limit(norm[counted], outlier)
+    limit = _norm_limit(norm[counted], how.outlier)
     usual = norm <= limit
     kept = usual[place]
     place = place[kept]
@@ -73,7 +66,7 @@ def joined(
         activation=by_feature.data.astype(np.float32),
         token_ids=token_ids.astype(np.uint32),
         strings=_strings(model, tokens, token_ids, begins),
-        context=context,
+        context=how.context,
         facts=facts
         | {
             "norm_limit": limit if np.isfinite(limit) else None,
@@ -84,8 +77,8 @@ def joined(
 
 
 def _norm_limit(norms: NDArray[np.float32], outlier: float) -> float:
-    """The norm above which a token is left out; of all tokens of the corpus, so that no batching and no
-    order of blocks matters. Infinite where half of the activations are zero: nothing says what is long."""
+    """The norm above which a token is left out, from all tokens of the corpus, whatever the batches and their
+    order. Infinite where half of the activations are zero: the median then says nothing."""
     median = float(np.median(norms)) if len(norms) else 0.0
     return float(f"{outlier * median:.{_DIGITS}g}") if median > 0 else np.inf
 
@@ -96,8 +89,8 @@ def _strings(
     token_ids: NDArray[np.int64],
     begins: NDArray[np.int64],
 ) -> tuple[str, ...]:
-    """The text of each id, read behind a token it once follows where it does follow one: some decoders drop
-    the space that begins a text."""
+    """The text of each id, decoded behind a token that it follows somewhere, if there is one: some decoders
+    drop the space that begins a text."""
     if model.tokenizer is None:
         return tuple(f"<{token}>" for token in token_ids)
     split = TextTokens(model.tokenizer).split
@@ -121,7 +114,7 @@ _KINDS = {
     "feature": np.uint32,
     "activation": np.float32,
 }
-"""What a block is on disk: 12 bytes an activation."""
+"""The arrays of a block on disk: 12 bytes an activation."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +125,7 @@ class Unfinished:
 
     @staticmethod
     def at(path: Path, facts: Mapping[str, Any]) -> Unfinished:
-        """What there is of the store of these facts; its folder is made if there is none."""
+        """The unfinished build of the store of these facts; its folder is made if there is none."""
         made_of = json.dumps([dict(facts), __version__, BLOCK_BATCHES, list(_KINDS)], sort_keys=True)
         digest = hashlib.sha256(made_of.encode()).hexdigest()[:16]
         folder = path.with_name(f"{_prefix(path)}{digest}")
@@ -140,36 +133,36 @@ class Unfinished:
         return Unfinished(folder)
 
     def read(self, documents: range) -> Block | None:
-        """The block of these documents as it was kept, without forwards; None if it has to be made."""
+        """The stored block of these documents; None if it has to be computed."""
         try:
-            said, data = _split(self._file(documents).read_bytes())
+            content = self._file(documents).read_bytes()
         except FileNotFoundError:
             return None
-        if hashlib.sha256(data).digest() != said:
-            return None  # damaged: it is made again
+        size = hashlib.sha256().digest_size
+        digest, data = content[:size], content[size:]
+        if hashlib.sha256(data).digest() != digest:
+            return None  # damaged: it is computed again
         with np.load(io.BytesIO(data), allow_pickle=False) as found:
             arrays = {name: found[name] for name in _KINDS}
         for name in ("tokens", "token_index", "feature"):
             arrays[name] = arrays[name].astype(np.int64)
         return Block(**arrays, forwards=0)
 
-    def keep(self, documents: range, block: Block) -> None:
-        """Writes a block, in one step; nothing if the folder is gone, because another process finished."""
+    def write(self, documents: range, block: Block) -> None:
+        """Writes a block in one step; does nothing if another process has finished and removed the folder."""
         file = io.BytesIO()
         np.savez(file, **{name: getattr(block, name).astype(kind) for name, kind in _KINDS.items()})
         data = file.getvalue()
-        try:
+        with contextlib.suppress(FileNotFoundError):
             write_atomically(self._file(documents), hashlib.sha256(data).digest() + data)
-        except FileNotFoundError:
-            return
 
-    def ready(self) -> Path:
+    def new_folder(self) -> Path:
         """An empty folder of this process's own, to write the finished store to."""
         made = self.folder / f"ready-{uuid.uuid4().hex[:8]}"
         made.mkdir(parents=True)
         return made
 
-    def forget_if_empty(self) -> None:
+    def remove_if_empty(self) -> None:
         """Removes the folder of a build that failed before its first block."""
         with contextlib.suppress(OSError):
             self.folder.rmdir()
@@ -179,15 +172,9 @@ class Unfinished:
 
 
 def discard(path: Path) -> None:
-    """Removes what unfinished builds have left beside a finished store, of this content or another."""
+    """Removes the folders of unfinished builds beside a finished store, of this content or another."""
     for folder in path.parent.glob(f"{glob.escape(_prefix(path))}*"):
-        shutil.rmtree(folder, ignore_errors=True)  # another process may be writing there: it cleans up too
-
-
-def _split(data: bytes) -> tuple[bytes, bytes]:
-    """A block's file: the SHA-256 of its arrays, and these."""
-    size = hashlib.sha256().digest_size
-    return data[:size], data[size:]
+        shutil.rmtree(folder, ignore_errors=True)  # another process that writes there removes it too
 
 
 def _prefix(path: Path) -> str:

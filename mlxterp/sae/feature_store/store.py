@@ -1,8 +1,6 @@
 """`FeatureStore`: which feature fires at which token of a corpus, as numpy arrays on disk or in memory.
 
-Lives here: the arrays, reading them by feature and by token, their files. Does not live here: making them
-from a model (`store.py`) or from arrays (`build.py`); choosing examples
-(`mlxterp.auto_interp.evidence`). Nothing here needs mlx.
+`build.py` makes one. Nothing here needs mlx.
 """
 
 from __future__ import annotations
@@ -22,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from mlxterp._files import replace_directory
 from mlxterp.errors import StoreError
 
 FORMAT = "mlxterp-feature-store/1"
@@ -56,17 +55,17 @@ class FeatureStore:
         tokens: [n] token ids.
         document: [n] which document a token is of, ascending from 0.
         position: [n] where in its document.
-        counted: [n] False for tokens that are no evidence: the first of each row, special tokens, those with
-            an activation out of all proportion (`build_store`). No feature has an activation there.
+        counted: [n] False for tokens that are no evidence: the first of each row, special tokens, outliers
+            of the norm (`build_store`). No feature has an activation there.
         indptr: [d_sae + 1]; feature f owns `token_index[indptr[f]:indptr[f + 1]]`.
         token_index: [k] where features fire, ascending for each feature.
         activation: [k] > 0.
         token_ids, strings: the ids that occur, ascending, and the text of each.
         context: tokens of a row.
-        facts: what the store was made of: digests of model, SAE and texts, hook point, the norm above which
-            tokens were left out and how many these are; plain values.
-        forwards: how many calls of the model making it took: 0 when it was read from disk.
-        path: where it lies on disk, if it does.
+        facts: what the store was made of, plain values: digests of model, SAE and texts, hook point, the norm
+            above which tokens were left out and how many these are.
+        forwards: calls of the model that it took; 0 when it was read from disk.
+        path: where it is on disk, if it is.
     """
 
     tokens: NDArray[np.uint32]
@@ -104,8 +103,6 @@ class FeatureStore:
             f"{len(self.token_index)} activations)"
         )
 
-    # how much there is
-
     @property
     def n_tokens(self) -> int:
         return len(self.tokens)
@@ -134,8 +131,6 @@ class FeatureStore:
             seen.update(array.data)
         return seen.hexdigest()
 
-    # per feature
-
     def feature(self, feature_id: int) -> Firing:
         """Where feature `feature_id` fires, and how strongly. Costs nothing.
 
@@ -148,6 +143,13 @@ class FeatureStore:
             )
         own = slice(int(self.indptr[feature_id]), int(self.indptr[feature_id + 1]))
         return Firing(self.token_index[own], self.activation[own])
+
+    def activations_of(self, feature_id: int) -> NDArray[np.float32]:
+        """[n] the activation of feature `feature_id` at every token, 0 where it does not fire."""
+        fires = self.feature(feature_id)
+        result = np.zeros(self.n_tokens, dtype=np.float32)
+        result[fires.token_index] = fires.activation
+        return result
 
     @cached_property
     def counts(self) -> NDArray[np.int64]:
@@ -170,8 +172,6 @@ class FeatureStore:
         total = _by_feature(np.add, self.activation.astype(np.float64), self.indptr)
         return (total / np.maximum(self.counts, 1)).astype(np.float32)
 
-    # per token
-
     @cached_property
     def row_start(self) -> NDArray[np.int64]:
         """[n] the index of the first token of each token's row."""
@@ -191,7 +191,7 @@ class FeatureStore:
 
     @cached_property
     def _texts(self) -> NDArray[np.object_]:
-        """`strings`, to be picked from by an array."""
+        """`strings` as an array, for indexing."""
         texts = np.empty(len(self.strings), dtype=object)
         texts[:] = self.strings
         return texts
@@ -205,7 +205,7 @@ class FeatureStore:
         at = int(np.searchsorted(self.token_ids, token_id))
         if at == len(self.token_ids) or self.token_ids[at] != token_id:
             raise StoreError(
-                f"Token {token_id} does not occur in this corpus, so its text is not kept. "
+                f"Token {token_id} does not occur in this corpus, so its text is not stored. "
                 "Use model.to_str_tokens."
             )
         return self.strings[at]
@@ -221,7 +221,7 @@ class FeatureStore:
         return tuple("".join(self.str_tokens(a, b)) for a, b in pairwise(bounds))
 
     def window(self, token_index: int, before: int, after: int) -> slice:
-        """Tokens around one, at most `before` and `after` of them, all of its row."""
+        """At most `before` tokens before one and `after` behind it, all of its row."""
         return slice(
             max(int(token_index) - before, int(self.row_start[token_index])),
             min(int(token_index) + after + 1, int(self.row_stop[token_index])),
@@ -231,8 +231,6 @@ class FeatureStore:
         """The tokens of one document."""
         start, stop = np.searchsorted(self.document, [document, document + 1])
         return slice(int(start), int(stop))
-
-    # files
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Writes a directory of .npy files and `store.json`, replacing a store that is there, in one step.
@@ -250,13 +248,13 @@ class FeatureStore:
         beside.mkdir()
         try:
             self.write(beside)
-            _put(beside, there, self)
+            replace_directory(there, beside)
         finally:
             shutil.rmtree(beside, ignore_errors=True)
         return there
 
     def write(self, folder: Path) -> None:
-        """Writes the files of a store into a folder, which `save` and `build_store` then put in its place."""
+        """Writes the files of a store into a folder, which `save` and `build_store` then move to its path."""
         for name, kind in _ARRAYS.items():
             np.save(folder / f"{name}.npy", np.ascontiguousarray(getattr(self, name), dtype=kind))
         facts = {
@@ -268,25 +266,6 @@ class FeatureStore:
         (folder / _FACTS).write_text(json.dumps(facts), encoding="utf-8")
 
 
-def _put(beside: Path, there: Path, store: FeatureStore) -> None:
-    """Puts a finished store in its place; the very same one, of another process meanwhile, is left there."""
-    if there.exists():
-        if _holds(there, store):
-            return
-        shutil.rmtree(there)
-    try:
-        os.replace(beside, there)
-    except OSError:
-        if not ((there / _FACTS).is_file() and _holds(there, store)):
-            raise
-
-
-def _holds(there: Path, store: FeatureStore) -> bool:
-    found = load_store(there)
-    same = found.context == store.context and dict(found.facts) == dict(store.facts)
-    return same and all(np.array_equal(getattr(found, name), getattr(store, name)) for name in _ARRAYS)
-
-
 def load_store(path: str | os.PathLike[str]) -> FeatureStore:
     """A store that `FeatureStore.save` wrote; its arrays stay on disk until they are read.
 
@@ -296,14 +275,14 @@ def load_store(path: str | os.PathLike[str]) -> FeatureStore:
     there = Path(path)
     if not (there / _FACTS).is_file():
         raise StoreError(f"There is no feature store at {there}. Make one with build_store(..., path=).")
-    said = json.loads((there / _FACTS).read_text(encoding="utf-8"))
-    if said.get("format") != FORMAT:
+    facts = json.loads((there / _FACTS).read_text(encoding="utf-8"))
+    if facts.get("format") != FORMAT:
         raise StoreError(
-            f"{there} is of format {said.get('format')!r}; this version reads {FORMAT!r}. Build it again."
+            f"{there} is of format {facts.get('format')!r}; this version reads {FORMAT!r}. Build it again."
         )
     arrays = {name: np.load(there / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in _ARRAYS}
     return FeatureStore(
-        **arrays, strings=tuple(said["strings"]), context=said["context"], facts=said["facts"], path=there
+        **arrays, strings=tuple(facts["strings"]), context=facts["context"], facts=facts["facts"], path=there
     )
 
 

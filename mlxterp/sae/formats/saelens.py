@@ -1,7 +1,6 @@
 """SAELens's format: `cfg.json` and `sae_weights.safetensors`, read and written.
 
-Lives here: its names, shapes and conventions, written down once in `from_saelens`. Does not live here: other
-formats (`read.py`).
+Its names, shapes and conventions are written down once, in `to_sae`.
 """
 
 from __future__ import annotations
@@ -15,12 +14,7 @@ import mlx.core as mx
 
 from mlxterp.core.hook_points import parse
 from mlxterp.errors import SAEFormatError, UnknownHookPoint
-from mlxterp.sae.formats.weight_files import (
-    CONFIG,
-    Arrays,
-    check,
-    required,
-)
+from mlxterp.sae.formats.weight_files import CONFIG, Arrays, Overrides, check, required
 from mlxterp.sae.sae import SAE, Activation, JumpRelu, Relu, TopK
 
 WEIGHTS = "sae_weights.safetensors"
@@ -38,8 +32,8 @@ ARCHITECTURES = (
 )
 _OURS = "mlxterp"
 _VERSION = "6.54.12"
-"""Whose format is written and was compared with. Without a version, SAELens takes a file for one of before
-version 6 and drops where it reads and writes."""
+"""The version whose format is written and was compared with. A file without a version is taken by SAELens for
+one from before version 6, and its hook points are dropped."""
 _NORMALISED = {
     "expected_average_only_in": "all are to be scaled by a number that is not in the file. Fold it in with "
     "SAELens (`fold_activation_norm_scaling_factor`) and save again",
@@ -48,7 +42,6 @@ _NORMALISED = {
     "layer_norm": "each token is normalised by itself, which no weights on raw activations do. Use this SAE "
     "with SAELens",
 }
-"""What SAELens's ways of normalising mean, other than "none"."""
 
 _HOOKS = {
     "hook_resid_pre": "resid_pre",
@@ -57,20 +50,18 @@ _HOOKS = {
     "hook_attn_out": "attn_out",
     "hook_mlp_out": "mlp_out",
 }
-"""TransformerLens's names of places, as SAELens writes them, and ours."""
+"""TransformerLens's names of hook points, as SAELens writes them, and ours."""
 
 
 def save_sae(sae: SAE, path: str | Path, *, dtype: mx.Dtype = mx.float32) -> Path:
     """Writes an SAE as `cfg.json` and `sae_weights.safetensors`, in SAELens's format.
 
-    In float32 it is exact: what is read back has the same digest; `mx.bfloat16` takes half the space. Our own
-    facts (metadata, names of hook points) are in a part of cfg.json of their own.
-
-    SAELens 6 reads all but what it has no place for, which it refuses: TopK transcoders, and transcoders that
-    take b_dec off their input.
+    In float32 it is exact: what is read back has the same digest; `mx.bfloat16` takes half the space.
+    Metadata and our names of hook points are in a section of cfg.json of their own. SAELens 6 reads all but
+    TopK transcoders, and transcoders that take b_dec off their input, which it has no form for and refuses.
 
     Args:
-        path: a directory, made if it is not there.
+        path: a directory, made if it does not exist.
     """
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
@@ -106,7 +97,7 @@ def _config(sae: SAE) -> dict[str, Any]:
     if isinstance(sae.activation, TopK):
         config["k"] = sae.activation.k
         config["rescale_acts_by_decoder_norm"] = False
-    if sae.d_out != sae.d_in or sae.is_transcoder:
+    if "transcoder" in config["architecture"]:
         config["d_out"] = sae.d_out
     if sae.hook_point_out is not None:
         config["metadata"]["hook_name_out"] = _hook_name(sae.hook_point_out)
@@ -120,13 +111,13 @@ def _architecture(sae: SAE) -> str:
         return kind or "standard"
     whole = "skip_transcoder" if sae.W_skip is not None else "transcoder"
     if kind == "topk":
-        # SAELens has no name for it; its own readers refuse it instead of reading a ReLU.
+        # SAELens has no such architecture: its readers refuse the name instead of reading a ReLU.
         return f"topk_{whole}"
     return f"{kind}_{whole}" if kind else whole
 
 
-def from_saelens(config: Mapping[str, Any], arrays: Arrays, said: Mapping[str, Any], file: Path) -> SAE:
-    """SAELens's conventions:
+def to_sae(config: Mapping[str, Any], arrays: Arrays, overrides: Overrides, file: Path) -> SAE:
+    """The SAE of this config and these arrays, by SAELens's conventions:
 
     - `W_enc` is [d_in, d_sae], `W_dec` [d_sae, d_out].
     - `apply_b_dec_to_input`: pre = (x − b_dec) W_enc + b_enc, else x W_enc + b_enc.
@@ -139,7 +130,7 @@ def from_saelens(config: Mapping[str, Any], arrays: Arrays, said: Mapping[str, A
     - `normalize_activations`: only with "none" are the weights for raw activations.
     - Before version 6, topk was an `activation_fn` of the architecture "standard".
 
-    What these say was compared with SAELens 6.54.12 (tests/data/saelens).
+    Compared with SAELens 6.54.12 (tests/data/saes/saelens).
     """
     architecture = str(config.get("architecture", "standard"))
     known = (*ARCHITECTURES, "topk_transcoder", "topk_skip_transcoder")
@@ -169,9 +160,9 @@ def from_saelens(config: Mapping[str, Any], arrays: Arrays, said: Mapping[str, A
         needed.append("W_skip")
     if "jumprelu" in architecture:
         needed.append("threshold")
-    unsaid = [name for name in ("d_in", "d_sae") if name not in config]
-    if unsaid:
-        raise SAEFormatError(f"{file}: {CONFIG} has no {', '.join(unsaid)}. Add what the arrays have.")
+    missing = [name for name in ("d_in", "d_sae") if name not in config]
+    if missing:
+        raise SAEFormatError(f"{file}: {CONFIG} has no {', '.join(missing)}. Add the widths of the arrays.")
     d_in, d_sae = int(config["d_in"]), int(config["d_sae"])
     d_out = int(config.get("d_out", d_in))
     shapes = {
@@ -207,18 +198,20 @@ def from_saelens(config: Mapping[str, Any], arrays: Arrays, said: Mapping[str, A
         norms = mx.linalg.norm(W_dec.astype(mx.float32), axis=1)
         W_enc, b_enc = W_enc * norms, b_enc * norms
         W_dec = W_dec / mx.where(norms > 0, norms, 1.0)[:, None]
-    place = ours.get("hook_point") or _place(metadata.get("hook_name") or config.get("hook_name"))
-    out = ours.get("hook_point_out") or _place(metadata.get("hook_name_out") or config.get("hook_name_out"))
+    point = ours.get("hook_point") or _hook_point(metadata.get("hook_name") or config.get("hook_name"))
+    out = ours.get("hook_point_out") or _hook_point(
+        metadata.get("hook_name_out") or config.get("hook_name_out")
+    )
     return SAE(
         W_enc=W_enc,
         b_enc=b_enc,
         W_dec=W_dec,
         b_dec=arrays["b_dec"],
         activation=activation,
-        hook_point=said["hook_point"] or required(place, "hook_point", file),
-        hook_point_out=_written(said["hook_point_out"] or out, ours, file) if transcoder else None,
+        hook_point=overrides.hook_point or required(point, "hook_point", file),
+        hook_point_out=_hook_point_out(overrides.hook_point_out or out, ours, file) if transcoder else None,
         model=str(
-            said["model"]
+            overrides.model
             or ours.get("model")
             or metadata.get("model_name")
             or config.get("model_name")
@@ -230,9 +223,9 @@ def from_saelens(config: Mapping[str, Any], arrays: Arrays, said: Mapping[str, A
     )
 
 
-def _written(place: str | None, ours: Mapping[str, Any], file: Path) -> str | None:
-    """Where a transcoder writes. An SAE of ours with a skip path is saved as a transcoder; it writes where it
-    reads."""
+def _hook_point_out(place: str | None, ours: Mapping[str, Any], file: Path) -> str | None:
+    """Where a transcoder writes. An SAE of ours with a skip path is saved as a transcoder that writes where
+    it reads."""
     return place if ours else required(place, "hook_point_out", file)
 
 
@@ -269,7 +262,7 @@ def _activation(architecture: str, config: Mapping[str, Any], arrays: Arrays, fi
     return Relu()
 
 
-def _place(hook: str | None) -> str | None:
+def _hook_point(hook: str | None) -> str | None:
     """`blocks.7.hook_resid_pre` → `L7.resid_pre`; our own spelling as it is; None for others."""
     if hook is None:
         return None

@@ -1,12 +1,10 @@
-"""What readers of SAE files share: arrays with their shapes checked, configs, and what a file must say.
-
-Lives here: no format. Does not live here: what arrays mean (`saelens.py`, `read.py`).
-"""
+"""What the readers of SAE files share: arrays with their shapes and values checked, configs, overrides."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,20 @@ _DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 Arrays = dict[str, mx.array]
 
 
+@dataclass(frozen=True)
+class Overrides:
+    """What a caller says of a file: it goes before what the file says."""
+
+    model: str | None = None
+    hook_point: str | None = None
+    hook_point_out: str | None = None
+
+
 def check(arrays: Arrays, needed: list[str], shapes: Mapping[str, tuple[int, ...]], file: Path) -> None:
+    """Raises SAEFormatError for missing arrays, wrong shapes, and values that are no numbers.
+
+    An infinite threshold is a feature that never fires; every other value must be finite.
+    """
     missing = [name for name in needed if name not in arrays]
     wrong = [
         f"{name} {tuple(arrays[name].shape)} and not {shape}"
@@ -34,6 +45,14 @@ def check(arrays: Arrays, needed: list[str], shapes: Mapping[str, tuple[int, ...
             f"{file}: {'; '.join(problems)}. It holds {', '.join(sorted(arrays))}. Check that config and "
             "weights belong together."
         )
+    for name in (name for name in shapes if name in arrays):
+        array = arrays[name].astype(mx.float32)
+        bad = mx.isnan(array) if "threshold" in name else ~mx.isfinite(array)
+        if count := int(bad.sum()):
+            raise SAEFormatError(
+                f"{file}: {name} holds {count:,} values of {array.size:,} that are NaN or infinite, so no "
+                "activation computed from it means anything. Get the file again, or train the SAE anew."
+            )
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -60,7 +79,7 @@ def read_arrays(file: Path) -> Arrays:
 
 
 def _header(file: Path) -> tuple[dict[str, Any], int]:
-    """What the file holds (name → dtype, shape, place) and where its data begin."""
+    """Each array's dtype, shape and offsets by its name, and where the data begin."""
     with file.open("rb") as opened:
         size = int.from_bytes(opened.read(8), "little")
         text = opened.read(size) if 8 + size <= file.stat().st_size else b""
@@ -74,8 +93,7 @@ def _header(file: Path) -> tuple[dict[str, Any], int]:
     ends = 8 + size + max((entry["data_offsets"][1] for entry in entries.values()), default=0)
     if file.stat().st_size < ends:
         raise SAEFormatError(
-            f"{file} has {file.stat().st_size:,} bytes and is to have {ends:,}: it is cut short. Get "
-            "the file again."
+            f"{file} has {file.stat().st_size:,} bytes of {ends:,}: it is cut short. Get the file again."
         )
     return entries, 8 + size
 
@@ -98,7 +116,7 @@ def _array(file: Path, entry: Mapping[str, Any], start: int) -> mx.array:
 def required(value: str | None, name: str, file: Path) -> str:
     if value is None:
         raise SAEFormatError(
-            f"{file} does not say where it reads or writes in our words. Give {name}= to load_sae, as in "
+            f"{file} names no {name.replace('_', ' ')} that is known here. Give {name}= to load_sae, as in "
             "'L15.resid_post'."
         )
     return value

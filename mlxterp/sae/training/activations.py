@@ -1,11 +1,7 @@
-"""Activations of a model over texts, to train on: streamed, or computed once and kept on disk.
+"""Activations of a model over texts, to train on: streamed, or computed once and cached on disk.
 
-Lives here: rows of tokens, which tokens count, one pass of the model that stops behind the last hook point
-asked for. Does not live here: what a source is (`source.py`), features (`store.py`).
-
-Left out: padding, the first token of each row (where attention sinks are), special tokens, and tokens whose
-activation at any of the hook points is longer than ten times the median: a few of those would make up most of
-the variance.
+One pass of the model that stops behind the last hook point asked for. Left out are padding and the tokens
+that never count (`mlxterp.sae.texts`). Features of a trained SAE are in `mlxterp.sae.feature_store`.
 """
 
 from __future__ import annotations
@@ -28,11 +24,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlxterp.core.hook_points import parse
+from mlxterp.core.linux_blas import blas
 from mlxterp.core.linux_blas import swiglu as fast_math
 from mlxterp.core.model import InterpretableModel
-from mlxterp.core.tokens import Padded, TextTokens, pad
+from mlxterp.core.tokens import Padded, pad
 from mlxterp.errors import SAEError, TooLittleData
 from mlxterp.models.fetch import SCRATCH, cache_dir, publish
+from mlxterp.sae.texts import OUTLIER, special_ids, texts_digest
 from mlxterp.sae.training.source import (
     ActivationSource,
     ArrayActivations,
@@ -47,10 +45,10 @@ _LOCK = "lock"
 
 @contextmanager
 def scratch(home: Path) -> Iterator[Path]:
-    """A folder in `home` that is there while the block runs, first removing those of dead processes.
+    """A temporary folder in `home`; folders of dead processes are removed first.
 
     A process holds a lock on a file in its folder, which the system drops when the process ends, however it
-    ends. A folder gets its name only when the lock is held, so one with a lock that nobody holds is of a dead
+    ends. A folder gets its name only when the lock is held, so one whose lock is free belongs to a dead
     process. One without a lock, or on a file system without locks, is left alone.
     """
     for folder in home.glob(f"{SCRATCH}*"):
@@ -80,7 +78,7 @@ def _is_abandoned(folder: Path) -> bool:
 
 
 def _locked(lock: int) -> bool:
-    """Whether this file descriptor got the lock: nobody else holds it, and there are locks."""
+    """Whether this file descriptor got the lock; False where the file system has none."""
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -89,16 +87,15 @@ def _locked(lock: int) -> bool:
 
 
 Ids = NDArray[np.int64]
-TopPrediction = Callable[[int, int], None]  # tokens done, tokens in all
+TokenProgress = Callable[[int, int], None]  # tokens done, tokens in all
 
-OUTLIER = 10.0
 _CALIBRATION_ROWS = 64
 _FACTS = "activations.json"
 
 
 @dataclass(frozen=True, eq=False)
 class StreamedActivations(ActivationSource):
-    """Activations computed while they are trained on; nothing is kept.
+    """Activations computed while they are trained on; nothing is stored.
 
     An epoch is every text once, in a shuffled order; the tokens of about `block_tokens` tokens' worth of
     texts are shuffled together, in memory as bfloat16, while the block before is trained on.
@@ -160,9 +157,8 @@ class StreamedActivations(ActivationSource):
         return sum(int(_counts(row, self._special).sum()) for row in self._rows)
 
     @cached_property
-    def _special(self) -> frozenset[int]:
-        begin = getattr(self.model.tokenizer, "bos_token_id", None)
-        return TextTokens(self.model.tokenizer).eos_ids | (frozenset() if begin is None else {int(begin)})
+    def _special(self) -> tuple[int, ...]:
+        return special_ids(self.model)
 
     def _content(self) -> str:
         seen = hashlib.sha256(self.model.digest.encode())
@@ -174,6 +170,7 @@ class StreamedActivations(ActivationSource):
     def facts(self) -> dict[str, Any]:
         return super().facts() | {
             "texts": len(self.texts),
+            "texts_digest": texts_digest(self.texts),
             "context": self.context,
             "left out": "padding, first token of a row, special tokens, "
             f"norms above {self.outlier:g} times the median",
@@ -184,7 +181,7 @@ class StreamedActivations(ActivationSource):
         for index, rows in enumerate(_grouped([self._rows[i] for i in order], self.block_tokens)):
             if index < first:
                 continue
-            # In bfloat16: half the memory of the largest thing that a training holds.
+            # bfloat16 halves the memory of the largest thing that a training holds.
             parts = [
                 {place: to_bfloat16_bits(x) for place, x in part.items()} for part in self.forwards(rows)
             ]
@@ -246,7 +243,7 @@ class StreamedActivations(ActivationSource):
         batch = pad(rows)
         at = mx.array(np.flatnonzero(self.counted(batch)))
         points = {place: parse(place) for place in self.hook_points}
-        with fast_math.used(self.model.architecture):
+        with blas.pinned_threads(), fast_math.used(self.model.architecture):
             # Logits are lazy and never looked at, so what lies behind the last point is not computed.
             _, captured = self.model.run(batch.tokens, capture=list(points.values()), lengths=batch.lengths)
             found = {}
@@ -263,7 +260,7 @@ class StreamedActivations(ActivationSource):
         found = self._forward([self._rows[i] for i in np.unique(chosen)])
         norms = {place: np.linalg.norm(x, axis=1) for place, x in found.items()}
         middle = {place: np.median(each) if len(each) else 0.0 for place, each in norms.items()}
-        # Where most activations are 0 there is no usual length, and none is left out.
+        # Where most activations are 0 the median says nothing, and no token is left out.
         return {place: self.outlier * float(norm) if norm > 0 else np.inf for place, norm in middle.items()}
 
 
@@ -276,17 +273,17 @@ def cached_activations(
     batch_tokens: int = 4096,
     outlier: float = OUTLIER,
     path: str | Path | None = None,
-    progress: TopPrediction | None = None,
+    progress: TokenProgress | None = None,
 ) -> ArrayActivations:
-    """The same activations as `StreamedActivations`, computed once and kept as bfloat16 on disk.
+    """The same activations as `StreamedActivations`, computed once and cached as bfloat16 on disk.
 
     The directory is named after the content (weights, tokens, places, what is left out), so a second call
     with the same makes no forward. 2 bytes a value: 1.2 GB for a million tokens of 576. Memory stays that of
     a few forwards; reading maps the file.
 
     Args:
-        path: where caches are kept; by default the user's cache directory.
-        progress: told the tokens done and the tokens in all.
+        path: the directory of the caches; by default the user's cache directory.
+        progress: called with (tokens done, tokens in all).
         Others as in `StreamedActivations`.
     """
     stream = StreamedActivations(
@@ -310,7 +307,7 @@ def cached_activations(
     return ArrayActivations(arrays, model_name=model.name, digest=stream.digest, extra=extra)
 
 
-def _write(stream: StreamedActivations, folder: Path, progress: TopPrediction | None) -> None:
+def _write(stream: StreamedActivations, folder: Path, progress: TokenProgress | None) -> None:
     widths: dict[str, int] = {}
     written = 0
     files = {place: (folder / f"{place}.bf16").open("wb") for place in stream.hook_points}
@@ -329,9 +326,9 @@ def _write(stream: StreamedActivations, folder: Path, progress: TopPrediction | 
     (folder / _FACTS).write_text(json.dumps(facts), encoding="utf-8")
 
 
-def _counts(row: Ids, special: frozenset[int]) -> NDArray[np.bool_]:
+def _counts(row: Ids, special: tuple[int, ...]) -> NDArray[np.bool_]:
     """Which tokens of a row count; padding is the caller's to leave out."""
-    counted = ~np.isin(row, list(special)) if special else np.ones(len(row), dtype=bool)
+    counted: NDArray[np.bool_] = ~np.isin(row, special)
     counted[0] = False
     return counted
 

@@ -1,7 +1,5 @@
-"""Checkpoints of a training: everything the next step reads, to the bit.
-
-Lives here: two files in a directory, replaced in one rename. Does not live here: SAEs to use (`read.py`).
-"""
+"""Checkpoints of a training: everything the next step reads, to the bit, in two files that are replaced
+together."""
 
 from __future__ import annotations
 
@@ -16,6 +14,7 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 
+from mlxterp._files import replace_directory
 from mlxterp.errors import SAEError
 from mlxterp.sae.config import SAEConfig
 from mlxterp.sae.training.source import Cursor
@@ -26,31 +25,25 @@ _CURRENT, _NEXT, _OLD = "current", "next", "old"
 
 
 @dataclass(frozen=True, eq=False)
-class Saved:
-    """What a checkpoint holds, for each SAE of the training, and how far the source was read."""
+class Checkpoint:
+    """The state of each SAE of a training, and how far the source was read."""
 
-    states: list[State]
-    rates: list[float]
-    histories: list[list[dict[str, Any]]]
+    states: Sequence[State]
+    rates: Sequence[float]
+    histories: Sequence[Sequence[Mapping[str, Any]]]
     cursor: Cursor
 
 
-def write(
-    folder: Path,
-    *,
-    configs: Sequence[SAEConfig],
-    digest: str,
-    states: Sequence[State],
-    rates: Sequence[float],
-    histories: Sequence[Sequence[Mapping[str, Any]]],
-    cursor: Cursor,
-) -> None:
-    """Replaces the checkpoint in `folder`: a crash leaves the old one or the new one."""
+def write(folder: Path, configs: Sequence[SAEConfig], digest: str, checkpoint: Checkpoint) -> None:
+    """Replaces the checkpoint in `folder`; a crash leaves the old one or the new one.
+
+    Args:
+        configs, digest: of the training and of its source, which `read` compares.
+    """
     arrays: dict[str, mx.array] = {}
     scalars = []
-    for i, state in enumerate(states):
-        trees = {"params": state.params, "moments": state.moments}
-        found: Any = tree_flatten(trees)
+    for i, state in enumerate(checkpoint.states):
+        found: Any = tree_flatten({"params": state.params, "moments": state.moments})
         arrays |= {f"{i}.{path}": value for path, value in found}
         arrays |= {f"{i}.since": state.since, f"{i}.threshold": state.threshold}
         if state.dead.size:
@@ -62,13 +55,14 @@ def write(
                 "threshold_weight": state.threshold_weight.hex(),
             }
         )
+    cursor = checkpoint.cursor
     arrays |= {f"rest.{point}": mx.array(rows) for point, rows in cursor.rest.items()}
     facts = {
         "configs": [config.to_dict() for config in configs],
         "source": digest,
         "scalars": scalars,
-        "rates": [rate.hex() for rate in rates],
-        "histories": [[dict(line) for line in history] for history in histories],
+        "rates": [rate.hex() for rate in checkpoint.rates],
+        "histories": [[dict(line) for line in history] for history in checkpoint.histories],
         "cursor": {"epoch": cursor.epoch, "block": cursor.block, "offset": cursor.offset},
     }
     ready = folder / _NEXT
@@ -76,21 +70,17 @@ def write(
     ready.mkdir(parents=True)
     mx.save_safetensors(str(ready / ARRAYS), arrays)
     (ready / FACTS).write_text(json.dumps(facts), encoding="utf-8")
-    old = folder / _OLD
-    shutil.rmtree(old, ignore_errors=True)
-    if (folder / _CURRENT).is_dir():
-        (folder / _CURRENT).rename(old)
-    ready.rename(folder / _CURRENT)
-    shutil.rmtree(old, ignore_errors=True)
+    replace_directory(folder / _CURRENT, ready)
+    shutil.rmtree(folder / _OLD, ignore_errors=True)
 
 
-def read(folder: Path, configs: Sequence[SAEConfig], digest: str) -> Saved | None:
+def read(folder: Path, configs: Sequence[SAEConfig], digest: str) -> Checkpoint | None:
     """The checkpoint in `folder`, or None if there is none.
 
     Raises:
         SAEError: it is of another training.
     """
-    # Between the two renames of `write` only the old one has its name.
+    # Versions before 0.2 renamed twice: a crash between the two left only "old".
     where = next((folder / n for n in (_CURRENT, _OLD) if (folder / n / FACTS).is_file()), None)
     if where is None:
         return None
@@ -111,10 +101,9 @@ def read(folder: Path, configs: Sequence[SAEConfig], digest: str) -> Saved | Non
         )
     loaded: Any = mx.load(str(where / ARRAYS))
     mx.eval(loaded)  # before the file may be replaced
-    states = [_state(i, loaded, scalars) for i, scalars in enumerate(facts["scalars"])]
     rest = {name[len("rest.") :]: np.array(a) for name, a in loaded.items() if name.startswith("rest.")}
-    return Saved(
-        states,
+    return Checkpoint(
+        [_state(i, loaded, scalars) for i, scalars in enumerate(facts["scalars"])],
         [float.fromhex(rate) for rate in facts["rates"]],
         facts["histories"],
         Cursor(rest=rest, **facts["cursor"]),

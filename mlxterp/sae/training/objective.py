@@ -1,8 +1,5 @@
 """The loss of each variant, as a function of the weights and a piece of a batch.
 
-Lives here: start values, activation functions with their gradients, the loss with the part that revives dead
-features. Does not live here: steps (`steps.py`), the loop (`train.py`).
-
 Inside a training, inputs and targets have mean 0 and a mean squared length of 9 k (`scaling.py`), so that an
 active feature is about 3. The loss is divided by it: it is a fraction of variance unexplained, and a learning
 rate means the same for every model.
@@ -20,7 +17,7 @@ from mlxterp.sae.config import SAEConfig
 
 
 def largest(values: mx.array, k: int) -> mx.array:
-    """Indices [rows, k] of the k largest of each row of `values` [rows, n], in no order."""
+    """Indices [rows, k] of the k largest of each row of `values` [rows, n], unordered."""
     rows, n = values.shape
     if k >= n:
         return mx.broadcast_to(mx.arange(n), (rows, n))
@@ -64,7 +61,7 @@ BANDWIDTH = 0.3
 
 
 class Seen(NamedTuple):
-    """What a piece of a batch showed, beside its loss."""
+    """What is measured of a piece of a batch beside its loss."""
 
     squared_error: mx.array  # sum over tokens and dimensions
     active: mx.array  # [d_sae], on how many tokens each feature fired
@@ -72,7 +69,7 @@ class Seen(NamedTuple):
 
 
 class Penalty(NamedTuple):
-    """What a step hands to the loss beside the data: weights that change during a run."""
+    """The weights in the loss that change during a run."""
 
     sparsity: mx.array
     per_token: mx.array  # 1 / tokens of the whole batch
@@ -112,7 +109,7 @@ def pre_activations(params: Params, x: mx.array, *, tied: bool) -> mx.array:
 def loss(
     config: SAEConfig, params: Params, x: mx.array, y: mx.array, penalty: Penalty, dead: mx.array | None
 ) -> tuple[mx.array, Seen]:
-    """The loss of a piece of a batch, and what was seen. `dead` holds the indices of dead features."""
+    """The loss of a piece of a batch, and what was measured. `dead` holds the indices of dead features."""
     tied = not config.is_transcoder
     pre = pre_activations(params, x, tied=tied)
     acts = activations(config, params, pre, by_batch=penalty.by_batch)
@@ -169,7 +166,7 @@ def _reconstruction(
 
 
 def _revival(config: SAEConfig, params: Params, x: mx.array, error: mx.array, dead: mx.array) -> mx.array:
-    """How badly the dead features explain what the living leave over: 1 if not at all.
+    """The share of the living features' error that the dead features leave: 1 if they explain none of it.
 
     Gao et al. 2024, section A.2: the largest `aux_k` of the dead reconstruct the residual, which is a
     constant here, without the bias. Deviation: a dead feature that is nowhere positive would get no gradient,

@@ -1,14 +1,13 @@
 """Means and one scale, measured before a training and folded into the weights after it.
 
-Lives here: what a training sees instead of raw activations, and the SAE that does the same on raw ones. Does
-not live here: per-dimension scaling, which would change what a reconstruction error means.
+There is no scale per dimension, which would change what a reconstruction error means.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
@@ -36,8 +35,15 @@ class Scaling:
         return (x - self.mean) * self.scale
 
 
+class Scalings(NamedTuple):
+    """Of what is read and of what is written: the same one unless a transcoder is trained."""
+
+    read: Scaling
+    written: Scaling
+
+
 def measure(rows: Rows, place: str, k: int) -> Scaling:
-    """Of rows [n, d]: an active feature is then about 3 (`objective.ACTIVATION`).
+    """The scaling of rows [n, d] with which an active feature is about 3 (`objective.ACTIVATION`).
 
     Raises:
         SAEError: NaN or infinities among them, or all rows equal.
@@ -61,11 +67,9 @@ def measure(rows: Rows, place: str, k: int) -> Scaling:
 def folded(
     config: SAEConfig,
     params: Params,
-    inner: Scaling,
-    outer: Scaling,
+    scalings: Scalings,
     *,
     threshold: float,
-    hook_point: str,
     model: str,
     metadata: dict[str, Any],
 ) -> SAE:
@@ -74,23 +78,23 @@ def folded(
     With s the scale of what is read, t that of what is written, a raw activation is a / t, so that decoder
     rows keep norm 1 and an activation is a length in the model's own units.
     """
-    s, t = inner.scale, outer.scale
+    (inner, s), (outer, t) = ((each.mean, each.scale) for each in scalings)
     tied = not config.is_transcoder
     W_enc = params["W_enc"] * (s / t)
-    b_enc, b_dec = params["b_enc"] / t, params["b_dec"] / t + outer.mean
+    b_enc, b_dec = params["b_enc"] / t, params["b_dec"] / t + outer
     if not tied:
-        b_enc = b_enc - inner.mean @ W_enc
+        b_enc = b_enc - inner @ W_enc
     W_skip = params.get("W_skip")
     if W_skip is not None:
         W_skip = W_skip * (s / t)
-        b_dec = b_dec - inner.mean @ W_skip
+        b_dec = b_dec - inner @ W_skip
     return SAE(
         W_enc=W_enc,
         b_enc=b_enc,
         W_dec=params["W_dec"],
         b_dec=b_dec,
         activation=_activation(config, params, threshold, t),
-        hook_point=hook_point,
+        hook_point=str(config.hook_point),
         hook_point_out=config.hook_point_out if not tied else None,
         model=model,
         subtract_b_dec=tied,

@@ -1,7 +1,6 @@
 """Where a training's activations come from: blocks of tokens in a shuffled order that can be repeated.
 
-Lives here: what a source is, one that holds arrays, and batches made of blocks. Does not live here: running a
-model (`activations.py`).
+A source of arrays, and batches made of blocks; `activations.py` computes activations with a model.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ _END = object()
 class ActivationSource(ABC):
     """Activations of many tokens at one or several hook points, in blocks.
 
-    `model_name` is the model they come from, `digest` tells their content from another's.
+    `model_name` is the model they come from, `digest` a hash of their content.
     """
 
     model_name: str
@@ -38,7 +37,7 @@ class ActivationSource(ABC):
     @property
     @abstractmethod
     def points(self) -> tuple[str, ...]:
-        """The places it holds."""
+        """Its hook points."""
 
     @property
     @abstractmethod
@@ -62,7 +61,7 @@ class ActivationSource(ABC):
         return {point: np.concatenate([block[point] for block in taken] or none)[:n] for point in self.points}
 
     def facts(self) -> dict[str, Any]:
-        """What a record says of it, plain values."""
+        """Plain values for the metadata of an SAE trained on it."""
         return {"tokens": self.n_tokens, "digest": self.digest}
 
 
@@ -72,10 +71,10 @@ class ArrayActivations(ActivationSource):
 
     Args:
         arrays: hook point → [tokens, d]: float32, or bfloat16 as its 16 bits in uint16.
-        model_name: whose they are.
-        extra: what a record says of them, plain values.
-        digest: of their content; by default the arrays' own.
-        block_tokens: tokens that are shuffled together; what is shuffled comes from all over the file.
+        model_name: the model they come from.
+        extra: further plain values for the metadata.
+        digest: a hash of their content; by default of the arrays.
+        block_tokens: tokens that are shuffled together, drawn from all over the file.
     """
 
     arrays: Mapping[str, NDArray[Any]]
@@ -123,7 +122,8 @@ class ArrayActivations(ActivationSource):
 
 @dataclass(eq=False)
 class Cursor:
-    """How far a source has been read: the next block, the place in it, and what the last one left over."""
+    """How far a source has been read: the next block, the offset in it, and the rows the last one left
+    over."""
 
     epoch: int = 0
     block: int = 0
@@ -136,7 +136,7 @@ def batches(
 ) -> Iterator[tuple[Block, Cursor]]:
     """Batches of `size` tokens with where the next one begins; the last one of all may be smaller.
 
-    Blocks are made ready in a thread while a batch is being trained on.
+    The next block is computed in a thread while a batch is being trained on.
     """
     rest, skip = cursor.rest, cursor.offset
     for epoch in range(cursor.epoch, epochs):

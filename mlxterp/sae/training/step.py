@@ -1,7 +1,5 @@
 """One step of a training: gradients of a batch in pieces, Adam, decoder rows of norm 1.
 
-Lives here: what changes the state. Does not live here: where batches come from, when to stop (`train.py`).
-
 A batch goes through in pieces that fit the cache: arrays [tokens, d_sae] of a whole batch cost more in page
 faults than in arithmetic. On a GPU the gradient of a piece is compiled. On a CPU it is not: `mx.compile`
 there calls a C++ compiler at run time and gains less than the noise, the products being most of the time.
@@ -18,18 +16,17 @@ import mlx.core as mx
 import mlx.optimizers as optim
 import numpy as np
 
-from mlxterp.core.linux_blas import blas
 from mlxterp.sae.config import Plan, SAEConfig
 from mlxterp.sae.training import objective
 from mlxterp.sae.training.objective import Params, Penalty, Seen
 
-LOOK_EVERY = 10
-"""Steps between two looks at which features are dead."""
+MARK_DEAD_EVERY = 10
+"""Steps between two checks of which features are dead."""
 
 THRESHOLD_MEMORY = 0.99
 _PIECE_VALUES = 1 << 23  # [tokens, d_sae] of one piece: 32 MB
 _L1_RATE = 0.005
-_LOOKED_AT = 2048
+_REVIVAL_TOKENS = 2048
 
 Gradient = Callable[..., tuple[tuple[mx.array, ...], Params]]
 
@@ -38,9 +35,9 @@ Gradient = Callable[..., tuple[tuple[mx.array, ...], Params]]
 class State:
     """Everything that a step reads and changes; what a checkpoint holds.
 
-    `since` counts tokens since each feature fired; `dead` are the indices of the dead as of the last look;
-    `threshold` is the running mean of the smallest activation that batchtopk kept, `threshold_weight` what it
-    is to be divided by; `sparsity` is the weight of the penalty of relu and jumprelu.
+    `since` counts tokens since each feature fired; `dead` are the indices of the features dead at the last
+    check; `threshold` / `threshold_weight` is the running mean of the smallest activation that batchtopk
+    kept; `sparsity` is the weight of the penalty of relu and jumprelu.
     """
 
     params: Params
@@ -55,7 +52,7 @@ class State:
 
 @dataclass(frozen=True, eq=False)
 class Stepped:
-    """What a step showed, as arrays that are not computed before someone looks."""
+    """What was measured in a step, as arrays that are computed when they are read."""
 
     tokens: int
     squared_error: mx.array
@@ -85,8 +82,8 @@ class Stepper:
         self._optimizer = optim.Adam(self.learning_rate, betas=[0.9, 0.999], bias_correction=True)
 
     def _of_piece(self, *, by_batch: bool) -> Gradient:
-        """(params, x, y, sparsity, per_token, [dead]) → ((loss, what was seen …), gradients): arrays only, so
-        that it can be compiled. With dead features it is not: they are never the same number."""
+        """(params, x, y, sparsity, per_token, [dead]) → ((loss, *Seen), gradients): arrays only, so that it
+        can be compiled. With dead features it is not, because their number changes from step to step."""
 
         def loss(
             params: Params, x: mx.array, y: mx.array, sparsity: mx.array, per_token: mx.array, *dead: mx.array
@@ -98,12 +95,12 @@ class Stepper:
         return mx.value_and_grad(loss)
 
     def begin(self, d_in: int, d_out: int, x: mx.array) -> State:
-        """The state before the first step; `x` are some tokens to measure the start values on."""
+        """The state before the first step; some tokens `x` set jumprelu's threshold."""
         tied = not self.config.is_transcoder
         params = objective.start(self.config, d_in, d_out, tied=tied)
         if self.config.variant == "jumprelu":
-            # Deviation from the paper's 0.001: with the start's own k-sparse threshold a short run need not
-            # first find it.
+            # Deviation from the paper's 0.001: a short run begins with the threshold at which k features
+            # fire.
             pre = np.array(objective.pre_activations(params, x, tied=tied))
             level = float(np.quantile(pre, 1 - self.config.k / self.config.d_sae))
             params["threshold"] = mx.full((self.config.d_sae,), max(level, 1e-3))
@@ -121,22 +118,25 @@ class Stepper:
         return self.learning_rate * min(1.0, (step + 1) / warm, (steps - step) / decay)
 
     def advance(self, state: State, x: mx.array, y: mx.array) -> Stepped:
-        """One step on a batch [tokens, d], scaled. Changes `state`."""
-        blas.use_idle_cores()
+        """One step on a batch [tokens, d], scaled. Changes `state`.
+
+        With the same bits in every run if called in `blas.pinned_threads()`, as the training does.
+        """
         gradients, seen, loss = self._gradients(state, x, y)
         state.params = self._updated(state, gradients)
         n = x.shape[0]
         active = seen.active
         state.since = mx.where(active > 0, 0, state.since + n)
-        if self.by_batch(state.step):
+        # A batch without a positive activation has no smallest one: infinity would stay in the mean for good.
+        if self.by_batch(state.step) and math.isfinite(float(seen.smallest)):
             state.threshold = THRESHOLD_MEMORY * state.threshold + (1 - THRESHOLD_MEMORY) * seen.smallest
             state.threshold_weight = THRESHOLD_MEMORY * state.threshold_weight + 1 - THRESHOLD_MEMORY
         mx.eval(state.params, state.moments, state.since, state.threshold, active)
         if self.config.variant == "relu":
-            self._press(state, float(active.sum()) / n)
+            self._adapt_penalty(state, float(active.sum()) / n)
         state.step += 1
-        if self.config.aux_weight and state.step % LOOK_EVERY == 0:
-            self._look(state, x[:_LOOKED_AT])
+        if self.config.aux_weight and state.step % MARK_DEAD_EVERY == 0:
+            self._mark_dead(state, x[:_REVIVAL_TOKENS])
         return Stepped(n, seen.squared_error, y.square().sum(), active, loss)
 
     def _gradients(self, state: State, x: mx.array, y: mx.array) -> tuple[Params, Seen, mx.array]:
@@ -157,7 +157,7 @@ class Stepper:
             loss = loss + value
             every.append(Seen(*seen))
             mx.eval(total, loss, *seen)
-        return total, _together(every), loss
+        return total, _combined(every), loss
 
     def _updated(self, state: State, gradients: Params) -> Params:
         """Adam; the decoder's gradient along its rows is removed first, and its rows get norm 1 after."""
@@ -178,9 +178,9 @@ class Stepper:
         batchwise = self.config.variant in ("batchtopk", "matryoshka")
         return batchwise and step >= objective.BY_TOKEN * self.plan.steps
 
-    def _look(self, state: State, x: mx.array) -> None:
-        """Notes which features are dead. Those that are positive on no token get a bias with which they are,
-        until the rate comes down: no gradient would bring them back."""
+    def _mark_dead(self, state: State, x: mx.array) -> None:
+        """Finds the dead features. Until the rate decays, those that are positive on no token get a bias with
+        which they are: no gradient would bring them back."""
         dead = np.flatnonzero(np.array(state.since) >= self.plan.dead_after)
         state.dead = mx.array(dead.astype(np.int32))
         if not dead.size or state.step > (1 - self.config.decay) * self.plan.steps:
@@ -192,13 +192,13 @@ class Stepper:
         raised[dead] += lift
         state.params["b_enc"] = mx.array(raised)
 
-    def _press(self, state: State, active: float) -> None:
+    def _adapt_penalty(self, state: State, active: float) -> None:
         """The L1 weight follows the number of active features towards k."""
         push = min(1.0, max(-1.0, active / self.config.k - 1.0))
         state.sparsity *= math.exp(_L1_RATE * push)
 
 
-def _together(every: list[Seen]) -> Seen:
+def _combined(every: list[Seen]) -> Seen:
     if len(every) == 1:
         return every[0]
     active = every[0].active

@@ -1,8 +1,8 @@
-"""Training sparse autoencoders and transcoders on a source of activations.
+"""Training sparse autoencoders and transcoders on a source of activations: the loop over batches, its
+progress, and the warning of a run that ended too early.
 
-Lives here: the loop over batches, the search for a learning rate, progress, the warning of an SAE that was
-not done. Does not live here: one step (`steps.py`), the loss (`objective.py`), checkpoint files
-(`checkpoints.py`), how good the result is (`evaluation.py`).
+One step is in `step.py`, the loss in `objective.py`; how good the result is, `mlxterp.sae.evaluation`
+measures.
 """
 
 from __future__ import annotations
@@ -17,21 +17,20 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from mlxterp.core.linux_blas import blas
 from mlxterp.errors import SAEError, TooLittleData, UnderTrained
 from mlxterp.sae.config import Plan, SAEConfig, plan
 from mlxterp.sae.sae import SAE
 from mlxterp.sae.training import checkpoints, scaling
+from mlxterp.sae.training.checkpoints import Checkpoint
 from mlxterp.sae.training.learning_rate_search import find_learning_rate
-from mlxterp.sae.training.scaling import Scaling
-from mlxterp.sae.training.source import (
-    ActivationSource,
-    Block,
-    Cursor,
-    batches,
-)
+from mlxterp.sae.training.scaling import Scalings
+from mlxterp.sae.training.source import ActivationSource, Block, Cursor, batches
 from mlxterp.sae.training.step import State, Stepped, Stepper
 
+REPORT_EVERY = 50
 STILL_IMPROVING = 0.10
+_SAMPLE = 16_384  # tokens that means and start values are measured on
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ Progress = Callable[[TrainingProgress], None]
 
 
 def still_falling(history: Sequence[TrainingProgress], decay: float) -> float | None:
-    """By which share the FVU fell between the last two 15 % of the run before the decay, if that is too much.
+    """The share by which the FVU fell between the last two 15 % of the run before the decay, if too large.
 
     Too much is more than a tenth of what it was, or of all that the run had gained: a rate that is far too
     low falls slowly, but as fast at the end as at the beginning.
@@ -77,10 +76,6 @@ def still_falling(history: Sequence[TrainingProgress], decay: float) -> float | 
     return fell / start if fell > STILL_IMPROVING * max(0.0, min(start, gained)) else None
 
 
-REPORT_EVERY = 50
-_MEASURED_ON = 16_384
-
-
 @dataclass(frozen=True, eq=False)
 class Trained:
     """An SAE and how its training went."""
@@ -92,12 +87,11 @@ class Trained:
 
 @dataclass(eq=False)
 class Run:
-    """One SAE being trained: its functions, its state, its scaling."""
+    """One SAE being trained: its functions, its state, its scalings."""
 
     config: SAEConfig
     plan: Plan
-    inner: Scaling
-    outer: Scaling
+    scalings: Scalings
     stepper: Stepper
     state: State
     history: list[TrainingProgress]
@@ -110,8 +104,8 @@ class Run:
 
     def batch(self, block: Block) -> tuple[mx.array, mx.array]:
         read, written = self.points
-        x = self.inner(mx.array(block[read]))
-        return x, x if read == written else self.outer(mx.array(block[written]))
+        x = self.scalings.read(mx.array(block[read]))
+        return x, x if read == written else self.scalings.written(mx.array(block[written]))
 
 
 def train_sae(
@@ -136,6 +130,7 @@ def train_sae(
     )[0]
 
 
+@blas.pinned_threads()
 def train_saes(
     source: ActivationSource,
     configs: Sequence[SAEConfig],
@@ -160,15 +155,17 @@ def train_saes(
         source: activations; `StreamedActivations`, `cached_activations(…)`, or arrays.
         configs: what to train; batch size and epochs must be the same for all.
         checkpoint: a directory. If it holds a checkpoint of this very training, it goes on from there and
-            ends with the same bits as without the interruption.
+            ends with the same bits as without the interruption, on the same machine: products are computed
+            with one BLAS thread, or with OPENBLAS_NUM_THREADS of them where that is set.
         checkpoint_every: steps between two checkpoints.
-        progress: told every 50 steps, or twenty times in a short run, for each SAE.
-        stop: asked after each step; once it says True, a checkpoint is written (if asked for) and the SAEs as
-            they are come back. Their learning rate has then not come down.
+        progress: called every 50 steps, or twenty times in a short run, for each SAE.
+        stop: called after each step; once it returns True, a checkpoint is written (with `checkpoint`), and
+            the SAEs are returned as they are, before their learning rate has decayed.
         clock: seconds, for the speeds in reports.
 
     Returns:
-        one for each config; `sae.metadata` holds the config and the facts of the training.
+        one for each config; `sae.metadata` holds the config and the facts of the training, of the source
+        too: from texts, their digest.
 
     Raises:
         TooLittleData: it would be fewer than 50 steps.
@@ -178,7 +175,7 @@ def train_saes(
     Warns:
         UnderTrained: before the decay, the FVU was still falling by more than a tenth within 15 % of the run.
     """
-    configs = [_placed(config, source) for config in configs]
+    configs = [_with_hook_points(config, source) for config in configs]
     plans = _one_batching([plan(config, source.n_tokens) for config in configs])
     size, seed, epochs = plans[0].batch_tokens, configs[0].seed, configs[0].epochs
     if len({config.epochs for config in configs}) > 1:
@@ -187,17 +184,11 @@ def train_saes(
         )
     folder = None if checkpoint is None else Path(checkpoint)
     saved = None if folder is None else checkpoints.read(folder, configs, source.digest)
-    runs = [_begun(source, config, planned, seed) for config, planned in zip(configs, plans, strict=True)]
-    cursor = Cursor()
-    if saved is not None:
-        cursor = saved.cursor
-        for run, state, history in zip(runs, saved.states, saved.histories, strict=True):
-            run.state = state
-            run.history = [TrainingProgress(**line) for line in history]
-            run.stepper = Stepper(run.config, run.plan, saved.rates[runs.index(run)])
-    else:
-        for i, run in enumerate(runs):
-            runs[i] = _with_learning_rate(run, source, seed)
+    cursor = Cursor() if saved is None else saved.cursor
+    runs = [
+        _begin(source, config, planned, seed, saved, i)
+        for i, (config, planned) in enumerate(zip(configs, plans, strict=True))
+    ]
     since = clock()
     stopped = False
     every = max(1, min(REPORT_EVERY, plans[0].steps // 20))
@@ -213,7 +204,7 @@ def train_saes(
                 _report(run, now - since, progress)
             since = now
         if folder is not None and (step % checkpoint_every == 0 or stopped):
-            _save(folder, runs, source, here)
+            checkpoints.write(folder, configs, source.digest, _checkpoint(runs, here))
         if stopped:
             break
     for run in runs:
@@ -224,13 +215,13 @@ def train_saes(
     return [_finished(run, source, stopped=stopped) for run in runs]
 
 
-def _placed(config: SAEConfig, source: ActivationSource) -> SAEConfig:
-    """The config with its hook points said."""
+def _with_hook_points(config: SAEConfig, source: ActivationSource) -> SAEConfig:
+    """The config with its hook points named."""
     there = source.points
     if config.hook_point is None:
         if len(there) > 1:
             raise SAEError(
-                f"The source holds {', '.join(there)}. Say in SAEConfig(hook_point=…) which one is read."
+                f"The source holds {', '.join(there)}. Name in SAEConfig(hook_point=…) the one to read."
             )
         config = replace(config, hook_point=there[0])
     wanted = {config.hook_point, config.hook_point_out or config.hook_point}
@@ -251,29 +242,34 @@ def _one_batching(plans: list[Plan]) -> list[Plan]:
     return plans
 
 
-def _begun(source: ActivationSource, config: SAEConfig, planned: Plan, seed: int) -> Run:
+def _begin(
+    source: ActivationSource,
+    config: SAEConfig,
+    planned: Plan,
+    seed: int,
+    saved: Checkpoint | None,
+    index: int,
+) -> Run:
+    """A run before its first step, with a learning rate; or as it was saved as SAE number `index`."""
     read = str(config.hook_point)
     written = config.hook_point_out or read
-    rows = source.sample(_MEASURED_ON, seed=seed)
+    rows = source.sample(_SAMPLE, seed=seed)
     if not len(rows[read]):
         raise TooLittleData(f"The source holds no token to train on at {read}. Give it more texts.")
-    inner = scaling.measure(rows[read], read, config.k)
-    outer = inner if written == read else scaling.measure(rows[written], written, config.k)
-    stepper = Stepper(config, planned, config.learning_rate or 1e-3)
-    x = inner(mx.array(rows[read][:2048]))
-    state = stepper.begin(rows[read].shape[1], rows[written].shape[1], x)
-    return Run(config, planned, inner, outer, stepper, state, [], [])
-
-
-def _with_learning_rate(run: Run, source: ActivationSource, seed: int) -> Run:
-    if run.config.learning_rate is not None:
+    of_read = scaling.measure(rows[read], read, config.k)
+    of_written = of_read if written == read else scaling.measure(rows[written], written, config.k)
+    rate = saved.rates[index] if saved is not None else config.learning_rate or 1e-3
+    stepper = Stepper(config, planned, rate)
+    state = stepper.begin(rows[read].shape[1], rows[written].shape[1], of_read(mx.array(rows[read][:2048])))
+    run = Run(config, planned, Scalings(of_read, of_written), stepper, state, [], [])
+    if saved is not None:
+        history = [TrainingProgress(**line) for line in saved.histories[index]]
+        return replace(run, state=saved.states[index], history=history)
+    if config.learning_rate is not None:
         return run
-    rows = source.sample(4 * _MEASURED_ON, seed=seed)
-    x, y = run.batch(rows)
-    rate = find_learning_rate(run.config, run.plan, x, y)
-    stepper = Stepper(run.config, run.plan, rate)
-    state = stepper.begin(x.shape[1], y.shape[1], x[:2048])
-    return replace(run, stepper=stepper, state=state)
+    x, y = run.batch(source.sample(4 * _SAMPLE, seed=seed))
+    stepper = Stepper(config, planned, find_learning_rate(config, planned, x, y))
+    return replace(run, stepper=stepper, state=stepper.begin(x.shape[1], y.shape[1], x[:2048]))
 
 
 def _report(run: Run, seconds: float, progress: Progress | None) -> None:
@@ -285,7 +281,7 @@ def _report(run: Run, seconds: float, progress: Progress | None) -> None:
     since = np.array(run.state.since)
     speed = tokens / seconds if seconds > 0 else 0.0
     left = max(0, run.plan.steps - run.state.step) * run.plan.batch_tokens
-    said = TrainingProgress(
+    report = TrainingProgress(
         name=run.config.name or str(run.config.hook_point),
         step=run.state.step,
         steps=run.plan.steps,
@@ -298,20 +294,17 @@ def _report(run: Run, seconds: float, progress: Progress | None) -> None:
         tokens_per_second=speed,
         eta_seconds=left / speed if speed else 0.0,
     )
-    run.history.append(said)
+    run.history.append(report)
     if progress is not None:
-        progress(said)
+        progress(report)
 
 
-def _save(folder: Path, runs: list[Run], source: ActivationSource, cursor: Cursor) -> None:
-    checkpoints.write(
-        folder,
-        configs=[run.config for run in runs],
-        digest=source.digest,
-        states=[run.state for run in runs],
-        rates=[run.stepper.learning_rate for run in runs],
-        histories=[[vars(line) for line in run.history] for run in runs],
-        cursor=cursor,
+def _checkpoint(runs: list[Run], cursor: Cursor) -> Checkpoint:
+    return Checkpoint(
+        [run.state for run in runs],
+        [run.stepper.learning_rate for run in runs],
+        [[vars(line) for line in run.history] for run in runs],
+        cursor,
     )
 
 
@@ -323,7 +316,7 @@ def _finished(run: Run, source: ActivationSource, *, stopped: bool) -> Trained:
             f"the learning rate came down; it is {run.history[-1].fvu:.3f} at the end. "
             f"Train on more tokens, or try another learning rate than {run.stepper.learning_rate:.2g}.",
             UnderTrained,
-            stacklevel=3,
+            stacklevel=4,
         )
     last = run.history[-1]
     facts: dict[str, Any] = {
@@ -342,10 +335,8 @@ def _finished(run: Run, source: ActivationSource, *, stopped: bool) -> Trained:
     sae = scaling.folded(
         run.config,
         run.state.params,
-        run.inner,
-        run.outer,
+        run.scalings,
         threshold=threshold,
-        hook_point=str(run.config.hook_point),
         model=source.model_name,
         metadata={"training": facts},
     )

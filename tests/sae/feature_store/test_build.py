@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -31,13 +32,13 @@ TEXTS = [
 ARRAYS = ("tokens", "document", "position", "counted", "indptr", "token_index", "activation", "token_ids")
 
 
-def random_sae(d_sae: int = 24, *, point: str = "L1.resid_post", activation=None) -> SAE:
+def random_sae(d_sae: int = 24, *, d: int = D, point: str = "L1.resid_post", activation=None) -> SAE:
     random = np.random.default_rng(0)
     return SAE(
-        W_enc=mx.array(random.normal(size=(D, d_sae)).astype(np.float32)),
+        W_enc=mx.array(random.normal(size=(d, d_sae)).astype(np.float32)),
         b_enc=mx.array(random.normal(size=d_sae).astype(np.float32)),
-        W_dec=mx.array(random.normal(size=(d_sae, D)).astype(np.float32)),
-        b_dec=mx.zeros(D),
+        W_dec=mx.array(random.normal(size=(d_sae, d)).astype(np.float32)),
+        b_dec=mx.zeros(d),
         activation=TopK(5) if activation is None else activation,
         hook_point=point,
         model="tiny",
@@ -303,16 +304,33 @@ def test_a_store_in_the_cache_is_read_again_and_other_texts_have_their_own(tiny_
         assert np.array_equal(getattr(first, name), getattr(again, name)), name
 
 
-def test_a_store_that_another_process_finished_meanwhile_is_left_in_place(tiny_llama, tmp_path):
+def test_a_crash_while_a_store_is_replaced_leaves_the_old_one_or_the_new_one(
+    tiny_llama, tmp_path, monkeypatch
+):
     store = build_store(tiny_llama, random_sae(), TEXTS)
-    place = tmp_path / "store"
-    store.save(place)
-    before = (place / "store.json").stat().st_ino
+    changed = replace(store, activation=2 * store.activation)
+    place = store.save(tmp_path / "store")
+    removed = shutil.rmtree
 
-    store.save(place)
+    def remove_then_die(path, *arguments, **options):
+        removed(path, *arguments, **options)
+        raise KeyboardInterrupt
 
-    assert (place / "store.json").stat().st_ino == before
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["store"]
+    monkeypatch.setattr(shutil, "rmtree", remove_then_die)
+    with pytest.raises(KeyboardInterrupt):
+        changed.save(place)
+
+    assert np.array_equal(load_store(place).activation, changed.activation)
+
+
+def test_a_store_saved_twice_is_one_store(tiny_llama, tmp_path):
+    store = build_store(tiny_llama, random_sae(), TEXTS)
+
+    again = load_store(store.save(tmp_path / "store"))
+    again.save(tmp_path / "store")
+
+    assert load_store(tmp_path / "store").digest == again.digest == store.digest
+    assert [path.name for path in tmp_path.iterdir()] == ["store"]
 
 
 def test_a_store_of_the_same_facts_and_other_activations_replaces_the_one_there(tiny_llama, tmp_path):

@@ -247,3 +247,22 @@ def test_a_place_without_an_sae_says_what_is_there_and_what_can_be_read(tmp_path
         SAEFormatError, match=r"there is ae.pt. Read are: cfg.json with sae_weights.safetensors"
     ):
         load_sae(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["W_enc", "b_dec"])
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_weights_that_are_no_numbers_are_refused_by_the_name_of_their_array(tmp_path, name, bad):
+    values = {"W_enc": W_ENC, "b_dec": B_DEC}[name].copy()
+    values.flat[1] = bad
+
+    with pytest.raises(SAEFormatError, match=rf"{name} holds 1 values of {values.size} that are NaN"):
+        load_sae(saelens(tmp_path, {name: values}))
+
+
+@pytest.mark.parametrize("out", [None, "L1.mlp_out"])
+def test_a_skip_path_is_saved_with_the_width_it_writes(out, tmp_path):
+    sae = random_sae(Relu(), hook_point_out=out, W_skip=mx.eye(6))
+
+    config = json.loads((save_sae(sae, tmp_path) / "cfg.json").read_text())
+
+    assert config["d_out"] == 6

@@ -25,7 +25,7 @@ from mlxterp.sae import (
     train_saes,
 )
 from mlxterp.sae.config import Plan, batch_for, plan
-from mlxterp.sae.training import objective
+from mlxterp.sae.training import checkpoints, objective
 from mlxterp.sae.training.objective import largest
 from mlxterp.sae.training.step import Stepper
 from tests.sae.planted_directions import POINT, Planted, easy, hard, hierarchy
@@ -364,3 +364,27 @@ def test_the_largest_of_a_row_are_found_in_two_stages(n, k):
 def test_batches_grow_with_the_run():
     assert [batch_for(n) for n in (1_000, 256_000, 1_600_000, 10**10)] == [256, 256, 512, 4096]
     assert plan(SAEConfig(d_sae=64, epochs=4), 64_000).steps == 1000
+
+
+def test_a_batch_without_a_positive_activation_leaves_the_threshold_as_it_was():
+    stepper = Stepper(SMALL, Plan(128, 10, 1280, 10**6), 1e-9)
+    x = mx.array(small().x[:128]) * 5
+    state = stepper.begin(16, 16, x)
+    state.step = 9  # the last fifth of a run chooses by batch, and learns the threshold
+
+    stepper.advance(state, x, x)
+    learned = float(state.threshold) / state.threshold_weight
+    state.params["b_enc"] = mx.full((48,), -1e6)
+    state.step = 9
+    stepper.advance(state, x, x)
+
+    assert np.isfinite(learned)
+    assert float(state.threshold) / state.threshold_weight == learned
+
+
+def test_a_crash_between_the_renames_of_an_older_version_leaves_a_checkpoint_that_is_read(tmp_path):
+    source = small().source()
+    quietly(source, SMALL, checkpoint=tmp_path, stop=lambda: True)
+    (tmp_path / "current").rename(tmp_path / "old")
+
+    assert checkpoints.read(tmp_path, [replace(SMALL, hook_point=POINT)], source.digest).states[0].step == 1

@@ -1,0 +1,35 @@
+"""What training, evaluation and feature stores agree on about texts: their digest, and which tokens count.
+
+Three kinds of tokens never count: the first of each row (where attention sinks are), special tokens, and
+tokens whose activation is longer than `OUTLIER` times the median (a few of those would make up most of the
+variance).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from mlxterp.core.model import InterpretableModel
+from mlxterp.core.tokens import Prompt, TextTokens
+
+OUTLIER = 10.0
+"""Tokens are left out whose activation is longer than this many times the median."""
+
+
+def special_ids(model: InterpretableModel) -> tuple[int, ...]:
+    """The ids of tokens that begin or end a text, ascending."""
+    begin = getattr(model.tokenizer, "bos_token_id", None)
+    ids = TextTokens(model.tokenizer).eos_ids | (frozenset() if begin is None else {int(begin)})
+    return tuple(sorted(ids))
+
+
+def texts_digest(texts: Sequence[Prompt]) -> str:
+    """SHA-256 of these texts in their order; hex."""
+    seen = hashlib.sha256()
+    for text in texts:
+        data = text.encode() if isinstance(text, str) else np.asarray(text, dtype=np.int64).tobytes()
+        seen.update(f"{type(text) is str} {len(data)} ".encode() + data)
+    return seen.hexdigest()
