@@ -64,6 +64,7 @@ class Metric:
         absent: its value where nothing of the behaviour is left, if it has one by itself: 0 for `logit_diff`.
         targets_only: whether it looks at the answer's and the foil's logits only, so that the others need not
             be computed.
+        function: the caller's own function that it was made of, if any; gradients call it with mlx arrays.
     """
 
     name: str
@@ -73,6 +74,7 @@ class Metric:
     tolerance: float
     absent: float | None = None
     targets_only: bool = False
+    function: MetricFunction | None = None
 
     def __call__(self, logits: ArrayLike, targets: Targets) -> Floats:
         """The metric of each row, float64 `[n]`."""
@@ -229,6 +231,7 @@ def from_callable(function: MetricFunction, *, name: str | None = None) -> Metri
         needs=frozenset(),
         compute=lambda logits, targets: np.asarray(asked(function, targets)(logits), dtype=np.float64),
         tolerance=1e-6,
+        function=function,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import pytest
@@ -22,9 +23,20 @@ def tiny_llama() -> InterpretableModel:
 
 
 @pytest.fixture(autouse=True)
-def no_announcements_of_the_installed_sdk(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_announcements_of_the_installed_sdk() -> Iterator[None]:
     """Which models have ended is read from our own table: the SDK's differs from version to version."""
-    monkeypatch.setattr("mlxterp.llm.prices.sdk_table", dict)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mlxterp.llm.prices.sdk_table", dict)
+        yield
+
+
+@pytest.fixture
+def pinned_threads() -> Iterator[None]:
+    """For a test that compares the last bits of two equal computations: their products are cut alike."""
+    from mlxterp.core.linux_blas import blas
+
+    with blas.pinned_threads():
+        yield
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:

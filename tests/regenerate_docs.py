@@ -31,7 +31,14 @@ def cli() -> str:
         output = CliRunner().invoke(command, [*arguments, "--help"], prog_name="autointerp", env=env).output
         title = " ".join(["autointerp", *arguments])
         shown.append(f"## {title}\n\n```text\n{output.strip()}\n```")
-    return "\n\n".join(shown)
+    return f"<!-- laid out by typer {typer_version()} -->\n\n" + "\n\n".join(shown)
+
+
+def typer_version() -> str:
+    """The first two numbers: layouts of help differ between them."""
+    import typer
+
+    return ".".join(typer.__version__.split(".")[:2])
 
 
 def _walks(command: Any, *before: str) -> Iterator[list[str]]:

@@ -81,8 +81,16 @@ def test_decision_records_are_short_and_each_number_is_used_once():
 @pytest.mark.parametrize("page", regenerate_docs.pages(), ids=lambda page: page.name)
 def test_generated_blocks_say_what_the_code_says(page):
     text = page.read_text(encoding="utf-8")
+    layout = re.search(r"<!-- laid out by typer (\S+) -->", text)
 
-    assert text == regenerate_docs.regenerated(text), "run `python -m tests.regenerate_docs`"
+    anew = regenerate_docs.regenerated(text)
+
+    if layout is not None and layout[1] != regenerate_docs.typer_version():
+        named = re.compile(
+            r"^## .*|(?<=\s)--[a-z][a-z-]*", re.MULTILINE
+        )  # another typer: commands and options
+        text, anew = (sorted(set(named.findall(each))) for each in (text, anew))
+    assert text == anew, "run `python -m tests.regenerate_docs`"
 
 
 @pytest.mark.slow

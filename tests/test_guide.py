@@ -338,6 +338,7 @@ def test_every_block_has_a_check():
     assert [name for name in BY_NAME if f"after_{name}" not in globals()] == []
 
 
+@pytest.mark.usefixtures("pinned_threads")  # an analysis of the guide equals one made by hand, bit for bit
 def test_the_guide_runs_as_written(tmp_path, monkeypatch):
     """On a random llama of eleven layers, with prompts of different lengths; labels are made offline."""
     sizes = {"hidden_size": 64, "head_dim": 16, "num_attention_heads": 2, "num_key_value_heads": 1}

@@ -23,7 +23,7 @@ from mlxterp_agent.text import one_line, plain
 
 if TYPE_CHECKING:
     from mlxterp_agent.display.notify import Target
-    from mlxterp_agent.researchers.base import Researcher
+    from mlxterp_agent.researchers.select import Choice
     from mlxterp_agent.run_config import Options
 
 app = typer.Typer(
@@ -143,8 +143,8 @@ def start(
     from mlxterp_agent.run_config import AGENT_STREAK, merge
     from mlxterp_agent.supervisor.prepare import make, target_of
 
-    told = targets_of(notify or [])
-    driver, who = choose(agent, model=agent_model, turns=agent_turns, shell=agent_shell, base_url=base_url)
+    targets = targets_of(notify or [])
+    chosen = choose(agent, model=agent_model, turns=agent_turns, shell=agent_shell, base_url=base_url)
     asked: dict[str, Any] = {
         "max_experiments": max_experiments,
         "time_per_experiment": time_per_experiment,
@@ -164,13 +164,13 @@ def start(
         until=until,
         max_usd=max_usd,
         max_tokens=max_tokens,
-        streak=None if driver.model is None else AGENT_STREAK,
+        streak=None if chosen.researcher.model is None else AGENT_STREAK,
         reseal=reseal,
         **asked,
     )
     if not as_json:
         _say(f"{'made' if new else 'going on with'} {target}")
-    _supervise(target, driver, options, who, as_json=as_json, notify=told)
+    _supervise(target, chosen, options, as_json=as_json, notify=targets)
 
 
 @app.command()
@@ -188,9 +188,10 @@ def watch(
     from mlxterp.autointerpret.contract import load_project
     from mlxterp_agent.display.notify import targets_of
     from mlxterp_agent.researchers.external import External
+    from mlxterp_agent.researchers.select import Choice
     from mlxterp_agent.run_config import merge
 
-    told = targets_of(notify or [])
+    targets = targets_of(notify or [])
     options = merge(
         load_project(directory).config,
         now=datetime.now().astimezone(),
@@ -200,8 +201,8 @@ def watch(
         time_per_experiment=time_per_experiment,
         reseal=reseal,
     )
-    who = "whoever edits experiment.py"
-    _supervise(directory, External(), options, who, as_json=as_json, notify=told)
+    chosen = Choice(External(), "whoever edits experiment.py")
+    _supervise(directory, chosen, options, as_json=as_json, notify=targets)
 
 
 @app.command()
@@ -214,7 +215,7 @@ def run(
     """Runs experiment.py once, as it is now, and prints the verdict. Beside a supervisor: waits for its
     verdict."""
     from mlxterp.autointerpret.contract import load_project
-    from mlxterp_agent.events import PlainLines
+    from mlxterp_agent.display.plain import PlainLines
     from mlxterp_agent.run_config import merge
     from mlxterp_agent.supervisor.single_run import run_once
 
@@ -328,9 +329,9 @@ def models_check(
     as_json: AsJson = False,
 ) -> None:
     """Loads a model and prints which hook points and parts it has, and why it lacks the others."""
-    from mlxterp_agent.supervisor.prepare import check
+    from mlxterp_agent.supervisor.prepare import check_model
 
-    raise typer.Exit(check(name, as_json=as_json))
+    raise typer.Exit(check_model(name, as_json=as_json))
 
 
 @app.command(hidden=True)
@@ -354,19 +355,30 @@ def main() -> None:
 
 def _supervise(
     directory: Path,
-    driver: Researcher,
+    chosen: Choice,
     options: Options,
-    who: str,
     *,
     as_json: bool,
     notify: Sequence[Target],
 ) -> None:
+    """Runs the investigation behind a screen, and has the report written when it has ended."""
+    from mlxterp_agent.display import open_printer
+    from mlxterp_agent.display.notify import Notices
     from mlxterp_agent.messages import closing_text
-    from mlxterp_agent.supervisor.prepare import supervised
+    from mlxterp_agent.supervisor.loop import run as run_supervised
     from mlxterp_agent.supervisor.project_view import read_project
+    from mlxterp_agent.supervisor.report_process import refresh_report
 
-    ended, report_failed = supervised(directory, driver, options, who, as_json=as_json, notify=notify)
+    screen = open_printer(as_json=as_json)
+    try:
+        with Notices(screen, notify, project=directory.resolve().name) as emit:
+            ended = run_supervised(
+                directory, chosen.researcher, options, emit, description=chosen.description
+            )
+    finally:
+        screen.close()
     soon = ended.exit_code == exit_codes.INTERRUPTED
+    report_failed = refresh_report(directory, wait=not soon)
     try:
         if as_json:
             last = {"reason": ended.reason, "exit_code": ended.exit_code, "report": report_failed is None}
@@ -375,22 +387,22 @@ def _supervise(
             seen = read_project(directory)
             _close(lambda width: closing_text(seen, ended, report_failed, report_soon=soon, width=width))
     except OSError:
-        # The terminal is gone. The number is still somebody's to read.
+        # The terminal is gone; the exit code can still be read.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     raise typer.Exit(ended.exit_code)
 
 
-def _close(words: Callable[[int], str]) -> None:
-    """The last word: in a frame on a terminal."""
+def _close(text: Callable[[int], str]) -> None:
+    """Prints the last message, in a frame on a terminal."""
     if not sys.stdout.isatty():
-        _say(f"\n{words(120)}")
+        _say(f"\n{text(120)}")
         return
     from rich.console import Console
     from rich.panel import Panel
     from rich.text import Text
 
     console = Console()
-    console.print(Panel(Text(plain(words(console.width - 4)))))
+    console.print(Panel(Text(plain(text(console.width - 4)))))
 
 
 def _say(text: str) -> None:

@@ -24,9 +24,9 @@ from mlxterp.autointerpret.contract import load_project
 from mlxterp.autointerpret.entry import ExperimentEntry
 from mlxterp.errors import MlxterpError
 from mlxterp_agent import api_help as library
-from mlxterp_agent.events import verdict_of
 from mlxterp_agent.messages import LIMIT, status_text
 from mlxterp_agent.platform import without_secrets
+from mlxterp_agent.storage.record import verdict_of
 from mlxterp_agent.supervisor.project_view import read_project
 from mlxterp_agent.text import cut, one_line, plain
 

@@ -1,6 +1,5 @@
-"""What the command says about an investigation in words: its status, its log as a table, and its last
-word.
-"""
+"""The texts of the command about an investigation: the outcome of a run, its status, its log, its last
+message."""
 
 from __future__ import annotations
 
@@ -10,13 +9,12 @@ from datetime import datetime
 from typing import Any
 
 from mlxterp.autointerpret.entry import ExperimentEntry
-from mlxterp_agent.events import entry_fields, tally, verdict_of
+from mlxterp_agent.display.json_lines import entry_fields
 from mlxterp_agent.exit_codes import CONTRACT, INTERRUPTED, Ended
 from mlxterp_agent.researchers.base import BudgetState
-from mlxterp_agent.run_config import Options
 from mlxterp_agent.state_md import budget_words
-from mlxterp_agent.storage.record import is_kept
-from mlxterp_agent.supervisor.project_view import Overview, budget_of
+from mlxterp_agent.storage.record import is_kept, tally, tally_text, verdict_of
+from mlxterp_agent.supervisor.project_view import Overview
 from mlxterp_agent.text import cut, duration, one_line, tail
 
 LIMIT = 2000
@@ -67,8 +65,8 @@ def status_text(seen: Overview) -> str:
         f"question   {one_line(config.question, 200)}",
         f"model      {one_line(config.model, 100)}",
         f"state      {who}; {one_line(seen.stop_reason, 160)}",
-        f"verdicts   {_counts(seen.entries)}",
-        f"budget     {budget_words(_budget(seen))}",
+        f"verdicts   {tally_text(seen.entries)}",
+        f"budget     {budget_words(seen.budget())}",
     ]
     if seen.entries:
         lines += ["", *log_lines(seen.entries[-_SHOWN:])]
@@ -77,7 +75,7 @@ def status_text(seen: Overview) -> str:
 
 def status_fields(seen: Overview) -> dict[str, Any]:
     """The same for a program."""
-    budget = _budget(seen)
+    budget = seen.budget()
     return {
         "question": seen.project.config.question,
         "model": seen.project.config.model,
@@ -111,7 +109,7 @@ def closing_text(
     answers = [entry for entry in kept if entry.metadata.get("role") == "conclusion"]
     lines = [
         f"Stopped: {one_line(ended.reason, 300)}",
-        f"{seen.spent.experiments} experiments in {duration(seen.spent.seconds)}: {_counts(seen.entries)}",
+        f"{seen.spent.experiments} experiments in {duration(seen.spent.seconds)}: {tally_text(seen.entries)}",
         "",
     ]
     for entry in answers[-1:]:
@@ -147,19 +145,6 @@ def _how_to_go_on(seen: Overview, ended: Ended) -> str:
     if used is not None and seen.spent.experiments >= used:
         return f"autointerp start {project} --max-experiments {2 * used}"
     return f"edit {project / 'program.md'}, or write your own experiment.py and: autointerp run {project}"
-
-
-def _budget(seen: Overview) -> Any:
-    options = seen.options or Options(max_experiments=seen.project.config.max_experiments)
-    left = None if options.seconds is None else max(0.0, options.seconds - seen.spent.seconds)
-    return budget_of(seen.spent, options.limits(), left)
-
-
-def _counts(entries: Sequence[ExperimentEntry]) -> str:
-    return (
-        ", ".join(f"{count} {verdict}" for verdict, count in tally(list(entries)).items())
-        or "no experiment yet"
-    )
 
 
 def _took(entry: ExperimentEntry) -> str:

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Protocol
 
-from mlxterp.autointerpret.contract import OUTBOX_ENV
+from mlxterp.autointerpret.log import OUTBOX_ENV
 from mlxterp_agent.exit_codes import DiskFull
 
 
@@ -130,6 +130,9 @@ _PASSED_ON = re.compile(
     r"PATH|HOME|LANG|LC_\w+|TERM|TZ|VIRTUAL_ENV|XDG_CACHE_HOME|MLXTERP_\w+|OPENBLAS_\w+|OMP_NUM_THREADS|PIP_\w+"
     r"|SSL_CERT\w*|REQUESTS_CA_BUNDLE|HF_\w+|(?:https?|no|all)_proxy|(?:HTTPS?|NO|ALL)_PROXY"
 )
+BLAS_THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")
+"""What fixes the number of BLAS threads; as in `mlxterp.core.linux_blas`, which cannot be imported without
+mlx."""
 _SECRET_NAME = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL", re.IGNORECASE)
 _SECRET_VALUE = re.compile(r"://[^/@\s]+@")
 
@@ -166,7 +169,7 @@ def read_regular(path: Path, *, limit: int | None = None) -> bytes:
 
 
 @contextlib.contextmanager
-def disk_full_in_words(path: Path) -> Iterator[None]:
+def explain_disk_full(path: Path) -> Iterator[None]:
     """Turns "no space left" and "quota exceeded" into DiskFull; other errors pass."""
     try:
         yield
@@ -191,6 +194,9 @@ def child_environment(parent: Mapping[str, str], *, outbox: int, tmp: Path) -> d
     is a URL with a user name in it, such as a private package index. `AUTOINTERP_*` stays behind, except for
     the outbox.
 
+    An experiment and its replay give the same bits, whatever else runs: matrix products are computed with one
+    thread, for the whole life of the process, or with as many as the parent's environment says.
+
     On Linux mlx compiles nothing, unless the parent's MLX_DISABLE_COMPILE says otherwise: on the CPU it would
     call g++ anew for each run's TMPDIR, a second for nothing, and load what it finds there.
     """
@@ -199,6 +205,8 @@ def child_environment(parent: Mapping[str, str], *, outbox: int, tmp: Path) -> d
         for name, value in parent.items()
         if _PASSED_ON.fullmatch(name) and not _SECRET_NAME.search(name) and not _SECRET_VALUE.search(value)
     }
+    if not any(passed.get(name) for name in BLAS_THREADS):
+        passed["OPENBLAS_NUM_THREADS"] = "1"
     if sys.platform == "linux":
         passed["MLX_DISABLE_COMPILE"] = parent.get("MLX_DISABLE_COMPILE", "1")
     return {**passed, "TMPDIR": str(tmp), "PYTHONHASHSEED": "0", OUTBOX_ENV: f"fd:{outbox}"}
@@ -246,8 +254,8 @@ class Descendants:
         self._root = root
         self._seen: dict[int, float] = {}
 
-    def read_project(self) -> None:
-        """Remembers who is there now."""
+    def observe(self) -> None:
+        """Remembers the processes that are there now."""
         import psutil
 
         with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):

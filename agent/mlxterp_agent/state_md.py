@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mlxterp.autointerpret.entry import ExperimentEntry
-from mlxterp_agent.events import tally, verdict_of
 from mlxterp_agent.researchers.base import BudgetState
+from mlxterp_agent.storage.record import tally_text, tier_of, verdict_of
 from mlxterp_agent.text import cut, duration, one_line
 
 LIMIT = 6000
@@ -22,7 +22,7 @@ _HEAD = 900
 
 def state_text(*, question: str, model: str, entries: Sequence[ExperimentEntry], budget: BudgetState) -> str:
     """The text of STATE.md: kept claims, open rivals, the last ten, dead ends, budget left."""
-    kept = [e for e in entries if _tier(e) not in (None, "note", "retracted")]
+    kept = [e for e in entries if tier_of(e) not in (None, "note", "retracted")]
     rest = [e for e in entries[:-10] if e not in kept]
     head = "\n".join(
         [
@@ -32,7 +32,7 @@ def state_text(*, question: str, model: str, entries: Sequence[ExperimentEntry],
             "",
             f"- Question: {one_line(question, 400)}",
             f"- Model: {one_line(model, 100)}",
-            f"- Verdicts so far: {_counts(entries)}",
+            f"- Verdicts so far: {tally_text(entries)}",
             f"- Budget: {budget_words(budget)}",
         ]
     )
@@ -105,14 +105,3 @@ def _rivals(entries: Sequence[ExperimentEntry]) -> list[str]:
             f"- {entry.experiment_id}: {one_line(str(rival), 160)}" for rival in declared.get("rivals", ())
         ]
     return lines
-
-
-def _tier(entry: ExperimentEntry) -> str | None:
-    return (entry.record or {}).get("tier")
-
-
-def _counts(entries: Sequence[ExperimentEntry]) -> str:
-    return (
-        ", ".join(f"{count} {verdict}" for verdict, count in tally(list(entries)).items())
-        or "no experiment yet"
-    )

@@ -19,6 +19,7 @@ from mlxterp.auto_interp.evidence.evidence import FeatureEvidence, Window
 from mlxterp.auto_interp.label import Proposal, Score
 from mlxterp.auto_interp.scores import auroc, score_from_counts
 from mlxterp.core.interventions import Intervention
+from mlxterp.core.linux_blas import blas
 from mlxterp.core.model import InterpretableModel
 from mlxterp.core.tokens import TextTokens
 from mlxterp.errors import LabelingError, TokenError
@@ -65,6 +66,7 @@ class SurprisalScorer:
         """
         return _scored("surprisal", evidence, lambda windows: self.gains(windows, proposal))
 
+    @blas.pinned_threads()
     def gains(self, windows: Sequence[Window], proposal: Proposal) -> Floats:
         """[n] by how many nats a token the label lowers the loss of each window."""
         # Not str.format: a label may hold braces.
@@ -142,6 +144,7 @@ class InterventionScorer:
         except TokenError:
             return None
 
+    @blas.pinned_threads()
     def rises(
         self,
         windows: Sequence[Window],

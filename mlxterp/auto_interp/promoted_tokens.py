@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlxterp.auto_interp.evidence.evidence import Weighted
+from mlxterp.core.linux_blas import blas
 from mlxterp.core.model import InterpretableModel
 from mlxterp.sae.sae import SAE
 
@@ -24,6 +25,7 @@ class Promotion(NamedTuple):
     suppressed: Mapping[int, Weighted]
 
 
+@blas.pinned_threads()
 def promotion(model: InterpretableModel, sae: SAE, feature_ids: Sequence[int], *, k: int = 10) -> Promotion:
     """The k tokens that each feature's decoder row raises and lowers most, by the unembedding alone.
 
@@ -105,6 +107,7 @@ def _named(
     }
 
 
+@blas.pinned_threads()
 def neighbours(sae: SAE, feature_ids: Sequence[int], *, k: int = 5) -> dict[int, tuple[int, ...]]:
     """The k features whose decoder rows point most nearly the same way, most similar first, by cosine."""
     rows = sae.W_dec / mx.maximum(mx.linalg.norm(sae.W_dec, axis=-1, keepdims=True), 1e-12)

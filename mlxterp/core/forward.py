@@ -1,11 +1,11 @@
 """One forward of a model with activations edited and captured.
 
-The model's own code runs; taps stand at the modules whose input or output a hook point names, only where
-something is asked, and are gone afterwards whatever happens. Nothing is evaluated here: captures are lazy
-arrays.
+The model's own code runs; taps stand at the modules whose input or output a hook point names, only where a
+hook point is edited or captured, and are removed afterwards, also when the run raises. Nothing is evaluated
+here: captures are lazy arrays.
 
-What lives here: the run, and which modules it has to see. What doesn't: what a run asks for and has seen
-(`forward.py`), what a tap does at a module (`forward.py`).
+Lives here: one hooked run, the taps it puts on modules, and what each tap does. Does not live here: how a
+module is tapped (`taps.py`), which modules a family has (`architecture/`).
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlxterp.core.architecture import attention
-from mlxterp.core.architecture.attention import SeenSoftmax
+from mlxterp.core.architecture.attention import MxWithHookedSoftmax
 from mlxterp.core.architecture.parts import Architecture, Layer, stream
 from mlxterp.core.hook_points import LAYER_NAMES, HookPoint
 from mlxterp.core.interventions import Intervention
 from mlxterp.core.linux_blas import blas
 from mlxterp.core.selection import Window
-from mlxterp.core.taps import Around, renamed, tapped
+from mlxterp.core.taps import Around, RunLock, renamed, tapped
 from mlxterp.errors import HookError, InterventionNotFired, MissingActivation
 
 Edits = dict[HookPoint, list[Intervention]]
@@ -34,22 +34,29 @@ Edits = dict[HookPoint, list[Intervention]]
 
 @dataclass(eq=False)
 class HookedRun:
-    """What one run asks for and has seen so far."""
+    """The hook points one run edits or captures, and what it has captured so far."""
 
     edits: Edits
     wanted: frozenset[HookPoint]
     window: Window
+    lock: RunLock
     captured: dict[HookPoint, mx.array] = field(default_factory=dict)
     fired: set[Intervention] = field(default_factory=set)
     called: set[HookPoint] = field(default_factory=set)  # modules named by their path
     layer: int = -1
     resid_pre: mx.array | None = None
 
-    def asks(self, point: HookPoint) -> bool:
+    @property
+    def inside_block(self) -> bool:
+        """Whether one of this run's blocks is computed right now, and not a block of another model."""
+        return self.layer >= 0 and self.lock.innermost
+
+    def uses(self, point: HookPoint) -> bool:
         return point in self.wanted or point in self.edits
 
     def at(self, point: HookPoint, x: mx.array, *, start: int | None = None) -> mx.array:
-        """The activation to go on with: edited, and noted if it is wanted. Unasked, `x` itself."""
+        """The activation the model continues with: edited, and captured if it is wanted; `x` itself if
+        neither."""
         if point.is_module_path:
             self._note_call(point)
         window = self.window if start is None else Window(start, self.window.lengths, self.window.grows)
@@ -59,7 +66,7 @@ class HookedRun:
                 self.fired.add(intervention)
                 x = edited
         if point in self.wanted:
-            # A handle of its own: a model's `h += ...` would change the captured array under our hands.
+            # A handle of its own: a model's `h += ...` would change the captured array.
             self.captured[point] = x[...]
         return x
 
@@ -78,49 +85,49 @@ IN_ATTENTION_FUNCTION = ("q", "k", "v", "pattern")
 """Hook points that are seen where attention is computed, not at a module."""
 
 
-def layer_taps(architecture: Architecture, layer: Layer, index: int, visit: HookedRun) -> Iterator[Tap]:
-    """The taps on one layer's modules, and on its block, that this run needs."""
+def layer_taps(architecture: Architecture, layer: Layer, index: int, hooked: HookedRun) -> Iterator[Tap]:
+    """The taps that this run needs on one layer's modules and on its block."""
     here = {name: HookPoint(name, index) for name in LAYER_NAMES}
-    mid = here["resid_mid"] if visit.asks(here["resid_mid"]) else None
+    mid = here["resid_mid"] if hooked.uses(here["resid_mid"]) else None
     if layer.own_softmax is not None:
-        if visit.asks(here["q"]) or visit.asks(here["k"]):
-            yield layer.own_softmax.rope, _rotated(visit, [here["q"], here["k"]])
-        if visit.asks(here["v"]):
-            yield layer.own_softmax.v_proj, _values(visit, here["v"], layer.n_kv_heads or 1)
-    if layer.out_proj is not None and visit.asks(here["z"]):
-        yield layer.out_proj, _heads_input(visit, here["z"], layer.n_heads or 1)
-    if layer.attn_adds is not None and (visit.asks(here["attn_out"]) or mid):
-        yield layer.attn_adds, output_tap(visit, here["attn_out"], architecture.attn_scale, mid)
-    if layer.mlp_adds is not None and visit.asks(here["mlp_out"]):
-        yield layer.mlp_adds, output_tap(visit, here["mlp_out"], architecture.mlp_scale)
-    yield layer.block, _block(visit, here, index)
+        if hooked.uses(here["q"]) or hooked.uses(here["k"]):
+            yield layer.own_softmax.rope, _rotated(hooked, [here["q"], here["k"]])
+        if hooked.uses(here["v"]):
+            yield layer.own_softmax.v_proj, _values(hooked, here["v"], layer.n_kv_heads or 1)
+    if layer.out_proj is not None and hooked.uses(here["z"]):
+        yield layer.out_proj, _heads_input(hooked, here["z"], layer.n_heads or 1)
+    if layer.attn_adds is not None and (hooked.uses(here["attn_out"]) or mid):
+        yield layer.attn_adds, output_tap(hooked, here["attn_out"], architecture.attn_scale, mid)
+    if layer.mlp_adds is not None and hooked.uses(here["mlp_out"]):
+        yield layer.mlp_adds, output_tap(hooked, here["mlp_out"], architecture.mlp_scale)
+    yield layer.block, _block(hooked, here, index)
 
 
-def _block(visit: HookedRun, here: dict[str, HookPoint], index: int) -> Around:
+def _block(hooked: HookedRun, here: dict[str, HookPoint], index: int) -> Around:
     def around(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         h, rest, named = stream(args, kwargs)
-        visit.layer = index
+        hooked.layer = index
         if index == 0:
-            h = visit.at(HookPoint("embed"), h)
-        visit.resid_pre = h = visit.at(here["resid_pre"], h)
+            h = hooked.at(HookPoint("embed"), h)
+        hooked.resid_pre = h = hooked.at(here["resid_pre"], h)
         try:
-            return _first(call(h, *rest, **named), lambda y: visit.at(here["resid_post"], y))
+            return _first(call(h, *rest, **named), lambda y: hooked.at(here["resid_post"], y))
         finally:
-            visit.layer = -1
+            hooked.layer = -1
 
     return around
 
 
 def output_tap(
-    visit: HookedRun, point: HookPoint, factor: float = 1.0, mid: HookPoint | None = None
+    hooked: HookedRun, point: HookPoint, factor: float = 1.0, mid: HookPoint | None = None
 ) -> Around:
     """A tap on what a module adds to the residual stream: its output times `factor`."""
 
     def added(y: mx.array) -> mx.array:
         contribution = y if factor == 1.0 else y * factor
-        edited = visit.at(point, contribution)
+        edited = hooked.at(point, contribution)
         if mid is not None:
-            edited = _through_mid(visit, mid, edited)
+            edited = _through_mid(hooked, mid, edited)
         if edited is contribution:
             return y
         return edited if factor == 1.0 else edited / factor
@@ -128,29 +135,29 @@ def output_tap(
     return lambda call, *args, **kwargs: _first(call(*args, **kwargs), added)
 
 
-def _through_mid(visit: HookedRun, mid: HookPoint, attn_out: mx.array) -> mx.array:
+def _through_mid(hooked: HookedRun, mid: HookPoint, attn_out: mx.array) -> mx.array:
     # The block adds attention to its own local copy of the residual, so changing what the second norm *sees*
     # would leave the skip path unpatched. Writing the difference at attn_out moves both, and equals the
     # hand-written forward (tests/core/architecture/test_parts.py).
-    assert visit.resid_pre is not None
-    resid = visit.resid_pre + attn_out
-    edited = visit.at(mid, resid)
+    assert hooked.resid_pre is not None
+    resid = hooked.resid_pre + attn_out
+    edited = hooked.at(mid, resid)
     return attn_out if edited is resid else attn_out + (edited - resid)
 
 
-def _heads_input(visit: HookedRun, point: HookPoint, n_heads: int) -> Around:
+def _heads_input(hooked: HookedRun, point: HookPoint, n_heads: int) -> Around:
     """A tap on the input of an output projection, seen as heads."""
 
     def around(call: Callable[..., Any], x: mx.array, *args: Any, **kwargs: Any) -> Any:
         z = x.reshape(*x.shape[:-1], n_heads, -1)
-        edited = visit.at(point, z)
+        edited = hooked.at(point, z)
         return call(x if edited is z else edited.reshape(x.shape), *args, **kwargs)
 
     return around
 
 
-def attention_seen(visit: HookedRun, original: Callable[..., mx.array]) -> Callable[..., mx.array]:
-    """What stands in for the attention function while a run looks at q, k, v or pattern."""
+def hooked_attention(hooked: HookedRun, original: Callable[..., mx.array]) -> Callable[..., mx.array]:
+    """The replacement of the attention function in a run that edits or captures q, k, v or pattern."""
 
     def attend(
         queries: mx.array,
@@ -161,15 +168,15 @@ def attention_seen(visit: HookedRun, original: Callable[..., mx.array]) -> Calla
         mask: mx.array | str | None = None,
         **rest: Any,
     ) -> mx.array:
-        if visit.layer < 0:
+        if not hooked.inside_block:
             return original(queries, keys, values, cache, scale=scale, mask=mask, **rest)
-        point = {name: HookPoint(name, visit.layer) for name in IN_ATTENTION_FUNCTION}
-        queries = _by_position(visit, point["q"], queries, None)
-        keys = _by_position(visit, point["k"], keys, 0)  # a cache puts all earlier keys in front
-        values = _by_position(visit, point["v"], values, 0)
-        if visit.asks(point["pattern"]):
+        point = {name: HookPoint(name, hooked.layer) for name in IN_ATTENTION_FUNCTION}
+        queries = _by_position(hooked, point["q"], queries, None)
+        keys = _by_position(hooked, point["k"], keys, 0)  # a cache puts all earlier keys in front
+        values = _by_position(hooked, point["v"], values, 0)
+        if hooked.uses(point["pattern"]):
             probabilities = attention.pattern(queries, keys, scale=scale, mask=mask, sinks=rest.get("sinks"))
-            edited = visit.at(point["pattern"], probabilities)
+            edited = hooked.at(point["pattern"], probabilities)
             if edited is not probabilities:
                 return attention.attend(edited, values)
         return original(queries, keys, values, cache, scale=scale, mask=mask, **rest)
@@ -177,46 +184,46 @@ def attention_seen(visit: HookedRun, original: Callable[..., mx.array]) -> Calla
     return attend
 
 
-def _rotated(visit: HookedRun, points: Sequence[HookPoint]) -> Around:
+def _rotated(hooked: HookedRun, points: Sequence[HookPoint]) -> Around:
     """A tap on a rotary embedding: its first call gives the queries of this run, its second the keys."""
     left = list(points)
 
     def around(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         y = call(*args, **kwargs)
-        return _by_position(visit, left.pop(0), y, None) if left else y
+        return _by_position(hooked, left.pop(0), y, None) if left else y
 
     return around
 
 
-def _values(visit: HookedRun, point: HookPoint, n_kv_heads: int) -> Around:
+def _values(hooked: HookedRun, point: HookPoint, n_kv_heads: int) -> Around:
     """A tap on the projection of values, before a cache puts earlier ones in front."""
 
     def around(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         y = call(*args, **kwargs)
         v = y.reshape(*y.shape[:-1], n_kv_heads, -1)
-        edited = visit.at(point, v)
+        edited = hooked.at(point, v)
         return y if edited is v else edited.reshape(y.shape)
 
     return around
 
 
-def softmax_seen(visit: HookedRun, probabilities: mx.array) -> mx.array:
-    """What a block's own softmax gave, [batch, …heads, dest, src], seen and edited as the pattern."""
-    point = HookPoint("pattern", visit.layer)
-    if visit.layer < 0 or not visit.asks(point):
+def hooked_softmax(hooked: HookedRun, probabilities: mx.array) -> mx.array:
+    """The result of a block's own softmax, [batch, …heads, dest, src], captured and edited as the pattern."""
+    point = HookPoint("pattern", hooked.layer)
+    if not hooked.inside_block or not hooked.uses(point):
         return probabilities
     batch, *_, n_dest, n_src = probabilities.shape
     pattern = probabilities.reshape(batch, -1, n_dest, n_src)
-    edited = visit.at(point, pattern)
+    edited = hooked.at(point, pattern)
     return probabilities if edited is pattern else edited.reshape(probabilities.shape)
 
 
-def _by_position(visit: HookedRun, point: HookPoint, x: mx.array, start: int | None) -> mx.array:
-    """Visits [batch, head, pos, d_head] as [batch, pos, head, d_head]."""
-    if not visit.asks(point):
+def _by_position(hooked: HookedRun, point: HookPoint, x: mx.array, start: int | None) -> mx.array:
+    """Edits and captures [batch, head, pos, d_head] as [batch, pos, head, d_head]."""
+    if not hooked.uses(point):
         return x
     seen = x.swapaxes(1, 2)
-    edited = visit.at(point, seen, start=start)
+    edited = hooked.at(point, seen, start=start)
     return x if edited is seen else edited.swapaxes(1, 2)
 
 
@@ -256,31 +263,32 @@ def run(
     for point in (*edits, *wanted):
         architecture.require_point(point)
     window = Window(start, lengths or (start + tokens.shape[1],) * tokens.shape[0], grows)
-    visit = HookedRun(edits, wanted, window)
+    hooked = HookedRun(edits, wanted, window, architecture.lock)
     blas.use_idle_cores()
-    logits = forward(architecture, visit, tokens, cache)
-    _check(visit, interventions)
-    return logits, visit.captured, visit.fired
+    logits = forward(architecture, hooked, tokens, cache)
+    _check(hooked, interventions)
+    return logits, hooked.captured, hooked.fired
 
 
 def forward(
-    architecture: Architecture, visit: HookedRun, tokens: mx.array, cache: list[Any] | None = None
+    architecture: Architecture, hooked: HookedRun, tokens: mx.array, cache: list[Any] | None = None
 ) -> mx.array:
-    """The model's logits, with `visit` asked at every hook point it names."""
-    with _hooked(architecture, visit):
-        logits = architecture.forward(tokens, cache)
-    return visit.at(HookPoint("logits"), logits)
+    """The model's logits, with the edits and captures of `hooked`."""
+    with architecture.lock.run():
+        with _hooked(architecture, hooked):
+            logits = architecture.forward(tokens, cache)
+        return hooked.at(HookPoint("logits"), logits)
 
 
-def _check(visit: HookedRun, interventions: Sequence[Intervention]) -> None:
-    silent = [point for point in visit.wanted if point not in visit.captured]
+def _check(hooked: HookedRun, interventions: Sequence[Intervention]) -> None:
+    silent = [point for point in hooked.wanted if point not in hooked.captured]
     if silent:
         raise MissingActivation(
-            f"{silent[0]}: the model ran without calling this module, so there is nothing to see. "
-            "Leave it out."
+            f"{silent[0]}: the model ran without calling this module, so it has no activation. "
+            "Leave it out of `capture`."
         )
-    if not visit.window.grows:
-        raise_unfired(interventions, visit.fired)
+    if not hooked.window.grows:
+        raise_unfired(interventions, hooked.fired)
 
 
 def raise_unfired(interventions: Iterable[Intervention], fired: set[Intervention]) -> None:
@@ -288,52 +296,43 @@ def raise_unfired(interventions: Iterable[Intervention], fired: set[Intervention
     for intervention in interventions:
         if intervention not in fired:
             raise InterventionNotFired(
-                f"{intervention}: the run never came to this place, so nothing was changed. "
+                f"{intervention}: this place was never computed, so nothing was changed. "
                 "Check that the model calls this module, and that the positions were reached."
             )
 
 
 @contextmanager
-def _hooked(architecture: Architecture, visit: HookedRun) -> Iterator[None]:
-    taps, namespaces, own_softmaxes = _taps(architecture, visit)
+def _hooked(architecture: Architecture, hooked: HookedRun) -> Iterator[None]:
+    taps, namespaces, own_softmaxes = _taps(architecture, hooked)
     if not taps:
         yield
         return
-    if architecture.running:
-        raise HookError(
-            "The model was called from inside one of its own runs, by an edit function. "
-            "Compute what the edit needs before the run."
-        )
-    architecture.running = True
-    try:
-        stand_ins = [(names, attention_seen(visit, names[attention.NAME])) for names in namespaces]
-        seen = [(names, SeenSoftmax(partial(softmax_seen, visit))) for names in own_softmaxes]
-        with tapped(taps), renamed(attention.NAME, stand_ins), renamed("mx", seen):
-            yield
-    finally:
-        architecture.running = False
+    stand_ins = [(names, hooked_attention(hooked, names[attention.NAME])) for names in namespaces]
+    seen = [(names, MxWithHookedSoftmax(partial(hooked_softmax, hooked))) for names in own_softmaxes]
+    with tapped(taps), renamed(attention.NAME, stand_ins), renamed("mx", seen):
+        yield
 
 
 def _taps(
-    architecture: Architecture, visit: HookedRun
+    architecture: Architecture, hooked: HookedRun
 ) -> tuple[list[Tap], list[dict[str, Any]], list[dict[str, Any]]]:
     """Taps on the modules this run touches, and the namespaces of which it needs to see the attention
     function, or the softmax."""
     taps: list[Tap] = []
     namespaces: list[dict[str, Any]] = []
     own_softmaxes: list[dict[str, Any]] = []
-    touched = {point.layer for point in (*visit.edits, *visit.wanted) if point.layer is not None}
-    if visit.asks(HookPoint("embed")):
+    touched = {point.layer for point in (*hooked.edits, *hooked.wanted) if point.layer is not None}
+    if hooked.uses(HookPoint("embed")):
         touched.add(0)
     for index in sorted(touched):
         layer = architecture.layers[index]
-        taps.extend(layer_taps(architecture, layer, index, visit))
-        if any(visit.asks(HookPoint(name, index)) for name in IN_ATTENTION_FUNCTION):
+        taps.extend(layer_taps(architecture, layer, index, hooked))
+        if any(hooked.uses(HookPoint(name, index)) for name in IN_ATTENTION_FUNCTION):
             found = namespaces if layer.own_softmax is None else own_softmaxes
             found += [] if any(layer.namespace is known for known in found) else [layer.namespace]
-    if visit.asks(HookPoint("final_norm")) and architecture.norm_module is not None:
-        taps.append((architecture.norm_module, output_tap(visit, HookPoint("final_norm"))))
-    for point in {*visit.edits, *visit.wanted}:
+    if hooked.uses(HookPoint("final_norm")) and architecture.norm_module is not None:
+        taps.append((architecture.norm_module, output_tap(hooked, HookPoint("final_norm"))))
+    for point in {*hooked.edits, *hooked.wanted}:
         if point.is_module_path:
-            taps.append((architecture.module_at(point.name), output_tap(visit, point)))
+            taps.append((architecture.module_at(point.name), output_tap(hooked, point)))
     return taps, namespaces, own_softmaxes

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import mlx.core as mx
 import numpy as np
 
-from mlxterp.core import forward as engine
+from mlxterp.core import forward
 from mlxterp.core.architecture.parts import Architecture
 from mlxterp.core.interventions import Intervention
 from mlxterp.errors import HookError, TokenError
@@ -38,7 +38,8 @@ class KeyValueCache:
     def make_mask(
         self, n: int, *, return_array: bool = False, window_size: int | None = None
     ) -> mx.array | str | None:
-        """What the next `n` positions may look at, as mlx-lm's models want it: an array, "causal", or all."""
+        """The mask of the next `n` positions in the forms that mlx-lm's models take: an array, "causal", or
+        None for all."""
         if window_size is None and n == 1:
             return None
         if window_size is None and not return_array:
@@ -168,9 +169,9 @@ def generate(
     keys = mx.random.split(mx.random.key(seed), max(max_new_tokens, 1))
 
     def step(number: int, unread: mx.array, read: int) -> _Step:
-        """The token after those in `unread` [1, pos], `read` others being in the cache. Nothing is waited
-        for."""
-        logits, _, changed = engine.run(
+        """The token after those in `unread` [1, pos], `read` others being in the cache. Does not
+        wait for the result."""
+        logits, _, changed = forward.run(
             architecture, unread, interventions=edits, cache=cache, start=read, grows=True
         )
         last = logits[0, -1].astype(mx.float32)
@@ -199,7 +200,7 @@ def generate(
             stopped = "end"
             break
         current = following
-    engine.raise_unfired(edits, fired)
+    forward.raise_unfired(edits, fired)
     added = tokens[len(prompt) :]
     text = decode(added[:-1] if stopped == "end" else added)
     return Generation(text, tuple(added), tuple(logprobs), tuple(prompt), stopped)

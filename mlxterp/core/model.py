@@ -16,13 +16,7 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
 
-from mlxterp.core import (
-    forward as engine,
-)
-from mlxterp.core import self_check
-from mlxterp.core import (
-    self_check as probe,
-)
+from mlxterp.core import forward, self_check
 from mlxterp.core.architecture.discovery import describe
 from mlxterp.core.architecture.families import Family
 from mlxterp.core.architecture.parts import Architecture, Capability
@@ -33,7 +27,7 @@ from mlxterp.core.linux_blas import blas
 from mlxterp.core.tokens import Padded, Prompt, TextTokens, Tokens, as_rows, pad
 from mlxterp.core.trace import Trace
 from mlxterp.errors import CapabilityUnavailable, ModelError, TokenError
-from mlxterp.models import registry as loading
+from mlxterp.models import registry
 
 Capture = str | HookPoint | Iterable[str | HookPoint]
 
@@ -47,15 +41,13 @@ class InterpretableModel:
         quantized: keep the weights of a bundled model or GGUF file quantised.
         dtype: what to cast the weights to, as in `mx.float32`; by default they stay as they came.
         family: how the blocks of a module of your own differ from the common ones (`families.py`).
-        verify: check by two forwards of five tokens that the hook points mean what they say
-        (`self_check.py`), and
-            on a GPU that it computes what the CPU does (`self_check.py`). For a model loaded by name the
-            outcome is kept in MLXTERP_CACHE and taken up again for the same weights and code
-            (`self_check.py`).
-        progress: told what is going on while a model is fetched and loaded.
+        verify: check by two forwards of five tokens that the hook points are what they are named, and on a
+            GPU that it computes what the CPU does (`self_check.py`). For a model loaded by name the outcome
+            is kept in MLXTERP_CACHE and used again for the same weights and code.
+        progress: called with a line of text at each stage of fetching and loading a model.
 
     Raises:
-        ModelNotFound: nothing answers to the name; the message says what was tried.
+        ModelNotFound: no model of this name; the message says what was tried.
         UnsupportedArchitecture: the module has no blocks that can be hooked.
         DeviceDisagrees: the GPU's logits of five tokens are not the CPU's.
     """
@@ -76,9 +68,9 @@ class InterpretableModel:
                 raise ModelError(
                     "quantized=True is for models loaded by name. Quantise a module with nn.quantize."
                 )
-            loaded = loading.Loaded(type(model).__module__.rsplit(".", 1)[-1], model, tokenizer)
+            loaded = registry.Loaded(type(model).__module__.rsplit(".", 1)[-1], model, tokenizer)
         else:
-            loaded = loading.load(model, quantized=quantized, progress=progress)
+            loaded = registry.load(model, quantized=quantized, progress=progress)
         self.name = loaded.name
         self.facts: Mapping[str, Any] = loaded.facts
         self.model = loaded.module
@@ -86,26 +78,25 @@ class InterpretableModel:
             self.model.set_dtype(dtype)
         self.tokenizer = loaded.tokenizer if tokenizer is None else tokenizer
         self._text = TextTokens(self.tokenizer)
+        _evaluate_every_array(self.model)
         self.architecture: Architecture = describe(self.model, family)
-        probe.measure(self.architecture)
+        self_check.measure_sizes(self.architecture)
         if verify:
             self._verify(keep=isinstance(model, str) and family is None)
 
     def _verify(self, *, keep: bool) -> None:
-        """Asks the probe, or takes up what it found in an earlier process."""
-        found = self_check.read(self.architecture, self.digest) if keep else None
+        """Checks the hook points, or reads what an earlier process found for the same weights and code."""
+        found = self_check.read_kept_capabilities(self.architecture, self.digest) if keep else None
         if found is not None:
             self.architecture.capabilities = found
             return
-        self_check.compare(self.architecture, probe.probe_tokens(self.architecture))
-        probe.verify(self.architecture)
+        self_check.compare_devices(self.architecture, self_check.probe_tokens(self.architecture))
+        self_check.switch_off_what_fails(self.architecture)
         if keep:
-            self_check.write(self.architecture, self.digest)
+            self_check.keep_capabilities(self.architecture, self.digest)
 
     def __repr__(self) -> str:
         return f"InterpretableModel({self.name!r}, n_layers={self.n_layers}, d_model={self.d_model})"
-
-    # what it is
 
     @property
     def n_layers(self) -> int:
@@ -144,7 +135,7 @@ class InterpretableModel:
 
     @cached_property
     def digest(self) -> str:
-        """A sha256 that tells these weights from others.
+        """A sha256 that distinguishes these weights from others.
 
         Of the names, shapes and types of all arrays and 64 values of each: cheap, so a change of a few
         weights can escape it.
@@ -160,11 +151,9 @@ class InterpretableModel:
     def _known(self, number: int | None, name: str) -> int:
         if number is None:
             raise CapabilityUnavailable(
-                f"{self.name}: {name} is not known; its attention modules do not say it."
+                f"{self.name}: {name} is not known: its attention modules have no such attribute."
             )
         return number
-
-    # tokens
 
     def to_tokens(self, prompt: Prompt | Sequence[Prompt]) -> Tokens | list[Tokens]:
         """Token ids [1, pos] of a text or of ids; of a list of prompts, a list of such arrays."""
@@ -191,7 +180,9 @@ class InterpretableModel:
     def _row(self, prompt: Prompt) -> list[int]:
         rows = self._batch(prompt)
         if len(rows.lengths) != 1:
-            raise TokenError(f"One prompt is wanted here; {len(rows.lengths)} were given.")
+            raise TokenError(
+                f"{len(rows.lengths)} prompts were given where one is allowed. Call it once per prompt."
+            )
         return [int(i) for i in rows.tokens[0]]
 
     def _batch(self, prompt: Prompt | Sequence[Prompt]) -> Padded:
@@ -206,8 +197,6 @@ class InterpretableModel:
             )
         return tokens
 
-    # running it
-
     def run(
         self,
         tokens: mx.array | Tokens,
@@ -216,7 +205,7 @@ class InterpretableModel:
         capture: Capture = (),
         lengths: Sequence[int] | None = None,
     ) -> tuple[mx.array, dict[HookPoint, mx.array]]:
-        """Logits [batch, pos, d_vocab] and what was captured; the engine under everything else.
+        """Logits [batch, pos, d_vocab] and what was captured; every other run goes through this one.
 
         Args:
             tokens: [batch, pos]; rows of unequal length padded on the right, with their `lengths`.
@@ -229,7 +218,7 @@ class InterpretableModel:
             InterventionNotFired: an edit changed nothing.
         """
         ids = tokens if isinstance(tokens, mx.array) else mx.array(self._checked(as_rows(tokens)))
-        logits, captured, _ = engine.run(
+        logits, captured, _ = forward.run(
             self.architecture,
             ids,
             interventions=interventions,
@@ -252,14 +241,15 @@ class InterpretableModel:
     ) -> Trace:
         """One run of a text, token ids, or a list of them, with the activations asked for.
 
-        A list is one batch, padded on the right; causal attention makes each row what it is alone. Nothing is
-        computed before it is looked at, with `capture="all"` neither; `trace.layers[9].z` and `trace["L9.z"]`
-        are the same array.
+        A list is one batch, padded on the right; causal attention makes each row what it is alone. All
+        arrays are computed when this returns, so a trace can be read in any thread; `trace.layers[9].z` and
+        `trace["L9.z"]` are the same array.
         """
         batch = self._batch(prompt)
         logits, captured = self.run(
             batch.tokens, interventions=interventions, capture=capture, lengths=batch.lengths
         )
+        mx.eval(logits, captured)  # a lazy array cannot be read in another thread
         return Trace(batch, logits, captured, self._text.split, self.n_layers)
 
     def logits(
@@ -299,6 +289,18 @@ class InterpretableModel:
     def unembedding(self, token_ids: int | Sequence[int] | Tokens | mx.array) -> mx.array:
         """Rows of W_U in float32 [n, d_model], dequantised."""
         return self.architecture.unembed_rows(mx.array(np.atleast_1d(np.array(token_ids))))
+
+
+def _evaluate_every_array(model: nn.Module) -> None:
+    """Computes what a module's constructor left lazy, such as frequencies of a rotary embedding.
+
+    A lazy array belongs to the thread that made it, and the first forward may come from another.
+    """
+    # A module is a dict of its arrays and parts, those too whose names begin with an underscore.
+    lazy = [leaf for _, leaf in tree_flatten(model) if isinstance(leaf, mx.array)]
+    for module in model.modules():
+        lazy += [value for value in vars(module).values() if isinstance(value, mx.array)]
+    mx.eval(lazy)
 
 
 def _is_list_of_prompts(prompt: Any) -> bool:

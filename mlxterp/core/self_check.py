@@ -22,7 +22,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlxterp._files import write_atomically
-from mlxterp.core import forward as engine
+from mlxterp.core import forward
 from mlxterp.core.architecture import attention
 from mlxterp.core.architecture.parts import Architecture, Capability, stream
 from mlxterp.core.forward import HookedRun
@@ -51,7 +51,7 @@ def on_cpu() -> AbstractContextManager[object]:
     return mx.stream(mx.cpu)
 
 
-def compare(architecture: Architecture, tokens: mx.array) -> float | None:
+def compare_devices(architecture: Architecture, tokens: mx.array) -> float | None:
     """How far this device's logits of `tokens` are from the CPU's, relative to the largest; None on a CPU.
 
     Costs a forward on each device.
@@ -104,7 +104,7 @@ class Claim:
 
 
 @dataclass(frozen=True, eq=False)
-class Seen:
+class CheckRuns:
     """One plain and one hooked forward of the same tokens."""
 
     tokens: mx.array
@@ -116,7 +116,7 @@ class Seen:
         return self.captured[HookPoint(name, layer)]
 
 
-def measure(architecture: Architecture) -> None:
+def measure_sizes(architecture: Architecture) -> None:
     """Sets d_model and d_vocab, and refuses a model whose blocks are not called.
 
     Nothing is computed: a lazy forward knows its shapes.
@@ -124,13 +124,13 @@ def measure(architecture: Architecture) -> None:
     entered: list[mx.array] = []
     alone: list[bool] = []
 
-    def look(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def record(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         entered.append(stream(args, kwargs)[0])
         out = call(*args, **kwargs)
         alone.append(isinstance(out, mx.array))
         return out
 
-    with tapped([(layer.block, look) for layer in architecture.layers]):
+    with tapped([(layer.block, record) for layer in architecture.layers]):
         logits = architecture.forward(probe_tokens(architecture))
     if len(entered) != len(architecture.layers):
         raise UnsupportedArchitecture(
@@ -147,12 +147,12 @@ def measure(architecture: Architecture) -> None:
         _switch_off(architecture, ("decomposed",), "its blocks hand on more than the residual stream.")
 
 
-def verify(architecture: Architecture) -> None:
-    """Runs the probe and switches off each capability that fails its check."""
-    seen = _look(architecture)
-    _switch_off_unseen(architecture, seen)
-    claims = list(_claims(architecture, seen))
-    tolerance = 1e-4 if seen.hooked.dtype == mx.float32 else 4e-2
+def switch_off_what_fails(architecture: Architecture) -> None:
+    """Checks every capability on five tokens and switches off each that fails, with the reason."""
+    runs = _run_both(architecture)
+    _switch_off_uncalled(architecture, runs)
+    claims = list(_claims(architecture, runs))
+    tolerance = 1e-4 if runs.hooked.dtype == mx.float32 else 4e-2
     differences = [claim.difference for claim in claims]
     mx.eval(differences)
     for claim, difference in zip(claims, differences, strict=True):
@@ -161,7 +161,7 @@ def verify(architecture: Architecture) -> None:
             _switch_off(architecture, claim.names, f"{claim.what} (relative difference {off:.1e}).")
     if not architecture.capabilities["attn_out"].available:
         _switch_off(architecture, ("resid_mid", "head_outputs"), "what attention adds is not known.")
-    if architecture.capabilities["resid_mid"].available and _in_parallel(architecture, seen):
+    if architecture.capabilities["resid_mid"].available and _in_parallel(architecture, runs):
         _switch_off(architecture, ("resid_mid",), PARALLEL)
     if not architecture.capabilities["unembedding"].available:
         _switch_off(architecture, ("final_norm_formula",), "its unembedding is not known.")
@@ -179,81 +179,81 @@ def probe_tokens(architecture: Architecture) -> mx.array:
     return mx.array([[(1 + 7 * i) % size for i in range(N_TOKENS)]])
 
 
-def _look(architecture: Architecture) -> Seen:
+def _run_both(architecture: Architecture) -> CheckRuns:
     tokens = probe_tokens(architecture)
     have = [name for name in LAYER_NAMES if architecture.capabilities[name].available]
     wanted = {HookPoint(name, layer) for name in have for layer in range(len(architecture.layers))}
     wanted.add(HookPoint("final_norm"))
-    visit = HookedRun({}, frozenset(wanted), Window(0, (N_TOKENS,)))
-    hooked = engine.forward(architecture, visit, tokens)
-    return Seen(tokens, architecture.forward(tokens), hooked, visit.captured)
+    hooked_run = HookedRun({}, frozenset(wanted), Window(0, (N_TOKENS,)), architecture.lock)
+    hooked = forward.forward(architecture, hooked_run, tokens)
+    return CheckRuns(tokens, architecture.forward(tokens), hooked, hooked_run.captured)
 
 
-def _in_parallel(architecture: Architecture, seen: Seen) -> bool:
+def _in_parallel(architecture: Architecture, runs: CheckRuns) -> bool:
     """Whether the first block's MLP does not see what its attention adds. Computes one block."""
     mlp_out = HookPoint("mlp_out", 0)
-    _, without, _ = engine.run(
-        architecture, seen.tokens, interventions=[zero("L0.attn_out")], capture=[mlp_out]
+    _, without, _ = forward.run(
+        architecture, runs.tokens, interventions=[zero("L0.attn_out")], capture=[mlp_out]
     )
-    return bool(mx.array_equal(without[mlp_out], seen.captured[mlp_out]).item())
+    return bool(mx.array_equal(without[mlp_out], runs.captured[mlp_out]).item())
 
 
-def _switch_off_unseen(architecture: Architecture, seen: Seen) -> None:
+def _switch_off_uncalled(architecture: Architecture, runs: CheckRuns) -> None:
     for name in LAYER_NAMES:
-        missing = [i for i in range(len(architecture.layers)) if HookPoint(name, i) not in seen.captured]
+        missing = [i for i in range(len(architecture.layers)) if HookPoint(name, i) not in runs.captured]
         if missing:
-            _switch_off(architecture, (name,), f"layer {missing[0]} never comes to it.")
+            _switch_off(architecture, (name,), f"layer {missing[0]} never computes it.")
     if not architecture.capabilities["z"].available:
         _switch_off(architecture, ("head_outputs",), architecture.capabilities["z"].reason)
 
 
-def _claims(architecture: Architecture, seen: Seen) -> Iterator[Claim]:
+def _claims(architecture: Architecture, runs: CheckRuns) -> Iterator[Claim]:
     have = architecture.capabilities
     n_layers = len(architecture.layers)
     hooks = tuple(name for name in have if name != "logits")
     transparent = "a hooked run does not give the plain run's logits bit by bit"
-    yield Claim(hooks, seen.hooked, seen.plain, transparent, exact=True)
+    yield Claim(hooks, runs.hooked, runs.plain, transparent, exact=True)
     for layer in range(n_layers):
-        yield from _adds_up(architecture, seen, layer)
+        yield from _adds_up(architecture, runs, layer)
     for layer in sorted({0, n_layers // 2, n_layers - 1}):
         if have["z"].available and have["pattern"].available:
-            z = attention.attend(seen.of("pattern", layer), seen.of("v", layer).swapaxes(1, 2)).swapaxes(1, 2)
-            yield Claim(ATTENTION_NAMES, z, seen.of("z", layer), f"in layer {layer} pattern · v is not z")
+            z = attention.attend(runs.of("pattern", layer), runs.of("v", layer).swapaxes(1, 2)).swapaxes(1, 2)
+            yield Claim(ATTENTION_NAMES, z, runs.of("z", layer), f"in layer {layer} pattern · v is not z")
         if have["head_outputs"].available and have["attn_out"].available:
-            heads, bias = architecture.head_outputs(layer, seen.of("z", layer))
+            heads, bias = architecture.head_outputs(layer, runs.of("z", layer))
             total = mx.sum(heads, axis=-2) + bias
             what = f"in layer {layer} the heads' outputs and the bias are not attn_out"
-            yield Claim(("head_outputs",), total, seen.of("attn_out", layer), what)
-    yield from _ends_in_logits(architecture, seen)
+            yield Claim(("head_outputs",), total, runs.of("attn_out", layer), what)
+    yield from _ends_in_logits(architecture, runs)
 
 
-def _adds_up(architecture: Architecture, seen: Seen, layer: int) -> Iterator[Claim]:
+def _adds_up(architecture: Architecture, runs: CheckRuns, layer: int) -> Iterator[Claim]:
     added = tuple(name for name in ("attn_out", "mlp_out") if architecture.capabilities[name].available)
     if added:
-        total = seen.of("resid_pre", layer)
+        total = runs.of("resid_pre", layer)
         for name in added:
-            total = total + seen.of(name, layer)
+            total = total + runs.of(name, layer)
         what = f"in layer {layer} resid_pre + {' + '.join(added)} is not resid_post"
-        yield Claim(added, total, seen.of("resid_post", layer), what)
+        yield Claim(added, total, runs.of("resid_post", layer), what)
 
 
-def _ends_in_logits(architecture: Architecture, seen: Seen) -> Iterator[Claim]:
+def _ends_in_logits(architecture: Architecture, runs: CheckRuns) -> Iterator[Claim]:
     have = architecture.capabilities
     n_layers = len(architecture.layers)
-    last = seen.of("resid_post", n_layers - 1)
+    last = runs.of("resid_post", n_layers - 1)
     if have["decomposed"].available:
-        prologue = architecture.prologue(seen.tokens)
+        prologue = architecture.prologue(runs.tokens)
         what = "its blocks run one by one do not give its own residual stream"
-        yield Claim(("decomposed",), prologue.h, seen.of("resid_pre", 0), what)
+        yield Claim(("decomposed",), prologue.h, runs.of("resid_pre", 0), what)
         # Each block is called with what the model itself called it with, so a few stand for all: reading
-        # every weight once more is a third of the probe's time.
+        # every weight once more is a third of the check's time.
         for layer in sorted({0, min(1, n_layers - 1), n_layers // 2, n_layers - 1}):
-            after = architecture.block(layer, seen.of("resid_pre", layer), prologue)
-            yield Claim(("decomposed",), after, seen.of("resid_post", layer), what)
+            after = architecture.block(layer, runs.of("resid_pre", layer), prologue)
+            yield Claim(("decomposed",), after, runs.of("resid_post", layer), what)
     if not have["unembedding"].available:
         return
     what = "norm and unembedding do not give its own logits"
-    yield Claim(("unembedding",), architecture.final(last), seen.plain, what)
+    yield Claim(("unembedding",), architecture.final(last), runs.plain, what)
     if architecture.read_final_norm() is None:
         _switch_off(architecture, ("final_norm_formula",), "its final norm is none of the known formulas.")
         return
@@ -262,14 +262,14 @@ def _ends_in_logits(architecture: Architecture, seen: Seen) -> Iterator[Claim]:
     logits = (last.astype(mx.float32) @ directions.T) * architecture.norm_scale(last) + constants
     got = architecture.softcapped(logits)
     what = "logits are not linear in the residual stream at a fixed norm scale"
-    yield Claim(("final_norm_formula",), got, seen.plain[..., some], what)
+    yield Claim(("final_norm_formula",), got, runs.plain[..., some], what)
 
 
 SCHEMA = "mlxterp-probe/1"
 
 
-def read(architecture: Architecture, digest: str) -> dict[str, Capability] | None:
-    """The capabilities that the probe found before, or None."""
+def read_kept_capabilities(architecture: Architecture, digest: str) -> dict[str, Capability] | None:
+    """What an earlier process found for these weights, this code and this machine, or None."""
     try:
         data = json.loads(_path(architecture, digest).read_text(encoding="utf-8"))
         if data["schema"] != SCHEMA or set(data["capabilities"]) != set(architecture.capabilities):
@@ -282,8 +282,8 @@ def read(architecture: Architecture, digest: str) -> dict[str, Capability] | Non
         return None
 
 
-def write(architecture: Architecture, digest: str) -> None:
-    """Keeps the capabilities that the probe has left."""
+def keep_capabilities(architecture: Architecture, digest: str) -> None:
+    """Writes the capabilities to the cache; a cache that cannot be written is not an error."""
     found = {name: [each.available, each.reason] for name, each in architecture.capabilities.items()}
     content = json.dumps({"schema": SCHEMA, "model": architecture.name, "capabilities": found}, indent=1)
     path = _path(architecture, digest)

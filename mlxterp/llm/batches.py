@@ -1,8 +1,7 @@
 """Claude's Message Batches as a `Completer`: half the price, answers within a day and mostly within the hour.
 
 Covers: gathering questions that wait at the same time, sending them as one batch, polling, going on with a
-batch that an earlier run sent. Does not cover: the questions (`mlxterp.auto_interp`), one call at a time
-(`client.py`).
+batch that an earlier run sent. Does not cover: one call at a time (`anthropic_completer.py`).
 """
 
 from __future__ import annotations
@@ -13,14 +12,16 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mlxterp.errors import LlmAway, LlmRejected
-from mlxterp.llm.client import ATTEMPTS, CALL_SECONDS, PATIENCE, Pause, Spent, service
+from mlxterp.llm.anthropic_completer import params_of, reply_of, warn_of_end, worst_cost
+from mlxterp.llm.client import ATTEMPTS, CALL_SECONDS, PATIENCE, CallPolicy, MessagesClient, Pause
 from mlxterp.llm.completer import Reply, Request
-from mlxterp.llm.prices import DEFAULT_MODEL
+from mlxterp.llm.faults import TransientError, without_key
+from mlxterp.llm.prices import DEFAULT_MODEL, Usage
 from mlxterp.llm.reply_cache import ReplyCache
-from mlxterp.llm.spending_limit import SpendingLimit
+from mlxterp.llm.spending_limit import Cost, SpendingLimit
+from mlxterp.llm.sync import PerLoop
 
 if TYPE_CHECKING:
-    import anthropic
     import httpx2
 
 DISCOUNT = 0.5
@@ -47,12 +48,12 @@ class BatchCompleter:
     at once: `auto_label_features(..., llm=BatchCompleter(), max_concurrency=1000)` labels hundreds of
     features with about three batches, one after the other.
 
-    The ids of batches are kept with the replies: a run that is killed and started again fetches what it had
-    sent, and sends nothing twice. (A kill in the moment between the service's taking a batch and our noting
-    its id loses that batch.)
+    The ids of batches are in the cache beside the replies: a run that is killed and started again fetches
+    what it had sent, and sends nothing twice. (A kill in the moment between the service's taking a batch and
+    our noting its id loses that batch.)
 
     Args:
-        cache: where replies and ids are kept; by default the library's own file.
+        cache: of replies and ids; by default the library's own file.
         model, api_key, base_url, attempts, patience, call_seconds, pause, transport: as for
             `AnthropicCompleter`; attempts and patience are for each request about a batch.
         max_usd: never spend more; a batch holds only as many questions as fit at their worst, the others
@@ -60,7 +61,8 @@ class BatchCompleter:
         poll_seconds: between two looks at a batch.
 
     Attributes:
-        spent: what its answers came to; `purse.spent` in dollars.
+        usage: sums over its answers.
+        spending: dollars that were spent, and the limit on them.
 
     Raises:
         LlmUnavailable: no key, or no anthropic package.
@@ -85,35 +87,32 @@ class BatchCompleter:
         pause: Pause = asyncio.sleep,
         transport: httpx2.AsyncBaseTransport | None = None,
     ) -> None:
-        self._service = service(
-            model,
-            api_key=api_key,
-            base_url=base_url,
-            attempts=attempts,
-            patience=patience,
-            call_seconds=call_seconds,
-            pause=pause,
-            transport=transport,
+        policy = CallPolicy(attempts=attempts, patience=patience, call_seconds=call_seconds, pause=pause)
+        self._client = MessagesClient(
+            model, api_key=api_key, base_url=base_url, policy=policy, transport=transport
         )
+        warn_of_end(model)
         self.model = model
         self.cache = ReplyCache() if cache is None else cache
-        self.spent = Spent()
-        self.purse = SpendingLimit(max_usd)
+        self.usage = Usage()
+        self.spending = SpendingLimit(max_usd)
         self._poll_seconds = poll_seconds
-        self._open: _Open | None = None
+        self._questions = PerLoop(lambda: _Questions(self.cache.batches(model)))
 
     def __repr__(self) -> str:
-        return f"BatchCompleter({self.model!r}, max_usd={self.purse.max_usd})"
+        return f"BatchCompleter({self.model!r}, max_usd={self.spending.max_usd})"
 
     async def complete(self, request: Request) -> Reply:
         """One whole answer, when its batch has ended. See the class for what it raises."""
         key = request.digest(self.model)
-        kept = self.cache.get(key)
-        if kept is not None:
-            return kept
-        here = self._here()
+        known = self.cache.get(key)
+        if known is not None:
+            return known
+        here = self._questions.get()
         here.asked += 1
-        question = here.waiting.setdefault(key, _Question(request, here.loop.create_future()))
+        if key not in here.waiting:
+            here.waiting[key] = _Question(request, asyncio.get_running_loop().create_future())
+        question = here.waiting[key]
         if here.work is None or here.work.done():
             here.work = asyncio.ensure_future(self._work(here))
         either: list[asyncio.Future[Any]] = [question.answer, here.work]
@@ -124,26 +123,19 @@ class BatchCompleter:
 
     async def close(self) -> None:
         """Ends the polling and closes connections and file. A batch under way goes on at the service."""
-        opened, self._open = self._open, None
-        if opened is not None:
-            if opened.work is not None:
-                opened.work.cancel()
-                await asyncio.gather(opened.work, return_exceptions=True)
-            await opened.client.close()
+        here = self._questions.pop()
+        if here is not None and here.work is not None:
+            here.work.cancel()
+            await asyncio.gather(here.work, return_exceptions=True)
+        await self._client.close()
         self.cache.close()
 
-    def _here(self) -> _Open:
-        loop = asyncio.get_running_loop()
-        if self._open is None or self._open.loop is not loop:
-            self._open = _Open(loop, self._service.client(), self.cache.batches(self.model))
-        return self._open
-
-    async def _work(self, here: _Open) -> None:
-        """Sends and fetches until nobody waits. What it raises is raised to all who wait."""
+    async def _work(self, here: _Questions) -> None:
+        """Sends and fetches until no question waits. What it raises is raised to all who wait."""
         waited = 0.0
         try:
             while here.waiting:
-                await _quiet(here)
+                await _until_no_more_come(here)
                 await self._send(here)
                 if await self._fetch(here):
                     waited = 0.0
@@ -151,151 +143,146 @@ class BatchCompleter:
                 if waited > LONGEST:
                     raise LlmAway(
                         f"batches {', '.join(here.batches)} of {self.model} have not ended for "
-                        f"{LONGEST / 3600:.0f} hours. They are kept: run again to look at them again."
+                        f"{LONGEST / 3600:.0f} hours. Their ids are in the cache: run again to fetch them."
                     )
-                await self._service.pause(self._poll_seconds)
+                await self._client.policy.pause(self._poll_seconds)
                 waited += self._poll_seconds
         finally:
             for question in here.waiting.values():
                 self._settle(question, question.held)  # what was sent is paid for, at most so much
             here.waiting.clear()
 
-    async def _send(self, here: _Open) -> None:
+    async def _send(self, here: _Questions) -> None:
         """Sends what waits and is in no batch, as far as the money goes."""
         under_way = {key for keys in here.batches.values() for key in keys}
         new: list[str] = []
         for key, question in list(here.waiting.items()):
             if key in under_way:
                 continue
-            worst = DISCOUNT * self._service.worst(question.request)
-            if self.purse.try_hold(worst):
+            worst = Cost(DISCOUNT * worst_cost(question.request, self.model).usd)
+            if self.spending.try_hold(worst):
                 question.held = worst
                 new.append(key)
             elif not under_way and not new:
-                here.waiting.pop(key).fail(self.purse.empty(worst))
+                here.waiting.pop(key).fail(self.spending.exceeded(worst))
         for start in range(0, len(new), LARGEST):
             await self._create(here, new[start : start + LARGEST])
 
-    async def _create(self, here: _Open, keys: Sequence[str]) -> None:
+    async def _create(self, here: _Questions, keys: Sequence[str]) -> None:
         requests: Any = [
-            {"custom_id": key, "params": self._service.params(here.waiting[key].request)} for key in keys
+            {"custom_id": key, "params": {"model": self.model, **params_of(here.waiting[key].request)}}
+            for key in keys
         ]
         try:
-            batch = await self._ask(lambda: here.client.messages.batches.create(requests=requests))
+            batch = await self._call(lambda: self._client.sdk.messages.batches.create(requests=requests))
         except BaseException:
             for key in keys:
-                self._settle(here.waiting[key], 0.0)
+                self._settle(here.waiting[key], Cost(0.0))
             raise
         self.cache.add_batch(batch.id, keys, model=self.model)
         here.batches[batch.id] = list(keys)
 
-    async def _fetch(self, here: _Open) -> bool:
+    async def _fetch(self, here: _Questions) -> bool:
         """Takes the answers of every batch that has ended; whether there was one."""
         ended = False
         for batch in list(here.batches):
             try:
-                found = await self._results(here.client, batch)
+                found = await self._results(batch)
             except LlmRejected as problem:
                 if not _is_gone(problem):
                     raise
-                found = {}  # its results are no longer kept, or it is another account's
+                found = {}  # the service has deleted its results, or it is another account's
             if found is None:
                 continue
             ended = True
-            self._take(here, here.batches.pop(batch), found)
+            for key in here.batches.pop(batch):
+                self._take(here, key, found.get(key))
             self.cache.drop_batch(batch)
         return ended
 
-    async def _results(self, client: anthropic.AsyncAnthropic, batch: str) -> dict[str, Any] | None:
+    async def _results(self, batch: str) -> dict[str, Any] | None:
         """The result of each question of a batch by its key, or None while it goes on."""
+        batches = self._client.sdk.messages.batches
 
         async def lines() -> dict[str, Any]:
-            results = await client.messages.batches.results(batch)
+            results = await batches.results(batch)
             return {each.custom_id: each.result async for each in results}
 
-        state = await self._ask(lambda: client.messages.batches.retrieve(batch))
-        return await self._ask(lines) if state.processing_status == "ended" else None
+        state = await self._call(lambda: batches.retrieve(batch))
+        return await self._call(lines) if state.processing_status == "ended" else None
 
-    async def _ask(self, call: Callable[[], Awaitable[T]]) -> T:
-        return await self._service.call_with_retries(lambda: self._service.call_with_timeout(call()))
-
-    def _take(self, here: _Open, keys: Sequence[str], results: dict[str, Any]) -> None:
-        from mlxterp.llm.faults import shortened
-
-        for key in keys:
-            result: Any = results.get(key)
-            question = here.waiting.get(key)
-            kind = "lost" if result is None else result.type
-            if kind == "succeeded":
-                self._keep(here, key, result.message, question)
-            elif question is not None:
-                self._settle(question, 0.0)
-                if kind == "errored" and result.error.error.type == "invalid_request_error":
-                    words = shortened(str(result.error.error.message), self._service.key)
-                    question.fail(LlmRejected(f"{self.model} rejected a question of a batch: {words}"))
-                    del here.waiting[key]
-                    continue
-                question.tries += 1
-                if question.tries == _TRIES:
-                    question.fail(
-                        LlmAway(f"{self.model} was asked in {_TRIES} batches; the last one {kind}.")
-                    )
-                    del here.waiting[key]
-
-    def _keep(self, here: _Open, key: str, message: Any, question: _Question | None) -> None:
-        from mlxterp.llm.faults import TransientError
-
+    async def _call(self, call: Callable[[], Awaitable[T]]) -> T:
         try:
-            reply = self._service.heard(message, discount=DISCOUNT)
+            return await self._client.call_with_retries(lambda: self._client.call_with_timeout(call()))
+        except TransientError as problem:
+            raise self._client.unanswered(problem) from problem.__cause__
+
+    def _take(self, here: _Questions, key: str, result: Any) -> None:
+        """One result of a batch that has ended; None where the batch has none for this question."""
+        question = here.waiting.get(key)
+        kind = "lost" if result is None else result.type
+        if kind == "succeeded":
+            self._take_answer(here, key, result.message)
+        elif question is not None:
+            self._settle(question, Cost(0.0))
+            if kind == "errored" and result.error.error.type == "invalid_request_error":
+                why = without_key(str(result.error.error.message), self._client.key)
+                here.waiting.pop(key).fail(LlmRejected(f"{self.model} rejected a question of a batch: {why}"))
+                return
+            question.tries += 1
+            if question.tries == _TRIES:
+                here.waiting.pop(key).fail(
+                    LlmAway(f"{self.model} was asked in {_TRIES} batches; the last one {kind}.")
+                )
+
+    def _take_answer(self, here: _Questions, key: str, message: Any) -> None:
+        question = here.waiting.get(key)  # None: an earlier run asked, and this one has not
+        try:
+            reply = reply_of(message, self.model, discount=DISCOUNT)
         except TransientError as problem:
             if question is not None:
                 self._settle(question, question.held)
-                question.fail(LlmAway(f"{self.model} answered in a batch, and {problem}"))
-                del here.waiting[key]
+                here.waiting.pop(key).fail(LlmAway(f"{self.model} answered in a batch, and {problem}"))
             return
         version = "" if question is None else question.request.version
         self.cache.put(key, reply, model=self.model, version=version)
-        self.spent.add(reply.tokens)
-        if question is None:
-            return  # of an earlier run, and not asked for by this one
-        self._settle(question, reply.usd)
-        question.answer.set_result(reply)
-        del here.waiting[key]
+        self.usage.add(reply.tokens, reply.usd)
+        if question is not None:
+            self._settle(question, Cost(reply.usd))
+            here.waiting.pop(key).answer.set_result(reply)
 
-    def _settle(self, question: _Question, cost: float) -> None:
-        if question.held:  # nothing, where an earlier run has sent it
-            self.purse.settle(question.held, cost)
-            question.held = 0.0
+    def _settle(self, question: _Question, cost: Cost | None) -> None:
+        if question.held is not None and cost is not None:  # an earlier run has sent what is not held
+            self.spending.settle(question.held, cost)
+            question.held = None
 
 
 @dataclass
 class _Question:
-    """Somebody waits for this."""
+    """A question whose answer is awaited; `held` is what is reserved for it while it is in a batch."""
 
     request: Request
     answer: asyncio.Future[Reply]
-    held: float = 0.0
+    held: Cost | None = None
     tries: int = 0
 
     def fail(self, problem: Exception) -> None:
         self.answer.set_exception(problem)
-        self.answer.exception()  # nobody may be waiting any more
+        self.answer.exception()  # the one who asked may have been cancelled
 
 
 @dataclass
-class _Open:
+class _Questions:
     """What belongs to one event loop. `batches`: ids that have not ended, and the keys of their questions."""
 
-    loop: asyncio.AbstractEventLoop
-    client: anthropic.AsyncAnthropic
     batches: dict[str, list[str]]
     waiting: dict[str, _Question] = field(default_factory=dict)
     work: asyncio.Future[None] | None = None
     asked: int = 0
 
 
-async def _quiet(here: _Open) -> None:
-    """Returns when nobody has asked for a while, so that all who can ask have."""
+async def _until_no_more_come(here: _Questions) -> None:
+    """Returns when no question has come for a while, so that all who can ask have."""
     before = -1
     while before != here.asked:
         before = here.asked

@@ -1,20 +1,23 @@
-"""What is asked of a language model and what comes back, as values; and the seam behind which a model sits.
+"""Questions to a language model, its replies, the protocol of a model, and a scripted one for tests.
 
 A reply is text. `read` makes of it either the value that was asked for or `Unusable`, which says why not: a
-refusal, an answer that was cut off, text that is not of the wanted form. What can be mended by waiting never
-gets here, and what nothing mends is an error (`faults.py`).
+refusal, an answer that was cut off, text that is not of the wanted form. Faults of a service are errors
+(`faults.py`).
 """
 
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Literal, Protocol, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from mlxterp.errors import LlmError
 from mlxterp.llm.prices import Tokens
 
 Effort = Literal["low", "medium", "high"]
@@ -141,3 +144,49 @@ def read(reply: Reply, schema: type[Value]) -> Value | Unusable:
         where = ".".join(str(each) for each in first["loc"])
         what = f"{where}: {first['msg']}" if where else first["msg"]
         return Unusable("unreadable", f"the answer is not of the form that was asked for ({what})")
+
+
+Answer = str | Reply | Exception
+
+
+class ScriptedCompleter:
+    """Answers from a list, in order, or by a function of the request.
+
+    A string is the text of a whole answer, an exception is raised. The function may be async: any model that
+    can be called from Python, a local one for instance, becomes a completer this way.
+
+    Attributes:
+        requests: everything that was asked.
+
+    Raises:
+        LlmError: it is asked more often than the list is long.
+    """
+
+    def __init__(
+        self,
+        answers: Sequence[Answer] | Callable[[Request], Answer | Awaitable[Answer]],
+        *,
+        model: str = "scripted",
+    ) -> None:
+        self.model = model
+        self.requests: list[Request] = []
+        self._answers = answers
+
+    async def complete(self, request: Request) -> Reply:
+        self.requests.append(request)
+        if callable(self._answers):
+            said = self._answers(request)
+            answer = await said if inspect.isawaitable(said) else said
+        elif len(self.requests) <= len(self._answers):
+            answer = self._answers[len(self.requests) - 1]
+        else:
+            raise LlmError(
+                f"ScriptedCompleter was asked {len(self.requests)} times; it has {len(self._answers)} "
+                "answers. Give it more, or a function of the request."
+            )
+        if isinstance(answer, Exception):
+            raise answer
+        return answer if isinstance(answer, Reply) else Reply(answer)
+
+    async def close(self) -> None:
+        """Nothing is open."""

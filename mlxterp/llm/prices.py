@@ -1,15 +1,16 @@
-"""What a model of the Messages API costs, and which model to take. The service reports tokens, never money.
+"""What a model of the Messages API costs, and which model to use. The service reports tokens, never money.
 
-Prices are dollars per million tokens as published on 2026-11 (platform.claude.com, "Pricing"); batch, fast
-and regional prices are not here, because no request of ours uses them. A model that is not in the table is
-priced as the dearest that is, and everything derived from it says `estimated`.
+Prices are dollars per million tokens as published on 2026-11 (platform.claude.com, "Pricing"); fast and
+regional prices are not here, because no request of ours uses them. A model that is not in the table is priced
+as the dearest that is, and everything derived from it says `estimated`.
 """
 
 from __future__ import annotations
 
+import importlib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 DEFAULT_MODEL = "claude-sonnet-5-5"
@@ -36,17 +37,6 @@ class Price:
     @property
     def cache_write_1h(self) -> float:
         return self.input * 2.0
-
-    @property
-    def dearest_input(self) -> float:
-        """The most that one token of a request can cost: ours ask for the 5-minute cache only."""
-        longer = 0.0 if self.long_prompt is None else self.long_prompt.dearest_input
-        return max(self.cache_write, longer)
-
-    @property
-    def dearest_output(self) -> float:
-        """The most that one token of an answer can cost."""
-        return max(self.output, 0.0 if self.long_prompt is None else self.long_prompt.output)
 
 
 class Tokens(NamedTuple):
@@ -82,6 +72,26 @@ class Tokens(NamedTuple):
         )
 
 
+@dataclass
+class Usage:
+    """Sums over answers: how many, their tokens and their dollars. Lost replies are not in them."""
+
+    calls: int = 0
+    tokens: Tokens = field(default_factory=Tokens)
+    usd: float = 0.0
+
+    def add(self, tokens: Tokens, usd: float) -> None:
+        """Counts one answer."""
+        self.calls += 1
+        self.tokens = Tokens(*(a + b for a, b in zip(self.tokens, tokens, strict=True)))
+        self.usd += usd
+
+    @property
+    def cache_share(self) -> float:
+        """The part of all input tokens that was read from the service's cache."""
+        return self.tokens.cache_read / self.tokens.prompt if self.tokens.prompt else 0.0
+
+
 class Priced(NamedTuple):
     """A price, and whether it is a guess."""
 
@@ -103,8 +113,12 @@ class Priced(NamedTuple):
         return millions / 1e6
 
     def at_most(self, prompt: int, output: int) -> float:
-        """What a request of at most so many tokens can cost at worst, in dollars."""
-        return (prompt * self.price.dearest_input + output * self.price.dearest_output) / 1e6
+        """What a request of at most so many tokens can cost at worst, in dollars.
+
+        The dearest token of a prompt is written to the cache; our requests ask for the 5-minute cache only.
+        """
+        prices = (self.price, self.price.long_prompt or self.price)
+        return max(prompt * each.cache_write + output * each.output for each in prices) / 1e6
 
 
 _OPUS_4 = Price(15, 75, 1.5)
@@ -189,12 +203,16 @@ def _announced_by_the_sdk(model: str) -> EndOfService | None:
 
 
 def sdk_table() -> Mapping[str, str]:
-    """The installed SDK's table of deprecated models, name to date; empty where this SDK has none."""
+    """The installed SDK's table of deprecated models, name to date; empty where this SDK has none.
+
+    It is no part of the SDK's public interface, so it may be missing or have another form.
+    """
     try:
-        from anthropic.resources.messages.messages import DEPRECATED_MODELS
+        module = importlib.import_module("anthropic.resources.messages.messages")
     except ImportError:
         return {}
-    return DEPRECATED_MODELS
+    table = vars(module).get("DEPRECATED_MODELS")
+    return {str(name): str(date) for name, date in table.items()} if isinstance(table, Mapping) else {}
 
 
 def _current_of_family(model: str) -> str:

@@ -1,61 +1,110 @@
-"""A limit in dollars that concurrent calls cannot break: each puts aside its worst case before it is sent."""
+"""Money of calls: each reserves its worst case before it is sent, and is charged by what became of it.
+
+`charge_call` alone decides what a call is charged. What is reserved and charged is counted in memory with a
+limit in dollars (`SpendingLimit`, for labels), or in the journal of a supervised investigation
+(`mlxterp_agent`).
+"""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
+from typing import NamedTuple, TypeVar
 
-from mlxterp.errors import LlmBudgetReached
+from mlxterp.errors import LlmBudgetReached, LlmRejected
+from mlxterp.llm.faults import TransientError
+from mlxterp.llm.prices import Tokens
+
+T = TypeVar("T")
+
+
+class Cost(NamedTuple):
+    """What a call costs, at worst or in fact.
+
+    Attributes:
+        usage: the service's own count; None where there is no answer.
+        lost: why an answer that may have been paid for did not arrive; "" if it did.
+    """
+
+    usd: float
+    tokens: int = 0
+    usage: Tokens | None = None
+    lost: str = ""
+
+
+async def charge_call(
+    call: Callable[[], Awaitable[T]],
+    *,
+    worst: Cost,
+    cost_of: Callable[[T], Cost],
+    settle: Callable[[Cost], None],
+) -> T:
+    """The answer of a call for which `worst` is reserved; `settle` is given what it costs in the end.
+
+    An answer costs what `cost_of` says; a refused call costs nothing. A reply that was lost on its way, or
+    given up while it was under way, may have been paid for and costs what was reserved.
+    """
+    cost = worst._replace(lost="given up")
+    try:
+        answer = await call()
+        cost = cost_of(answer)
+        return answer
+    except LlmRejected:
+        cost = Cost(0.0)
+        raise
+    except TransientError as problem:
+        cost = worst._replace(lost=str(problem)) if problem.paid else Cost(0.0)
+        raise
+    finally:
+        settle(cost)
 
 
 class SpendingLimit:
-    """What was spent, what calls under way could still cost, and the limit on both.
+    """A limit in dollars that concurrent calls cannot break.
 
-    A call that does not fit now waits while others are under way, as most cost less than they put aside.
+    A call that does not fit now waits while others are under way, as most cost less than they reserve.
 
     Attributes:
-        spent: dollars, settled. A reply that was lost on its way counts as what was put aside for it.
+        spent: dollars, settled. A reply that was lost on its way counts as what was reserved for it.
     """
 
     def __init__(self, max_usd: float | None) -> None:
         self.max_usd = max_usd
         self.spent = 0.0
         self._held: list[float] = []
-        self._freed: asyncio.Event | None = None
+        self._waiting: list[asyncio.Future[None]] = []
 
-    def enter_loop(self) -> None:
-        """Waiting belongs to one event loop: to be called in each before the first `hold`."""
-        self._freed = asyncio.Event()
-
-    async def hold(self, usd: float) -> None:
-        """Puts `usd` aside.
+    async def hold(self, worst: Cost) -> None:
+        """Reserves `worst.usd`.
 
         Raises:
             LlmBudgetReached: it does not fit, and nothing is under way that could make room.
         """
-        assert self._freed is not None, "enter_loop comes first"
-        while not self.try_hold(usd):
+        while not self.try_hold(worst):
             if not self._held:
-                raise self.empty(usd)
-            self._freed.clear()
-            await self._freed.wait()
+                raise self.exceeded(worst)
+            freed = asyncio.get_running_loop().create_future()
+            self._waiting.append(freed)
+            await freed
 
-    def try_hold(self, usd: float) -> bool:
-        """Puts `usd` aside if it fits now."""
-        if self.max_usd is not None and self.spent + sum(self._held) + usd > self.max_usd:
+    def try_hold(self, worst: Cost) -> bool:
+        """Reserves `worst.usd` if it fits now."""
+        if self.max_usd is not None and self.spent + sum(self._held) + worst.usd > self.max_usd:
             return False
-        self._held.append(usd)
+        self._held.append(worst.usd)
         return True
 
-    def settle(self, held: float, cost: float) -> None:
-        """Takes back what was put aside and counts what was spent."""
-        self._held.remove(held)
-        self.spent += cost
-        if self._freed is not None:
-            self._freed.set()
+    def settle(self, worst: Cost, cost: Cost) -> None:
+        self._held.remove(worst.usd)
+        self.spent += cost.usd
+        waiting, self._waiting = self._waiting, []
+        for freed in waiting:
+            if not freed.done():
+                freed.set_result(None)
 
-    def empty(self, usd: float) -> LlmBudgetReached:
-        """That `usd` does not fit, in words."""
+    def exceeded(self, worst: Cost) -> LlmBudgetReached:
+        """The error for a call that does not fit."""
         return LlmBudgetReached(
             f"max_usd={self.max_usd:g} was given; ${self.spent:.4f} are spent, and the next call could cost "
-            f"${usd:.4f}. Kept replies are not paid again: raise max_usd and run again."
+            f"${worst.usd:.4f}. Replies in the cache are not paid again: raise max_usd and run again."
         )

@@ -1,4 +1,4 @@
-"""The way into async code for callers that are not: scripts, and notebooks with a loop of their own."""
+"""Running async code from scripts and notebooks, and values that belong to one event loop."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import contextvars
 import threading
 from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 
@@ -36,6 +36,26 @@ async def together(*jobs: Coroutine[Any, Any, T]) -> list[T]:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class PerLoop(Generic[T]):
+    """A value that belongs to one event loop: `make` is called at its first use in each."""
+
+    def __init__(self, make: Callable[[], T]) -> None:
+        self._make = make
+        self._held: tuple[asyncio.AbstractEventLoop, T] | None = None
+
+    def get(self) -> T:
+        """The value of the running event loop."""
+        loop = asyncio.get_running_loop()
+        if self._held is None or self._held[0] is not loop:
+            self._held = (loop, self._make())
+        return self._held[1]
+
+    def pop(self) -> T | None:
+        """Forgets the value, and gives it if there is one."""
+        held, self._held = self._held, None
+        return None if held is None else held[1]
 
 
 def _in_a_thread(job: Callable[[], Coroutine[Any, Any, T]]) -> T:

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlxterp.core.architecture.attention import scaled_dot_product_attention
 from mlxterp.errors import TokenError
+from mlxterp.models.attention import scaled_dot_product_attention
 from mlxterp.models.toy_circuit import (
     D_HEAD,
     D_MODEL,

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
-from mlxterp.results.shows import Heatmap, number, visible
+from mlxterp.results.shows import Heatmap
+from mlxterp.text import typeset, visible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -58,12 +59,17 @@ def margin(labels: Sequence[str]) -> float:
     return 0.14 + 0.064 * longest
 
 
+def strengths(values: np.ndarray[Any, Any], show: Heatmap) -> np.ndarray[Any, Any]:
+    """Each value as a share of the colour limit: how far from 0, or from `low` if the map has no sign."""
+    limit = max(abs(show.low), abs(show.high)) if show.diverging else show.high - show.low
+    return np.asarray((values if show.diverging else values - show.low) / (limit or 1.0))
+
+
 def colours(values: np.ndarray[Any, Any], show: Heatmap) -> np.ndarray[Any, Any]:
-    """RGBA: the hue says the sign, the opacity how far the value is from 0 (or from `low`)."""
+    """RGBA: the hue is the sign, the opacity the strength."""
     from matplotlib.colors import to_rgb
 
-    limit = max(abs(show.low), abs(show.high)) if show.diverging else show.high - show.low
-    strength = np.nan_to_num((values if show.diverging else values - show.low) / (limit or 1.0))
+    strength = np.nan_to_num(strengths(values, show))
     hue = np.where((strength >= 0)[..., None], to_rgb(POSITIVE), to_rgb(NEGATIVE))
     return np.concatenate([hue, np.clip(np.abs(strength), 0, 1)[..., None]], axis=-1)
 
@@ -74,14 +80,10 @@ def shown(text: str, width: int = _LABEL) -> str:
     return text if len(text) <= width else text[: width - 1] + "…"
 
 
-def typeset(value: float, digits: int) -> str:
-    return number(float(value), digits).replace("-", "−")
-
-
 def fixed(value: float, among: Sequence[float]) -> str:
     """A value with as many decimals as its neighbours have."""
     largest = max((abs(v) for v in among if np.isfinite(v)), default=0.0)
     if largest >= 1e5 or 0 < largest < 1e-3:
-        return typeset(value, 3)
+        return typeset(value)
     decimals = 3 if largest < 0.1 else 2 if largest < 100 else 0
-    return f"{value:.{decimals}f}".replace("-", "−")
+    return f"{round(value, decimals) + 0.0:.{decimals}f}".replace("-", "−")

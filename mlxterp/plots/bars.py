@@ -20,9 +20,9 @@ from mlxterp.plots.axes import (
     margin,
     set_ticks,
     shown,
-    typeset,
 )
 from mlxterp.results.shows import Bars
+from mlxterp.text import typeset
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 _MOST_BARS = 60
 
 
-def largest_bars(show: Bars) -> Bars:
+def drawn_part(show: Bars) -> Bars:
     """The show, or the largest 60 bars of a longer ranking in their order, saying so in its title."""
     if show.ordered or len(show.labels) <= _MOST_BARS:
         return show
@@ -47,14 +47,14 @@ def largest_bars(show: Bars) -> Bars:
     )
 
 
-def bars_height(show: Bars) -> float:
+def height(show: Bars) -> float:
     """Inches."""
     if show.ordered:
         return 2.2
     return 0.55 + 0.2 * max(1, len(show.labels)) + (0.15 if show.references else 0.0)
 
 
-def draw_bars(drawn: Figure, show: Bars, area: Area) -> None:
+def draw(drawn: Figure, show: Bars, area: Area) -> None:
     """Bars in the order given; those the result is about in colour."""
     (_columns if show.ordered else _ranking)(drawn, show, area)
 
@@ -103,7 +103,7 @@ def _columns(drawn: Figure, show: Bars, area: Area) -> None:
     axes.set_xlabel(shown(show.axis), **SOFT)
     axes.set_ylabel(shown(show.unit, 30), **SOFT)
     ticks = _round_ticks(low, high)
-    axes.set_yticks(ticks, [typeset(tick, 3) for tick in ticks], color=INK)
+    axes.set_yticks(ticks, [typeset(tick) for tick in ticks], color=INK)
     axes.tick_params(length=0)
 
 
@@ -142,7 +142,7 @@ def _ranking(drawn: Figure, show: Bars, area: Area) -> None:
     set_ticks(axes, "y", show.labels, 1.0)
     axes.set_xlabel(shown(show.unit, 60), **SOFT)
     ticks = _round_ticks(low, high)
-    axes.set_xticks(ticks, [typeset(tick, 3) for tick in ticks], color=INK, alpha=0.75)
+    axes.set_xticks(ticks, [typeset(tick) for tick in ticks], color=INK, alpha=0.75)
     axes.tick_params(length=0)
 
 

@@ -11,8 +11,9 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from mlxterp.plots.axes import INK, typeset
-from mlxterp.results.shows import Drawable, Heatmap, Network, describe, visible
+from mlxterp.plots.axes import INK
+from mlxterp.results.shows import Drawable, Heatmap, Network, describe
+from mlxterp.text import typeset, visible
 
 _SVG = "http://www.w3.org/2000/svg"
 _XLINK = "http://www.w3.org/1999/xlink"
@@ -113,7 +114,7 @@ def _titles(show: Drawable) -> Iterator[str]:
 
 
 def cell_title(show: Drawable, row: int, column: int) -> str:
-    """What a reader is told of one cell, bar or node: where it stands, its value, its interval."""
+    """The title of one cell, bar or node: where it stands, its value, its interval."""
     if isinstance(show, Network):
         ends = [link.start for link in show.links], [link.end for link in show.links]
         counts = f"{ends[1].count(row)} edges in, {ends[0].count(row)} out"
@@ -122,11 +123,11 @@ def cell_title(show: Drawable, row: int, column: int) -> str:
         within = f"{show.within}, " if show.within else ""
         place = f"{show.column_axis} {show.column_labels[column]}, {show.row_axis} {show.row_labels[row]}"
         detail = show.details[row][column] if show.details else ""
-        value = typeset(show.values[row][column], 3)
+        value = typeset(show.values[row][column])
         return visible(f"{within}{place}: {value}{f' ({detail})' if detail else ''}")
-    value = typeset(show.values[column], 3)
+    value = typeset(show.values[column])
     low, high = show.intervals[column] if show.intervals else (np.nan, np.nan)
-    interval = f" ({typeset(low, 3)} to {typeset(high, 3)})" if low == low and high == high else ""
+    interval = f" ({typeset(low)} to {typeset(high)})" if low == low and high == high else ""
     return visible(f"{show.labels[column]}: {value}{interval}")
 
 

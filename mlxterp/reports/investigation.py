@@ -1,7 +1,7 @@
 """The report of an investigation: what the person finds in the morning, made from log entries alone.
 
 Lives here: which entries stand where, the tally, the budget. Numbers come from the log; nothing is computed
-anew. Does not live here: one entry in words (`items.py`), files and figures (`page.py`), the layout
+anew. Does not live here: one entry (`items.py`), files and figures (`page.py`), the layout
 (`templates/`).
 """
 
@@ -14,8 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlxterp.reports.items import Item, analyses, item_of
-from mlxterp.reports.page import Page, clip, duration, moment, write
+from mlxterp.reports.items import Item, item_of
+from mlxterp.reports.page import Page, moment, write
+from mlxterp.results.logged import analyses
+from mlxterp.text import clip, duration
 
 if TYPE_CHECKING:
     from mlxterp.autointerpret.entry import ExperimentEntry

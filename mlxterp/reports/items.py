@@ -1,4 +1,4 @@
-"""One entry of the log in the words and values that a page shows.
+"""One entry of the log as the values that a page shows.
 
 Lives here: verdicts and what they mean, the analyses and numbers inside an entry. Does not live here: which
 entries stand where (`investigation.py`), the keep rule (`mlxterp.autointerpret`).
@@ -6,26 +6,23 @@ entries stand where (`investigation.py`), the keep rule (`mlxterp.autointerpret`
 
 from __future__ import annotations
 
-import itertools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlxterp.errors import MlxterpError
-from mlxterp.reports.page import clip, duration
-from mlxterp.results import AnalysisResult, is_result
-from mlxterp.results.shows import Drawable, Show, drawables, number
+from mlxterp.results import AnalysisResult
+from mlxterp.results.logged import analyses, named_numbers
+from mlxterp.results.shows import Drawable, Show, drawables
+from mlxterp.text import clip, duration, number
 
 if TYPE_CHECKING:
     from mlxterp.autointerpret.entry import ExperimentEntry
 
 _FIGURES_SHOWN = 2
 _FIGURES_OF_ENTRY = 6
-_MOST_NUMBERS = 40
-_DEEPEST = 6
-_NO_NUMBERS = ("step", "error", "traceback", "printed")
 _MEANINGS = {
     "supported": "Declared before it ran; the held-out measurement supports it.",
     "refuted": "Declared before it ran; the held-out measurement shows the opposite.",
@@ -46,7 +43,7 @@ _MEANINGS = {
 
 @dataclass(frozen=True)
 class Badge:
-    """A verdict as a reader sees it: its word, its tone (a CSS class), what it means."""
+    """A verdict as a reader sees it: its label, its tone (a CSS class), what it means."""
 
     label: str
     tone: str
@@ -55,7 +52,7 @@ class Badge:
 
 @dataclass(frozen=True)
 class Item:
-    """One entry of the log, ready to be set in a page."""
+    """One entry of the log as the templates print it."""
 
     id: str
     step: str
@@ -118,7 +115,7 @@ def item_of(project: Path, entry: ExperimentEntry) -> Item:
         effect=_effect(record),
         reasons=tuple(clip(str(reason), 600) for reason in _listed(record.get("reasons"))),
         finding=_finding_path(project, entry.experiment_id),
-        numbers=tuple(_numbers(entry.result)),
+        numbers=tuple(named_numbers(entry.result)),
         figures=tuple(figures[:_FIGURES_SHOWN]),
         more=tuple(rest),
         summaries=tuple(summaries),
@@ -160,52 +157,6 @@ def _verdict(entry: ExperimentEntry) -> tuple[str, Badge]:
     return "note", Badge(_words(verdict) or "note", "quiet", _MEANINGS.get(verdict, _MEANINGS["note"]))
 
 
-def analyses(value: Any, where: str = "result", depth: int = 0) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Every analysis in an entry's result, wherever it stands."""
-    if is_result(value):
-        yield where, value
-    elif isinstance(value, Mapping) and depth < _DEEPEST:
-        for key, item in value.items():
-            yield from analyses(item, f"{where}.{key}", depth + 1)
-    elif isinstance(value, (list, tuple)) and depth < _DEEPEST:
-        for i, item in enumerate(value):
-            yield from analyses(item, f"{where}[{i}]", depth + 1)
-
-
-def _numbers(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """The plain values an entry reports: those under "numbers", else at the top; nested names are joined."""
-    if is_result(result):
-        return
-    named = result.get("numbers")
-    source = (
-        named if isinstance(named, Mapping) else {k: v for k, v in result.items() if k not in _NO_NUMBERS}
-    )
-    yield from itertools.islice(_values(source, ""), _MOST_NUMBERS)
-
-
-def _values(source: Mapping[str, Any], path: str, depth: int = 0) -> Iterator[tuple[str, str]]:
-    for key, value in source.items():
-        name = clip(f"{path} {_words(key)}".strip(), 120)
-        if isinstance(value, Mapping):
-            if depth < _DEEPEST and not is_result(value):
-                yield from _values(value, name, depth + 1)
-        elif isinstance(value, (list, tuple)):
-            if len(value) <= 8 and all(_plain_text(each) is not None for each in value):
-                yield name, ", ".join(str(_plain_text(each)) for each in value) or "none"
-        elif (text := _plain_text(value)) is not None:
-            yield name, text
-
-
-def _plain_text(value: Any) -> str | None:
-    """A single value as a reader sees it; None for what is too long for a table of numbers."""
-    if value is None:
-        return "none"
-    if isinstance(value, str):
-        named = {"NaN": "n/a", "Infinity": "infinity", "-Infinity": "−infinity"}
-        return named.get(value, value) if len(value) <= 80 else None
-    return number(value).replace("-", "−") if isinstance(value, (bool, int, float)) else None
-
-
 def _error(entry: ExperimentEntry) -> str:
     """What a failed run left behind, where a supervisor recorded it."""
     if not entry.record:
@@ -215,18 +166,18 @@ def _error(entry: ExperimentEntry) -> str:
 
 
 def _effect(record: Mapping[str, Any]) -> str:
-    """The held-out effect in words, where a judge measured one."""
+    """The held-out effect as a sentence, where a judge measured one."""
     measured = record.get("measured")
     confirm = measured.get("confirm") if isinstance(measured, Mapping) else None
     if not isinstance(confirm, Mapping) or not isinstance(confirm.get("effect"), (int, float)):
         return ""
-    words = f"Held-out effect {number(confirm['effect'])}"
+    text = f"Held-out effect {number(confirm['effect'])}"
     ci = confirm.get("ci")
     if isinstance(ci, (list, tuple)) and len(ci) == 2 and all(isinstance(end, (int, float)) for end in ci):
-        words += f", interval {number(ci[0])} to {number(ci[1])}"
+        text += f", interval {number(ci[0])} to {number(ci[1])}"
     if isinstance(confirm.get("n"), int):
-        words += f", {confirm['n']} items"
-    return words + "."
+        text += f", {confirm['n']} items"
+    return text + "."
 
 
 def _finding_path(project: Path, experiment_id: str) -> str:

@@ -26,10 +26,10 @@ from mlxterp._files import locate, write_atomically
 from mlxterp.errors import ResultError
 from mlxterp.reports import prose
 from mlxterp.results import markdown
-from mlxterp.results.shows import Cell, Section, Table, describe, number, visible
+from mlxterp.results.shows import Cell, Section, Table, describe
+from mlxterp.text import clip, typeset, visible
 
 MOST_ROWS = 200
-_LONGEST = 6000
 _HTML_SUFFIXES = (".html", ".htm")
 _MARKDOWN_SUFFIXES = (".md", ".markdown")
 _NOTEBOOK_SUFFIXES = (".ipynb",)
@@ -76,9 +76,10 @@ class Page:
     """One rendering: the environment of its format and the figures it drew.
 
     Args:
-        format: "html" or "markdown". figures_in: what Markdown's links to its figures begin with,
-        `report_files/` or `attachment:`; None writes descriptions only. include_plots: False leaves figures
-        out and writes their descriptions.
+        format: "html" or "markdown".
+        figures_in: what Markdown's links to its figures begin with, `report_files/` or `attachment:`; None
+            writes descriptions only.
+        include_plots: False leaves figures out and writes their descriptions.
     """
 
     def __init__(self, format: str, *, figures_in: str | None = None, include_plots: bool = True) -> None:
@@ -230,24 +231,7 @@ def cell(value: Cell) -> str:
         return ""
     if isinstance(value, str):
         return value
-    return number(value).replace("-", "−") if not isinstance(value, bool) else number(value)
-
-
-def clip(text: str, longest: int = _LONGEST) -> str:
-    """The text, cut when it is longer than its place can use."""
-    return text if len(text) <= longest else f"{text[:longest].rstrip()} …"
-
-
-def duration(seconds: float) -> str:
-    """`0.4 s`, `41 s`, `3 min 12 s`, `7 h 12 min`."""
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
+    return typeset(value)
 
 
 def moment(timestamp: float | None) -> str:

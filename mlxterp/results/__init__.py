@@ -7,28 +7,35 @@ Lives here: the kinds of results, what they show, JSON both ways. Does not live 
 from __future__ import annotations
 
 from mlxterp.results.ablation import AblationResult, AblationRow
-from mlxterp.results.attention import AttentionPatternResult
+from mlxterp.results.attention import AttentionPatternResult, HeadScoresResult
 from mlxterp.results.base import AnalysisResult, is_result, kinds
-from mlxterp.results.circuit import CircuitEdge, CircuitResult
-from mlxterp.results.conversation import TurnPatchingResult
-from mlxterp.results.edges import EdgeScoresResult
-from mlxterp.results.faithfulness import FaithfulnessResult, FaithfulnessRow
-from mlxterp.results.feature_activity import ActiveFeaturesResult, FeatureExample, FeatureExamplesResult
-from mlxterp.results.feature_attribution import FeatureAttributionResult
+from mlxterp.results.behavior import GenerationResult, MetricsResult, MetricsRow
+from mlxterp.results.circuit import (
+    CircuitEdge,
+    CircuitResult,
+    EdgeScoresResult,
+    FaithfulnessResult,
+    FaithfulnessRow,
+)
 from mlxterp.results.feature_circuit import FeatureCircuitResult, FeatureEdge, FeatureNode
-from mlxterp.results.feature_effects import FeatureEffectsResult
-from mlxterp.results.features import FeatureLabelsResult
-from mlxterp.results.generation import GenerationResult
+from mlxterp.results.feature_effects import FeatureAttributionResult, FeatureEffectsResult
+from mlxterp.results.features import (
+    ActiveFeaturesResult,
+    FeatureExample,
+    FeatureExamplesResult,
+    FeatureLabelsResult,
+)
 from mlxterp.results.lens import LogitLensResult
-from mlxterp.results.logit_attribution import LogitAttributionResult
-from mlxterp.results.neurons import NeuronAttributionResult
-from mlxterp.results.patching import PatchingResult
-from mlxterp.results.paths import PathPatchingResult
+from mlxterp.results.logit_attribution import LogitAttributionResult, NeuronAttributionResult
+from mlxterp.results.patching import (
+    CausalTracingResult,
+    PatchingResult,
+    PathPatchingResult,
+    TurnPatchingResult,
+)
 from mlxterp.results.sae_quality import Quality, SAEQualityResult
 from mlxterp.results.schema import json_schema
-from mlxterp.results.scores import HeadScoresResult, MetricsResult, MetricsRow
 from mlxterp.results.shows import Bars, Component, Heatmap, Note, Section, Show, Table
-from mlxterp.results.tracing import CausalTracingResult
 from mlxterp.results.values import json_safe, plain
 from mlxterp.results.workflow import Step, WorkflowResult
 

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+import re
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
 from mlxterp.errors import ResultError
-from mlxterp.results.base import AnalysisResult, measured_on_text
-from mlxterp.results.shows import Bars, Component, Note, Show, Table, number, percent
-from mlxterp.results.values import NUMBER, converted, to_number, to_texts
+from mlxterp.results.base import AnalysisResult
+from mlxterp.results.shows import Component, Interval, Show, Table, bars, cautions
+from mlxterp.text import number, percent
 
 GROUPS = ("found", "random", "null")
+_MEMBER = re.compile(r"L(?P<layer>\d+)\.(?:H(?P<head>\d+)|(?P<name>.+))")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,23 +39,7 @@ class AblationRow:
     share: float
     keep: bool = False
     group: str = "found"
-    ci: tuple[float, float] | None = None
-
-
-def _to_rows(rows: Iterable[AblationRow | Mapping[str, Any]]) -> tuple[AblationRow, ...]:
-    return tuple(_to_row(row) for row in rows)
-
-
-def _to_row(row: AblationRow | Mapping[str, Any]) -> AblationRow:
-    data = dict(vars(row) if isinstance(row, AblationRow) else row)
-    ci = data.get("ci")
-    data |= {
-        "components": to_texts(data["components"]),
-        "value": to_number(data["value"]),
-        "share": to_number(data["share"]),
-        "ci": None if ci is None else (to_number(ci[0]), to_number(ci[1])),
-    }
-    return AblationRow(**data)
+    ci: Interval | None = None
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -69,11 +54,11 @@ class AblationResult(AnalysisResult):
     """
 
     kind: ClassVar[str] = "ablation"
-    rows: tuple[AblationRow, ...] = field(metadata=converted(_to_rows))
+    rows: tuple[AblationRow, ...]
     ablation: str
     metric: str
-    clean_metric: float = field(metadata=NUMBER)
-    corrupted_metric: float | None = field(metadata=NUMBER, default=None)
+    clean_metric: float
+    corrupted_metric: float | None = None
 
     def _check(self) -> None:
         unknown = sorted({row.group for row in self.rows} - set(GROUPS))
@@ -83,9 +68,8 @@ class AblationResult(AnalysisResult):
     @property
     def title(self) -> str:
         keeps = {row.keep for row in self.rows}
-        what = {frozenset({True}): "Keeping only", frozenset({False}): "Ablating"}.get(
-            frozenset(keeps), "Ablating, and keeping only,"
-        )
+        whats = [("Keeping only", {True}), ("Ablating", {False})]
+        what = next((what for what, only in whats if keeps == only), "Ablating, and keeping only,")
         names = [row.label for row in self.rows if row.group == "found"]
         return f"{what} {names[0] if len(names) == 1 else 'sets of components'} ({self.ablation} ablation)"
 
@@ -108,84 +92,65 @@ class AblationResult(AnalysisResult):
 
     def components(self) -> tuple[Component, ...]:
         """Sets that were ablated, with the share of the metric that ablating them removed."""
-        return tuple(self._component(row) for row in self.rows if not row.keep)
-
-    @staticmethod
-    def _component(row: AblationRow) -> Component:
-        layer = head = None
-        name = ""
-        if len(row.components) == 1 and row.components[0].startswith("L"):
-            first, _, rest = row.components[0].partition(".")
-            if first[1:].isdecimal():
-                layer = int(first[1:])
-                is_head = rest[:1] == "H" and rest[1:].isdecimal()
-                head, name = (int(rest[1:]), "z") if is_head else (None, rest)
-        ci = None if row.ci is None else (1 - row.ci[1], 1 - row.ci[0])
-        return Component(row.label, 1 - row.share, name=name, layer=layer, head=head, ci=ci)
+        return tuple(_removed(row) for row in self.rows if not row.keep)
 
     def summary(self) -> str:
-        on = measured_on_text(self.measured_on)
-        lines = [
-            f"{self.title}{f' ({on})' if on else ''}. "
-            f"{self.metric} without ablation: {number(self.clean_metric)}."
-        ]
+        lines = [f"{self._headline()}. {self.metric} without ablation: {number(self.clean_metric)}."]
         for row in self.rows:
             if row.group == "random":
                 continue
             what = "Keeping only" if row.keep else "Ablating"
             size = f" ({len(row.components)} components)" if len(row.components) > 1 else ""
             left = f"leaves {percent(row.share)} of it ({self.metric} {number(row.value)})"
-            lines.append(f"{what} {row.label}{size} {left}{self._against_random(row.keep)}.")
+            random = _range_of(self.shares("random", keep=row.keep))
+            lines.append(f"{what} {row.label}{size} {left}{random}.")
         return "\n".join(lines)
 
-    def _against_random(self, keep: bool) -> str:  # noqa: FBT001
-        random = [share for share in self.shares("random", keep=keep) if math.isfinite(share)]
-        if not random:
-            return ""
-        spread = f", {percent(min(random))} to {percent(max(random))}" if len(random) > 1 else ""
-        plural = "s" if len(random) > 1 else ""
-        return f"; {len(random)} random set{plural} of that kind: {percent(float(np.mean(random)))}{spread}"
-
     def shows(self) -> tuple[Show, ...]:
-        drawn: list[Show] = []
-        for keep, title in (
-            (False, "What is left after ablating"),
-            (True, "What is left when only these are kept"),
-        ):
-            rows = [row for row in self.rows if row.keep == keep]
-            if not rows:
-                continue
-            intervals = tuple(row.ci for row in rows if row.ci is not None)
-            drawn.append(
-                Bars(
-                    title=title,
-                    labels=tuple(row.label for row in rows),
-                    values=tuple(row.share for row in rows),
-                    unit=f"share of {self.metric} kept",
-                    intervals=intervals if len(intervals) == len(rows) else None,
-                    accented=tuple(i for i, row in enumerate(rows) if row.group == "found"),
-                    references=((1.0, "no ablation"),),
-                    reading=f"1 is the clean {self.metric}, 0 is none of it; {self.ablation} ablation.",
-                )
+        drawn: list[Show] = [
+            bars(
+                (Component(row.label, row.share, ci=row.ci) for row in rows),
+                title=title,
+                unit=f"share of {self.metric} kept",
+                accented=[i for i, row in enumerate(rows) if row.group == "found"],
+                references=((1.0, "no ablation"),),
+                reading=f"1 is the clean {self.metric}, 0 is none of it; {self.ablation} ablation.",
             )
-        rows_of_table = tuple(
-            (
-                row.label,
-                "kept" if row.keep else "ablated",
-                len(row.components),
-                row.value,
-                row.share,
-                row.group,
+            for title, rows in (
+                ("What is left after ablating", [row for row in self.rows if not row.keep]),
+                ("What is left when only these are kept", [row for row in self.rows if row.keep]),
             )
-            for row in self.rows
+            if rows
+        ]
+        table = Table(
+            title="Ablated sets",
+            columns=("set", "what was done", "components", self.metric, "share kept", "group"),
+            rows=tuple(
+                (r.label, "kept" if r.keep else "ablated", len(r.components), r.value, r.share, r.group)
+                for r in self.rows
+            ),
         )
-        drawn.append(
-            Table(
-                title="Ablated sets",
-                columns=("set", "what was done", "components", self.metric, "share kept", "group"),
-                rows=rows_of_table,
-            )
-        )
-        if not any(row.group == "random" for row in self.rows):
-            drawn.append(Note("No random sets of equal size were measured for comparison.", "caution"))
-        return tuple(drawn)
+        compared = any(row.group == "random" for row in self.rows)
+        limits = () if compared else ("No random sets of equal size were measured for comparison.",)
+        return (*drawn, table, *cautions(limits))
+
+
+def _removed(row: AblationRow) -> Component:
+    """A set and what ablating it removed; a set of one head or hook point names its place in the model."""
+    ci = None if row.ci is None else (1 - row.ci[1], 1 - row.ci[0])
+    found = _MEMBER.fullmatch(row.components[0]) if len(row.components) == 1 else None
+    if found is None:
+        return Component(row.label, 1 - row.share, ci=ci)
+    head = None if found["head"] is None else int(found["head"])
+    layer, name = int(found["layer"]), found["name"] or "z"
+    return Component(row.label, 1 - row.share, name=name, layer=layer, head=head, ci=ci)
+
+
+def _range_of(shares: tuple[float, ...]) -> str:
+    """What random sets keep, to stand behind what a set keeps; nothing where none was measured."""
+    random = [share for share in shares if math.isfinite(share)]
+    if not random:
+        return ""
+    spread = f", {percent(min(random))} to {percent(max(random))}" if len(random) > 1 else ""
+    plural = "s" if len(random) > 1 else ""
+    return f"; {len(random)} random set{plural} of that kind: {percent(float(np.mean(random)))}{spread}"

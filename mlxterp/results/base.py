@@ -8,7 +8,9 @@ A new kind is a subclass with a `kind`; it registers itself, then reading back, 
     @dataclass(frozen=True, eq=False, kw_only=True)
     class CircuitResult(AnalysisResult):
         kind: ClassVar[str] = "circuit"
-        edges: Floats = field(metadata=ARRAY)
+        edges: Floats
+
+The annotation of a field says how its value is converted (`mlxterp.results.values`).
 """
 
 from __future__ import annotations
@@ -17,14 +19,14 @@ import dataclasses
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mlxterp.errors import ResultError
 from mlxterp.results import markdown, rendering
 from mlxterp.results.shows import Component, Heatmap, Section, Show, drawables
-from mlxterp.results.values import PLAIN, json_safe, plain
+from mlxterp.results.values import converters, json_safe, plain
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -43,7 +45,7 @@ class AnalysisResult(ABC):
     """
 
     kind: ClassVar[str] = ""
-    measured_on: Mapping[str, Any] = field(metadata=PLAIN, default_factory=dict)
+    measured_on: Mapping[str, Any] = field(default_factory=dict)
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -58,15 +60,27 @@ class AnalysisResult(ABC):
         _KINDS[kind] = cls
 
     def __post_init__(self) -> None:
-        for each in dataclasses.fields(self):
-            convert = each.metadata.get("convert")
-            value = getattr(self, each.name)
-            if convert is not None and value is not None:
-                object.__setattr__(self, each.name, convert(value))
+        for name, convert in converters(type(self)).items():
+            value = getattr(self, name)
+            if value is not None:
+                object.__setattr__(self, name, convert(value))
         self._check()
 
     def _check(self) -> None:  # noqa: B027 - most kinds have nothing to refuse
         """Refuses fields that contradict each other; subclasses say which."""
+
+    def _require_shape(self, names: Collection[str], shape: tuple[int, ...], of: str) -> None:
+        """Refuses arrays of another shape than the one that follows from what they are values of."""
+        for name in names:
+            values = getattr(self, name)
+            if values is not None and values.shape != shape:
+                raise ResultError(f"{name} of shape {values.shape} for {of}.")
+
+    def _require_one_of(self, name: str, known: Collection[str]) -> None:
+        """Refuses a word that is none of those that a field takes."""
+        value = getattr(self, name)
+        if value not in known:
+            raise ResultError(f"{name} {value!r}. It is one of: {', '.join(known)}.")
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, AnalysisResult):
@@ -80,6 +94,11 @@ class AnalysisResult(ABC):
     def title(self) -> str:
         """A short heading: what was done to what."""
 
+    def _headline(self, more: str = "") -> str:
+        """The title, and on which model and prompts: how a summary begins."""
+        on = measured_on_text(self.measured_on)
+        return f"{self.title}{more}{f' ({on})' if on else ''}"
+
     @abstractmethod
     def summary(self) -> str:
         """The main numbers with their meaning, in a few lines of plain text."""
@@ -88,9 +107,9 @@ class AnalysisResult(ABC):
     def shows(self) -> tuple[Show, ...]:
         """What there is to see, as values that `plots.draw` and the reports know how to set."""
 
-    @abstractmethod
     def components(self) -> tuple[Component, ...]:
         """Every component with its effect, in the model's order; empty where none was measured."""
+        return ()
 
     def top_components(self, k: int = 10) -> list[Component]:
         """The k components of largest effect in magnitude, strongest first. NaN effects are left out."""
@@ -180,7 +199,7 @@ class AnalysisResult(ABC):
         return "\n\n".join(part for part in parts if part) + "\n"
 
     def _repr_html_(self) -> str:
-        return rendering.html(self.section())
+        return rendering.fragment(self.section())
 
 
 def kinds() -> tuple[str, ...]:

@@ -4,15 +4,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import ClassVar
 
 from mlxterp.errors import ResultError
-from mlxterp.results.base import AnalysisResult, measured_on_text
-from mlxterp.results.feature_activity import feature_component, feature_label
-from mlxterp.results.shows import Component, Link, Network, Note, Show, Table, number, percent
-from mlxterp.results.values import NUMBER, TEXTS, converted, to_number
+from mlxterp.results.base import AnalysisResult
+from mlxterp.results.features import feature_component, feature_label
+from mlxterp.results.shows import Component, Interval, Link, Network, Note, Show, Table, cautions, listed
+from mlxterp.text import number, percent
 
 _MOST_ROWS, _MOST_IN_A_ROW = 100, 20
 
@@ -29,7 +28,7 @@ class FeatureNode:
     hook_point: str
     feature: int | None
     effect: float = math.nan
-    ci: tuple[float, float] | None = None
+    ci: Interval | None = None
 
     @property
     def label(self) -> str:
@@ -55,26 +54,6 @@ class FeatureEdge:
         return f"{self.sender}→{self.receiver}"
 
 
-def _to_nodes(values: Iterable[FeatureNode | Mapping[str, Any]]) -> tuple[FeatureNode, ...]:
-    return tuple(_to_node(value) for value in values)
-
-
-def _to_node(value: FeatureNode | Mapping[str, Any]) -> FeatureNode:
-    data = dict(vars(value) if isinstance(value, FeatureNode) else value)
-    ci = data.get("ci")
-    data["ci"] = None if ci is None else (to_number(ci[0]), to_number(ci[1]))
-    return FeatureNode(**data | {"effect": to_number(data["effect"])})
-
-
-def _to_edges(values: Iterable[FeatureEdge | Mapping[str, Any]]) -> tuple[FeatureEdge, ...]:
-    return tuple(_to_edge(value) for value in values)
-
-
-def _to_edge(value: FeatureEdge | Mapping[str, Any]) -> FeatureEdge:
-    data = dict(vars(value) if isinstance(value, FeatureEdge) else value)
-    return FeatureEdge(**data | {"weight": to_number(data["weight"])})
-
-
 @dataclass(frozen=True, eq=False, kw_only=True)
 class FeatureCircuitResult(AnalysisResult):
     """A circuit of features: what is left after pruning, and how faithful it is.
@@ -92,17 +71,17 @@ class FeatureCircuitResult(AnalysisResult):
     """
 
     kind: ClassVar[str] = "feature_circuit"
-    nodes: tuple[FeatureNode, ...] = field(metadata=converted(_to_nodes))
-    edges: tuple[FeatureEdge, ...] = field(metadata=converted(_to_edges))
-    hook_points: tuple[str, ...] = field(metadata=TEXTS)
+    nodes: tuple[FeatureNode, ...]
+    edges: tuple[FeatureEdge, ...]
+    hook_points: tuple[str, ...]
     method: str
-    node_threshold: float = field(metadata=NUMBER)
-    edge_threshold: float = field(metadata=NUMBER)
+    node_threshold: float
+    edge_threshold: float
     metric: str
-    clean_metric: float = field(metadata=NUMBER)
-    circuit_metric: float = field(metadata=NUMBER)
-    empty_metric: float = field(metadata=NUMBER)
-    rest_metric: float = field(metadata=NUMBER)
+    clean_metric: float
+    circuit_metric: float
+    empty_metric: float
+    rest_metric: float
     n_nodes: int
     n_left_out: int = 0
     ablation: str
@@ -152,10 +131,9 @@ class FeatureCircuitResult(AnalysisResult):
         )
 
     def summary(self) -> str:
-        on = measured_on_text(self.measured_on)
         errors = sum(node.feature is None for node in self.nodes)
         lines = [
-            f"{self.title}{f' ({on})' if on else ''}, {errors} of the nodes errors, at "
+            f"{self._headline()}, {errors} of the nodes errors, at "
             f"{', '.join(self.hook_points)}; {self.n_nodes:,} nodes have an effect.",
             f"{self.metric} is {number(self.clean_metric)} in the unchanged run, "
             f"{number(self.circuit_metric)} with everything outside of the circuit ablated, "
@@ -165,10 +143,10 @@ class FeatureCircuitResult(AnalysisResult):
         ]
         top = self.top_components(6)
         if top:
-            lines.append("Strongest: " + ", ".join(f"{c.label} {number(c.effect)}" for c in top) + ".")
-        return "\n".join([*lines, *self._cautions()])
+            lines.append(f"Strongest: {listed(top)}.")
+        return "\n".join([*lines, *self._limits()])
 
-    def _cautions(self) -> tuple[str, ...]:
+    def _limits(self) -> tuple[str, ...]:
         found: tuple[str, ...] = ()
         if math.isnan(self.faithfulness):
             found += ("Ablating every node changes nothing, so faithfulness means nothing here.",)
@@ -209,7 +187,7 @@ class FeatureCircuitResult(AnalysisResult):
                 f"{number(self.edge_threshold)})."
             ),
         ]
-        return (*drawn, *(Note(text, "caution") for text in self._cautions()))
+        return (*drawn, *cautions(self._limits()))
 
     def network(self) -> Network:
         """The circuit as a graph: a row per SAE, the metric on top; of each SAE the strongest nodes."""

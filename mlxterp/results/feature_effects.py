@@ -1,18 +1,30 @@
-"""`FeatureEffectsResult`: what ablating single features of an SAE does, beside random features of the same
-size. `mlxterp.sae.analysis.effects` measures it."""
+"""What ablating single features of an SAE does, beside random features of the same size; and its estimate for
+all features at once. `mlxterp.sae.analysis` measures them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
 from mlxterp.errors import ResultError
-from mlxterp.results.base import AnalysisResult, measured_on_text
-from mlxterp.results.feature_activity import INTS, feature_component, feature_label
-from mlxterp.results.shows import Bars, Component, Floats, Note, Show, Table, component_bars, number
-from mlxterp.results.values import ARRAY, NUMBER
+from mlxterp.results.base import AnalysisResult
+from mlxterp.results.features import feature_component, feature_label
+from mlxterp.results.shows import (
+    Component,
+    Floats,
+    Interval,
+    Note,
+    Show,
+    bars,
+    cautions,
+    effects_table,
+    intervals,
+    listed,
+)
+from mlxterp.text import number
 
 LEVEL = 0.05
 """A feature is said to do more than random ones if so few of them would do as much by chance."""
@@ -47,30 +59,27 @@ class FeatureEffectsResult(AnalysisResult):
     """
 
     kind: ClassVar[str] = "feature_effects"
-    features: tuple[int, ...] = field(metadata=INTS)
-    effects: Floats = field(metadata=ARRAY)
-    fired: tuple[int, ...] = field(metadata=INTS)
-    maxima: Floats = field(metadata=ARRAY)
-    controls: Floats = field(metadata=ARRAY)
-    percentiles: Floats = field(metadata=ARRAY)
+    features: tuple[int, ...]
+    effects: Floats
+    fired: tuple[int, ...]
+    maxima: Floats
+    controls: Floats
+    percentiles: Floats
     ablation: str
     metric: str
-    clean_metric: float = field(metadata=NUMBER)
+    clean_metric: float
     hook_point: str
-    tolerance: float = field(metadata=NUMBER, default=0.0)
+    tolerance: float = 0.0
     inactive_controls: bool = False
-    per_example: Floats | None = field(metadata=ARRAY, default=None)
-    ci_low: Floats | None = field(metadata=ARRAY, default=None)
-    ci_high: Floats | None = field(metadata=ARRAY, default=None)
+    per_example: Floats | None = None
+    ci_low: Floats | None = None
+    ci_high: Floats | None = None
 
     def _check(self) -> None:
         n = len(self.features)
-        if self.ablation not in _DONE:
-            raise ResultError(f"ablation {self.ablation!r}. Ablations are: {', '.join(_DONE)}.")
-        for name in ("effects", "maxima", "percentiles", "ci_low", "ci_high"):
-            values = getattr(self, name)
-            if values is not None and values.shape != (n,):
-                raise ResultError(f"{name} of shape {values.shape} for {n} features.")
+        self._require_one_of("ablation", _DONE)
+        per_feature = ("effects", "maxima", "percentiles", "ci_low", "ci_high")
+        self._require_shape(per_feature, (n,), f"{n} features")
         if n and self.controls.shape[:1] != (n,):
             raise ResultError(f"controls of shape {self.controls.shape} for {n} features.")
 
@@ -117,26 +126,17 @@ class FeatureEffectsResult(AnalysisResult):
         return float(self.effects[self.features.index(feature)])
 
     def components(self) -> tuple[Component, ...]:
-        return tuple(
-            feature_component(f, float(self.effects[i]), self.hook_point, self._ci(i))
-            for i, f in enumerate(self.features)
-        )
-
-    def _ci(self, i: int) -> tuple[float, float] | None:
-        if self.ci_low is None or self.ci_high is None:
-            return None
-        return float(self.ci_low[i]), float(self.ci_high[i])
+        return _feature_components(self.features, self.effects, self.hook_point, (self.ci_low, self.ci_high))
 
     def summary(self) -> str:
-        on = measured_on_text(self.measured_on)
         lines = [
-            f"{self.title}{f' ({on})' if on else ''}. Each feature was {_DONE[self.ablation]}, the error "
+            f"{self._headline()}. Each feature was {_DONE[self.ablation]}, the error "
             f"kept; {self.metric} without ablation: {number(self.clean_metric)}."
         ]
         if self.all_zero:
             return "\n".join([*lines, self._nothing()])
         top = [c for c in self.top_components(6) if c.effect != 0.0]
-        lines.append("Largest effects: " + ", ".join(f"{c.label} {number(c.effect)}" for c in top) + ".")
+        lines.append(f"Largest effects: {listed(top)}.")
         return "\n".join([*lines, *self._against_controls()])
 
     def _nothing(self) -> str:
@@ -170,50 +170,133 @@ class FeatureEffectsResult(AnalysisResult):
         return tuple(texts)
 
     def shows(self) -> tuple[Show, ...]:
-        order = sorted(range(len(self.features)), key=lambda i: -abs(float(self.effects[i])))
-        shown, p_values = order[:_MOST_BARS], self.p_values
-        rows = tuple(
-            (
-                feature_label(self.features[i]),
-                float(self.effects[i]),
-                *((float(self.ci_low[i]), float(self.ci_high[i])) if self._ci(i) else ()),  # type: ignore[index]
-                float(self.percentiles[i]),
-                float(p_values[i]),
-                float(self.maxima[i]),
-                self.fired[i],
-            )
-            for i in order
-        )
-        interval = ("from", "to") if self.ci_low is not None else ()
-        columns = ("feature", "effect", *interval, "percentile", "p", "largest activation", "positions")
-        caption = "The percentile is among random features put in the feature's place at the same size."
-        drawn: list[Show] = [
-            self._bars(shown),
-            Table(title="Effects", columns=columns, rows=rows, caption=caption),
-        ]
-        if self.features and self.all_zero:
-            drawn.append(Note(self._nothing(), "caution"))
-        if self.band is None:
-            drawn.append(Note("No random features were measured for comparison.", "caution"))
-        elif self.inactive_controls:
-            drawn.append(
-                Note(
-                    "Too few features fire on these texts, so random features that do not fire here are "
-                    "among the controls."
-                )
-            )
-        return tuple(drawn)
-
-    def _bars(self, shown: list[int]) -> Bars:
-        bars = component_bars(
-            [self.components()[i] for i in shown],
+        components, p_values, beyond = self.components(), self.p_values, set(self.beyond_controls())
+        order = sorted(range(len(components)), key=lambda i: -abs(components[i].effect))
+        ranked = [components[i] for i in order]
+        band = self.band
+        drawn = bars(
+            ranked[:_MOST_BARS],
             title="Effect of ablating a feature",
             unit=f"change of {self.metric}",
             reading="The lines are the central 95 % of random features of the same size.",
-            accented=0,
+            accented=[place for place, i in enumerate(order[:_MOST_BARS]) if self.features[i] in beyond],
+            references=() if band is None else ((band[0], "random, 2.5 %"), (band[1], "random, 97.5 %")),
         )
-        beyond = set(self.beyond_controls())
-        accented = tuple(place for place, i in enumerate(shown) if self.features[i] in beyond)
-        band = self.band
-        lines = () if band is None else ((band[0], "random, 2.5 %"), (band[1], "random, 97.5 %"))
-        return Bars(**vars(bars) | {"accented": accented, "references": lines})
+        table = effects_table(
+            ranked,
+            title="Effects",
+            columns=("feature", "effect"),
+            caption="The percentile is among random features put in the feature's place at the same size.",
+            more={
+                "percentile": self.percentiles[order].tolist(),
+                "p": p_values[order].tolist(),
+                "largest activation": self.maxima[order].tolist(),
+                "positions": [self.fired[i] for i in order],
+            },
+        )
+        limits = [self._nothing()] if self.features and self.all_zero else []
+        notes: tuple[Note, ...] = ()
+        if band is None:
+            limits.append("No random features were measured for comparison.")
+        elif self.inactive_controls:
+            notes = (
+                Note(
+                    "Too few features fire on these texts, so random features that do not fire here are "
+                    "among the controls."
+                ),
+            )
+        return drawn, table, *cautions(limits), *notes
+
+
+def _feature_components(
+    features: tuple[int, ...], effects: Floats, hook_point: str, ends: tuple[Floats | None, Floats | None]
+) -> tuple[Component, ...]:
+    """Features with their effects and intervals."""
+    each: list[Interval | None] = intervals(*ends, len(features))
+    return tuple(
+        feature_component(feature, effect, hook_point, ci)
+        for feature, effect, ci in zip(features, effects.tolist(), each, strict=True)
+    )
+
+
+_ESTIMATE = "Estimated by gradients, nothing was ablated: confirm what matters with `feature_effects`."
+_FAR = 0.2  # of the measured change: integrated gradients that miss it by more took too few steps
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class FeatureAttributionResult(AnalysisResult):
+    """What ablating each feature would do, estimated by gradients.
+
+    Attributes:
+        features: every feature that the ablation would change at a counted position.
+        scores: the estimated change of the metric, mean over examples, in the sign of `FeatureEffectsResult`.
+        error_score: the same for the reconstruction's error, all of it.
+        method: "gradient", or "ig" (integrated gradients, with `steps`).
+        ablation, metric, clean_metric, per_example, ci_low, ci_high: as in `FeatureEffectsResult`.
+        ablated_metric: measured with every feature and the error ablated together. Integrated gradients add
+            up to this minus `clean_metric`, if there are enough steps; plain gradients need not.
+    """
+
+    kind: ClassVar[str] = "feature_attribution"
+    features: tuple[int, ...]
+    scores: Floats
+    error_score: float
+    method: str
+    steps: int | None = None
+    ablation: str
+    metric: str
+    clean_metric: float
+    ablated_metric: float
+    hook_point: str
+    per_example: Floats | None = None
+    ci_low: Floats | None = None
+    ci_high: Floats | None = None
+
+    def _check(self) -> None:
+        self._require_one_of("method", ("gradient", "ig"))
+        n = len(self.features)
+        self._require_shape(("scores", "ci_low", "ci_high"), (n,), f"{n} features")
+
+    @property
+    def title(self) -> str:
+        how = f"integrated gradients, {self.steps} steps" if self.method == "ig" else "gradient × activation"
+        return f"Attribution of {self.metric} to {len(self.features)} features at {self.hook_point} ({how})"
+
+    @property
+    def added_up(self) -> float:
+        """All scores and the error's together."""
+        return math.fsum([*self.scores.tolist(), self.error_score])
+
+    def components(self) -> tuple[Component, ...]:
+        return _feature_components(self.features, self.scores, self.hook_point, (self.ci_low, self.ci_high))
+
+    def summary(self) -> str:
+        lines = [f"{self._headline()}."]
+        top = self.top_components(6)
+        if top:
+            lines.append(f"Strongest: {listed(top)}.")
+        return "\n".join([*lines, self._sum(), *self._limits()])
+
+    def _limits(self) -> tuple[str, ...]:
+        change = self.ablated_metric - self.clean_metric
+        if self.method == "ig" and abs(self.added_up - change) > _FAR * abs(change):
+            return _ESTIMATE, "The scores should add up to the measured change: take more steps."
+        return (_ESTIMATE,)
+
+    def _sum(self) -> str:
+        return (
+            f"All scores and the error's ({number(self.error_score)}) add up to {number(self.added_up)}; "
+            f"ablating everything takes {self.metric} from {number(self.clean_metric)} to "
+            f"{number(self.ablated_metric)}, a change of {number(self.ablated_metric - self.clean_metric)}."
+        )
+
+    def shows(self) -> tuple[Show, ...]:
+        top, title = self.top_components(_MOST_BARS), "Strongest features"
+        drawn = bars(top, title=title, unit=f"estimated change of {self.metric}", reading=_ESTIMATE)
+        table = effects_table(
+            top,
+            title=title,
+            columns=("feature", "score"),
+            caption=f"The strongest {len(top)} of {len(self.features):,}.",
+        )
+        return drawn, table, Note(self._sum()), *cautions(self._limits())

@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import ClassVar
 
 from mlxterp.errors import ResultError
-from mlxterp.results.base import AnalysisResult, measured_on_text
-from mlxterp.results.shows import Component, Floats, Show, Table, heatmap, number
-from mlxterp.results.values import ARRAY, TEXTS, converted
+from mlxterp.results.base import AnalysisResult
+from mlxterp.results.shows import Component, Floats, Show, Table, heatmap, numbered
+from mlxterp.text import number
 
-Texts3 = tuple[tuple[tuple[str, ...], ...], ...]
 _READING = "Read from each layer's resid_post with the model's own final norm and unembedding."
-
-
-def _texts3(value: Sequence[Sequence[Sequence[Any]]]) -> Texts3:
-    return tuple(tuple(tuple(str(token) for token in cell) for cell in row) for row in value)
-
-
-def _numbers(value: Sequence[Any]) -> tuple[int, ...]:
-    return tuple(int(item) for item in value)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -39,15 +29,15 @@ class LogitLensResult(AnalysisResult):
     """
 
     kind: ClassVar[str] = "logit_lens"
-    answer_probs: Floats = field(metadata=ARRAY)
-    answer_logits: Floats = field(metadata=ARRAY)
-    answer_ranks: Floats = field(metadata=ARRAY)
-    top_tokens: Texts3 = field(metadata=converted(_texts3))
-    top_probs: Floats = field(metadata=ARRAY)
+    answer_probs: Floats
+    answer_logits: Floats
+    answer_ranks: Floats
+    top_tokens: tuple[tuple[tuple[str, ...], ...], ...]
+    top_probs: Floats
     answer_token: int
     answer_token_str: str
-    positions: tuple[int, ...] = field(metadata=converted(_numbers))
-    tokens: tuple[str, ...] = field(metadata=TEXTS)
+    positions: tuple[int, ...]
+    tokens: tuple[str, ...]
     lens: str = "logit lens"
 
     def _check(self) -> None:
@@ -57,9 +47,7 @@ class LogitLensResult(AnalysisResult):
                 f"answer_probs of shape {shape} for {len(self.positions)} positions; it is "
                 "[n_layers, n_positions]."
             )
-        for name in ("answer_logits", "answer_ranks"):
-            if getattr(self, name).shape != shape:
-                raise ResultError(f"{name} of shape {getattr(self, name).shape}, answer_probs of {shape}.")
+        self._require_shape(("answer_logits", "answer_ranks"), shape, f"answer_probs of shape {shape}")
         texts = {(len(self.top_tokens), len(row), len(cell)) for row in self.top_tokens for cell in row}
         if self.top_probs.shape[:2] != shape or texts != {self.top_probs.shape}:
             raise ResultError(
@@ -74,17 +62,16 @@ class LogitLensResult(AnalysisResult):
     def components(self) -> tuple[Component, ...]:
         """Each layer's residual stream at each position, with the answer's probability there."""
         several = len(self.positions) > 1
-        n_layers = self.answer_probs.shape[0]
         return tuple(
             Component(
                 f"L{layer} pos {pos} {self.tokens[pos]!r}" if several else f"L{layer}.resid_post",
-                float(self.answer_probs[layer, i]),
+                prob,
                 name="resid_post",
                 layer=layer,
                 pos=pos,
             )
-            for layer in range(n_layers)
-            for i, pos in enumerate(self.positions)
+            for layer, probs in enumerate(self.answer_probs.tolist())
+            for pos, prob in zip(self.positions, probs, strict=True)
         )
 
     def first_layer(self, position: int = -1) -> int | None:
@@ -104,56 +91,44 @@ class LogitLensResult(AnalysisResult):
         return others[-1] + 1 if others else 0
 
     def summary(self) -> str:
-        on = measured_on_text(self.measured_on)
         since = self.first_layer()
         last = f"at position {self.positions[-1]}, {self.tokens[self.positions[-1]]!r}"
-        rank = number(float(self.answer_ranks[-1, -1]))
         became = (
             f"It is the first choice {last} from the residual stream after layer {since} on."
             if since is not None
-            else f"The model's own output {last} ranks it {rank}; its first choice is "
-            f"{self.top_tokens[-1][-1][0]!r}."
+            else f"The model's own output {last} ranks it {number(self.answer_ranks[-1, -1])}; its first "
+            f"choice is {self.top_tokens[-1][-1][0]!r}."
         )
         return (
-            f"{self.title}{f' ({on})' if on else ''}.\n{became}\n"
-            f"Its probability in the last layer is {number(float(self.answer_probs[-1, -1]))}."
+            f"{self._headline()}.\n{became}\n"
+            f"Its probability in the last layer is {number(self.answer_probs[-1, -1])}."
         )
 
     def shows(self) -> tuple[Show, ...]:
-        layers = tuple(f"L{i}" for i in range(self.answer_probs.shape[0]))
-        rows = tuple(
-            (
-                layers[i],
-                " ".join(repr(token) for token in self.top_tokens[i][-1]),
-                float(self.top_probs[i, -1, 0]),
-                float(self.answer_probs[i, -1]),
-                float(self.answer_ranks[i, -1]),
-                float(self.answer_logits[i, -1]),
-            )
-            for i in range(len(layers))
+        answer, layers = repr(self.answer_token_str), numbered("L", len(self.answer_probs))
+        drawn = heatmap(
+            self.answer_probs.T,
+            title=f"Probability of {answer} after each layer",
+            rows=("position", tuple(f"{pos} {self.tokens[pos]!r}" for pos in self.positions)),
+            columns=("layer", layers),
+            unit="probability",
+            reading=_READING,
+            diverging=False,
         )
-        answer = repr(self.answer_token_str)
-        return (
-            heatmap(
-                self.answer_probs.T,
-                title=f"Probability of {answer} after each layer",
-                rows=("position", tuple(f"{pos} {self.tokens[pos]!r}" for pos in self.positions)),
-                columns=("layer", layers),
-                unit="probability",
-                reading=_READING,
-                diverging=False,
-            ),
-            Table(
-                title=f"What each layer says at position {self.positions[-1]}",
-                columns=(
-                    "layer",
-                    "likeliest tokens",
-                    "probability of the first",
-                    f"of {answer}",
-                    f"rank of {answer}",
-                    f"logit of {answer}",
-                ),
-                rows=rows,
-                caption=_READING,
-            ),
+        rows = zip(
+            layers,
+            (" ".join(map(repr, row[-1])) for row in self.top_tokens),
+            self.top_probs[:, -1, 0].tolist(),
+            self.answer_probs[:, -1].tolist(),
+            self.answer_ranks[:, -1].tolist(),
+            self.answer_logits[:, -1].tolist(),
+            strict=True,
         )
+        of_answer = (f"of {answer}", f"rank of {answer}", f"logit of {answer}")
+        table = Table(
+            title=f"What each layer says at position {self.positions[-1]}",
+            columns=("layer", "likeliest tokens", "probability of the first", *of_answer),
+            rows=tuple(rows),
+            caption=_READING,
+        )
+        return drawn, table

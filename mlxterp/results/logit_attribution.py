@@ -1,18 +1,16 @@
-"""`LogitAttributionResult`: what each component wrote towards a token. `mlxterp.causal` measures it."""
+"""What each component, and each neuron of an MLP, wrote towards a token. `mlxterp.causal` measures it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
 from mlxterp.errors import ResultError
-from mlxterp.results.base import AnalysisResult, measured_on_text
-from mlxterp.results.shows import Component, Floats, Note, Show, Table, component_bars, heatmap, number
-from mlxterp.results.values import ARRAY, NUMBER, TEXTS
-
-_READING = "In logits; positive favours {towards}. The final norm's scale is that of this run."
+from mlxterp.results.base import AnalysisResult
+from mlxterp.results.shows import Component, Floats, Show, Table, bars, cautions, heatmap, listed, numbered
+from mlxterp.text import number
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -33,29 +31,27 @@ class LogitAttributionResult(AnalysisResult):
     """
 
     kind: ClassVar[str] = "logit_attribution"
-    head_contributions: Floats = field(metadata=ARRAY)
-    attn_contributions: Floats = field(metadata=ARRAY)
-    mlp_contributions: Floats | None = field(metadata=ARRAY, default=None)
-    embed_contribution: float = field(metadata=NUMBER)
-    bias_contribution: float = field(metadata=NUMBER, default=0.0)
-    total: float = field(metadata=NUMBER)
-    logit: float = field(metadata=NUMBER)
+    head_contributions: Floats
+    attn_contributions: Floats
+    mlp_contributions: Floats | None = None
+    embed_contribution: float
+    bias_contribution: float = 0.0
+    total: float
+    logit: float
     target_token: int
     target_token_str: str
     foil_token: int | None = None
     foil_token_str: str | None = None
     position: int = -1
-    tokens: tuple[str, ...] = field(metadata=TEXTS, default=())
+    tokens: tuple[str, ...] = ()
 
     def _check(self) -> None:
-        n_layers = self.head_contributions.shape[0]
         if self.head_contributions.ndim != 2:
             raise ResultError(
                 f"head_contributions of shape {self.head_contributions.shape}; it is [n_layers, n_heads]."
             )
-        for name, values in (("attn", self.attn_contributions), ("mlp", self.mlp_contributions)):
-            if values is not None and values.shape != (n_layers,):
-                raise ResultError(f"{name}_contributions of shape {values.shape} for {n_layers} layers.")
+        n_layers = self.head_contributions.shape[0]
+        self._require_shape(("attn_contributions", "mlp_contributions"), (n_layers,), f"{n_layers} layers")
 
     @property
     def title(self) -> str:
@@ -64,94 +60,160 @@ class LogitAttributionResult(AnalysisResult):
     @property
     def towards(self) -> str:
         """`' Paris'`, or `' Paris' over ' Rome'`."""
-        foil = f" over {self.foil_token_str!r}" if self.foil_token_str is not None else ""
-        return f"{self.target_token_str!r}{foil}"
+        return _towards(self.target_token_str, self.foil_token_str)
 
     def components(self) -> tuple[Component, ...]:
         """The embedding, heads, MLPs, attention biases that are not zero, and the constant bias."""
         found = [Component("embed", self.embed_contribution, name="embed")]
-        n_layers, n_heads = self.head_contributions.shape
         with np.errstate(invalid="ignore"):  # ∞ − ∞ is n/a, and no warning
             attn_bias = self.attn_contributions - self.head_contributions.sum(axis=1)
-        for layer in range(n_layers):
-            for head in range(n_heads):
-                effect = float(self.head_contributions[layer, head])
-                found.append(Component(f"L{layer}.H{head}", effect, name="z", layer=layer, head=head))
-            if abs(attn_bias[layer]) > 1e-3 * (1 + np.abs(self.head_contributions[layer]).sum()):
-                found.append(
-                    Component(f"L{layer}.attn_bias", float(attn_bias[layer]), name="attn_bias", layer=layer)
-                )
+        for layer, heads in enumerate(self.head_contributions):
+            found += [
+                Component(f"L{layer}.H{head}", float(effect), name="z", layer=layer, head=head)
+                for head, effect in enumerate(heads)
+            ]
+            of_layer = []
+            if abs(attn_bias[layer]) > 1e-3 * (1 + np.abs(heads).sum()):
+                of_layer.append(("attn_bias", attn_bias[layer]))
             if self.mlp_contributions is not None:
-                effect = float(self.mlp_contributions[layer])
-                found.append(Component(f"L{layer}.mlp_out", effect, name="mlp_out", layer=layer))
+                of_layer.append(("mlp_out", self.mlp_contributions[layer]))
+            found += [Component(f"L{layer}.{name}", float(v), name=name, layer=layer) for name, v in of_layer]
         if self.bias_contribution:
             found.append(Component("bias", self.bias_contribution, name="bias"))
         return tuple(found)
 
     def summary(self) -> str:
-        on = measured_on_text(self.measured_on)
         quantity = "logit" if self.foil_token is None else "logit difference"
         groups = ", ".join(f"{name} {number(value)}" for name, value in self._groups())
-        top = ", ".join(f"{c.label} {number(c.effect)}" for c in self.top_components(5))
         return (
-            f"{self.title}{f' ({on})' if on else ''}.\n"
+            f"{self._headline()}.\n"
             f"The {quantity} is {number(self.logit)}; "
             f"the contributions add up to {number(self.total)}: {groups}.\n"
-            f"Largest single contributions: {top}. Positive favours {self.target_token_str!r}."
+            f"Largest single contributions: {listed(self.top_components(5))}. Positive favours "
+            f"{self.target_token_str!r}."
         )
 
     def _groups(self) -> tuple[tuple[str, float], ...]:
         groups = [("embedding", self.embed_contribution), ("attention", float(self.attn_contributions.sum()))]
         if self.mlp_contributions is not None:
             groups.append(("MLPs", float(self.mlp_contributions.sum())))
-        groups.append(("bias", self.bias_contribution))
-        return tuple(groups)
+        return (*groups, ("bias", self.bias_contribution))
 
     def shows(self) -> tuple[Show, ...]:
         n_layers, n_heads = self.head_contributions.shape
-        layers = tuple(f"L{i}" for i in range(n_layers))
-        reading = _READING.format(towards=self.towards)
-        drawn: list[Show] = [
-            component_bars(
-                self.top_components(12),
-                title=f"Largest contributions to {self.towards}",
-                unit="logits",
-                reading=reading,
-            ),
-            heatmap(
-                self.head_contributions.T,
-                title="Contribution of each head",
-                rows=("head", tuple(f"H{i}" for i in range(n_heads))),
-                columns=("layer", layers),
-                unit="logits",
-                reading=reading,
-            ),
-        ]
-        per_layer, names = [self.attn_contributions], ["attn_out"]
+        layers = ("layer", numbered("L", n_layers))
+        reading = f"In logits; positive favours {self.towards}. The final norm's scale is that of this run."
+        by_layer = {"attn_out": self.attn_contributions}
         if self.mlp_contributions is not None:
-            per_layer, names = [*per_layer, self.mlp_contributions], [*names, "mlp_out"]
-        drawn.append(
-            heatmap(
-                np.stack(per_layer),
-                title="Contribution of each layer's attention and MLP",
-                rows=("component", names),
-                columns=("layer", layers),
-                unit="logits",
-                reading=reading,
-            )
+            by_layer["mlp_out"] = self.mlp_contributions
+        largest = bars(
+            self.top_components(12),
+            title=f"Largest contributions to {self.towards}",
+            unit="logits",
+            reading=reading,
+        )
+        heads = heatmap(
+            self.head_contributions.T,
+            title="Contribution of each head",
+            rows=("head", numbered("H", n_heads)),
+            columns=layers,
+            unit="logits",
+            reading=reading,
+        )
+        parts = heatmap(
+            np.stack(list(by_layer.values())),
+            title="Contribution of each layer's attention and MLP",
+            rows=("component", tuple(by_layer)),
+            columns=layers,
+            unit="logits",
+            reading=reading,
+        )
+        sums = (("sum of the contributions", self.total), ("computed by the model", self.logit))
+        table = Table("Where the logits come from", ("part", "logits"), (*self._groups(), *sums))
+        gap = abs(self.total - self.logit)
+        adds_up = gap <= 1e-3 * max(1.0, abs(self.logit))
+        limit = f"The contributions miss the model's own value by {number(gap)}: do not rely on them."
+        return largest, heads, parts, table, *cautions(() if adds_up else (limit,))
+
+
+def _towards(target: str, foil: str | None) -> str:
+    return f"{target!r} over {foil!r}" if foil is not None else repr(target)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class NeuronAttributionResult(AnalysisResult):
+    """The strongest neurons of one layer's MLP, by their direct contribution to a logit or a difference.
+
+    Attributes:
+        layer: whose MLP.
+        neurons: indices of the strongest, by magnitude, strongest first.
+        contributions, activations: of these, [k]; contributions in logits, positive favours the target.
+        n_neurons: how many the MLP has.
+        rest: the contribution of all other neurons together.
+        bias: that of the MLP's output bias.
+        total: contributions + rest + bias: what the whole MLP contributes.
+        target_token, foil_token: token ids; foil None means the logit itself.
+        position: where it was read, as an index into `tokens`.
+        tokens: the prompt's tokens.
+    """
+
+    kind: ClassVar[str] = "neuron_attribution"
+    layer: int
+    neurons: tuple[int, ...]
+    contributions: Floats
+    activations: Floats
+    n_neurons: int
+    rest: float
+    bias: float
+    total: float
+    target_token: int
+    target_token_str: str
+    foil_token: int | None = None
+    foil_token_str: str | None = None
+    position: int
+    tokens: tuple[str, ...]
+
+    def _check(self) -> None:
+        n = len(self.neurons)
+        self._require_shape(("contributions", "activations"), (n,), f"{n} neurons")
+
+    @property
+    def title(self) -> str:
+        return f"Neurons of layer {self.layer}: {self.towards}"
+
+    @property
+    def towards(self) -> str:
+        """`' Paris'`, or `' Paris' over ' Rome'`."""
+        return _towards(self.target_token_str, self.foil_token_str)
+
+    def components(self) -> tuple[Component, ...]:
+        """The strongest neurons, `L3.N17`."""
+        return tuple(
+            Component(f"L{self.layer}.N{neuron}", value, name="neuron", layer=self.layer)
+            for neuron, value in zip(self.neurons, self.contributions.tolist(), strict=True)
+        )
+
+    def summary(self) -> str:
+        return (
+            f"{self._headline()}.\n"
+            f"The MLP contributes {number(self.total)} logits: {number(self.contributions.sum())} by "
+            f"the {len(self.neurons)} strongest of {self.n_neurons:,} neurons, {number(self.rest)} by the "
+            f"others, {number(self.bias)} by its bias.\n"
+            f"Strongest: {listed(self.components()[:5])}. Positive favours {self.target_token_str!r}."
+        )
+
+    def shows(self) -> tuple[Show, ...]:
+        strongest = self.components()
+        drawn = bars(
+            strongest[:12],
+            title=f"Strongest neurons of layer {self.layer}",
+            unit="logits",
+            reading=f"In logits; positive favours {self.towards}. The final norm's scale is this run's.",
         )
         rows = (
-            *self._groups(),
-            ("sum of the contributions", self.total),
-            ("computed by the model", self.logit),
+            *((c.label, a, c.effect) for c, a in zip(strongest, self.activations.tolist(), strict=True)),
+            ("all other neurons", None, self.rest),
+            ("bias", None, self.bias),
+            ("the MLP", None, self.total),
         )
-        drawn.append(Table(title="Where the logits come from", columns=("part", "logits"), rows=rows))
-        gap = abs(self.total - self.logit)
-        if not gap <= 1e-3 * max(1.0, abs(self.logit)):
-            drawn.append(
-                Note(
-                    f"The contributions miss the model's own value by {number(gap)}: do not rely on them.",
-                    "caution",
-                )
-            )
-        return tuple(drawn)
+        return drawn, Table("What the MLP wrote", ("part", "activation", "logits"), rows)

@@ -10,7 +10,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from mlxterp.results.shows import Cell, Note, Show, Table, describe, number, visible
+from mlxterp.results.shows import Cell, Note, Show, Table, describe
+from mlxterp.text import number, visible
 
 _SPECIAL = re.compile(r"[\\`*\[\]<|~$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|&(?=[#A-Za-z])")
 _LINE_START = re.compile(r"^(\s*)(?:([#>]|[-+=](?=[-+=\s]|$))|(\d{1,9})([.)])(?=\s|$))")

@@ -1,18 +1,19 @@
-"""`PatchingResult`: the effect of patching each site of a sweep. `mlxterp.causal` measures it."""
+"""What patching does to a metric: of every site of a sweep, of the turns of a conversation, of paths between
+components, of single states after noise. `mlxterp.causal` and `mlxterp.conversation` measure it."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 
 from mlxterp.errors import ResultError
 from mlxterp.results.base import AnalysisResult, measured_on_text
+from mlxterp.results.circuit import node_order
 from mlxterp.results.shows import (
-    Cell,
     Component,
     Flags,
     Floats,
@@ -20,24 +21,40 @@ from mlxterp.results.shows import (
     Note,
     Show,
     Table,
-    component_bars,
+    bars,
+    cautions,
+    effects_table,
     heatmap,
-    number,
+    intervals,
+    listed,
     strongest,
 )
-from mlxterp.results.values import ARRAY, FLAGS, INDEX_MAP, LABEL_MAP, NUMBER, TEXTS
+from mlxterp.text import number
 
-_AXES = ("layer", "pos", "head")
+_AXES = {"layer": "layer", "pos": "position", "head": "head"}
+
+
+class _Reading(NamedTuple):
+    """What a direction does and how its effects read."""
+
+    done: str
+    scale: str
+    verb: str
+    unit: str
+
+
 _DIRECTIONS = {
-    "denoising": (
+    "denoising": _Reading(
         "clean activations put into the corrupted run",
         "Recovery of the clean behaviour: 0 is as corrupted, 1 as clean.",
         "recovers",
+        "recovery",
     ),
-    "noising": (
+    "noising": _Reading(
         "corrupted activations put into the clean run",
         "Loss of the clean behaviour: 0 is as clean, 1 as corrupted.",
         "removes",
+        "loss",
     ),
 }
 
@@ -64,48 +81,41 @@ class PatchingResult(AnalysisResult):
     """
 
     kind: ClassVar[str] = "patching"
-    effects: Floats = field(metadata=ARRAY)
-    axes: tuple[str, ...] = field(metadata=TEXTS)
+    effects: Floats
+    axes: tuple[str, ...]
     component: str
     by: str
     direction: str
     metric: str
-    clean_metric: float = field(metadata=NUMBER)
-    corrupted_metric: float = field(metadata=NUMBER)
-    labels: Mapping[str, tuple[str, ...]] = field(metadata=LABEL_MAP, default_factory=dict)
-    indices: Mapping[str, tuple[int, ...]] = field(metadata=INDEX_MAP, default_factory=dict)
-    per_example: Floats | None = field(metadata=ARRAY, default=None)
-    ci_low: Floats | None = field(metadata=ARRAY, default=None)
-    ci_high: Floats | None = field(metadata=ARRAY, default=None)
+    clean_metric: float
+    corrupted_metric: float
+    labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    indices: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    per_example: Floats | None = None
+    ci_low: Floats | None = None
+    ci_high: Floats | None = None
     method: str = "patching"
-    cautions: tuple[str, ...] = field(metadata=TEXTS, default=())
-    measured: Flags | None = field(metadata=FLAGS, default=None)
+    cautions: tuple[str, ...] = ()
+    measured: Flags | None = None
 
     def _check(self) -> None:
-        if self.direction not in _DIRECTIONS:
-            raise ResultError(f"direction {self.direction!r}. Directions are: {', '.join(_DIRECTIONS)}.")
+        self._require_one_of("direction", _DIRECTIONS)
         unknown = [axis for axis in self.axes if axis not in _AXES]
         if unknown or len(set(self.axes)) != len(self.axes) or "layer" not in self.axes:
-            raise ResultError(f"axes {self.axes}. Axes are 'layer' and any of {_AXES[1:]}, each once.")
+            raise ResultError(f"axes {self.axes}. Axes are 'layer' and any of {tuple(_AXES)[1:]}, each once.")
         if len(self.axes) != self.effects.ndim:
             raise ResultError(f"effects of shape {self.effects.shape} cannot have the axes {self.axes}.")
         for axis, size in zip(self.axes, self.effects.shape, strict=True):
-            for name, count in (
-                ("labels", len(self.labels.get(axis, ()))),
-                ("indices", len(self.indices.get(axis, ()))),
-            ):
+            counts = {"labels": len(self.labels.get(axis, ())), "indices": len(self.indices.get(axis, ()))}
+            for name, count in counts.items():
                 if count not in (0, size):
                     raise ResultError(f"{count} {name} for the axis {axis!r}, which has {size} entries.")
-        beside = {"ci_low": self.ci_low, "ci_high": self.ci_high, "measured": self.measured}
-        for name, values in beside.items():
-            if values is not None and values.shape != self.effects.shape:
-                raise ResultError(
-                    f"{name} of shape {values.shape} for effects of shape {self.effects.shape}."
-                )
-        if self.per_example is not None and self.per_example.shape[1:] != self.effects.shape:
+        shape = self.effects.shape
+        self._require_shape(("ci_low", "ci_high", "measured"), shape, f"effects of shape {shape}")
+        if self.per_example is not None and self.per_example.shape[1:] != shape:
             raise ResultError(
-                f"per_example of shape {self.per_example.shape} for effects of shape {self.effects.shape}; "
-                "it is [n_examples, *effects.shape]."
+                f"per_example of shape {self.per_example.shape} for effects of shape {shape}; it is "
+                "[n_examples, *effects.shape]."
             )
 
     @property
@@ -115,7 +125,7 @@ class PatchingResult(AnalysisResult):
 
     @property
     def title(self) -> str:
-        by = " and ".join(_axis_word(a) for a in self.axes)
+        by = " and ".join(_AXES[axis] for axis in self.axes)
         what = self.component if self.method == "patching" else f"of {self.component}"
         return f"{self.method[:1].upper()}{self.method[1:]} {what} by {by}"
 
@@ -137,9 +147,14 @@ class PatchingResult(AnalysisResult):
         return self.labels.get(axis) or tuple(f"{prefix}{i}" for i in indices)
 
     def components(self) -> tuple[Component, ...]:
-        return tuple(self._component(where) for where in itertools.product(*map(range, self.effects.shape)))
+        ends = intervals(self.ci_low, self.ci_high, self.effects.size)
+        sites = itertools.product(*map(range, self.effects.shape))
+        return tuple(
+            self._component(where, effect, ci)
+            for where, effect, ci in zip(sites, self.effects.ravel().tolist(), ends, strict=True)
+        )
 
-    def _component(self, where: tuple[int, ...]) -> Component:
+    def _component(self, where: tuple[int, ...], effect: float, ci: tuple[float, float] | None) -> Component:
         at = {axis: self.indices_of(axis)[i] for axis, i in zip(self.axes, where, strict=True)}
         layer, pos, head = at["layer"], at.get("pos"), at.get("head")
         if head is not None:
@@ -152,68 +167,60 @@ class PatchingResult(AnalysisResult):
             label += f" pos {pos}"
             if "pos" in self.labels:
                 label += f" {self.labels['pos'][where[self.axes.index('pos')]]!r}"
-        ci = None
-        if self.ci_low is not None and self.ci_high is not None:
-            ci = (float(self.ci_low[where]), float(self.ci_high[where]))
-        return Component(
-            label=label,
-            effect=float(self.effects[where]),
-            name=self.component,
-            layer=layer,
-            head=head,
-            pos=pos,
-            ci=ci,
-        )
+        return Component(label, effect, name=self.component, layer=layer, head=head, pos=pos, ci=ci)
 
     def summary(self) -> str:
-        what, reading, verb = _DIRECTIONS[self.direction]
-        on = measured_on_text(self.measured_on)
+        reading = _DIRECTIONS[self.direction]
+        done = reading.done
         if self.estimated:
-            what = f"an estimate of {what}"
+            done = f"an estimate of {done}"
             if self.measured is not None:
-                what += f", measured at {int(self.measured.sum()):,} of {self.measured.size:,} sites"
+                done += f", measured at {int(self.measured.sum()):,} of {self.measured.size:,} sites"
+        on = measured_on_text(self.measured_on)
         lines = [
-            f"{self.title}, {self.direction}: {what}{f' ({on})' if on else ''}.",
+            f"{self.title}, {self.direction}: {done}{f' ({on})' if on else ''}.",
             f"{self.metric}: clean {number(self.clean_metric)}, corrupted {number(self.corrupted_metric)}. "
-            + reading,
+            + reading.scale,
         ]
         top = self.top_components(5)
         if not top:
-            lines.append("No effect is a finite number.")
-            return "\n".join(lines)
+            return "\n".join([*lines, "No effect is a finite number."])
         first, estimates = top[0], self._labels_of_estimates()
         interval = f" (interval {number(first.ci[0])} to {number(first.ci[1])})" if first.ci else ""
         lines.append(
-            f"{first.label} {verb} {number(first.effect)} of the gap{interval}"
+            f"{first.label} {reading.verb} {number(first.effect)} of the gap{interval}"
             f"{' by estimate' if first.label in estimates else ''}, the most of {self.effects.size} sites."
         )
-        others = [c for c in top[1:] if c.effect]
+        others = [
+            f"{listed([c])}{' (estimated)' if c.label in estimates else ''}" for c in top[1:] if c.effect
+        ]
         if others:
-            named = [
-                f"{c.label} {number(c.effect)}{' (estimated)' if c.label in estimates else ''}"
-                for c in others
-            ]
-            lines.append(f"Then {', '.join(named)}.")
+            lines.append(f"Then {', '.join(others)}.")
         return "\n".join([*lines, *self.cautions])
 
     def shows(self) -> tuple[Show, ...]:
-        _, reading, _ = _DIRECTIONS[self.direction]
-        unit = "recovery" if self.direction == "denoising" else "loss"
-        drawn: list[Show] = []
+        reading = _DIRECTIONS[self.direction]
+        drawn: list[Show]
         if self.axes == ("layer",):
-            bars = component_bars(self.components(), title=self.title, unit=unit, reading=reading, accented=0)
-            best = tuple(where[0] for where in strongest(self.effects, 3))
-            drawn.append(
-                replace(bars, labels=self.labels_of("layer"), ordered=True, axis="layer", accented=best)
+            best = [where[0] for where in strongest(self.effects, 3)]
+            shown = bars(
+                self.components(), title=self.title, unit=reading.unit, reading=reading.scale, accented=best
             )
+            drawn = [replace(shown, labels=self.labels_of("layer"), ordered=True, axis="layer")]
         else:
-            drawn += [self._map(axis, unit, reading) for axis in self.axes if axis != "layer"]
-        drawn.append(self._table(unit))
+            drawn = [self._map(axis) for axis in self.axes if axis != "layer"]
+        top, estimates = self.top_components(5), self._labels_of_estimates()
+        found_by = ["estimate" if c.label in estimates else "patching" for c in top]
+        table = effects_table(
+            top,
+            title="Strongest sites",
+            columns=("component", reading.unit),
+            caption=f"The strongest {len(top)} of {self.effects.size} sites.",
+            more=None if self.measured is None else {"found by": found_by},
+        )
         missing = int(self.effects.size - np.isfinite(self.effects).sum())
-        if missing:
-            drawn.append(Note(f"{missing} of {self.effects.size} effects are not finite numbers.", "caution"))
-        drawn += [Note(text, "caution") for text in self.cautions]
-        return tuple(drawn)
+        limits = [f"{missing} of {self.effects.size} effects are not finite numbers."] if missing else []
+        return (*drawn, table, *cautions([*limits, *self.cautions]))
 
     def panels(self) -> tuple[Heatmap, ...]:
         """What `shows` draws; of a sweep over layers, positions and heads, a map for each head instead."""
@@ -221,16 +228,20 @@ class PatchingResult(AnalysisResult):
             return super().panels()
         axis = self.axes.index("head")
         kept = tuple(name for name in self.axes if name != "head")
+
+        def of_head(values: Floats | None, i: int) -> Floats | None:
+            return None if values is None else np.asarray(np.take(values, i, axis=axis))
+
         found: list[Heatmap] = []
         for i, (head, label) in enumerate(zip(self.indices_of("head"), self.labels_of("head"), strict=True)):
             one = replace(
                 self,
-                effects=np.asarray(np.take(self.effects, i, axis=axis)),
+                effects=np.take(self.effects, i, axis=axis),
                 axes=kept,
                 per_example=None,
-                ci_low=None if self.ci_low is None else np.asarray(np.take(self.ci_low, i, axis=axis)),
-                ci_high=None if self.ci_high is None else np.asarray(np.take(self.ci_high, i, axis=axis)),
-                measured=None if self.measured is None else np.asarray(np.take(self.measured, i, axis=axis)),
+                ci_low=of_head(self.ci_low, i),
+                ci_high=of_head(self.ci_high, i),
+                measured=None,
             )
             found += [
                 replace(each, title=f"{self.component} of head {head} by layer and position", within=label)
@@ -245,7 +256,7 @@ class PatchingResult(AnalysisResult):
         pairs = zip(self.components(), self.measured.ravel(), strict=True)
         return {component.label for component, measured in pairs if not measured}
 
-    def _map(self, axis: str, unit: str, reading: str) -> Heatmap:
+    def _map(self, axis: str) -> Heatmap:
         """Layers from left to right, `axis` downwards; a third axis is reduced to its strongest entry."""
         values = self.effects
         bounds = None if self.ci_low is None or self.ci_high is None else (self.ci_low, self.ci_high)
@@ -253,7 +264,7 @@ class PatchingResult(AnalysisResult):
         for other in self.axes:
             if other not in ("layer", axis):
                 values = _strongest_along(values, self.axes.index(other))
-                title += f": at each {_axis_word(axis)}, the strongest {_axis_word(other)}"
+                title += f": at each {_AXES[axis]}, the strongest {_AXES[other]}"
                 bounds = None
         kept = [a for a in self.axes if a in ("layer", axis)]
         if kept[0] == "layer":
@@ -262,37 +273,16 @@ class PatchingResult(AnalysisResult):
         rows = self.labels_of(axis)
         if axis == "pos" and axis in self.labels:
             rows = tuple(f"{i} {label!r}" for i, label in zip(self.indices_of(axis), rows, strict=True))
+        reading = _DIRECTIONS[self.direction]
         return heatmap(
             values,
             title=title,
-            rows=(_axis_word(axis), rows),
+            rows=(_AXES[axis], rows),
             columns=("layer", self.labels_of("layer")),
-            unit=unit,
-            reading=reading,
+            unit=reading.unit,
+            reading=reading.scale,
             intervals=bounds,
         )
-
-    def _table(self, unit: str) -> Table:
-        top = self.top_components(5)
-        columns: tuple[str, ...] = ("component", unit)
-        rows: tuple[tuple[Cell, ...], ...] = tuple((c.label, c.effect) for c in top)
-        if any(c.ci for c in top):
-            columns += ("from", "to")
-            rows = tuple((c.label, c.effect, *(c.ci or (None, None))) for c in top)
-        if self.measured is not None:
-            columns += ("found by",)
-            estimates = self._labels_of_estimates()
-            rows = tuple((*row, "estimate" if row[0] in estimates else "patching") for row in rows)
-        return Table(
-            title="Strongest sites",
-            columns=columns,
-            rows=rows,
-            caption=f"The strongest {len(rows)} of {self.effects.size} sites.",
-        )
-
-
-def _axis_word(axis: str) -> str:
-    return "position" if axis == "pos" else axis
 
 
 def _strongest_along(values: Floats, axis: int) -> Floats:
@@ -300,3 +290,283 @@ def _strongest_along(values: Floats, axis: int) -> Floats:
     size = np.where(np.isfinite(values), np.abs(values), -1.0)
     picked = np.take_along_axis(values, np.expand_dims(size.argmax(axis=axis), axis), axis=axis)
     return np.asarray(np.squeeze(picked, axis=axis), dtype=np.float64)
+
+
+_LONGEST_TEXT = 24
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class TurnPatchingResult(AnalysisResult):
+    """Effects of patching all tokens of one turn at once, layer by layer.
+
+    Attributes:
+        effects: [n_layers, n_turns].
+        roles, texts: of each turn of the conversation that was patched.
+        spans: (first token, one past the last) of each turn's content.
+        layers: the number of each row's layer.
+        component, direction, metric, clean_metric, corrupted_metric: as of a PatchingResult.
+    """
+
+    kind: ClassVar[str] = "turn_patching"
+    effects: Floats
+    roles: tuple[str, ...]
+    texts: tuple[str, ...]
+    spans: tuple[tuple[int, int], ...]
+    layers: tuple[int, ...]
+    component: str
+    direction: str
+    metric: str
+    clean_metric: float
+    corrupted_metric: float
+
+    def _check(self) -> None:
+        shape = (len(self.layers), len(self.roles))
+        if self.effects.shape != shape or len(self.texts) != shape[1] or len(self.spans) != shape[1]:
+            raise ResultError(
+                f"effects of shape {self.effects.shape} for {shape[0]} layers, {shape[1]} roles, "
+                f"{len(self.texts)} texts and {len(self.spans)} spans. Give one of each per turn."
+            )
+        self._require_one_of("direction", _DIRECTIONS)
+
+    @property
+    def title(self) -> str:
+        return f"Patching {self.component} by layer and turn"
+
+    @property
+    def turn_labels(self) -> tuple[str, ...]:
+        """`0 user 'Where is …'`."""
+        return tuple(
+            f"{i} {role} {text if len(text) <= _LONGEST_TEXT else text[: _LONGEST_TEXT - 1] + '…'!r}"
+            for i, (role, text) in enumerate(zip(self.roles, self.texts, strict=True))
+        )
+
+    def components(self) -> tuple[Component, ...]:
+        turns = self.turn_labels
+        return tuple(
+            Component(f"L{layer}.{self.component} turn {turn}", effect, name=self.component, layer=layer)
+            for layer, effects in zip(self.layers, self.effects.tolist(), strict=True)
+            for turn, effect in zip(turns, effects, strict=True)
+        )
+
+    def summary(self) -> str:
+        return (
+            f"{self._headline(f', {self.direction}')}; all tokens of a turn together.\n"
+            f"{self.metric}: clean {number(self.clean_metric)}, corrupted "
+            f"{number(self.corrupted_metric)}. {_DIRECTIONS[self.direction].scale}\n"
+            f"Strongest: {listed(self.top_components(3)) or 'no effect is a finite number'}."
+        )
+
+    def shows(self) -> tuple[Show, ...]:
+        reading = _DIRECTIONS[self.direction]
+        drawn = heatmap(
+            self.effects.T,
+            title=self.title,
+            rows=("turn", self.turn_labels),
+            columns=("layer", tuple(f"L{i}" for i in self.layers)),
+            unit=reading.unit,
+            reading=reading.scale,
+        )
+        turns = zip(self.roles, self.texts, self.spans, strict=True)
+        table = Table(
+            title="Turns",
+            columns=("turn", "role", "text", "first token", "last token"),
+            rows=tuple((i, role, text, a, b - 1) for i, (role, text, (a, b)) in enumerate(turns)),
+        )
+        return drawn, table
+
+
+_MOST_BARS = 20
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class PathPatchingResult(AnalysisResult):
+    """Effects of path patching: senders take their corrupted value, and only the receivers read it.
+
+    Attributes:
+        senders: one label per effect: `L5.H5`, or of a set `L5.H5 + L6.H9`.
+        effects: 0 = as clean: these paths do not matter; 1 = as corrupted: they carry everything.
+        receivers: the inputs that read the change: `L9.H6.q`, `L3.mlp`, `logits`.
+        through: what lies on the paths: "mlps" (all other heads frozen), or "nothing" (direct edges only).
+        metric, clean_metric, corrupted_metric: what was measured, and both baselines.
+        per_example: [n_examples, n_senders] when several pairs were measured.
+        ci_low, ci_high: an interval around each effect.
+    """
+
+    kind: ClassVar[str] = "path_patching"
+    senders: tuple[str, ...]
+    effects: Floats
+    receivers: tuple[str, ...]
+    through: str
+    metric: str
+    clean_metric: float
+    corrupted_metric: float
+    per_example: Floats | None = None
+    ci_low: Floats | None = None
+    ci_high: Floats | None = None
+
+    def _check(self) -> None:
+        self._require_shape(
+            ("effects", "ci_low", "ci_high"), (len(self.senders),), f"{len(self.senders)} senders"
+        )
+        if self.through not in ("mlps", "nothing"):
+            raise ResultError(f"paths through {self.through!r}. They lead through 'mlps' or 'nothing'.")
+
+    @property
+    def title(self) -> str:
+        return f"Path patching into {', '.join(self.receivers)}"
+
+    def components(self) -> tuple[Component, ...]:
+        """Every sender, or set of senders, with its effect."""
+        ends = intervals(self.ci_low, self.ci_high, len(self.senders))
+        found = []
+        for label, effect, ci in zip(self.senders, self.effects.tolist(), ends, strict=True):
+            layer = head = None
+            name = ""
+            if label.startswith("L") and " + " not in label:
+                layer, kind, index = node_order(label)
+                head, name = (index, "z") if kind == 1 else (None, "mlp_out")
+            found.append(Component(label, effect, name=name, layer=layer, head=head, ci=ci))
+        return tuple(found)
+
+    def summary(self) -> str:
+        on = measured_on_text(self.measured_on)
+        paths = "through MLPs, other heads frozen" if self.through == "mlps" else "direct edges only"
+        return (
+            f"{self.title} ({paths}{f'; {on}' if on else ''}). {self.metric} is {number(self.clean_metric)} "
+            f"on clean and {number(self.corrupted_metric)} on corrupted.\n"
+            f"Largest share of that gap: {listed(self.top_components(5))}."
+        )
+
+    def shows(self) -> tuple[Show, ...]:
+        top = self.top_components(_MOST_BARS)
+        drawn = bars(
+            top,
+            title=f"{self.title}: the largest effects" if len(top) < len(self.senders) else self.title,
+            unit=f"share of the {self.metric} gap",
+            reading="0 is as clean, 1 as corrupted: the sender's change reaches the receivers only.",
+        )
+        table = effects_table(top, title="Effects of the senders", columns=("sender", "share of the gap"))
+        alone = "An effect is what the sender does through these paths alone; "
+        return drawn, table, Note(f"{alone}paths through other heads are not in it.")
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class CausalTracingResult(AnalysisResult):
+    """Indirect effects of restoring one state of the clean run into runs with a noisy subject.
+
+    Attributes:
+        effects: [n_layers, n_columns], the metric with the state restored minus the metric without: the
+            indirect effect of Meng et al., in units of the metric. 0 = nothing came back.
+        layers: the layer of each row; with a window, its middle one.
+        columns: what a reader sees of each column: a token, or a role such as "last subject token".
+        positions: the position of each column; empty when columns are roles averaged over prompts.
+        subject: which columns belong to the subject.
+        component: the hook point that was restored, over `window` layers at a time.
+        metric, clean_metric, corrupted_metric: what was measured; the corrupted one is a mean over noise.
+        noise_std: standard deviation of the noise on the subject's embeddings.
+        n_samples, n_prompts: how many draws of noise per prompt, how many prompts.
+        ci_low, ci_high: 95 % bootstrap interval, over prompts if there are several, else over noise.
+    """
+
+    kind: ClassVar[str] = "causal_tracing"
+    effects: Floats
+    layers: tuple[int, ...]
+    columns: tuple[str, ...]
+    positions: tuple[int, ...] = ()
+    subject: tuple[int, ...] = ()
+    component: str
+    window: int
+    metric: str
+    clean_metric: float
+    corrupted_metric: float
+    noise_std: float
+    n_samples: int
+    n_prompts: int = 1
+    ci_low: Floats | None = None
+    ci_high: Floats | None = None
+
+    def _check(self) -> None:
+        shape = (len(self.layers), len(self.columns))
+        of = f"{shape[0]} layers and {shape[1]} columns"
+        self._require_shape(("effects", "ci_low", "ci_high"), shape, of)
+        if len(self.positions) not in (0, shape[1]) or not set(self.subject) <= set(range(shape[1])):
+            raise ResultError(
+                f"positions {self.positions} and subject {self.subject} for {shape[1]} columns: give one "
+                "position per column or none, and of the subject indices of columns."
+            )
+
+    @property
+    def total_effect(self) -> float:
+        """What the noise took away: clean minus corrupted."""
+        return self.clean_metric - self.corrupted_metric
+
+    @property
+    def title(self) -> str:
+        span = f", {self.window} layers at a time" if self.window > 1 else ""
+        return f"Causal tracing: {self.component} restored{span}"
+
+    def components(self) -> tuple[Component, ...]:
+        places = self.positions or (None,) * len(self.columns)
+        columns = [
+            f"at {column}" if pos is None else f"pos {pos} {column!r}"
+            for pos, column in zip(places, self.columns, strict=True)
+        ]
+        sites = itertools.product(self.layers, zip(places, columns, strict=True))
+        ends = intervals(self.ci_low, self.ci_high, self.effects.size)
+        return tuple(
+            Component(
+                f"L{layer}.{self.component} {column}",
+                effect,
+                name=self.component,
+                layer=layer,
+                pos=pos,
+                ci=ci,
+            )
+            for (layer, (pos, column)), effect, ci in zip(
+                sites, self.effects.ravel().tolist(), ends, strict=True
+            )
+        )
+
+    def summary(self) -> str:
+        prompts = f", {self.n_prompts} prompts" if self.n_prompts > 1 else ""
+        return (
+            f"{self._headline()}.\n"
+            f"{self.metric}: clean {number(self.clean_metric)}, with noise on the subject "
+            f"{number(self.corrupted_metric)}; an effect is how much of the difference of "
+            f"{number(self.total_effect)} comes back.\n"
+            f"Strongest: {listed(self.top_components(3))}. Noise of standard deviation "
+            f"{number(self.noise_std)}, {self.n_samples} draws{prompts}."
+        )
+
+    def shows(self) -> tuple[Show, ...]:
+        stars = dict.fromkeys(self.subject, "*")
+        rows = tuple(
+            f"{self.positions[i]} {column!r}{stars.get(i, '')}" if self.positions else column
+            for i, column in enumerate(self.columns)
+        )
+        reading = f"Restored {self.metric} minus {number(self.corrupted_metric)}, the metric with noise." + (
+            " * marks the subject." if self.positions else ""
+        )
+        low, high = self.ci_low, self.ci_high
+        drawn = heatmap(
+            self.effects.T,
+            title=self.title,
+            rows=("position" if self.positions else "role", rows),
+            columns=("layer", tuple(f"L{layer}" for layer in self.layers)),
+            unit=f"gain in {self.metric}",
+            reading=reading,
+            intervals=None if low is None or high is None else (low.T, high.T),
+        )
+        table = effects_table(
+            self.top_components(5),
+            title="Strongest states",
+            columns=("state", "effect"),
+            caption=f"The total effect of the noise is {number(self.total_effect)}.",
+        )
+        if self.window == 1:
+            return drawn, table
+        limit = (
+            f"Each effect is that of {self.window} neighbouring layers restored together, fewer at the ends; "
+            "a single layer's share is smaller."
+        )
+        return drawn, table, *cautions([limit])

@@ -1,30 +1,35 @@
-"""The one place where results name those who draw them, so that `result.plot()` and a notebook's view work.
+"""Who draws what results have to show: modules by name, imported when something is drawn.
 
-Lives here: two imports, made when they are needed, so that reading a result loads no matplotlib. Both take
-shows, values of `mlxterp.results.shows`; nothing they import knows a kind of result
-(`tests/test_layers.py` holds that). Does not live here: drawing (`mlxterp.plots`), pages (`mlxterp.reports`).
+`result.plot()` and a notebook's view work without an import by the caller, and reading a result loads neither
+matplotlib nor jinja2. A renderer takes values of `mlxterp.results.shows` and knows no kind of result.
 """
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mlxterp.results.shows import Section, Show
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+RENDERERS = {"figure": "mlxterp.plots", "fragment": "mlxterp.reports.page"}
+"""The module of each renderer, by the name of its function there."""
+
 
 def figure(shows: Sequence[Show], *, title: str) -> Figure:
     """Every heatmap, bar chart and network among `shows`, one below the other."""
-    from mlxterp import plots
+    drawn: Figure = _renderer("figure")(shows, title=title)
+    return drawn
 
-    return plots.figure(shows, title=title)
 
-
-def html(section: Section) -> str:
+def fragment(section: Section) -> str:
     """A piece of HTML for a notebook, without a script."""
-    from mlxterp.reports import page
+    html: str = _renderer("fragment")(section)
+    return html
 
-    return page.fragment(section)
+
+def _renderer(name: str) -> Any:
+    return getattr(importlib.import_module(RENDERERS[name]), name)

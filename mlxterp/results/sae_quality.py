@@ -5,16 +5,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
 from mlxterp.errors import ResultError
-from mlxterp.results.base import AnalysisResult, measured_on_text
-from mlxterp.results.shows import Bars, Component, Floats, Note, Show, Table, number, percent
-from mlxterp.results.values import ARRAY, converted, to_number
+from mlxterp.results.base import AnalysisResult
+from mlxterp.results.shows import Bars, Floats, Note, Show, Table
+from mlxterp.text import number, percent
 
 MEANINGS = {
     "fvu": "fraction of variance unexplained; 0 is perfect, 1 is the mean",
@@ -46,15 +45,6 @@ class Quality:
     high: float
 
 
-def _to_rows(rows: Iterable[Quality | Mapping[str, Any]]) -> tuple[Quality, ...]:
-    found = []
-    for row in rows:
-        data = dict(vars(row) if isinstance(row, Quality) else row)
-        numbers = {name: to_number(data[name]) for name in ("value", "low", "high")}
-        found.append(Quality(name=str(data["name"]), **numbers))
-    return tuple(found)
-
-
 @dataclass(frozen=True, eq=False, kw_only=True)
 class SAEQualityResult(AnalysisResult):
     """What was measured of one SAE on texts that it was not trained on.
@@ -66,8 +56,8 @@ class SAEQualityResult(AnalysisResult):
     """
 
     kind: ClassVar[str] = "sae_quality"
-    rows: tuple[Quality, ...] = field(metadata=converted(_to_rows))
-    density: Floats = field(metadata=ARRAY)
+    rows: tuple[Quality, ...]
+    density: Floats
     tokens: int
     documents: int
 
@@ -87,20 +77,15 @@ class SAEQualityResult(AnalysisResult):
     def title(self) -> str:
         return f"Quality of the SAE at {self.measured_on.get('hook_point', 'an unnamed place')}"
 
-    def components(self) -> tuple[Component, ...]:
-        """None: nothing of the model is compared here."""
-        return ()
-
     def summary(self) -> str:
-        on = measured_on_text(self.measured_on)
         lines = [
-            f"{self.title}{f' ({on})' if on else ''}, {self.tokens:,} tokens of {self.documents} documents."
+            f"{self._headline()}, {self.tokens:,} tokens of {self.documents} documents.",
+            f"FVU {_with_interval(self['fvu'])}, L0 {_with_interval(self['l0'])}.",
         ]
-        lines.append(f"FVU {_shown(self['fvu'])}, L0 {_shown(self['l0'])}.")
         if any(row.name == "ce_recovered_zero" for row in self.rows):
             lines.append(
-                f"Loss recovered: {_shown(self['ce_recovered_zero'])} against zero ablation, "
-                f"{_shown(self['ce_recovered_mean'])} against mean ablation."
+                f"Loss recovered: {_with_interval(self['ce_recovered_zero'])} against zero ablation, "
+                f"{_with_interval(self['ce_recovered_mean'])} against mean ablation."
             )
         lines.append(f"{percent(self['dead'].value)} of {len(self.density)} features fired on none of them.")
         return "\n".join(lines)
@@ -133,5 +118,5 @@ class SAEQualityResult(AnalysisResult):
         )
 
 
-def _shown(row: Quality) -> str:
+def _with_interval(row: Quality) -> str:
     return f"{number(row.value)} [{number(row.low)}, {number(row.high)}]"

@@ -1,14 +1,13 @@
 """What a result has to show, as plain values: tables, heatmaps, bars and notes.
 
 Lives here: the values that `mlxterp.plots` draws and `mlxterp.reports` sets in a page; `Component`, the
-readable name of one part of a model with its effect; text made safe to show. Does not live here: how they are
-drawn.
+readable name of one part of a model with its effect; the three builders that kinds of results share
+(`heatmap`, `bars`, `effects_table`). Does not live here: how they are drawn.
 """
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
@@ -16,6 +15,11 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from mlxterp.text import number as number
+from mlxterp.text import percent as percent
+from mlxterp.text import typeset
+
+Interval: TypeAlias = tuple[float, float]
 Floats: TypeAlias = NDArray[np.float64]
 Flags: TypeAlias = NDArray[np.bool_]
 Cell: TypeAlias = str | int | float | bool | None
@@ -36,12 +40,12 @@ class Component:
     layer: int | None = None
     head: int | None = None
     pos: int | None = None
-    ci: tuple[float, float] | None = None
+    ci: Interval | None = None
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows under named columns. Numbers stay numbers; the one who draws rounds them."""
+    """Rows under named columns. Numbers stay numbers; they are rounded where the table is set."""
 
     title: str
     columns: tuple[str, ...]
@@ -56,7 +60,7 @@ class Heatmap:
     `low` and `high` are the colour limits; a diverging map has `low == -high`, so that 0 is neutral. `marks`
     are the (row, column) of the strongest cells, strongest first. `reading` says what a value means.
     `within` says what all cells have in common ("L3.H2"), `details` what there is to know of each cell beyond
-    its value ("0.33 to 0.48"): both are told of a cell that is pointed at.
+    its value ("0.33 to 0.48"): both are in the title of a cell.
     """
 
     title: str
@@ -89,7 +93,7 @@ class Bars:
     unit: str
     axis: str = ""
     ordered: bool = False
-    intervals: tuple[tuple[float, float], ...] | None = None
+    intervals: tuple[Interval, ...] | None = None
     accented: tuple[int, ...] = ()
     references: tuple[tuple[float, str], ...] = ()
     reading: str = ""
@@ -152,47 +156,6 @@ def drawables(shows: Iterable[Show]) -> list[Drawable]:
     return [show for show in shows if isinstance(show, (Heatmap, Bars, Network))]
 
 
-def number(value: float, digits: int = 3) -> str:
-    """A number as a person reads it: `0.412`, `-3.1`, `1,204`, `1.2e-05`; `n/a` for NaN."""
-    if isinstance(value, (bool, np.bool_)):
-        return "yes" if value else "no"
-    if isinstance(value, (int, np.integer)):
-        return f"{int(value):,}"
-    value = float(value)
-    if math.isnan(value):
-        return "n/a"
-    if math.isinf(value):
-        return "infinity" if value > 0 else "-infinity"
-    text = f"{value:.{digits}g}"
-    return f"{value:,.0f}" if "e" in text and 1 <= abs(value) < 1e9 else text
-
-
-def percent(share: float) -> str:
-    """`94 %`; `n/a` for what is not a finite number."""
-    return f"{100 * share:.0f} %" if math.isfinite(share) else "n/a"
-
-
-_ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
-_HIDDEN = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
-    "\ufffe\uffff\ud800-\udfff\U000e0000-\U000e007f]"
-)
-
-
-def visible(text: str) -> str:
-    """The text without terminal colour codes, every other control or reordering character as a visible mark.
-
-    What a reader sees is then what is there: a right-to-left override cannot turn a sentence around, and a
-    lone surrogate or NUL, which no HTML or XML may hold, does not reach a file.
-    """
-    text = _ANSI.sub("", text).replace("\r\n", "\n").replace("\r", "\n")
-    return _HIDDEN.sub(lambda found: _mark(ord(found.group())), text)
-
-
-def _mark(code: int) -> str:
-    return chr(0x2400 + code) if code < 32 else f"⟨U+{code:04X}⟩"
-
-
 def colour_limit(values: Floats) -> float:
     """The limit of a colour map centred on 0: the largest finite magnitude, or 1 when there is none."""
     finite = np.abs(values[np.isfinite(values)])
@@ -206,11 +169,6 @@ def strongest(values: Floats, k: int) -> tuple[tuple[int, ...], ...]:
     flat = np.where(np.isfinite(flat), flat, 0.0)
     order = [i for i in np.argsort(-flat, kind="stable")[:k] if flat[i] > 0]
     return tuple(tuple(int(j) for j in np.unravel_index(i, values.shape)) for i in order)
-
-
-def nested(values: Floats) -> tuple[tuple[float, ...], ...]:
-    """A matrix as tuples of floats."""
-    return tuple(tuple(float(v) for v in row) for row in values)
 
 
 def heatmap(
@@ -229,12 +187,12 @@ def heatmap(
     """A heatmap whose colour limits and marked cells follow from the values.
 
     Args:
-        intervals: low and high ends, of the shape of `values`; told of a cell that is pointed at.
+        intervals: low and high ends, of the shape of `values`; they are in the title of each cell.
     """
     limit = colour_limit(values)
     return Heatmap(
         title=title,
-        values=nested(values),
+        values=tuple(map(tuple, values.tolist())),
         row_axis=rows[0],
         row_labels=tuple(rows[1]),
         column_axis=columns[0],
@@ -252,26 +210,87 @@ def heatmap(
 
 def _interval_texts(low: Floats, high: Floats) -> tuple[tuple[str, ...], ...]:
     return tuple(
-        tuple(f"{number(a)} to {number(b)}".replace("-", "−") for a, b in zip(*ends, strict=True))
+        tuple(f"{typeset(a)} to {typeset(b)}" for a, b in zip(*ends, strict=True))
         for ends in zip(low.tolist(), high.tolist(), strict=True)
     )
 
 
-def component_bars(
-    components: Iterable[Component], *, title: str, unit: str, reading: str = "", accented: int = 3
+def bars(
+    components: Iterable[Component],
+    *,
+    title: str,
+    unit: str,
+    reading: str = "",
+    accented: int | Sequence[int] = 3,
+    references: tuple[tuple[float, str], ...] = (),
 ) -> Bars:
-    """Bars of components in the order given; the first `accented` of them stand out."""
+    """Bars of components in the order given.
+
+    Args:
+        accented: the positions of those that stand out, or how many of the first.
+    """
     shown = tuple(components)
     intervals = tuple(c.ci for c in shown if c.ci is not None)
+    first = range(min(accented, len(shown))) if isinstance(accented, int) else accented
     return Bars(
         title=title,
         labels=tuple(c.label for c in shown),
         values=tuple(c.effect for c in shown),
         unit=unit,
         intervals=intervals if shown and len(intervals) == len(shown) else None,
-        accented=tuple(range(min(accented, len(shown)))),
+        accented=tuple(first),
+        references=references,
         reading=reading,
     )
+
+
+def effects_table(
+    components: Iterable[Component],
+    *,
+    title: str,
+    columns: tuple[str, str],
+    caption: str = "",
+    more: Mapping[str, Sequence[Cell]] | None = None,
+) -> Table:
+    """A table of components in the order given: label, effect, the interval's ends if there are any.
+
+    Args:
+        columns: the names of the first two columns. more: further columns by name, a cell for each component.
+    """
+    shown = tuple(components)
+    ends = any(c.ci for c in shown)
+    further = dict(more or {})
+    return Table(
+        title=title,
+        columns=(*columns, *(("from", "to") if ends else ()), *further),
+        rows=tuple(
+            (c.label, c.effect, *((c.ci or (None, None)) if ends else ()), *(v[i] for v in further.values()))
+            for i, c in enumerate(shown)
+        ),
+        caption=caption,
+    )
+
+
+def numbered(prefix: str, count: int) -> tuple[str, ...]:
+    """`L0`, `L1`, `L2` …"""
+    return tuple(f"{prefix}{i}" for i in range(count))
+
+
+def listed(components: Iterable[Component]) -> str:
+    """`L0.H2 0.98, L1.H1 0.41`."""
+    return ", ".join(f"{c.label} {number(c.effect)}" for c in components)
+
+
+def cautions(texts: Iterable[str]) -> tuple[Note, ...]:
+    """Notes of these texts that limit what may be concluded."""
+    return tuple(Note(text, "caution") for text in texts)
+
+
+def intervals(low: Floats | None, high: Floats | None, count: int) -> list[Interval | None]:
+    """The interval of each of `count` effects, in the order of the flattened arrays; None without."""
+    if low is None or high is None:
+        return [None] * count
+    return list(zip(low.ravel().tolist(), high.ravel().tolist(), strict=True))
 
 
 def describe(shown: Drawable) -> str:

@@ -1,11 +1,18 @@
-"""Plain values and numpy arrays: what the fields of a result hold, and how they are read back from JSON."""
+"""Plain values and numpy arrays: what the fields of a result hold, and how they are read back from JSON.
+
+A field's annotation says how a given value is converted: `Floats` becomes a read-only array, `float` a number
+(also from "NaN"), `tuple[int, ...]` a tuple of ints, a tuple of dataclasses a tuple of these dataclasses.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+import types
+import typing
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Any, TypeAlias, Union, get_args, get_origin
 
 import numpy as np
 
@@ -13,6 +20,7 @@ from mlxterp.errors import ResultError
 from mlxterp.results.shows import Flags, Floats
 
 _NONFINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+Converter: TypeAlias = Callable[[Any], Any]
 
 
 def to_array(value: Any) -> Floats:
@@ -45,30 +53,67 @@ def to_number(value: Any) -> float:
     return float(_NONFINITE[value] if isinstance(value, str) and value in _NONFINITE else value)
 
 
-def to_texts(value: Sequence[Any]) -> tuple[str, ...]:
-    return tuple(str(item) for item in value)
-
-
-def to_label_map(value: Mapping[str, Sequence[Any]]) -> dict[str, tuple[str, ...]]:
-    return {str(axis): to_texts(labels) for axis, labels in value.items()}
-
-
-def to_index_map(value: Mapping[str, Sequence[Any]]) -> dict[str, tuple[int, ...]]:
-    return {str(axis): tuple(int(i) for i in indices) for axis, indices in value.items()}
-
-
-def to_array_map(value: Mapping[str, Any]) -> dict[str, Floats]:
-    return {str(name): to_array(item) for name, item in value.items()}
-
-
-def to_number_map(value: Mapping[str, Any]) -> dict[str, float]:
-    return {str(name): to_number(item) for name, item in value.items()}
-
-
 def _numbers(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_numbers(item) for item in value]
     return to_number(value)
+
+
+@cache
+def converters(cls: type) -> Mapping[str, Converter]:
+    """By field of a dataclass, what makes the value that it holds; fields that take any value are left out.
+
+    `metadata={"convert": function}` of a field takes the place of what its annotation says.
+    """
+    hints = typing.get_type_hints(cls)
+    found: dict[str, Converter] = {}
+    for each in dataclasses.fields(cls):
+        convert = each.metadata.get("convert") or _converter(hints[each.name], each.name)
+        if convert is not None:
+            found[each.name] = convert
+    return found
+
+
+def _converter(hint: Any, where: str) -> Converter | None:
+    """What an annotation makes of a value that is not None; None if it stays as it is."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if hint is float:
+        return to_number
+    if origin is np.ndarray:
+        return to_flags if get_args(arguments[1]) == (np.bool_,) else to_array
+    if origin in (Union, types.UnionType):
+        others = [each for each in arguments if each is not type(None)]
+        return _converter(others[0], where) if len(others) == 1 else None
+    if origin is tuple and arguments[-1] is Ellipsis:
+        item = _item(arguments[0], where)
+        return lambda value: tuple(map(item, value))
+    if origin is tuple:
+        items = [_item(each, where) for each in arguments]
+        return lambda value: tuple(convert(each) for convert, each in zip(items, value, strict=True))
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        if arguments[1] is Any:
+            return lambda value: plain(value, where)
+        item = _item(arguments[1], where)
+        return lambda value: {str(name): item(each) for name, each in value.items()}
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        return lambda value: _record(hint, value)
+    return None
+
+
+def _item(hint: Any, where: str) -> Converter:
+    """The same for the items of a tuple or a mapping, where words and whole numbers are converted too."""
+    if hint in (int, str):
+        return hint  # type: ignore[no-any-return]
+    return _converter(hint, where) or (lambda value: value)
+
+
+def _record(cls: type, value: Any) -> Any:
+    """A dataclass from its fields by name, or from another one of its class."""
+    data = dict(vars(value) if isinstance(value, cls) else value)
+    for name, convert in converters(cls).items():
+        if data.get(name) is not None:
+            data[name] = convert(data[name])
+    return cls(**data)
 
 
 def plain(value: Any, where: str = "value") -> Any:
@@ -100,19 +145,3 @@ def json_safe(value: Any) -> Any:
     if isinstance(value, list):
         return [json_safe(item) for item in value]
     return value
-
-
-def converted(convert: Callable[[Any], Any]) -> dict[str, Callable[[Any], Any]]:
-    """Metadata of a field whose value passes through `convert`, also when read back; None stays None."""
-    return {"convert": convert}
-
-
-PLAIN = converted(plain)
-ARRAY = converted(to_array)
-FLAGS = converted(to_flags)
-NUMBER = converted(to_number)
-TEXTS = converted(to_texts)
-LABEL_MAP = converted(to_label_map)
-INDEX_MAP = converted(to_index_map)
-ARRAY_MAP = converted(to_array_map)
-NUMBER_MAP = converted(to_number_map)

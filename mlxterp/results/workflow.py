@@ -1,18 +1,19 @@
 """`WorkflowResult`: the results of several analyses of one question, in order, with sentences between.
 
-Lives here: the kind, reading its steps, telling it. Does not live here: which analyses a workflow runs
-(`mlxterp.workflows`).
+Lives here: the kind, reading its steps, its account in sentences. Does not live here: which analyses a
+workflow runs (`mlxterp.workflows`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mlxterp.errors import ResultError
-from mlxterp.results import markdown, rendering
-from mlxterp.results.base import AnalysisResult, measured_on_text
+from mlxterp.results import markdown
+from mlxterp.results.base import AnalysisResult
+from mlxterp.results.rendering import figure
 from mlxterp.results.shows import (
     Bars,
     Component,
@@ -22,9 +23,9 @@ from mlxterp.results.shows import (
     Section,
     Show,
     Table,
+    cautions,
     drawables,
 )
-from mlxterp.results.values import TEXTS, converted, to_texts
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -61,7 +62,7 @@ def _to_step(step: Step | Mapping[str, Any]) -> Step:
             f"step {data['name']!r} holds a {type(result).__name__}. A step holds an AnalysisResult, or what "
             "its `to_dict()` returns."
         )
-    return Step(**data | {"cautions": to_texts(data.get("cautions", ()))})
+    return Step(**data | {"cautions": tuple(map(str, data.get("cautions", ())))})
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -81,10 +82,10 @@ class WorkflowResult(AnalysisResult):
     kind: ClassVar[str] = "workflow"
     name: str
     question: str = ""
-    steps: tuple[Step, ...] = field(metadata=converted(_to_steps))
+    steps: tuple[Step, ...] = field(metadata={"convert": _to_steps})
     conclusion: str = ""
-    cautions: tuple[str, ...] = field(metadata=TEXTS, default=())
-    components_from: tuple[str, ...] = field(metadata=TEXTS, default=())
+    cautions: tuple[str, ...] = ()
+    components_from: tuple[str, ...] = ()
 
     def _check(self) -> None:
         names = [step.name for step in self.steps]
@@ -121,14 +122,13 @@ class WorkflowResult(AnalysisResult):
     @property
     def narrative(self) -> str:
         """The whole account as plain text, a paragraph per step: numbers, their meaning, their limits."""
-        parts = [self.question, *(_told(step) for step in self.steps), self.conclusion]
+        parts = [self.question, *(_account(step) for step in self.steps), self.conclusion]
         parts += [f"Caution: {text}" for text in self.cautions]
         return "\n\n".join(part for part in parts if part)
 
     def summary(self) -> str:
         """The conclusion, and a line per step."""
-        on = measured_on_text(self.measured_on)
-        lines = [f"{self.title}{f' ({on})' if on else ''}: {', '.join(self.step_names) or 'no steps'}."]
+        lines = [f"{self._headline()}: {', '.join(self.step_names) or 'no steps'}."]
         lines += [part for part in (self.conclusion or self.question,) if part]
         lines += [f"{step.name}: {_first_line(step)}" for step in self.steps]
         return "\n".join([*lines, *(f"Caution: {text}" for text in self.cautions)])
@@ -145,11 +145,13 @@ class WorkflowResult(AnalysisResult):
 
     def shows(self) -> tuple[Show, ...]:
         """Each step's sentences, then what its result shows, the titles beginning with the step's name."""
-        drawn: list[Show] = [self._overview(), *(Note(text, "caution") for text in self.cautions)]
+        drawn: list[Show] = [self._overview(), *cautions(self.cautions)]
         for step in self.steps:
-            drawn.append(Note(f"{step.name}. {step.narrative or step.result.summary()}"))
-            drawn += [Note(text, "caution") for text in step.cautions]
-            drawn += [_titled(step.name, show) for show in step.result.shows() if not _said(step, show)]
+            drawn += [
+                Note(f"{step.name}. {step.narrative or step.result.summary()}"),
+                *cautions(step.cautions),
+            ]
+            drawn += [_titled(step.name, show) for show in _unsaid(step, step.result.shows())]
         return tuple(drawn)
 
     def plot(self) -> Figure:
@@ -157,28 +159,30 @@ class WorkflowResult(AnalysisResult):
         first = [
             _titled(step.name, each) for step in self.steps for each in drawables(step.result.shows())[:1]
         ]
-        return rendering.figure(first, title=self.title)
+        return figure(first, title=self.title)
 
     def section(self) -> Section:
         """As a page sets it: question and conclusion, the steps in a table, then a section per step."""
         text = "\n\n".join(part for part in (self.question, self.conclusion) if part)
-        cautions = tuple(Note(each, "caution") for each in self.cautions)
         return Section(
             self.title,
             text or self.summary(),
-            (self._overview(), *cautions),
+            (self._overview(), *cautions(self.cautions)),
             self.measured_on,
             tuple(self._section_of(step) for step in self.steps),
         )
 
     def _section_of(self, step: Step) -> Section:
-        """A step's own section under its narrative; what all steps were measured on is said once."""
+        """A step's own section under its narrative; what all steps were measured on is stated once."""
         own = step.result.section()
-        cautions = tuple(Note(each, "caution") for each in step.cautions)
-        told = "\n\n".join(part for part in (step.narrative, own.text) if part)
-        measured = {k: v for k, v in own.measured_on.items() if self.measured_on.get(k) != v}
-        shows = (*cautions, *(show for show in own.shows if not _said(step, show)))
-        return Section(f"{step.name}: {own.title}", told, shows, measured, own.sections)
+        text = "\n\n".join(part for part in (step.narrative, own.text) if part)
+        shows = (*cautions(step.cautions), *_unsaid(step, own.shows))
+        return Section(f"{step.name}: {own.title}", text, shows, self._only_of(step), own.sections)
+
+    def _only_of(self, step: Step) -> dict[str, Any]:
+        """What a step was measured on beyond what all were."""
+        on = step.result.measured_on
+        return {key: value for key, value in on.items() if self.measured_on.get(key) != value}
 
     def panels(self) -> tuple[Heatmap, ...]:
         """Those of each step, the titles beginning with the step's name."""
@@ -205,27 +209,22 @@ class WorkflowResult(AnalysisResult):
         return super().to_dict() | {"steps": steps}
 
     def to_markdown(self) -> str:
-        """The narrative, then each step as a section with its tables. What all steps share is said once."""
-        parts = [f"## {markdown.escape(self.title)}", *map(markdown.paragraphs, _paragraphs(self))]
-        parts += [markdown.show(Note(text, "caution")) for text in self.cautions]
+        """The narrative, then each step as a section with its tables. What all steps share is stated once."""
+        parts = [f"## {markdown.escape(self.title)}"]
+        parts += [markdown.paragraphs(text) for text in (self.question, self.conclusion)]
+        parts += map(markdown.show, cautions(self.cautions))
         for step in self.steps:
             parts.append(f"### {markdown.escape(step.name)}: {markdown.escape(step.result.title)}")
-            parts += [markdown.paragraphs(text) for text in (step.narrative,) if text]
-            parts += [markdown.show(Note(text, "caution")) for text in step.cautions]
-            parts += [markdown.paragraphs(step.result.summary())]
-            parts += [markdown.show(each) for each in step.result.shows() if not _said(step, each)]
-            own = {k: v for k, v in step.result.measured_on.items() if self.measured_on.get(k) != v}
-            parts.append(markdown.measured_on(own))
+            parts.append(markdown.paragraphs(step.narrative))
+            parts += map(markdown.show, cautions(step.cautions))
+            parts.append(markdown.paragraphs(step.result.summary()))
+            parts += map(markdown.show, _unsaid(step, step.result.shows()))
+            parts.append(markdown.measured_on(self._only_of(step)))
         parts += ["### Measured on", markdown.measured_on(self.measured_on)] if self.measured_on else []
         return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _paragraphs(result: WorkflowResult) -> Iterator[str]:
-    yield result.question
-    yield result.conclusion
-
-
-def _told(step: Step) -> str:
+def _account(step: Step) -> str:
     text = f"{step.name}: {step.narrative or step.result.summary()}"
     return "\n".join([text, *(f"Caution: {each}" for each in step.cautions)])
 
@@ -238,9 +237,13 @@ def _first_line(step: Step) -> str:
     return line if end < 0 else line[: end + 1]
 
 
-def _said(step: Step, show: Show) -> bool:
-    """Whether this is a note that the step's own sentences hold already."""
-    return isinstance(show, Note) and (show.text in step.cautions or show.text in step.narrative)
+def _unsaid(step: Step, shows: Iterable[Show]) -> list[Show]:
+    """Those of `shows` that are no notes, or notes that the step's own sentences do not hold already."""
+    return [
+        show
+        for show in shows
+        if not (isinstance(show, Note) and (show.text in step.cautions or show.text in step.narrative))
+    ]
 
 
 def _titled(name: str, show: Any) -> Any:

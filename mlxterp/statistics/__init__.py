@@ -1,0 +1,1 @@
+"""Intervals, tests, corrections, sequential evidence; numpy only. Every interval comes from here."""

@@ -21,8 +21,8 @@ from mlxterp_agent.exit_codes import Ended
 from mlxterp_agent.researchers.base import (
     IDLE,
     Done,
-    DriverState,
     ExperimentOutcome,
+    ResearcherState,
     Situation,
 )
 from mlxterp_agent.run_config import Options
@@ -188,7 +188,7 @@ class Proposals:
         self._waiting = list(names)
         self._before = before
         self._again = again
-        self._state: DriverState = IDLE
+        self._state: ResearcherState = IDLE
 
     def begin_turn(self, situation: Situation) -> None:
         self.situations.append(situation)
@@ -203,7 +203,7 @@ class Proposals:
             return
         self._state = Done("every proposal was made")
 
-    def poll(self) -> DriverState:
+    def poll(self) -> ResearcherState:
         return self._state
 
     def tell(self, told: ExperimentOutcome) -> None:

@@ -14,8 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlxterp.autointerpret import ExperimentLog
-from mlxterp.autointerpret.encoding import MAX_LINE, decode_object, encode_object, plain
-from mlxterp.autointerpret.numbers import count, vector_digest
+from mlxterp.autointerpret.encoding import (
+    MAX_LINE,
+    count,
+    decode_object,
+    encode_object,
+    plain,
+    vector_digest,
+)
 from mlxterp.errors import EntryError
 from mlxterp.results import PatchingResult
 from tests.autointerpret.conftest import an_entry

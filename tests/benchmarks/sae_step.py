@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=BATCH, help="tokens a step")
     arguments = parser.parse_args()
     batch = arguments.batch
-    blas.use_idle_cores()
+    blas.use_idle_cores()  # the training itself pins one thread, unless OPENBLAS_NUM_THREADS says otherwise
     x = mx.array(np.random.default_rng(0).normal(size=(batch, D)).astype(np.float32))
     operations = 10 * D * D_SAE * batch
     print(blas.which())

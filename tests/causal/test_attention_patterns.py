@@ -23,6 +23,7 @@ def test_patterns_are_the_models_own(tiny_llama):
     assert not np.triu(result.patterns, 1).any()
 
 
+@pytest.mark.usefixtures("pinned_threads")
 def test_layers_and_heads_or_pairs_choose_what_is_read(tiny_llama):
     everything = attention_patterns(tiny_llama, TOKENS)
 

@@ -28,6 +28,7 @@ def trained(tiny_llama) -> TunedLens:
     return train_tuned_lens(tiny_llama, TEXTS, steps=40, batch_tokens=24, learning_rate=0.02)
 
 
+@pytest.mark.usefixtures("pinned_threads")
 def test_translators_that_change_nothing_read_as_the_logit_lens_bit_for_bit(any_family):
     plain = logit_lens(any_family, CLEAN, answer="x")
 

@@ -25,12 +25,14 @@ def layers(model) -> range:
     return range(model.n_layers)
 
 
+@pytest.mark.usefixtures("pinned_threads")
 def test_capturing_everything_leaves_the_logits_bit_identical(any_family):
     plain = any_family.logits(TEXT)
 
     assert mx.array_equal(any_family.trace(TEXT, capture=available(any_family)).logits, plain)
 
 
+@pytest.mark.usefixtures("pinned_threads")
 def test_capturing_nothing_gives_what_the_module_itself_gives(any_family):
     tokens = mx.array(any_family.to_tokens(TEXT))
 
@@ -150,6 +152,7 @@ def test_logits_are_linear_in_the_final_stream_at_its_own_norm_scale(any_family)
     assert close(arch.softcapped(logits), t.logits[..., some], 1e-4)
 
 
+@pytest.mark.usefixtures("pinned_threads")
 def test_replacing_an_activation_by_itself_changes_nothing_at_all(any_family):
     # A pattern that is edited is multiplied out by hand, so there the last bits may move.
     names = [f"L1.{name}" for name in LAYER_NAMES if name in available(any_family) and name != "pattern"]

@@ -7,7 +7,7 @@ import pytest
 
 from mlxterp.core import interventions as iv
 from mlxterp.core.architecture.families import COMMON
-from mlxterp.core.hook_points import LAYER_NAMES
+from mlxterp.core.hook_points import LAYER_NAMES, HookPoint
 from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import (
     CapabilityUnavailable,
@@ -94,6 +94,7 @@ def test_a_trace_shows_its_tokens_as_text(tiny_llama):
 
 
 @pytest.mark.parametrize("prompt", ["cat", [99, 97, 116], np.array([99, 97, 116]), mx.array([[99, 97, 116]])])
+@pytest.mark.usefixtures("pinned_threads")
 def test_a_prompt_may_be_text_or_token_ids(tiny_llama, prompt):
     assert mx.array_equal(tiny_llama.logits(prompt), tiny_llama.logits("cat"))
 
@@ -123,6 +124,7 @@ def test_a_module_path_that_does_not_exist_is_an_error_that_says_what_is_there(t
         tiny_llama.trace(TEXT, capture=["model.layers"])
 
 
+@pytest.mark.usefixtures("pinned_threads")
 def test_a_module_path_can_be_edited(tiny_llama):
     by_path = tiny_llama.logits(TEXT, interventions=[iv.zero("model.layers.1.mlp.down_proj")])
 
@@ -134,7 +136,7 @@ def test_an_intervention_whose_module_never_runs_raises():
     module = tiny_module("llama")
     module.part = {"unused": nn.Linear(32, 32)}
 
-    with pytest.raises(InterventionNotFired, match="never came to this place"):
+    with pytest.raises(InterventionNotFired, match="never computed"):
         InterpretableModel(module, ByteTokenizer()).logits(TEXT, interventions=[iv.zero("part.unused")])
 
 
@@ -177,16 +179,17 @@ def test_logits_and_the_final_norm_can_be_edited(tiny_llama):
 
 
 @pytest.mark.parametrize("capture", [["resid_post"], "all"])
-def test_nothing_is_computed_before_it_is_looked_at(tiny_llama, capture):
-    tiny_llama.logits(TEXT * 20).shape  # noqa: B018 - whatever the first run sets up
+def test_a_run_computes_nothing_before_it_is_read(tiny_llama, capture):
+    tokens = tiny_llama.to_tokens(TEXT * 20)
+    tiny_llama.run(tokens)[0].shape  # noqa: B018 - whatever the first run sets up
     before = mx.get_active_memory()
 
-    t = tiny_llama.trace(TEXT * 20, capture=capture)
-    unlooked = mx.get_active_memory() - before
-    mx.eval(t["L0.resid_post"])
+    _, captured = tiny_llama.run(tokens, capture=capture)
+    unread = mx.get_active_memory() - before
+    activation = captured[HookPoint("resid_post", 0)]
+    mx.eval(activation)
 
-    one_activation = 4 * t["L0.resid_post"].size
-    assert unlooked < one_activation <= mx.get_active_memory() - before
+    assert unread < 4 * activation.size <= mx.get_active_memory() - before
 
 
 def test_a_captured_activation_is_not_changed_by_what_the_model_does_later(tiny_llama):
@@ -338,6 +341,7 @@ def test_an_attribute_that_was_not_captured_is_an_error_that_lists_what_was(tiny
     assert copy.copy(t).tokens.tolist() == t.tokens.tolist()
 
 
+@pytest.mark.usefixtures("pinned_threads")
 def test_all_is_every_hook_point_there_is(any_family):
     t = any_family.trace(TEXT, capture="all")
 

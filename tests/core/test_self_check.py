@@ -23,8 +23,10 @@ def home(tmp_path, monkeypatch):
 def asked(monkeypatch) -> list[str]:
     """Notes each time the probe is asked."""
     times: list[str] = []
-    own = self_check.verify
-    monkeypatch.setattr(self_check, "verify", lambda architecture: times.append("asked") or own(architecture))
+    own = self_check.switch_off_what_fails
+    monkeypatch.setattr(
+        self_check, "switch_off_what_fails", lambda architecture: times.append("asked") or own(architecture)
+    )
     return times
 
 

@@ -85,6 +85,7 @@ def test_a_name_means_something_else_only_inside_the_block():
 @pytest.mark.parametrize(
     "point", ["embed", "L1.resid_pre", "L1.q", "L1.pattern", "L1.z", "L1.resid_mid", "L1.mlp_out"]
 )
+@pytest.mark.usefixtures("pinned_threads")
 def test_an_edit_that_raises_leaves_the_model_untouched(tiny_llama, point):
     before, kinds, parts = tiny_llama.logits(TEXT), classes(tiny_llama), attributes(tiny_llama)
 

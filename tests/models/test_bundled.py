@@ -186,6 +186,7 @@ def copy_of(name: str) -> Path:
     return fetch.cached_path(name).parent / float32_copy.NAME
 
 
+@pytest.mark.usefixtures("pinned_threads")
 def test_the_second_load_reads_the_copy(tiny: str, monkeypatch: pytest.MonkeyPatch):
     first = bundled.load(tiny)
     monkeypatch.delattr(gguf, "read")
@@ -197,6 +198,7 @@ def test_the_second_load_reads_the_copy(tiny: str, monkeypatch: pytest.MonkeyPat
     assert second.facts == first.facts
 
 
+@pytest.mark.usefixtures("pinned_threads")
 def test_other_tools_can_read_the_copy(tiny: str):
     ours = bundled.load(tiny)
     from mlx_lm import load
@@ -208,6 +210,7 @@ def test_other_tools_can_read_the_copy(tiny: str):
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "text", "missing"])
+@pytest.mark.usefixtures("pinned_threads")
 def test_a_damaged_copy_is_written_anew(tiny: str, damage: str):
     expected = bundled.load(tiny).module(TOKENS)
     file = copy_of(tiny) / "model.safetensors"

@@ -31,6 +31,7 @@ def saved(tmp_path_factory):
     return folder, module
 
 
+@pytest.mark.usefixtures("pinned_threads")
 def test_a_directory_in_mlx_lms_format_loads_with_its_tokenizer_and_all_hook_points(saved):
     folder, module = saved
 

@@ -12,6 +12,7 @@ import pytest
 from mlxterp.core.architecture import attention
 from mlxterp.errors import TokenError
 from mlxterp.models import toy, toy_circuit
+from mlxterp.models.attention import scaled_dot_product_attention
 from mlxterp.models.mlx_lm_classes import model_module
 
 TRUTH = json.loads((toy.weights_file().parent / toy_circuit.TRUTH).read_text(encoding="utf-8"))
@@ -69,7 +70,7 @@ def patterns(monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
 
     def recording(queries, keys, values, cache=None, *, scale, mask):
         seen.append(np.array(attention.pattern(queries, keys, scale=scale, mask=mask))[0])
-        return attention.scaled_dot_product_attention(queries, keys, values, cache, scale=scale, mask=mask)
+        return scaled_dot_product_attention(queries, keys, values, cache, scale=scale, mask=mask)
 
     monkeypatch.setattr(toy, "scaled_dot_product_attention", recording)
     return seen

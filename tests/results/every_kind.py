@@ -15,11 +15,6 @@ import numpy as np
 
 from mlxterp import results as r
 from mlxterp.errors import ResultError
-from mlxterp.results.conversation import TurnPatchingResult
-from mlxterp.results.faithfulness import FaithfulnessResult
-from mlxterp.results.features import FeatureLabelsResult
-from mlxterp.results.generation import GenerationResult
-from mlxterp.results.sae_quality import SAEQualityResult
 
 TOKENS = ("<s>", "The", " Tower", " is")
 ON = {"model": "tiny", "prompts": [{"text": "The Tower is"}], "blas": "reference BLAS"}
@@ -220,7 +215,7 @@ def _faithfulness() -> r.AnalysisResult:
         {"label": "random 1", "n_edges": 8, "value": 0.2, "faithfulness": 0.1, "group": "random"},
     ]
     numbers = {"clean_metric": 4.0, "corrupted_metric": -2.0, "n_edges": 40}
-    return FaithfulnessResult(rows=rows, metric="logit_diff", **numbers)
+    return r.FaithfulnessResult(rows=rows, metric="logit_diff", **numbers)
 
 
 def _feature_circuit() -> r.FeatureCircuitResult:
@@ -302,24 +297,24 @@ def _feature_labels() -> r.AnalysisResult:
         "error": None,
     }
     dead = {"feature_id": 8, "label": None, "status": "dead", "confidence": 0.0}
-    return FeatureLabelsResult(labels=(label, dead), measured_on=ON)
+    return r.FeatureLabelsResult(labels=(label, dead), measured_on=ON)
 
 
 def _generation() -> r.AnalysisResult:
     words = {"prompt": "The Tower is", "text": " in Paris", "token_texts": (" in", " Paris")}
     ids = {"prompt_tokens": (1, 2, 3), "tokens": (4, 5)}
-    return GenerationResult(**words, **ids, logprobs=[-0.5, -1.25], stopped="length")
+    return r.GenerationResult(**words, **ids, logprobs=[-0.5, -1.25], stopped="length")
 
 
 def _sae_quality() -> r.AnalysisResult:
     measured = {"fvu": 0.2, "l0": 32.0, "dead": 0.1, "ce_recovered_zero": 0.95, "ce_recovered_mean": 0.9}
     rows = [{"name": name, "value": v, "low": v - 0.01, "high": v + 0.01} for name, v in measured.items()]
     density = [0.0, 0.01, 0.2, 0.001]
-    return SAEQualityResult(rows=rows, density=density, tokens=1000, documents=10, measured_on=ON)
+    return r.SAEQualityResult(rows=rows, density=density, tokens=1000, documents=10, measured_on=ON)
 
 
 def _turn_patching() -> r.AnalysisResult:
-    return TurnPatchingResult(
+    return r.TurnPatchingResult(
         effects=_matrix(3, 2),
         roles=("user", "assistant"),
         texts=("Where is the Tower?", "In Paris."),

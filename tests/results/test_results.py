@@ -6,7 +6,7 @@ import json
 import math
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -32,8 +32,8 @@ from mlxterp.results import (
     kinds,
     markdown,
 )
-from mlxterp.results.shows import Floats, number, visible
-from mlxterp.results.values import ARRAY
+from mlxterp.results.shows import Floats
+from mlxterp.text import number, visible
 
 TOKENS = ["The", " Tower", " is"]
 
@@ -243,7 +243,7 @@ def test_a_new_kind_registers_itself_and_reads_back():
     @dataclass(frozen=True, eq=False, kw_only=True)
     class WeightResult(AnalysisResult):
         kind: ClassVar[str] = "test_weight"
-        values: Floats = field(metadata=ARRAY)
+        values: Floats
 
         @property
         def title(self) -> str:

@@ -14,8 +14,8 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from mlxterp.core.architecture.attention import scaled_dot_product_attention
 from mlxterp.core.model import InterpretableModel
+from mlxterp.models.attention import scaled_dot_product_attention
 from mlxterp.sae import SAE, JumpRelu, Relu, TopK
 
 NOTHING, ALL, ONLY_A, ONLY_C, YES, NO = range(6)

@@ -12,6 +12,7 @@ from mlxterp.models import toy_circuit
 from mlxterp.results import AnalysisResult, PatchingResult
 from mlxterp.workflows import behavior_localization, narratives
 from mlxterp.workflows.localization import mean_attribution
+from tests.rounding import backward_error
 
 CLEAN, CORRUPTED = "the cat sat", "the dog sat"
 
@@ -51,6 +52,7 @@ def test_it_names_the_planted_heads_and_what_each_does(found):
     assert "L0.H0" not in found.conclusion
 
 
+@pytest.mark.usefixtures("pinned_threads")
 def test_patching_steps_are_what_the_analyses_alone_return(tiny_llama):
     result = behavior_localization(tiny_llama, CLEAN, CORRUPTED, answer="x", foil="y")
 
@@ -59,10 +61,13 @@ def test_patching_steps_are_what_the_analyses_alone_return(tiny_llama):
         ("patch_attn", "attn_out", "layer"),
         ("patch_heads", "z", "layer_head"),
     ):
-        alone = activation_patching(
-            tiny_llama, CLEAN, CORRUPTED, component=component, by=by, answer="x", foil="y"
-        )
-        np.testing.assert_allclose(result.get_step(step).effects, alone.effects, atol=1e-6)
+        options = {"component": component, "by": by, "answer": "x", "foil": "y"}
+
+        def alone(options=options):
+            return activation_patching(tiny_llama, CLEAN, CORRUPTED, **options).effects
+
+        rounding = backward_error(tiny_llama, alone)
+        assert result.get_step(step).effects == pytest.approx(alone(), abs=rounding)
         assert result.get_step(step).component == component
     alone = direct_logit_attribution(tiny_llama, CLEAN, answer="x", foil="y")
     assert result.get_step("dla") == alone

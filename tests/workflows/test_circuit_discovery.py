@@ -21,6 +21,7 @@ from mlxterp.errors import MetricError, NoGap, ResultError, SweepError
 from mlxterp.results import AnalysisResult, CircuitResult, FaithfulnessResult
 from mlxterp.workflows import circuit_discovery, narratives
 from tests.causal.circuits.test_acdc import planted_edges, random_token_pairs
+from tests.rounding import backward_error
 from tests.tiny_models import ByteTokenizer, tiny_module
 
 CLEAN, CORRUPTED = "the cat sat", "the dog sat"
@@ -75,26 +76,36 @@ def test_every_step_is_what_the_analysis_alone_returns(small_llama):
     result = circuit_discovery(*pair, threshold=0.05, steps=steps)
 
     scores = edge_attribution(*pair, method="eap-ig", metric="kl")
-    np.testing.assert_allclose(result.get_step("attribution").scores, scores.scores, atol=1e-6)
+    rounding = backward_error(
+        small_llama, lambda: edge_attribution(*pair, method="eap-ig", metric="kl").scores
+    )
+    assert result.get_step("attribution").scores == pytest.approx(scores.scores, abs=rounding)
     for step, component, by in (
         ("activation", "z", "layer_head"),
         ("activation_mlp", "mlp_out", "layer"),
     ):
-        alone = activation_patching(*pair, component=component, by=by, metric="kl", direction="noising")
-        np.testing.assert_allclose(result.get_step(step).effects, alone.effects, atol=1e-6)
+        options = {"component": component, "by": by, "metric": "kl", "direction": "noising"}
+        alone = activation_patching(*pair, **options)
+        rounding = backward_error(
+            small_llama, lambda options=options: activation_patching(*pair, **options).effects
+        )
+        assert result.get_step(step).effects == pytest.approx(alone.effects, abs=rounding)
     circuit = acdc(*pair, threshold=0.05)
     assert edges_of(result.get_step("acdc")) == edges_of(circuit)
-    f = faithfulness(small_llama, PromptPair(CLEAN, CORRUPTED), circuit, metric="kl").effects[0]
-    assert result.get_step("faithfulness").faithfulness == pytest.approx(f, abs=1e-6)
+
+    def does():
+        return faithfulness(small_llama, PromptPair(CLEAN, CORRUPTED), circuit, metric="kl").effects
+
+    f, rounding = does()[0], backward_error(small_llama, does)
+    assert result.get_step("faithfulness").faithfulness == pytest.approx(f, abs=rounding)
     value = result.get_step("faithfulness").row("the circuit").value
     assert value == pytest.approx(circuit.circuit_metric, abs=1e-4)
-    paths = path_patching(
-        *pair,
-        receivers="logits",
-        senders=list(result.get_step("paths").senders),
-        metric="kl",
-    )
-    np.testing.assert_allclose(result.get_step("paths").effects, paths.effects, atol=1e-6)
+
+    def paths():
+        senders = list(result.get_step("paths").senders)
+        return path_patching(*pair, receivers="logits", senders=senders, metric="kl").effects
+
+    assert result.get_step("paths").effects == pytest.approx(paths(), abs=backward_error(small_llama, paths))
 
 
 def test_only_candidates_are_searched_and_the_result_says_which_share(small_circuit, small_llama):
@@ -146,7 +157,11 @@ def test_a_circuit_of_nothing_is_said_to_be_nothing(small_llama):
 
     assert result.get_step("acdc").nodes == ()
     assert result.conclusion == "No circuit was found at threshold 1e+09."
-    assert result.get_step("faithfulness").faithfulness == pytest.approx(0, abs=1e-6)
+    pair, empty = PromptPair(CLEAN, CORRUPTED), result.get_step("acdc")
+    rounding = backward_error(
+        small_llama, lambda: faithfulness(small_llama, pair, empty, metric="kl").effects
+    )
+    assert result.get_step("faithfulness").faithfulness == pytest.approx(0, abs=rounding)
     assert "Lower the threshold" in result.narrative
 
 
@@ -184,8 +199,10 @@ def test_prompts_of_different_lengths_work_and_the_account_says_how(small_llama)
 def test_where_lengths_differ_estimates_are_of_a_metric_whose_gap_is_the_distance_both_ways(small_llama):
     pair = PromptPair(EIFFEL, COLOSSEUM)
 
-    both = circuit_discovery(small_llama, [pair, pair], steps=["attribution"]).get_step("attribution")
-    one = circuit_discovery(small_llama, pair, steps=["attribution"]).get_step("attribution")
+    def scores(pairs):
+        return circuit_discovery(small_llama, pairs, steps=["attribution"]).get_step("attribution")
+
+    both, one = scores([pair, pair]), scores(pair)
 
     def log_p(text):
         row = np.array(small_llama.logits(text))[0, -1].astype(np.float64)
@@ -194,7 +211,8 @@ def test_where_lengths_differ_estimates_are_of_a_metric_whose_gap_is_the_distanc
     c, x = log_p(EIFFEL), log_p(COLOSSEUM)
     jeffreys = float(((np.exp(c) - np.exp(x)) * (c - x)).sum())
     assert one.clean_metric - one.corrupted_metric == pytest.approx(jeffreys, rel=1e-3)
-    np.testing.assert_allclose(both.scores, one.scores, atol=1e-6)
+    rounding = backward_error(small_llama, lambda: scores(pair).scores)
+    assert both.scores == pytest.approx(one.scores, abs=rounding)
     assert both.per_example.shape == (2, len(one.edges))
 
 

@@ -16,7 +16,7 @@ from mlxterp.sae import JumpRelu, feature_effects
 from mlxterp.sae.analysis.examples import feature_examples
 from mlxterp.sae.feature_store.build import build_store, store_from_arrays
 from mlxterp.workflows.features import feature_investigation
-from mlxterp.workflows.request import StepProgress
+from mlxterp.workflows.progress import StepProgress
 from tests.sae.planted import ALL, NO, NOTHING, ONLY_C, YES, A, C, planted_model, planted_sae, random_sae
 from tests.tiny_models import ByteTokenizer, tiny_module
 
@@ -37,7 +37,11 @@ def sae():
 
 @pytest.fixture(scope="module")
 def result(tiny_llama, sae):
-    return feature_investigation(tiny_llama, sae, TEXT, layer=1, dataset=DATASET, top_k=6)
+    return investigated(tiny_llama, sae)
+
+
+def investigated(model, sae):
+    return feature_investigation(model, sae, TEXT, layer=1, dataset=DATASET, top_k=6)
 
 
 def among_inert(n: int):
@@ -66,10 +70,11 @@ def test_the_three_steps_look_at_the_same_features(result):
     assert result.components_from == ("ablation",)
 
 
-def test_each_step_is_what_the_analysis_alone_gives(tiny_llama, sae, result):
+@pytest.mark.usefixtures("pinned_threads")
+def test_each_step_is_what_the_analysis_alone_gives(tiny_llama, sae):
     alone = feature_effects(tiny_llama, sae, TEXT, top_k=6)
 
-    assert result.get_step("ablation") == alone
+    assert investigated(tiny_llama, sae).get_step("ablation") == alone
 
 
 def test_the_feature_that_matters_is_named_and_those_that_do_not_are_not(model):

@@ -31,11 +31,9 @@ from mlxterp_agent.events import (
     Turn,
     Violated,
     Waiting,
-    tally,
-    verdict_of,
 )
 from mlxterp_agent.researchers.base import BudgetState
-from mlxterp_agent.storage.record import is_kept
+from mlxterp_agent.storage.record import is_kept, tally, verdict_of
 from mlxterp_agent.text import duration, one_line, plain
 
 _BAR = 32

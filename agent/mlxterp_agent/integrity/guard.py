@@ -1,23 +1,147 @@
-"""Sees to it that the contract holds: finds what was changed, has it put back, counts.
+"""Was anything changed that an experiment must not change? Finds it, restores it, and counts.
 
-How a change is found and undone is `snapshot.py` and, for the log, `results_log.py`. Here lives when it is
-looked for (between runs and around each one), what counts as a violation then, and how many there were.
+Marks are taken before an experiment runs and compared after. Covers: setup.py and its seal, results.jsonl,
+frozen copies, the journal's identity, findings/, the branches, configuration and hooks of git. Does not
+cover: preventing a change, and what a program changes and undoes between two looks. Content is compared,
+never times: agents set times.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import contextlib
+import os
+import shutil
+import stat
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
 from pathlib import Path
+from typing import Literal
 
-from mlxterp_agent.events import Emit, Violated
+from mlxterp._files import write_atomically
+from mlxterp.autointerpret.contract import FINDINGS, LOG, SETUP, digest
+from mlxterp_agent.events import Violated
 from mlxterp_agent.exit_codes import CONTRACT
-from mlxterp_agent.integrity import snapshot as integrity
-from mlxterp_agent.integrity.snapshot import Marks, Violation
-from mlxterp_agent.judge.evidence import forged
-from mlxterp_agent.sandbox.runner import Outcome
+from mlxterp_agent.platform import NotRegular, explain_disk_full, read_regular
+from mlxterp_agent.storage.git import Committer, git_dirs
 from mlxterp_agent.storage.journal import Event
-from mlxterp_agent.storage.results_log import Ledger
+from mlxterp_agent.storage.record import Execution
+from mlxterp_agent.storage.results_log import ResultsLog
 from mlxterp_agent.storage.state_dir import Sealed, State
+
+What = Literal["setup", "log", "snapshot", "seal", "journal", "findings", "git"]
+
+_GIT_FILES = ("config", "config.worktree", "info/attributes", "info/exclude")
+
+
+@dataclass(frozen=True)
+class Violation:
+    """One thing that changed: which, and a sentence that says what it was and is."""
+
+    what: What
+    detail: str
+
+
+@dataclass(frozen=True)
+class Marks:
+    """What must stay as it is while an experiment runs, each as a text that changes with it.
+
+    Attributes:
+        files: path to (what it is, digest or kind).
+        findings: "a directory", "missing", or what has taken its place.
+        heads: branch to commit.
+        git: configuration and hooks, by name.
+        journal: device, inode and size; it may grow.
+    """
+
+    project: Path
+    files: Mapping[Path, tuple[What, str]]
+    findings: str
+    heads: Mapping[str, str]
+    git: Mapping[str, str]
+    journal: tuple[int, int, int] | None
+
+
+def snapshot(project: Path, state: State, also: Sequence[Path] = ()) -> Marks:
+    """Takes the marks; a few milliseconds.
+
+    Args:
+        also: frozen copies of what runs, which must not change either.
+    """
+    kinds: dict[Path, What] = {
+        project / SETUP: "setup",
+        project / LOG: "log",
+        state.sealed_dir / SETUP: "seal",
+    }
+    kinds |= dict.fromkeys(also, "snapshot")
+    return Marks(
+        project,
+        {path: (what, _mark(path)) for path, what in kinds.items()},
+        _kind(project / FINDINGS),
+        _heads(project),
+        _git_files(project),
+        _identity(state.journal_path),
+    )
+
+
+def compare(before: Marks, after: Marks) -> list[Violation]:
+    """What changed, the gravest first. A branch that only grew is no violation: people commit."""
+    found = [
+        Violation(what, f"{path.name} was changed: it was {then}, and is {after.files[path][1]}")
+        for path, (what, then) in before.files.items()
+        if after.files[path][1] != then
+    ]
+    if before.journal is not None and (after.journal is None or _replaced(before.journal, after.journal)):
+        found.append(
+            Violation("journal", "the journal in the user state directory was removed, replaced or cut")
+        )
+    if after.findings not in (before.findings, "a directory"):
+        found.append(Violation("findings", f"{FINDINGS}/ was {before.findings}, and is {after.findings}"))
+    found += [Violation("git", detail) for detail in _moved(before, after)]
+    for name in sorted(before.git.keys() | after.git.keys()):
+        if before.git.get(name) != after.git.get(name):
+            how = "removed" if name not in after.git else "changed" if name in before.git else "added"
+            found.append(Violation("git", f".git/{name} was {how}"))
+    return found
+
+
+def restore(
+    project: Path, state: State, sealed: Sealed, log: bytes, violations: Sequence[Violation]
+) -> list[str]:
+    """Restores what the supervisor owns, and gives a sentence for each thing it did.
+
+    What was found goes to quarantine first. setup.py and its seal come from `sealed`, results.jsonl is `log`,
+    a findings/ that is no directory is replaced by one. Nothing else is changed: branches, configuration and
+    hooks of git stay as they are found. Our own calls of git ignore hooks and configuration, and the
+    violation names the commit that a branch had.
+    """
+    if not violations:
+        return []
+    evidence = _new_directory(state.quarantine_dir)
+    done: list[str] = []
+    with explain_disk_full(evidence):
+        for what in dict.fromkeys(violation.what for violation in violations):
+            match what:
+                case "setup":
+                    _replace(project / SETUP, sealed.setup_bytes, evidence)
+                    done.append("setup.py was put back from its sealed copy")
+                case "seal":
+                    _replace(sealed.setup, sealed.setup_bytes, evidence / "sealed")
+                    done.append("the sealed copy of setup.py was written anew")
+                case "log":
+                    _replace(project / LOG, log, evidence)
+                    done.append(f"{LOG} was put back from the journal")
+                case "findings":
+                    _set_aside(project / FINDINGS, evidence)
+                    (project / FINDINGS).mkdir()
+                    done.append(f"{FINDINGS}/ is a directory again")
+                case "git":
+                    _copy_git(project, evidence)
+                    done.append("git was left as it is; configuration and hooks were copied")
+                case "snapshot" | "journal":
+                    done.append(f"the {what} cannot be put back; nothing was done")
+    return [*done, f"what was found is kept in {evidence}"]
+
 
 ALLOWED = 1
 """Violations after which a run goes on. One more, and it pauses."""
@@ -29,17 +153,14 @@ class Guard:
     """Watches over the files of one project during one supervised run.
 
     Attributes:
-        violations: how many there were, also in earlier runs, since a run last ended because of them.
+        violations: how many there were since a run last ended because of them; earlier runs count too.
     """
 
-    def __init__(
-        self, project: Path, state: State, sealed: Sealed, ledger: Ledger, emit: Emit, violations: int
-    ) -> None:
-        self._project = project
+    def __init__(self, state: State, sealed: Sealed, results: ResultsLog, *, violations: int) -> None:
+        self._project = results.project
         self._state = state
         self._sealed = sealed
-        self._ledger = ledger
-        self._emit = emit
+        self._results = results
         self._marks: Marks = self.marks()
         self.violations = violations
 
@@ -50,47 +171,47 @@ class Guard:
 
     def marks(self, *frozen: Path) -> Marks:
         """What must stay as it is, as it is now."""
-        return integrity.snapshot(self._project, self._state, also=frozen)
+        return snapshot(self._project, self._state, also=frozen)
 
     def remember(self) -> None:
-        """Everything is as the supervisor left it: what differs from now on was somebody else."""
+        """Takes the present state for what the supervisor left: what differs later, another program
+        changed."""
         self._marks = self.marks()
 
     def between_runs(self) -> list[str]:
-        """Puts back what changed since the last run, and says what. People may commit and log by hand
+        """Restores what changed since the last run, and names it. People may commit and log by hand
         meanwhile."""
-        found = [each for each in integrity.compare(self._marks, self.marks()) if each.what in _BETWEEN_RUNS]
-        log = self._ledger.changed_under_us()
+        found = [each for each in compare(self._marks, self.marks()) if each.what in _BETWEEN_RUNS]
+        log = self._results.unexpected_change()
         if log is not None:
             found.append(Violation("log", log))
-        return self._restored(found) if found else []
+        return self._restore(found) if found else []
 
-    def after(self, before: Marks, frozen: Path, outcome: Outcome) -> list[str]:
-        """What the run did to the contract, in words; what can be put back is put back."""
-        changed = integrity.compare(before, self.marks(frozen))
-        words = self._restored(changed) if changed else []
-        did = [f"forged report: {frame}" for frame in forged(outcome.bad_frames)]
-        if outcome.escaped:
-            did.append(f"{outcome.escaped} processes left the experiment's group and were ended")
+    def after(self, before: Marks, frozen: Path, execution: Execution) -> list[str]:
+        """What the run did to the contract, a sentence each; what can be restored is restored."""
+        changed = compare(before, self.marks(frozen))
+        details = self._restore(changed) if changed else []
+        did = [f"forged report: {frame.text}" for frame in execution.bad_frames if frame.forged]
+        if execution.escaped:
+            did.append(f"{execution.escaped} processes left the experiment's group and were ended")
         if did and not changed:
             self._count(did)
-        return [*words, *did]
+        return [*details, *did]
 
-    def _restored(self, found: Sequence[Violation]) -> list[str]:
-        words = [violation.detail for violation in found]
-        log = self._ledger.shadow()
-        done = integrity.restore(self._project, self._state, self._sealed, log, found)
-        self._count([*words, *done])
-        return words
+    def _restore(self, found: Sequence[Violation]) -> list[str]:
+        details = [violation.detail for violation in found]
+        done = restore(self._project, self._state, self._sealed, self._results.logged_bytes(), found)
+        self._count([*details, *done])
+        return details
 
-    def _count(self, words: Sequence[str]) -> None:
+    def _count(self, details: Sequence[str]) -> None:
         self.violations += 1
-        self._ledger.journal.append("restored", what=list(words))
-        self._emit(Violated("; ".join(words)))
+        self._results.journal.append("restored", what=list(details))
+        self._results.emit(Violated("; ".join(details)))
 
 
-def since_the_pause(events: Iterable[Event]) -> int:
-    """Violations count across crashes and restarts, until a run ended because of them: then a person has
+def violations_since_the_pause(events: Iterable[Event]) -> int:
+    """Violations count across crashes and restarts, until a run ended because of them: a person has
     looked."""
     count = 0
     for event in events:
@@ -99,3 +220,110 @@ def since_the_pause(events: Iterable[Event]) -> int:
         elif event["event"] == "stop" and event["exit_code"] == CONTRACT:
             count = 0
     return count
+
+
+def _mark(path: Path) -> str:
+    try:
+        data = read_regular(path)
+    except FileNotFoundError:
+        return "missing"
+    except NotRegular as problem:
+        return str(problem)
+    except OSError as problem:
+        return f"unreadable ({os.strerror(problem.errno or 0)})"
+    return f"{len(data):,} bytes with digest {digest(data)[:16]}"
+
+
+def _kind(path: Path) -> str:
+    try:
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
+        return "missing"
+    if stat.S_ISDIR(mode):
+        return "a directory"
+    return f"a symbolic link to {os.readlink(path)}" if stat.S_ISLNK(mode) else "not a directory"
+
+
+def _identity(path: Path) -> tuple[int, int, int] | None:
+    try:
+        status = os.lstat(path)
+    except FileNotFoundError:
+        return None
+    return status.st_dev, status.st_ino, status.st_size
+
+
+def _replaced(before: tuple[int, int, int], after: tuple[int, int, int]) -> bool:
+    return before[:2] != after[:2] or after[2] < before[2]
+
+
+def _heads(project: Path) -> dict[str, str]:
+    """Branch to commit, read from the files: loose refs win over packed ones. Empty without a repository."""
+    dirs = git_dirs(project)
+    if dirs is None:
+        return {}
+    found: dict[str, str] = {}
+    with contextlib.suppress(OSError):
+        for line in (dirs.common / "packed-refs").read_text(encoding="utf-8", errors="replace").splitlines():
+            sha, _, name = line.partition(" ")
+            if name.startswith("refs/heads/"):
+                found[name] = sha
+    for path in sorted((dirs.common / "refs" / "heads").rglob("*")):
+        with contextlib.suppress(OSError):
+            if path.is_file() and path.suffix != ".lock":
+                found[path.relative_to(dirs.common).as_posix()] = path.read_text(errors="replace").strip()
+    return found
+
+
+def _git_files(project: Path) -> dict[str, str]:
+    dirs = git_dirs(project)
+    if dirs is None:
+        return {"": "missing"}
+    paths = [dirs.common / name for name in _GIT_FILES]
+    with contextlib.suppress(OSError):
+        paths += sorted((dirs.common / "hooks").iterdir())
+    return {path.relative_to(dirs.common).as_posix(): _mark(path) for path in paths if os.path.lexists(path)}
+
+
+def _moved(before: Marks, after: Marks) -> list[str]:
+    """Branches that vanished or lost commits."""
+    moved: list[str] = []
+    for name, sha in before.heads.items():
+        now = after.heads.get(name)
+        short = name.removeprefix("refs/heads/")
+        if now is None:
+            moved.append(f"branch {short} was removed (`git branch {short} {sha[:12]}` brings it back)")
+        elif now != sha and not Committer(before.project).descends(now, sha):
+            moved.append(
+                f"branch {short} was rewritten from {sha[:12]} to {now[:12]}; commits are missing in it"
+            )
+    return moved
+
+
+def _new_directory(quarantine: Path) -> Path:
+    name = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%S.%f")
+    directory = quarantine / name
+    directory.mkdir(parents=True)
+    return directory
+
+
+def _replace(path: Path, data: bytes, evidence: Path) -> None:
+    if os.path.lexists(path):
+        _set_aside(path, evidence)
+    write_atomically(path, data)
+
+
+def _set_aside(path: Path, evidence: Path) -> None:
+    evidence.mkdir(exist_ok=True)
+    if os.path.lexists(path):
+        shutil.move(path, evidence / path.name)
+
+
+def _copy_git(project: Path, evidence: Path) -> None:
+    dirs = git_dirs(project)
+    if dirs is None:
+        return
+    for name in _git_files(project):
+        source, target = dirs.common / name, evidence / "git" / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(OSError):
+            shutil.copy2(source, target, follow_symlinks=False)

@@ -1,8 +1,8 @@
-"""Does everything an investigation left agree with everything else? Read-only, and without the lock.
+"""Does everything that an investigation left agree? Read-only, and without the lock.
 
 Each check compares two things that were written at different times: lines with their seals, the log with the
 journal, what ran with its digest, kept entries with findings/ and git. What cannot be compared on this
-machine is said to be unchecked, never taken for agreement.
+machine is reported as unchecked, never as agreement.
 """
 
 from __future__ import annotations
@@ -23,9 +23,11 @@ from mlxterp_agent.storage.git import Committer
 from mlxterp_agent.storage.journal import Event, Journal
 from mlxterp_agent.storage.record import (
     RUNS,
-    by_hand,
+    digests_of,
     is_kept,
-    shadow,
+    logged_bytes,
+    read_entry_without_record,
+    uid_of,
     whole_lines,
 )
 from mlxterp_agent.storage.state_dir import State
@@ -33,7 +35,7 @@ from mlxterp_agent.storage.state_dir import State
 
 @dataclass(frozen=True)
 class Check:
-    """One comparison: whether it holds, and in words what was compared or what disagrees."""
+    """One comparison: whether it holds, and a sentence on what was compared or what disagrees."""
 
     name: str
     result: Literal["ok", "problem", "unchecked"]
@@ -41,7 +43,7 @@ class Check:
 
 
 def verify(project: Path, state: State) -> list[Check]:
-    """Every comparison, in the order of truth; a run that is under way may show its open ends."""
+    """Every comparison, in the order of truth; a run that is under way may show what it has not completed."""
     events = Journal(state.journal_path).events()
     log = ExperimentLog(project / LOG)
     entries = list(log.scan().entries)
@@ -66,12 +68,12 @@ def verify(project: Path, state: State) -> list[Check]:
         ),
     ]
     found: list[Check] = []
-    for name, read_project, fine in checks:
-        words = list(read_project())
-        problems = [text for text in words if text is not None]
+    for name, compare, fine in checks:
+        disagreements = list(compare())
+        problems = [text for text in disagreements if text is not None]
         if problems:
             found += [Check(name, "problem", text) for text in problems]
-        elif words:
+        elif disagreements:
             found.append(Check(name, "unchecked", "nothing on this machine to compare with"))
         else:
             found.append(Check(name, "ok", fine))
@@ -79,7 +81,7 @@ def verify(project: Path, state: State) -> list[Check]:
 
 
 def _log(log: ExperimentLog, events: list[Event]) -> Iterator[str | None]:
-    """None, here and below, stands for "cannot be checked"; a text is a problem."""
+    """Yields a text for each problem; None, here and below, stands for "cannot be checked"."""
     scan = log.scan()
     anchors = [
         Seal(event["size"], event["sha256"]) for event in events if event["event"] in ("logged", "adopted")
@@ -98,12 +100,12 @@ def _journal(log: ExperimentLog, events: list[Event]) -> Iterator[str | None]:
     if not events:
         yield None
         return
-    raw, known = log.raw(), shadow(events)
+    raw, known = log.raw(), logged_bytes(events)
     if not raw.startswith(known):
         yield f"{LOG} differs from the journal's copy of it; `autointerp start` puts it back"
     else:
         for line in whole_lines(raw[len(known) :]):
-            if by_hand(line) is None:
+            if read_entry_without_record(line) is None:
                 yield "a line that claims to be a supervisor's is not in the journal"
     logged = {event["uid"] for event in events if event["event"] == "logged"}
     results = [event for event in events if event["event"] == "result"]
@@ -125,7 +127,7 @@ def _setup(project: Path, state: State, entries: list[ExperimentEntry]) -> Itera
         yield f"{SETUP} is not the sealed one"
     reference = sealed or current
     others = [
-        e.experiment_id for e in entries if e.record and _digests(e).get("setup") not in (None, reference)
+        e.experiment_id for e in entries if e.record and digests_of(e).get("setup") not in (None, reference)
     ]
     if others:
         yield f"measured with another {SETUP}: {', '.join(others)}"
@@ -137,8 +139,8 @@ def _experiments(project: Path, entries: list[ExperimentEntry], events: list[Eve
         record = entry.record
         if record is None:
             continue
-        expected = _digests(entry).get("experiment")
-        source = sources.get(str(record.get("uid")).rpartition(".")[0])
+        expected = digests_of(entry).get("experiment")
+        source = sources.get((uid_of(entry) or "").rpartition(".")[0])
         copy = _read(project / RUNS / str(record.get("run")) / EXPERIMENT)
         if source is None and copy is None:
             yield None
@@ -154,7 +156,7 @@ def _findings(project: Path, entries: list[ExperimentEntry]) -> Iterator[str | N
         if not folder.is_dir():
             yield f"{entry.experiment_id}: {folder_of(entry)} is missing"
             continue
-        if _digest_of(folder / EXPERIMENT) != _digests(entry).get("experiment"):
+        if _digest_of(folder / EXPERIMENT) != digests_of(entry).get("experiment"):
             yield f"{entry.experiment_id}: {folder_of(entry)}/{EXPERIMENT} is not what ran"
         try:
             same = json.loads(_read(folder / "result.json") or b"null") == entry_json(entry)
@@ -177,17 +179,13 @@ def _git(project: Path, entries: list[ExperimentEntry], log: ExperimentLog) -> I
             yield f"{entry.experiment_id}: kept, but in no commit; `autointerp start` commits it"
             continue
         source = committer.read(sha, EXPERIMENT)
-        if source is None or digest(source) != _digests(entry).get("experiment"):
+        if source is None or digest(source) != digests_of(entry).get("experiment"):
             yield f"{entry.experiment_id}: the experiment in commit {sha[:10]} is not what ran"
         logged = committer.read(sha, LOG)
         if logged is None or not raw.startswith(logged):
             yield f"{entry.experiment_id}: the log in commit {sha[:10]} is not the beginning of {LOG}"
     for unknown in sorted(commits.keys() - {entry.experiment_id for entry in kept}):
         yield f"commit {commits[unknown][:10]} claims experiment {unknown}, which the log does not keep"
-
-
-def _digests(entry: ExperimentEntry) -> dict[str, str | None]:
-    return (entry.record or {}).get("digests") or {}
 
 
 def _read(path: Path) -> bytes | None:

@@ -1,9 +1,9 @@
 """Who proposes the next experiment: a script, Claude Code, an API model, or a person with an editor.
 
-Here live the values that pass between the supervisor and a researcher. How one researcher works lives in its
-own module; what becomes of a proposal is the supervisor's affair, and a driver has no vote in it.
+Here are the values that pass between the supervisor and a researcher, and the protocol of a researcher. How
+one researcher works is its own module; the supervisor alone decides what becomes of a proposal.
 
-A driver works in turns. Within one turn it may write `experiment.py` once and be idle (the scripted
+A researcher works in turns. Within one turn it may write `experiment.py` once and be idle (the scripted
 researcher), or write it many times while the supervisor runs each new version (Claude Code): `tell` is
 called after every experiment, whether or not the turn has ended.
 """
@@ -20,10 +20,10 @@ from mlxterp.autointerpret.entry import ExperimentEntry
 
 @dataclass(frozen=True)
 class Working:
-    """A turn is under way; `doing` says in one line what the researcher is at, for the live screen.
+    """A turn is under way; `doing` says in one line what the researcher does, for the live screen.
 
-    `offers` is False while experiment.py may be half written: a researcher that edits it in several steps and
-    says by itself when it is to be run.
+    `offers` is False while experiment.py may be half written: a researcher that edits it in several steps
+    itself says when it is to be run.
     """
 
     doing: str = ""
@@ -44,12 +44,12 @@ class Done:
 
 @dataclass(frozen=True)
 class Failed:
-    """The researcher cannot go on: its program is missing, its key is refused, its service stays away."""
+    """The researcher cannot go on: no program, a refused key, a service that does not answer."""
 
     reason: str
 
 
-DriverState = Working | Idle | Done | Failed
+ResearcherState = Working | Idle | Done | Failed
 
 WORKING = Working()
 IDLE = Idle()
@@ -90,15 +90,15 @@ def _charge_nothing(
     call: str | None = None,
     details: Mapping[str, object] | None = None,
 ) -> None:
-    """Stands where no budget listens."""
+    """For a situation without a budget."""
 
 
 def _hold_nothing(call: str, usd: float | None, tokens: int | None) -> None:
-    """Stands where no budget listens."""
+    """For a situation without a budget."""
 
 
 def _note_nothing(text: str) -> None:
-    """Stands where nobody reads."""
+    """For a situation without a screen and a journal."""
 
 
 @dataclass(frozen=True)
@@ -113,11 +113,11 @@ class Situation:
         deadline_left: seconds until the investigation must end; None when nothing limits its time.
         steer: the text of `steer.md`, the guidance a person left for the time between experiments.
         facts: what `setup.py` gave when it was imported: model, metrics, question, size of the dataset.
-        charge: called by a driver that costs money, with dollars and tokens just spent. This and what follows
-        is called on the supervisor's thread only.
-        hold: puts aside what a call may cost at worst, before it is made; a crash in between spends it.
+        charge: called by a researcher that costs money, with dollars and tokens just spent. This and what
+            follows is called on the supervisor's thread only.
+        hold: reserves what a call may cost at worst, before it is made; a crash in between spends it.
         budget_now: what is spent and left at this moment.
-        note: tells people and the journal what the researcher waits for.
+        note: shows people what the researcher waits for, and writes it to the journal.
     """
 
     project: Path
@@ -135,13 +135,13 @@ class Situation:
 
 @dataclass(frozen=True)
 class ExperimentOutcome:
-    """What a researcher hears after a proposal.
+    """What became of a proposal, as the researcher gets it.
 
     Attributes:
         run: the number of the run, or None when nothing ran (the file did not parse, or these bytes ran
         before).
         entries: the lines that the run added to the log.
-        text: verdict, reasons, failing check and budget in words, at most 2 kB.
+        text: verdict, reasons, failing check and budget, at most 2 kB.
     """
 
     run: int | None
@@ -153,7 +153,7 @@ class Researcher(Protocol):
     """A researcher. Every method returns at once; none waits for an experiment.
 
     `begin_turn` starts one turn. `poll` says how it stands. `tell` delivers the outcome of an experiment,
-    also in the middle of a turn. `close` ends whatever the driver started, within two seconds.
+    also in the middle of a turn. `close` ends whatever the researcher started, within two seconds.
     """
 
     @property
@@ -166,12 +166,12 @@ class Researcher(Protocol):
 
     @property
     def session(self) -> str | None:
-        """The researcher's own name for its conversation, or None."""
+        """The researcher's own id of its conversation, or None."""
 
     def begin_turn(self, situation: Situation) -> None: ...
 
-    def poll(self) -> DriverState: ...
+    def poll(self) -> ResearcherState: ...
 
-    def tell(self, told: ExperimentOutcome) -> None: ...
+    def tell(self, outcome: ExperimentOutcome) -> None: ...
 
     def close(self) -> None: ...

@@ -1,7 +1,7 @@
-"""Somebody else edits experiment.py: a person, or an agent that was opened in the directory by hand.
+"""experiment.py is edited from outside: by a person, or by an agent that was opened in the directory by hand.
 
 Covers: waiting for edits as long as the budget lasts (`External`), and one proposal only (`Once`, behind
-`autointerp run`). Neither writes a file.
+`autointerp run`). Neither writes a file, begins a turn or starts a process.
 """
 
 from __future__ import annotations
@@ -9,53 +9,48 @@ from __future__ import annotations
 from mlxterp_agent.researchers.base import (
     WORKING,
     Done,
-    DriverState,
     ExperimentOutcome,
+    ResearcherState,
     Situation,
 )
 
 
 class External:
-    """Always at work: whoever edits needs no turn to be begun and is never done."""
+    """Always at work: an editor outside needs no turn to begin, and is never done."""
 
     name = "external"
     model: str | None = None
     session: str | None = None
 
-    def __init__(self) -> None:
-        self.told: list[ExperimentOutcome] = []
-
     def begin_turn(self, situation: Situation) -> None:
-        """Nothing to begin; an external researcher reads STATE.md and the log."""
+        """An external researcher reads STATE.md and the log."""
 
-    def poll(self) -> DriverState:
+    def poll(self) -> ResearcherState:
         return WORKING
 
-    def tell(self, told: ExperimentOutcome) -> None:
+    def tell(self, outcome: ExperimentOutcome) -> None:
         """The verdict reaches an external researcher through the log and STATE.md."""
 
-    def close(self) -> None:
-        """Nothing was started."""
+    def close(self) -> None: ...
 
 
 class Once:
-    """One proposal: what experiment.py holds now. Done as soon as the supervisor has dealt with it."""
+    """One proposal: what experiment.py holds now. Done as soon as it has an outcome."""
 
     name = "external"
     model: str | None = None
     session: str | None = None
 
     def __init__(self) -> None:
-        self.told: ExperimentOutcome | None = None
+        self.outcome: ExperimentOutcome | None = None
 
     def begin_turn(self, situation: Situation) -> None:
         """The proposal is already on disk."""
 
-    def poll(self) -> DriverState:
-        return WORKING if self.told is None else Done("one experiment was asked for")
+    def poll(self) -> ResearcherState:
+        return WORKING if self.outcome is None else Done("one experiment was asked for")
 
-    def tell(self, told: ExperimentOutcome) -> None:
-        self.told = told
+    def tell(self, outcome: ExperimentOutcome) -> None:
+        self.outcome = outcome
 
-    def close(self) -> None:
-        """Nothing was started."""
+    def close(self) -> None: ...

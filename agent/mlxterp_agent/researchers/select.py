@@ -1,34 +1,41 @@
 """Who investigates, from what was asked for and what is there: Claude Code, the Anthropic API, a script.
 
-Nothing is started here. Each choice says in words why it was made.
+Nothing is started here. Each choice says why it was made.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
+from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
 from mlxterp_agent.exit_codes import ResearcherUnavailable
 from mlxterp_agent.researchers.base import Researcher
-from mlxterp_agent.researchers.claude_code import (
-    BINARY_ENV,
-    ClaudeOptions,
-    Turns,
-    find_claude,
-    logged_in,
-)
+from mlxterp_agent.researchers.claude_code import ClaudeCode, ClaudeOptions, Turns
 from mlxterp_agent.researchers.external import External
 
 Agent = Literal["auto", "scripted", "claude", "api", "none"]
 
 KEY_ENV = "ANTHROPIC_API_KEY"
+BINARY_ENV = "AUTOINTERP_CLAUDE"
 
 
 class Choice(NamedTuple):
-    """The researcher, and in words who it is and why."""
+    """The researcher, and a sentence that says who it is and why."""
 
-    driver: Researcher
-    words: str
+    researcher: Researcher
+    description: str
+
+
+class _Wishes(NamedTuple):
+    """The options of the command that concern the researcher."""
+
+    model: str | None
+    turns: Turns
+    shell: bool
+    base_url: str | None
 
 
 def choose(
@@ -44,60 +51,55 @@ def choose(
     Raises:
         ResearcherUnavailable: it was asked for by name, and it is not there.
     """
+    wishes = _Wishes(model, turns, shell, base_url)
     match agent:
         case "none":
             return Choice(External(), "nobody in particular: experiment.py is run whenever it changes")
         case "scripted":
             return _scripted("asked for")
         case "claude":
-            return _claude(_claude_binary(), "asked for", model, turns, shell=shell)
+            return _claude(_claude_binary(), "asked for", wishes)
         case "api":
-            return _api("asked for", model, base_url)
+            return _api("asked for", wishes)
         case "auto":
-            return _automatic(model, turns, base_url, shell=shell)
+            return _automatic(wishes)
 
 
-def _automatic(model: str | None, turns: Turns, base_url: str | None, *, shell: bool) -> Choice:
+def find_claude(environment: Mapping[str, str] = os.environ) -> str | None:
+    """The program: what AUTOINTERP_CLAUDE names, or `claude` on PATH; None if there is none."""
+    return shutil.which(environment.get(BINARY_ENV) or "claude", path=environment.get("PATH"))
+
+
+def logged_in(binary: str) -> bool:
+    """Whether the program says that it can reach a model; asks no service, in less than a second."""
+    try:
+        asked = subprocess.run(
+            [binary, "auth", "status", "--json"],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=15,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return asked.returncode == 0
+
+
+def _automatic(wishes: _Wishes) -> Choice:
     binary = find_claude()
     if binary is None and os.environ.get(KEY_ENV):
-        return _api(f"no claude on PATH, and {KEY_ENV} is set", model, base_url)
+        return _api(f"no claude on PATH, and {KEY_ENV} is set", wishes)
     if binary is None:
         return _scripted(f"no claude on PATH and no {KEY_ENV}; this one needs no key and no model hub")
     if not logged_in(binary):
         return _scripted(f"{binary} is there but not logged in; this one needs no key")
-    return _claude(binary, "it is on PATH and logged in", model, turns, shell=shell)
+    return _claude(binary, "it is on PATH and logged in", wishes)
 
 
-def _claude(binary: str, why: str, model: str | None, turns: Turns, *, shell: bool) -> Choice:
-    from mlxterp_agent.researchers.claude_code import ClaudeCode
-
-    options = ClaudeOptions(binary=binary, model=model, turns=turns, shell=shell)
+def _claude(binary: str, why: str, wishes: _Wishes) -> Choice:
+    model = wishes.model
+    options = ClaudeOptions(binary=binary, model=model, turns=wishes.turns, shell=wishes.shell)
     return Choice(ClaudeCode(options), f"Claude Code{f' with {model}' if model else ''} ({why})")
-
-
-def _api(why: str, model: str | None, base_url: str | None) -> Choice:
-    from mlxterp_agent.researchers.anthropic_api import (
-        DEFAULT_MODEL,
-        ApiResearcher,
-        deprecation,
-        price_of,
-    )
-
-    key = os.environ.get(KEY_ENV, "")
-    if not key:
-        raise ResearcherUnavailable(
-            f"--agent api needs a key, and {KEY_ENV} is not set. Set it, or use --agent scripted, which "
-            "needs none."
-        )
-    name = model or DEFAULT_MODEL
-    notes = [why]
-    if warning := deprecation(name):
-        notes.append(warning)
-    if price_of(name).estimated:
-        notes.append("its price is not known; dollars are estimated, from the dearest model that is")
-    driver = ApiResearcher(model=name, api_key=key, base_url=base_url)
-    del os.environ[KEY_ENV]  # from here on only the driver holds it
-    return Choice(driver, f"Anthropic API with {name} ({'; '.join(notes)})")
 
 
 def _claude_binary() -> str:
@@ -113,6 +115,28 @@ def _claude_binary() -> str:
             "--agent scripted needs neither."
         )
     return binary
+
+
+def _api(why: str, wishes: _Wishes) -> Choice:
+    # The SDK takes a second to import, and only this researcher needs it.
+    from mlxterp.llm.prices import DEFAULT_MODEL, deprecation, price_of
+    from mlxterp_agent.researchers.anthropic_api.researcher import ApiResearcher
+
+    key = os.environ.get(KEY_ENV, "")
+    if not key:
+        raise ResearcherUnavailable(
+            f"--agent api needs a key, and {KEY_ENV} is not set. Set it, or use --agent scripted, which "
+            "needs none."
+        )
+    model = wishes.model or DEFAULT_MODEL
+    notes = [why]
+    if warning := deprecation(model):
+        notes.append(warning)
+    if price_of(model).estimated:
+        notes.append("its price is not known; dollars are estimated, from the dearest model that is")
+    researcher = ApiResearcher(model=model, api_key=key, base_url=wishes.base_url)
+    del os.environ[KEY_ENV]  # from here on only the researcher holds it
+    return Choice(researcher, f"Anthropic API with {model} ({'; '.join(notes)})")
 
 
 def _scripted(why: str) -> Choice:

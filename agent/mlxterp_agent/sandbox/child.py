@@ -1,6 +1,6 @@
 """One worker with its warden and its pipes, seen from the supervisor.
 
-Lives here: starting it, reading everything it says without ever blocking it, ending it. Does not live here:
+Lives here: starting it, reading everything it writes without ever blocking it, ending it. Does not live here:
 how long it may run and what its end means (`runner.py`), what the frames are (`frames.py`).
 
 The supervisor never forks: `subprocess` starts the warden, and the warden starts the worker (`warden.py`).
@@ -19,9 +19,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, Literal, NamedTuple
 
 from mlxterp_agent.platform import child_environment
 from mlxterp_agent.sandbox.frames import Frames
@@ -31,7 +31,7 @@ FILE = 1_000_000
 
 
 class Capture:
-    """One stream of a child. Fed by the pump; `to_file` may come later, what came before is written then.
+    """One stream of a child: its end in memory, and from `to_file` on its beginning and end in a file.
 
     Attributes:
         total: bytes so far.
@@ -44,7 +44,7 @@ class Capture:
         self._file: BinaryIO | None = None
 
     def feed(self, chunk: bytes) -> None:
-        """Takes what the pipe gave."""
+        """Takes what was read from the pipe."""
         room = max(0, FILE - TAIL - self.total)
         self.total += len(chunk)
         if room and self._file is None:
@@ -56,14 +56,14 @@ class Capture:
             del self._tail[:-TAIL]
 
     def to_file(self, path: Path) -> None:
-        """From now on the beginning of the stream goes to this file. It is a copy for people: nothing depends
-        on it."""
+        """Writes the beginning of the stream to this file, what came before included. A copy for people:
+        nothing depends on it."""
         self._file = open(path, "wb", buffering=0)  # noqa: SIM115 - closed by `end`
         self._write(bytes(self._head))
         self._head.clear()
 
     def end(self) -> None:
-        """The stream is over: what was left out of the file is named there, and its end follows."""
+        """Ends the file: with how much of the stream is left out, and with its last 64 kB."""
         if self._file is None:
             return
         left_out = self.total - (FILE - TAIL)
@@ -90,7 +90,7 @@ class Capture:
         try:
             self._file.write(data)
         except OSError:
-            # The disk is full: the experiment goes on, and the journal will say so.
+            # The disk is full: the experiment continues, and the journal will report it.
             self._file.close()
             self._file = None
 
@@ -99,6 +99,19 @@ _HERE = Path(__file__).resolve().parent
 _CHUNK = 1 << 16
 _DRAIN = 0.5
 _LAST_WAIT = 10.0
+
+
+def warden_command(
+    command: Sequence[str],
+    *,
+    lifeline: int,
+    when_alone: Literal["kill", "ask"],
+    status: int | None = None,
+    outbox: int | None = None,
+) -> list[str]:
+    """The command line that starts `command` under a warden; what the descriptors mean is in `warden.py`."""
+    fds = ["-" if fd is None else str(fd) for fd in (lifeline, status, outbox)]
+    return [sys.executable, "-I", "-S", "-B", str(_HERE / "warden.py"), *fds, when_alone, *command]
 
 
 class Exit(NamedTuple):
@@ -113,10 +126,10 @@ class Exit(NamedTuple):
 class Child:
     """A worker that imports setup.py at once and then waits for `go`.
 
-    `with_news` and the properties below may be used from any thread; a thread of its own reads the pipes.
+    Its methods and properties may be used from any thread; a thread of its own reads the pipes.
 
     Attributes:
-        setup_sha: digest of the setup.py it was told to import.
+        setup_sha: digest of the setup.py it imports.
         frames: what it reported.
         pid: of the worker; None until the warden has started it.
         exit: None while it runs, and when the warden was lost (then `ended` is true).
@@ -130,7 +143,7 @@ class Child:
         self.setup_seconds: float | None = None
         self._out, self._err = Capture(), Capture()
         self._tmp = tmp
-        self._news = threading.Condition()
+        self._changed = threading.Condition()
         self._ended = False
         self._began = time.monotonic()
         tmp.mkdir(mode=0o700)
@@ -138,10 +151,15 @@ class Child:
         lifeline, self._lifeline = os.pipe()
         self._status, status = os.pipe()
         self._wake, self._waker = os.pipe()
-        warden = [sys.executable, "-I", "-S", "-B", str(_HERE / "warden.py")]
         try:
             self._process = subprocess.Popen(
-                [*warden, str(lifeline), str(status), str(outbox), str(_HERE / "worker.py")],
+                warden_command(
+                    [sys.executable, str(_HERE / "worker.py")],
+                    lifeline=lifeline,
+                    status=status,
+                    outbox=outbox,
+                    when_alone="kill",
+                ),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -153,7 +171,7 @@ class Child:
         finally:
             for fd in (lifeline, status, outbox):
                 os.close(fd)
-        self._order(project=str(project), setup=str(setup), sha=setup_sha)
+        self._send(project=str(project), setup=str(setup), sha=setup_sha)
         self._pump = threading.Thread(
             target=self._read_pipes, name=f"autointerp-pump-{tmp.name}", daemon=True
         )
@@ -166,7 +184,7 @@ class Child:
 
     @property
     def ended(self) -> bool:
-        """Whether it is gone and everything it said is read."""
+        """Whether it is gone and everything it wrote is read."""
         return self._ended
 
     @property
@@ -183,31 +201,30 @@ class Child:
 
     @property
     def last_line(self) -> str:
-        """What it printed last: during a download, the progress."""
+        """The last line it printed: during a download, the progress."""
         return self._err.last_line() or self._out.last_line()
 
     def go(self, experiment: Path, sha: str, run_dir: Path) -> None:
-        """Starts the experiment in these bytes; what it prints goes to stdout.txt and stderr.txt in
-        `run_dir`."""
-        with self._news:
+        """Starts the experiment; what it prints goes to stdout.txt and stderr.txt in `run_dir`."""
+        with self._changed:
             self._out.to_file(run_dir / "stdout.txt")
             self._err.to_file(run_dir / "stderr.txt")
             self.frames.expect_entries()
-        self._order(experiment=str(experiment), sha=sha)
+        self._send(experiment=str(experiment), sha=sha)
 
     def wait(self, ready: Callable[[], bool], timeout: float) -> bool:
-        """Waits for news that make `ready` true, at most this long in real time."""
-        with self._news:
-            return self._news.wait_for(ready, timeout)
+        """Waits until something that was read makes `ready` true, at most this long in real time."""
+        with self._changed:
+            return self._changed.wait_for(ready, timeout)
 
     def terminate(self) -> None:
         """Asks the worker's process group to end."""
-        self._tell_warden(b"T")
+        self._order_warden(b"T")
 
     def kill(self) -> None:
         """Ends the worker's group and everything else it has started; returns when it is gone, at most 10 s
         later."""
-        self._tell_warden(b"K")
+        self._order_warden(b"K")
         if not self.wait(lambda: self._ended, _LAST_WAIT):
             self._process.kill()
             self.wait(lambda: self._ended, _DRAIN)
@@ -231,16 +248,16 @@ class Child:
                     stream.close()
         shutil.rmtree(self._tmp, ignore_errors=True)
 
-    def _order(self, **order: str) -> None:
+    def _send(self, **order: str) -> None:
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.write(json.dumps(order).encode() + b"\n")
             self._process.stdin.flush()
 
-    def _tell_warden(self, order: bytes) -> None:
+    def _order_warden(self, order: bytes) -> None:
         with contextlib.suppress(BrokenPipeError):
             os.write(self._lifeline, order)
-        # The experiment may have stopped its warden; `send_signal` knows whether it is still ours to signal.
+        # The experiment may have stopped its warden. `send_signal` checks that the process is still ours.
         self._process.send_signal(signal.SIGCONT)
 
     def _read_pipes(self) -> None:
@@ -266,20 +283,20 @@ class Child:
                         until = 0.0
                         continue
                     chunk = os.read(key.fd, _CHUNK)
-                    with self._news:
+                    with self._changed:
                         if chunk:
                             takers[key.fd](chunk)
                         else:
                             selector.unregister(key.fd)
-                        self._news.notify_all()
+                        self._changed.notify_all()
                     if not chunk and key.fd == self._status:
                         until = time.monotonic() + _DRAIN
-        with self._news:
+        with self._changed:
             self.frames.end()
             self._out.end()
             self._err.end()
             self._ended = True
-            self._news.notify_all()
+            self._changed.notify_all()
 
     def _take_frames(self, chunk: bytes) -> None:
         self.frames.feed(chunk)

@@ -1,4 +1,4 @@
-"""What a child says on its outbox, read strictly: JSON lines of four kinds, each at its time.
+"""What a child reports on its outbox, read strictly: JSON lines of four types, each at its time.
 
     ready         setup.py was imported; `facts` about it
     setup_error   it was not; `error`, `traceback`
@@ -6,8 +6,7 @@
     done          the experiment ended by itself; `status`, `error`, `traceback`
 
 The experiment has the pipe too and can write anything, so nothing here raises: what does not fit is a bad
-frame. A forged frame that fits is believed as far as a report is ever believed; what counts is measured
-elsewhere.
+frame. A forged frame that fits is believed as far as any report is: an entry is a claim.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ from typing import Any
 from mlxterp.autointerpret.encoding import MAX_LINE, LineError, decode_object
 from mlxterp.autointerpret.entry import ExperimentEntry
 from mlxterp.errors import EntryError
+from mlxterp_agent.storage.record import BadFrame
 
 MAX_TOTAL = 64_000_000
 MAX_ENTRIES = 64
@@ -28,10 +28,10 @@ _MAX_TEXT = 20_000
 
 @dataclass(frozen=True)
 class Problem:
-    """Why something failed: one sentence, and where."""
+    """Why something failed, in one sentence, and where."""
 
     error: str
-    traceback: str | None
+    traceback: str | None = None
 
 
 @dataclass(frozen=True)
@@ -47,16 +47,16 @@ class Frames:
     Attributes:
         facts: what `ready` brought; None before.
         setup_error: None unless setup.py failed.
-        entries: fields of the entries, valid as ExperimentEntry, none with a record.
-        bad: what did not fit, in words; at most twenty.
+        entries: none with a record.
+        bad: what was not accepted; at most twenty.
         done: None until the experiment reported its end.
     """
 
     def __init__(self) -> None:
         self.facts: dict[str, Any] | None = None
         self.setup_error: Problem | None = None
-        self.entries: list[dict[str, Any]] = []
-        self.bad: list[str] = []
+        self.entries: list[ExperimentEntry] = []
+        self.bad: list[BadFrame] = []
         self.done: Done | None = None
         self._running = False
         self._partial = bytearray()
@@ -68,7 +68,7 @@ class Frames:
         self._running = True
 
     def feed(self, chunk: bytes) -> None:
-        """Takes what the pipe gave."""
+        """Takes what was read from the pipe."""
         self._total += len(chunk)
         if self._total > MAX_TOTAL:
             if self._total - len(chunk) <= MAX_TOTAL:
@@ -99,7 +99,7 @@ class Frames:
         try:
             frame = decode_object(line)
         except LineError as problem:
-            self._refuse(f"a frame cannot be read: {problem}")
+            self._refuse(f"a frame cannot be read: {problem}", forged=True)
             return
         match frame.get("type"):
             case "ready" if not self._running and self.facts is None and self.setup_error is None:
@@ -112,27 +112,27 @@ class Frames:
             case "done" if self._running and self.done is None and frame.get("status") in ("ok", "error"):
                 self.done = Done(None if frame["status"] == "ok" else _problem(frame))
             case "ready" | "setup_error" | "entry" | "done" as kind:
-                self._refuse(f"a frame {kind!r} came when none was expected")
+                self._refuse(f"a frame {kind!r} came when none was expected", forged=True)
             case other:
-                self._refuse(f"a frame of unknown type {str(other)[:40]!r}")
+                self._refuse(f"a frame of unknown type {str(other)[:40]!r}", forged=True)
 
     def _entry(self, frame: Mapping[str, Any]) -> None:
         fields = frame.get("entry")
         if not isinstance(fields, dict):
-            self._refuse("an entry frame without an entry")
+            self._refuse("an entry frame without an entry", forged=True)
         elif fields.get("record") is not None:
-            self._refuse("an entry that brings a record, which only the supervisor writes")
+            self._refuse("an entry that brings a record, which only the supervisor writes", forged=True)
         elif len(self.entries) >= MAX_ENTRIES:
             self._refuse(f"more than {MAX_ENTRIES} entries in one experiment; the rest is not logged")
         else:
             try:
-                self.entries.append(ExperimentEntry.from_dict(fields).to_dict())
+                self.entries.append(ExperimentEntry.from_dict(fields))
             except EntryError as problem:
                 self._refuse(f"an entry that cannot be logged: {problem}")
 
-    def _refuse(self, why: str) -> None:
+    def _refuse(self, why: str, *, forged: bool = False) -> None:
         if len(self.bad) < _MAX_BAD:
-            self.bad.append(why)
+            self.bad.append(BadFrame(why, forged))
 
 
 def _problem(frame: Mapping[str, Any]) -> Problem:

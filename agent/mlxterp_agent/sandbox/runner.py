@@ -4,8 +4,8 @@ Covers: the time box, the size of the output, the environment, processes left be
 imported setup.py already. Does not cover: a hostile program; until there is a jail it can reach the network
 and the disk.
 
-The order is that of a run: take the spare (or start a worker), wait until setup.py is imported, say go,
-watch, end it, read the outcome. An instance is used from one thread.
+The order is that of a run: take the spare (or start a worker), wait until setup.py is imported, start the
+experiment, watch it, end it, read how it ended. An instance is used from one thread.
 """
 
 from __future__ import annotations
@@ -23,9 +23,8 @@ from mlxterp.autointerpret.contract import digest
 from mlxterp_agent.platform import Clock, Descendants, SystemClock, oom_kills
 from mlxterp_agent.sandbox.child import Child, Exit
 from mlxterp_agent.sandbox.frames import Problem
+from mlxterp_agent.storage.record import Execution, Status
 from mlxterp_agent.storage.state_dir import State
-
-Status = Literal["ok", "error", "timeout", "crashed", "oom", "output_limit", "setup_error", "interrupted"]
 
 SWEPT_BY_THE_WARDEN = sys.platform == "linux"
 
@@ -38,42 +37,8 @@ def _never() -> None:
     """No reason to stop."""
 
 
-def _quiet(_: str) -> None:
-    """Nobody listens."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """How one experiment ended.
-
-    Attributes:
-        status: "ok" only if the experiment reported its end and its process ended with 0.
-        exit_code, signal_name: of the process; None where the other applies, or when it never started.
-        seconds: from go to the end.
-        entries: fields of the entries it reported, valid as ExperimentEntry. They are claims.
-        bad_frames: what it reported that was no report, in words.
-        error, traceback: why it is not "ok".
-        stdout_tail, stderr_tail: the last 64 kB; the beginning is in the run's stdout.txt and stderr.txt.
-        output_bytes: all that it printed.
-        peak_mb: most memory its process had; None if unknown.
-        warm: setup.py had been imported before the run was asked for.
-        escaped: processes outside its group that still ran at its end, and were ended then.
-    """
-
-    status: Status
-    exit_code: int | None = None
-    signal_name: str | None = None
-    seconds: float = 0.0
-    entries: tuple[dict[str, Any], ...] = ()
-    bad_frames: tuple[str, ...] = ()
-    error: str | None = None
-    traceback: str | None = None
-    stdout_tail: str = ""
-    stderr_tail: str = ""
-    output_bytes: int = 0
-    peak_mb: float | None = None
-    warm: bool = False
-    escaped: int = 0
+def _ignore(_: str) -> None:
+    """Progress that is not shown."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,24 +101,24 @@ class Runner:
         return self._spare is not None and self._spare.ready
 
     def check_setup(
-        self, *, stop: Callable[[], str | None] = _never, tell: Callable[[str], None] = _quiet
+        self, *, stop: Callable[[], str | None] = _never, progress: Callable[[str], None] = _ignore
     ) -> SetupReport:
         """Waits until the spare has imported setup.py, or has failed; a spare that succeeded stays.
 
         Args:
             stop: asked ten times a second; a text ends the wait.
-            tell: gets what setup.py printed last, ten times a second: a download's progress.
+            progress: gets what setup.py printed last, ten times a second, such as the state of a download.
         """
         self.warm()
         assert self._spare is not None
         child = self._spare
-        cut = self._await_setup(child, stop, tell)
+        cut = self._await_setup(child, stop, progress)
         if cut is None and child.ready:
             return SetupReport(
                 ok=True, seconds=child.setup_seconds or 0.0, facts=dict(child.frames.facts or {})
             )
         self._drop_spare()
-        problem = Problem(cut.error, None) if cut else _setup_problem(child)
+        problem = Problem(cut.error) if cut else _setup_problem(child)
         return SetupReport(
             ok=False,
             error=problem.error,
@@ -163,24 +128,18 @@ class Runner:
         )
 
     def run(
-        self,
-        snapshot: Path,
-        run: int,
-        *,
-        time_box: float,
-        run_dir: Path,
-        stop: Callable[[], str | None] = _never,
-    ) -> Outcome:
-        """Runs the experiment in `snapshot` and returns when nothing of it is left.
+        self, frozen: Path, run: int, *, time_box: float, stop: Callable[[], str | None] = _never
+    ) -> Execution:
+        """Runs an experiment and returns when nothing of it is left.
 
         Args:
-            snapshot: frozen copy of experiment.py; its bytes as they are now are what runs.
+            frozen: the copy of experiment.py whose bytes run. What the run prints goes to stdout.txt and
+                stderr.txt beside it.
             run: number of the run, for messages.
             time_box: seconds of awake time from the moment setup.py is imported.
-            run_dir: gets stdout.txt and stderr.txt.
             stop: asked ten times a second; a text ends the run with status "interrupted".
         """
-        sha = digest(snapshot.read_bytes())
+        sha = digest(frozen.read_bytes())
         self.warm()
         assert self._spare is not None
         child, self._spare = self._spare, None
@@ -188,24 +147,35 @@ class Runner:
         cut: _Cut | None = None
         began: float | None = None
         seconds, strays, ooms = 0.0, 0, oom_kills()
-        status: Status
-        problem: Problem | None
         try:
-            cut = self._await_setup(child, stop, _quiet)
+            cut = self._await_setup(child, stop, _ignore)
             if cut is None and child.ready:
                 began = self._clock.monotonic()
-                child.go(snapshot, sha, run_dir)
+                child.go(frozen, sha, frozen.parent)
                 cut, strays = self._watch(child, began + time_box, f"run {run:04d}", time_box, stop)
                 seconds = self._clock.monotonic() - began
         finally:
             child.close()
-        if began is not None:
-            status, problem = _verdict(child, cut, lack_of_memory=_more(ooms, oom_kills()))
-        elif cut is not None:
-            status, problem = cut.status, Problem(cut.error, None)
-        else:
-            status, problem = "setup_error", _setup_problem(child)
-        return _outcome(child, status, problem, seconds=seconds, warm=warm, strays=strays)
+        ended = child.exit
+        status, problem = _ending(
+            child, cut, began=began is not None, lack_of_memory=_more(ooms, oom_kills())
+        )
+        return Execution(
+            status=status,
+            exit_code=ended.code if ended and not ended.signal else None,
+            signal=signal.Signals(ended.signal).name if ended and ended.signal else None,
+            seconds=round(seconds, 3),
+            peak_mb=round(ended.peak_mb, 1) if ended else None,
+            warm=warm,
+            error=problem.error if problem else None,
+            traceback=problem.traceback if problem else None,
+            bad_frames=tuple(child.frames.bad),
+            entries=tuple(child.frames.entries),
+            stdout_tail=child.stdout,
+            stderr_tail=child.stderr,
+            output_bytes=child.output_bytes,
+            escaped=strays + (ended.escaped if ended else 0),
+        )
 
     def close(self) -> None:
         """Ends the spare."""
@@ -217,13 +187,13 @@ class Runner:
             self._spare = None
 
     def _await_setup(
-        self, child: Child, stop: Callable[[], str | None], tell: Callable[[str], None]
+        self, child: Child, stop: Callable[[], str | None], progress: Callable[[str], None]
     ) -> _Cut | None:
         deadline = self._clock.monotonic() + self._setup_timeout
         while not child.wait(
             lambda: child.ready or child.ended or child.frames.setup_error is not None, _TICK
         ):
-            tell(child.last_line)
+            progress(child.last_line)
             reason = stop()
             if reason is not None:
                 return _Cut("interrupted", reason)
@@ -238,7 +208,8 @@ class Runner:
     def _watch(
         self, child: Child, deadline: float, name: str, time_box: float, stop: Callable[[], str | None]
     ) -> tuple[_Cut | None, int]:
-        """Waits for the end, or brings it about: why, and how many strays the warden could not see."""
+        """Waits for the end, or ends the child: why, and how many processes the warden could not see were
+        left."""
         strays = None if SWEPT_BY_THE_WARDEN or child.pid is None else Descendants(child.pid)
         next_look = 0.0
         cut: _Cut | None = None
@@ -253,13 +224,13 @@ class Runner:
                 continue
             now = self._clock.monotonic()
             if strays is not None and now >= next_look:
-                strays.read_project()
+                strays.observe()
                 next_look = now + _LOOK
             reason = stop()
             if reason is not None:
                 cut = _Cut("interrupted", reason)
             # This process may have been stopped past the deadline while the child ended in time: what the
-            # child has to say comes first.
+            # child reported is read first.
             elif now >= deadline and not child.wait(lambda: child.ended, _LAST_WORD):
                 cut = _Cut("timeout", f"{name} did not end within its time box of {time_box:g} seconds")
         if cut is not None and cut.status != "output_limit":
@@ -273,60 +244,40 @@ class Runner:
 def _setup_problem(child: Child) -> Problem:
     if child.frames.setup_error is not None:
         return child.frames.setup_error
-    how = _end_in_words(child.exit) if child.exit else "its process was lost"
-    return Problem(f"setup.py did not finish: {how}", None)
+    how = _describe(child.exit) if child.exit else "its process was lost"
+    return Problem(f"setup.py did not finish: {how}")
 
 
-def _verdict(child: Child, cut: _Cut | None, *, lack_of_memory: bool) -> tuple[Status, Problem | None]:
-    """What the end means; first match wins."""
-    done, exit_ = child.frames.done, child.exit
+def _ending(
+    child: Child, cut: _Cut | None, *, began: bool, lack_of_memory: bool
+) -> tuple[Status, Problem | None]:
+    """What the end of a run means; first match wins."""
+    done, ended = child.frames.done, child.exit
     if cut is not None:
         where = done.problem.traceback if done and done.problem else None
         return cut.status, Problem(cut.error, where)
-    if exit_ is None:
-        return "crashed", Problem("the process that watches over the experiment was ended", None)
-    if exit_.signal:
-        # Nobody but the kernel sends SIGKILL here when memory runs out; macOS does not count how often it
-        # did.
-        oom = exit_.signal == signal.SIGKILL and lack_of_memory
-        words = "it was ended for lack of memory" if oom else _end_in_words(exit_)
-        return "oom" if oom else "crashed", Problem(words, None)
+    if not began:
+        return "setup_error", _setup_problem(child)
+    if ended is None:
+        return "crashed", Problem("the process that watches over the experiment was ended")
+    if ended.signal:
+        # Only the kernel sends SIGKILL here, when memory runs out; macOS does not count how often it did.
+        if ended.signal == signal.SIGKILL and lack_of_memory:
+            return "oom", Problem("it was ended for lack of memory")
+        return "crashed", Problem(_describe(ended))
     if done is None:
-        return "crashed", Problem(f"ended without reporting: {_end_in_words(exit_)}", None)
+        return "crashed", Problem(f"ended without reporting: {_describe(ended)}")
     if done.problem is not None:
-        oom = done.problem.error.startswith("MemoryError")
-        return "oom" if oom else "error", done.problem
-    if exit_.code != 0:
-        return "crashed", Problem(f"reported success, but {_end_in_words(exit_)}", None)
+        return "oom" if done.problem.error.startswith("MemoryError") else "error", done.problem
+    if ended.code != 0:
+        return "crashed", Problem(f"reported success, but {_describe(ended)}")
     return "ok", None
 
 
-def _outcome(
-    child: Child, status: Status, problem: Problem | None, *, seconds: float, warm: bool, strays: int
-) -> Outcome:
-    exit_ = child.exit
-    return Outcome(
-        status=status,
-        exit_code=exit_.code if exit_ and not exit_.signal else None,
-        signal_name=signal.Signals(exit_.signal).name if exit_ and exit_.signal else None,
-        seconds=seconds,
-        entries=tuple(child.frames.entries),
-        bad_frames=tuple(child.frames.bad),
-        error=problem.error if problem else None,
-        traceback=problem.traceback if problem else None,
-        stdout_tail=child.stdout,
-        stderr_tail=child.stderr,
-        output_bytes=child.output_bytes,
-        peak_mb=exit_.peak_mb if exit_ else None,
-        warm=warm,
-        escaped=strays + (exit_.escaped if exit_ else 0),
-    )
-
-
-def _end_in_words(exit_: Exit) -> str:
-    if exit_.signal:
-        return f"its process was ended by {signal.Signals(exit_.signal).name}"
-    return f"its process ended with exit code {exit_.code}"
+def _describe(ended: Exit) -> str:
+    if ended.signal:
+        return f"its process was ended by {signal.Signals(ended.signal).name}"
+    return f"its process ended with exit code {ended.code}"
 
 
 def _more(before: int | None, after: int | None) -> bool:

@@ -1,17 +1,23 @@
-"""Stands between the supervisor and a worker: starts it, signals its group, ends what it leaves behind, says
-how it ended.
+"""Stands between the supervisor and a process it does not trust: starts it, signals its group, ends what it
+leaves behind, reports how it ended.
 
-Run as a program (`python warden.py LIFELINE STATUS OUTBOX WORKER`), standard library only; it never loads
-anything of the experiment's. It is as small as it can be, because it is the one process that must outlive the
-worker. On Linux it is the *subreaper*: whatever the experiment starts, also a daemon that forked twice and
-took its own session, becomes its child, and `wait` tells when none is left. Elsewhere it ends the process
-group, and the supervisor looks for the rest.
+Run as a program, standard library only:
 
-The lifeline is a pipe whose writing end only the supervisor has: "T" asks the group to end, "K" ends it, and
-so does the end of file, which comes when the supervisor dies, however it dies.
+    python warden.py LIFELINE STATUS OUTBOX kill|ask COMMAND ...
 
-On the status pipe: one line with the worker's process id when it starts, one with how it ended. Covers:
-everything the worker starts that does not kill its warden first. Does not cover: that (`jail.py`).
+It never loads anything of the command's. It is as small as it can be, because it is the one process that must
+outlive the command. On Linux it is the *subreaper*: whatever the command starts, also a daemon that forked
+twice and took its own session, becomes its child, and `wait` tells when none is left. Elsewhere it ends the
+process group, and the supervisor looks for the rest.
+
+LIFELINE is a pipe whose writing end only the supervisor has. A byte on it is an order: "I" interrupts the
+command (SIGINT), "T" asks its group to end, "K" ends it. Its end of file, which comes when the supervisor
+ends, however it ends, kills the group at once ("kill") or asks it first ("ask").
+
+STATUS is a pipe that gets one line with the command's process id when it starts and one with how it ended, or
+"-": then the warden ends as the command did. OUTBOX is a pipe that only the command shall hold, or "-".
+
+Covers: everything the command starts that does not kill its warden first. Does not cover: that.
 """
 
 import contextlib
@@ -24,27 +30,39 @@ import time
 SUBREAPER = 36
 LINGER = 0.2
 SWEEP = 5.0
+WARDEN_ENV = "AUTOINTERP_WARDEN"
+WHEN_ALONE = {"kill": ((0.0, "K"),), "ask": ((0.0, "I"), (2.0, "T"), (3.0, "K"))}
+"""What the end of the lifeline does: orders, each after so many seconds."""
 
 
-def main(lifeline: int, status: int, outbox: int, worker: str) -> None:
+def main(lifeline: int, status: "int | None", outbox: "int | None", alone: str, command: "list[str]") -> None:
     for fd in (lifeline, status):
-        os.set_inheritable(fd, False)  # noqa: FBT003
+        if fd is not None:
+            os.set_inheritable(fd, False)  # noqa: FBT003
     subreaper = _become_subreaper()
     wake, waker = os.pipe()
     for fd in (wake, waker):
         os.set_blocking(fd, False)
     signal.set_wakeup_fd(waker)
     signal.signal(signal.SIGCHLD, lambda *_: None)
-    command = [sys.executable, worker, str(os.getpid())]
-    pid = os.posix_spawn(sys.executable, command, os.environ, setpgroup=0)
+    environment = {**os.environ, WARDEN_ENV: str(os.getpid())}
+    pid = os.posix_spawnp(command[0], command, environment, setpgroup=0)
     for ignored in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(ignored, signal.SIG_IGN)
-    os.write(status, b'{"pid": %d}\n' % pid)
+    if status is not None:
+        os.write(status, b'{"pid": %d}\n' % pid)
     _let_go_of_pipes(outbox)
-    code, killed_by, peak = _watch(pid, lifeline, wake)
+    code, killed_by, peak = _watch(pid, lifeline, wake, WHEN_ALONE[alone])
     escaped = _sweep(pid) if subreaper else _end_group(pid)
-    report = b'{"code": %d, "signal": %d, "escaped": %d, "peak": %d}\n'
-    os.write(status, report % (code, killed_by, escaped, peak))
+    if status is not None:
+        report = b'{"code": %d, "signal": %d, "escaped": %d, "peak": %d}\n'
+        os.write(status, report % (code, killed_by, escaped, peak))
+        return
+    if killed_by:
+        if killed_by != signal.SIGKILL:
+            signal.signal(killed_by, signal.SIG_DFL)
+        os.kill(os.getpid(), killed_by)
+    sys.exit(code)
 
 
 def _become_subreaper() -> bool:
@@ -55,33 +73,38 @@ def _become_subreaper() -> bool:
     return bool(ctypes.CDLL(None).prctl(SUBREAPER, 1, 0, 0, 0) == 0)
 
 
-def _let_go_of_pipes(outbox: int) -> None:
-    """Leaves the pipes to the worker, so that their end of file means what it says. Standard error stays."""
+def _let_go_of_pipes(outbox: "int | None") -> None:
+    """Leaves the pipes to the command, so that their end of file means what it says. Standard error stays."""
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 0)
     os.dup2(null, 1)
     os.close(null)
-    os.close(outbox)
+    if outbox is not None:
+        os.close(outbox)
 
 
-def _watch(pid: int, lifeline: int, wake: int) -> "tuple[int, int, int]":
-    """Waits for the worker and passes signals on: exit code, signal, peak memory in kB."""
+def _watch(
+    pid: int, lifeline: int, wake: int, when_alone: "tuple[tuple[float, str], ...]"
+) -> "tuple[int, int, int]":
+    """Waits for the command and carries out orders: exit code, signal, peak memory in kB."""
     poll = select.poll()
     poll.register(lifeline, select.POLLIN | select.POLLHUP)
     poll.register(wake, select.POLLIN)
+    due: list[tuple[float, str]] = []
     while True:
-        for fd, _ in poll.poll():
+        pause = 1000 * max(0.0, due[0][0] - time.monotonic()) if due else None
+        for fd, _ in poll.poll(pause):
             if fd == wake:
                 os.read(wake, 4096)
                 continue
-            orders = os.read(lifeline, 64)
+            orders = os.read(lifeline, 64).decode("ascii")
+            for order in orders:
+                _carry_out(order, pid)
             if not orders:
                 poll.unregister(lifeline)
-            if not orders or b"K" in orders:
-                _signal(pid, signal.SIGKILL)
-            elif b"T" in orders:
-                _signal(pid, signal.SIGTERM)
-                _signal(pid, signal.SIGCONT)
+                due = [(time.monotonic() + after, order) for after, order in when_alone]
+        while due and due[0][0] <= time.monotonic():
+            _carry_out(due.pop(0)[1], pid)
         while True:
             ended, how, usage = os.wait4(-1, os.WNOHANG)
             if ended == pid:
@@ -90,6 +113,17 @@ def _watch(pid: int, lifeline: int, wake: int) -> "tuple[int, int, int]":
                 return max(code, 0), max(-code, 0), peak
             if not ended:
                 break
+
+
+def _carry_out(order: str, pid: int) -> None:
+    if order == "I":
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, signal.SIGINT)
+    elif order == "T":
+        _signal(pid, signal.SIGTERM)
+        _signal(pid, signal.SIGCONT)
+    elif order == "K":
+        _signal(pid, signal.SIGKILL)
 
 
 def _signal(group: int, number: int) -> None:
@@ -103,10 +137,10 @@ def _end_group(group: int) -> int:
 
 
 def _sweep(group: int) -> int:
-    """Ends everything below this process until `wait` finds no child; how many of them had left the worker's
+    """Ends everything below this process until `wait` finds no child; how many of them had left the command's
     group.
 
-    Helpers that end by themselves when the worker is gone (multiprocessing has one) get a moment to do so.
+    Helpers that end by themselves when the command is gone (multiprocessing has one) get a moment to do so.
     """
     start, escaped = time.monotonic(), set()
     while time.monotonic() < start + SWEEP:
@@ -148,4 +182,6 @@ def _below(root: int) -> "list[tuple[int, int]]":
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])
+    fds = [None if each == "-" else int(each) for each in sys.argv[1:4]]
+    assert fds[0] is not None
+    main(fds[0], fds[1], fds[2], sys.argv[4], sys.argv[5:])

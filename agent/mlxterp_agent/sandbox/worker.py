@@ -6,7 +6,7 @@ the order and compiled here: a changed file, a planted `__pycache__` or a module
 take their place. Both are compiled under the names they have in the project, so a traceback reads as if they
 had been run there.
 
-Does not cover: a hostile program. It shares this process, and can write to the outbox what it likes.
+Does not cover: a hostile program. It shares this process, and can write anything to the outbox.
 """
 
 import os
@@ -66,7 +66,7 @@ class Report:
 
 
 def main() -> None:
-    _belong_to(int(sys.argv[1]))
+    _belong_to(int(os.environ.pop("AUTOINTERP_WARDEN")))
     outbox = int(os.environ["AUTOINTERP_OUTBOX"].removeprefix("fd:"))
     os.set_inheritable(outbox, False)  # noqa: FBT003
     orders = _take_orders_from_stdin()
@@ -86,12 +86,12 @@ def main() -> None:
         os._exit(0)
     orders.close()
     sys.dont_write_bytecode = True
-    signal.signal(signal.SIGTERM, _time_is_up)
+    signal.signal(signal.SIGTERM, _raise_time_is_up)
     report.at_the_end(**_run(project, order))
 
 
 def _belong_to(parent: int) -> None:
-    """Ends with the warden; leaves no core file; is the one to go when memory runs out."""
+    """Ends with the warden; leaves no core file; is the first that the kernel ends when memory runs out."""
     if sys.platform == "linux":
         import ctypes
 
@@ -131,8 +131,8 @@ def _import_setup(project: str, order: Mapping[str, Any]) -> dict[str, Any]:
             "error": f"setup.py ended the program: exit({end.code!r})",
             "traceback": None,
         }
-    except BaseException as error:  # noqa: BLE001 - whatever other people's code raises is reported
-        return {"type": "setup_error", "error": _in_one_line(error), "traceback": _trace(error, project)}
+    except BaseException as error:  # noqa: BLE001 - whatever the investigation's code raises is reported
+        return {"type": "setup_error", "error": _one_line(error), "traceback": _trace(error, project)}
     return {"type": "ready", "facts": facts}
 
 
@@ -149,8 +149,8 @@ def _run(project: str, order: Mapping[str, Any]) -> dict[str, Any]:
     except SystemExit as end:
         if end.code not in (None, 0):
             ended |= {"status": "error", "error": f"experiment.py ended with exit({end.code!r})"}
-    except BaseException as error:  # noqa: BLE001 - whatever other people's code raises is reported
-        ended |= {"status": "error", "error": _in_one_line(error), "traceback": _trace(error, project)}
+    except BaseException as error:  # noqa: BLE001 - whatever the investigation's code raises is reported
+        ended |= {"status": "error", "error": _one_line(error), "traceback": _trace(error, project)}
     return ended
 
 
@@ -167,8 +167,7 @@ def _compiled(source: str, sha: str, name: str) -> types.CodeType:
 
 
 def _facts(setup: types.ModuleType) -> dict[str, Any]:
-    """What setup.py offers, for the live screen and the records: plain values, None for what it does not
-    have."""
+    """What setup.py offers, for the live screen and the records: plain values, None for what it lacks."""
     model, dataset = getattr(setup, "model", None), getattr(setup, "dataset", None)
     return {
         "model": model if isinstance(model, str) else _text(getattr(model, "name", None)),
@@ -189,7 +188,7 @@ def _size(model: object) -> "str | None":
 
 
 def _capabilities(of_model: object) -> "str | None":
-    """What this model's self-check found: what can be asked for, and what cannot, with the reason."""
+    """What this model's self-check found: what can be requested, and what cannot, with the reason."""
     if not isinstance(of_model, Mapping):
         return None
     there = [str(name) for name, each in of_model.items() if each.available]
@@ -207,13 +206,12 @@ def _names(metrics: object) -> "list[str]":
     return [str(name) for name in listed] if isinstance(listed, (list, tuple, set, Mapping)) else []
 
 
-def _in_one_line(error: BaseException) -> str:
+def _one_line(error: BaseException) -> str:
     return traceback.format_exception_only(error)[-1].strip()
 
 
 def _trace(error: BaseException, project: str) -> str:
-    """The traceback without the frames of libraries, except for the last: where it was called, and where it
-    raised."""
+    """The traceback without the frames of libraries, except for the last one, which raised."""
     whole = traceback.TracebackException.from_exception(error)
     _trim(whole, project, set())
     text = "".join(whole.format())
@@ -231,7 +229,7 @@ def _trim(part: "traceback.TracebackException | None", project: str, seen: "set[
     _trim(part.__context__, project, seen)
 
 
-def _time_is_up(*_: object) -> NoReturn:
+def _raise_time_is_up(*_: object) -> NoReturn:
     raise TimeIsUp("the time box is over, or the run was stopped")
 
 

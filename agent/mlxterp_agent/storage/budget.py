@@ -1,7 +1,8 @@
 """What an investigation may use, and what it has used. Everything is counted from the journal, so a crash
 refunds nothing.
 
-Lives here: limits, sums, the reason to stop. Does not live here: what happens then (`loop.py`).
+Lives here: limits, sums, the reason to stop. Does not live here: what follows from a reached limit
+(`loop.py`).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import NamedTuple
 
 from mlxterp_agent.exit_codes import BadLimit
 from mlxterp_agent.platform import Clock
+from mlxterp_agent.researchers.base import BudgetState
 from mlxterp_agent.storage.journal import Event, Journal
 
 KEPT_TIERS = frozenset({"lead", "finding", "claim"})
@@ -62,13 +64,31 @@ class Spent(NamedTuple):
     streak: int
 
 
+def budget_state(spent: Spent, limits: Limits, seconds_left: float | None) -> BudgetState:
+    """What is spent and left, as researchers and screens show it."""
+    return BudgetState(
+        experiments=spent.experiments,
+        experiments_left=_left(limits.experiments, spent.experiments),
+        seconds=spent.seconds,
+        seconds_left=seconds_left,
+        usd=spent.usd,
+        usd_left=None if limits.usd is None else limits.usd - (spent.usd or 0.0),
+        tokens=spent.tokens,
+        tokens_left=_left(limits.tokens, spent.tokens or 0),
+    )
+
+
+def _left(limit: int | None, spent: int) -> int | None:
+    return None if limit is None else max(0, limit - spent)
+
+
 class Budget:
     """Adds up the journal's events, past and new, against the limits.
 
     `intent` counts an experiment, `result` moves the streak, `charge` costs money. The time of one session is
     the distance between its first event and its last (of the running one: now), so a supervisor that writes a
-    `clock` event every minute loses at most a minute of the count to a `kill -9`. A run that was stopped by
-    the streak begins a new streak: starting it again was somebody's decision.
+    `clock` event every minute loses at most a minute of the count to a `kill -9`. After a run that the streak
+    stopped, a new streak begins: starting it again was a decision.
     """
 
     def __init__(self, limits: Limits, clock: Clock, journal: Journal) -> None:
@@ -93,6 +113,10 @@ class Budget:
         seconds = self._before + max(0.0, self._clock.elapsed() - self._began)
         return Spent(self._experiments, seconds, self._usd, self._tokens, self._streak)
 
+    def state(self) -> BudgetState:
+        """What is spent and left, as researchers and screens show it."""
+        return budget_state(self.spent(), self.limits, self.seconds_left())
+
     def seconds_left(self) -> float | None:
         """Seconds until the first limit of time, never negative; None if nothing limits the time."""
         left = []
@@ -103,8 +127,7 @@ class Budget:
         return max(0.0, min(left)) if left else None
 
     def stop_reason(self) -> str | None:
-        """Which limit is reached, in words that end a run: "the budget of 40 experiments is used up". None:
-        go on."""
+        """Which limit is reached: "the budget of 40 experiments is used up". None while there is none."""
         limits, spent = self.limits, self.spent()
         if limits.experiments is not None and spent.experiments >= limits.experiments:
             return f"the budget of {limits.experiments} experiments is used up"

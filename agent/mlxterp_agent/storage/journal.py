@@ -26,7 +26,7 @@ from mlxterp_agent.platform import (
     Clock,
     NotRegular,
     SystemClock,
-    disk_full_in_words,
+    explain_disk_full,
     is_disk_full,
     read_regular,
 )
@@ -166,7 +166,7 @@ class Journal:
     def _write(self, data: bytes) -> None:
         assert self._fd is not None
         size = os.fstat(self._fd).st_size
-        with disk_full_in_words(self.path):
+        with explain_disk_full(self.path):
             try:
                 write_all(self._fd, data)
             except OSError as problem:

@@ -1,8 +1,9 @@
-"""What the supervisor writes beside a researcher's words: the `record` of a line, and lines where there were
-no words.
+"""What the supervisor knows of one experiment, and the lines of the log that come of it.
 
-The fields are those of docs/reference/results_jsonl.md; `schema`, `seq`, `at` and `seal` are added by the
-log. Unknown is None, never 0. Nothing is decided here.
+One value, `Experiment`, is extended on its way: announced before it runs (the journal's event `intent`), then
+with how it was executed, then judged entry by entry (`judge/evidence.py`) into `JudgedEntry` lines. The
+fields of a line's `record` are those of docs/reference/results_jsonl.md; `schema`, `seq`, `at` and `seal` are
+added by the log. Unknown is None, never 0. Nothing is decided here.
 """
 
 from __future__ import annotations
@@ -10,92 +11,59 @@ from __future__ import annotations
 import ast
 import os
 import platform
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from mlxterp.autointerpret.contract import PRIVATE
 from mlxterp.autointerpret.encoding import LineError, decode_object
 from mlxterp.autointerpret.entry import ExperimentEntry
+from mlxterp.autointerpret.keep_rule import Verdict
 from mlxterp.errors import EntryError
-from mlxterp_agent.judge.evidence import Judgement
 from mlxterp_agent.storage.budget import KEPT_TIERS, Spent
 from mlxterp_agent.storage.journal import Event
 from mlxterp_agent.text import one_line, plain, tail
 
 RUNS = f"{PRIVATE}/runs"
 
+Status = Literal[
+    "ok", "error", "timeout", "crashed", "oom", "output_limit", "setup_error", "interrupted", "refused"
+]
+"""How a run ended; "refused" never began, because the contract was violated before it."""
 
-@dataclass(frozen=True)
-class Intent:
-    """A run that was announced: what is about to happen, written before it does.
 
-    `source` is the text that runs; `digests` are those of setup.py, program.md and experiment.py at this
-    moment.
+class BadFrame(NamedTuple):
+    """A report of the experiment that cannot be accepted.
+
+    `forged` is False for what an honest program can send by accident (too much, too long, cut off, not an
+    entry), and True for what only a forger sends: a record, a second end, an unknown kind of report.
     """
 
-    run: int
-    uid: str
-    source: str
-    time_box: float
-    digests: dict[str, str | None]
-    declared: dict[str, Any] | None = None
-    driver: dict[str, str | None] = field(default_factory=dict)
-
-    @property
-    def sha(self) -> str:
-        return str(self.digests["experiment"])
-
-    @staticmethod
-    def from_event(event: Event) -> Intent:
-        names = ("run", "uid", "source", "time_box", "digests", "declared", "driver")
-        return Intent(**{name: event[name] for name in names})
+    text: str
+    forged: bool
 
 
-@dataclass(frozen=True)
-class JudgedEntry:
-    """One line as it will be logged: the entry, and the supervisor's evidence with its uid."""
-
-    entry: ExperimentEntry
-    record: dict[str, Any]
-
-    @staticmethod
-    def from_event(line: Mapping[str, Any]) -> JudgedEntry:
-        return JudgedEntry(ExperimentEntry.from_dict(line["entry"]), dict(line["record"]))
-
-
-def is_kept(entry: ExperimentEntry) -> bool:
-    """Whether a supervisor kept this line: a lead, a finding or a claim."""
-    return (entry.record or {}).get("tier") in KEPT_TIERS
-
-
-def shadow(events: Iterable[Event]) -> bytes:
-    """The bytes of results.jsonl as the journal has them."""
-    texts = (event["text"] for event in events if event["event"] in ("logged", "adopted"))
-    return "".join(texts).encode("utf-8")
-
-
-def whole_lines(raw: bytes) -> list[bytes]:
-    """The lines of some bytes with their line feeds; an end without one is left out."""
-    return [line + b"\n" for line in raw.split(b"\n")[:-1]]
-
-
-def by_hand(line: bytes) -> ExperimentEntry | None:
-    """The entry in a whole line that an experiment run by hand appended: one without a record. None for
-    others."""
-    try:
-        entry = ExperimentEntry.from_dict(decode_object(line))
-    except (LineError, EntryError):
-        return None
-    return entry if entry.record is None else None
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Execution:
-    """How a run went, as far as the record tells it."""
+    """How one experiment ran, as its runner saw it.
 
-    status: str
+    Attributes:
+        status: "ok" only if the experiment reported its end and its process ended with exit code 0.
+        exit_code, signal: of the process; None where the other applies, or when it never started.
+        seconds: from the start of experiment.py to its end, without the import of setup.py.
+        peak_mb: the most memory its process had; None if unknown.
+        warm: setup.py had been imported before the run was asked for.
+        error, traceback: why it is not "ok".
+        bad_frames: the reports that were not accepted.
+        entries: what it reported with `ExperimentLog.append`. These are claims.
+        stdout_tail, stderr_tail: the last 64 kB; the beginning is in the run's stdout.txt and stderr.txt.
+        output_bytes: the size of all that it printed.
+        escaped: how many processes outside its group still ran at its end, and were ended then.
+    """
+
+    status: Status
     exit_code: int | None = None
     seconds: float | None = None
     peak_mb: float | None = None
@@ -103,9 +71,20 @@ class Execution:
     signal: str | None = None
     error: str | None = None
     traceback: str | None = None
-    bad_frames: tuple[str, ...] = ()
+    bad_frames: tuple[BadFrame, ...] = ()
+    entries: tuple[ExperimentEntry, ...] = ()
+    stdout_tail: str = ""
+    stderr_tail: str = ""
+    output_bytes: int = 0
+    escaped: int = 0
+
+    @property
+    def may_run_again(self) -> bool:
+        """A run that did not end, or did not begin, says nothing about the bytes of its experiment."""
+        return self.status in ("interrupted", "refused")
 
     def to_dict(self, time_box: float) -> dict[str, Any]:
+        """The `execution` of a line's record."""
         return {
             "status": self.status,
             "exit_code": self.exit_code,
@@ -116,64 +95,152 @@ class Execution:
             "signal": self.signal,
             "error": None if self.error is None else one_line(self.error, 500),
             "traceback": None if self.traceback is None else tail(self.traceback),
-            "bad_frames": [one_line(frame, 200) for frame in self.bad_frames],
+            "bad_frames": [one_line(frame.text, 200) for frame in self.bad_frames],
         }
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What the researcher cost since the line before; None is unknown."""
+    """What the researcher cost since the previous run; None is unknown."""
 
     usd: float | None = None
     tokens: int | None = None
 
 
-def verdicted(
-    entry: ExperimentEntry,
-    judgement: Judgement,
-    *,
-    intent: Intent,
-    number: int,
-    execution: Execution,
-    facts: Mapping[str, Any],
-    cost: Cost,
-    spent: Spent | None,
-    wall: float,
-) -> JudgedEntry:
-    """One line: the entry as the rule decided it, and the evidence.
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """One experiment, from its announcement to its judgement; each step adds its fields with `replace`.
 
-    The id and the time are the supervisor's to give; `informative` says what was decided, and
-    `record["claimed"]` what the researcher called it.
+    Attributes:
+        run, uid: its number in the investigation, and its name in the world.
+        source: the text that runs.
+        digests: of setup.py, program.md and experiment.py when it was announced.
+        declared: its hypothesis, if it declares one.
+        driver: name, model and session of the researcher; the log has called it so since version 0.1.0.
+        execution: None until it has ended.
+        violations: what broke the contract before or during the run.
+        facts: what setup.py offers (model digest, BLAS).
+        cost, spent: what the researcher cost for it; what the whole investigation has used.
+        ended_at: seconds since 1970.
     """
-    verdict = judgement.verdict
-    tier = None if verdict.tier == "invalid" else verdict.tier
+
+    run: int
+    uid: str
+    source: str
+    time_box: float
+    digests: Mapping[str, str | None]
+    declared: Mapping[str, Any] | None = None
+    driver: Mapping[str, str | None] = field(default_factory=dict)
+    execution: Execution | None = None
+    violations: tuple[str, ...] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    cost: Cost = Cost()
+    spent: Spent | None = None
+    ended_at: float = 0.0
+
+    @property
+    def sha(self) -> str:
+        """The digest of experiment.py."""
+        return str(self.digests["experiment"])
+
+    @property
+    def claim(self) -> str:
+        """What it is about: its declared claim, or the first line of its docstring; "" if it has neither."""
+        if self.declared is not None:
+            return str(self.declared.get("claim", ""))
+        try:
+            docstring = ast.get_docstring(ast.parse(self.source))
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
+            return ""
+        return next(iter(plain(docstring or "").strip().splitlines()), "")
+
+    def announcement(self) -> dict[str, Any]:
+        """The fields of the journal's event `intent`."""
+        return {**{name: getattr(self, name) for name in _ANNOUNCED}, "sha": self.sha}
+
+    @staticmethod
+    def from_event(event: Event) -> Experiment:
+        """The experiment as it was announced."""
+        return Experiment(**{name: event[name] for name in _ANNOUNCED})
+
+
+_ANNOUNCED = ("run", "uid", "source", "time_box", "digests", "declared", "driver")
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """The verdict on one entry, and what it rests on. None in `checks` is "not checked"."""
+
+    verdict: Verdict
+    checks: Mapping[str, bool | None] = field(default_factory=dict)
+    measured: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class JudgedEntry:
+    """One line as it will be logged: the entry, and the supervisor's record with its uid."""
+
+    entry: ExperimentEntry
+    record: dict[str, Any]
+
+    def to_event(self) -> dict[str, Any]:
+        """The line inside the journal's event `result`."""
+        return {"entry": self.entry.plain().to_dict(), "record": self.record}
+
+    @staticmethod
+    def from_event(line: Mapping[str, Any]) -> JudgedEntry:
+        """The inverse of `to_event`."""
+        return JudgedEntry(ExperimentEntry.from_dict(line["entry"]), dict(line["record"]))
+
+
+def judged_entry(
+    experiment: Experiment, number: int, entry: ExperimentEntry, judgement: Judgement
+) -> JudgedEntry:
+    """The line of an experiment's entry: as the rule decided it, with the evidence.
+
+    The supervisor sets the id and the time; `informative` says what was decided, and `record["claimed"]` what
+    the researcher called it.
+
+    Args:
+        number: of the entry within its experiment, from 1.
+    """
+    execution, verdict, facts = experiment.execution, judgement.verdict, experiment.facts
+    assert execution is not None
+    cost, spent = experiment.cost if number == 1 else Cost(), experiment.spent
     record: dict[str, Any] = {
-        "uid": f"{intent.uid}.{number}",
-        "run": f"{intent.run:04d}",
-        "tier": tier,
+        "uid": f"{experiment.uid}.{number}",
+        "run": f"{experiment.run:04d}",
+        "tier": None if verdict.tier == "invalid" else verdict.tier,
         "verdict": verdict.verdict,
         "reasons": [one_line(reason, 500) for reason in verdict.reasons],
         "rule": verdict.rule,
         "claimed": entry.informative,
-        "declared": intent.declared,
+        "declared": experiment.declared,
         "measured": judgement.measured,
-        "checks": judgement.checks,
-        "digests": {**intent.digests, "model": facts.get("model_digest"), "data": facts.get("data_digest")},
-        "execution": execution.to_dict(intent.time_box),
-        "driver": dict(intent.driver),
+        "checks": dict(judgement.checks),
+        "digests": {
+            **experiment.digests,
+            "model": facts.get("model_digest"),
+            "data": facts.get("data_digest"),
+        },
+        "execution": execution.to_dict(experiment.time_box),
+        "driver": dict(experiment.driver),
         "cost": {"usd": cost.usd, "tokens": {} if cost.tokens is None else {"total": cost.tokens}},
-        "spent": _spent(spent),
+        "spent": {
+            "experiments": None if spent is None else spent.experiments,
+            "seconds": None if spent is None else round(spent.seconds, 1),
+            "usd": None if spent is None else spent.usd,
+        },
         "commit": None,
         "blas": facts.get("blas"),
         "machine": _machine(),
     }
-    seconds = entry.duration_seconds if entry.duration_seconds is not None else execution.seconds
     logged = replace(
         entry,
         experiment_id="",
-        timestamp=wall,
+        timestamp=experiment.ended_at,
         informative=verdict.kept,
-        duration_seconds=seconds,
+        duration_seconds=execution.seconds if entry.duration_seconds is None else entry.duration_seconds,
         record=None,
     )
     return JudgedEntry(logged, record)
@@ -187,35 +254,37 @@ def _machine() -> str:
     )
 
 
-def _spent(spent: Spent | None) -> dict[str, Any]:
-    if spent is None:
-        return {"experiments": None, "seconds": None, "usd": None}
-    return {"experiments": spent.experiments, "seconds": round(spent.seconds, 1), "usd": spent.usd}
-
-
-def entry_without_report(
-    intent: Intent, execution: Execution, *, because: str, printed: str = ""
-) -> ExperimentEntry:
-    """The line of a run that reported nothing: it crashed, was stopped, or never called
-    `ExperimentLog.append`."""
+def entries_of(experiment: Experiment) -> Sequence[ExperimentEntry]:
+    """What the experiment reported; one entry in its place if it reported nothing (it crashed, was stopped,
+    or never called `ExperimentLog.append`)."""
+    execution = experiment.execution
+    assert execution is not None
+    if execution.entries:
+        return [entry.plain() for entry in execution.entries]
     result: dict[str, Any] = {}
     if execution.error is not None:
         result["error"] = one_line(execution.error, 500)
     if execution.traceback is not None:
         result["traceback"] = tail(execution.traceback)
-    if printed.strip():
-        result["printed"] = tail(printed)
-    return ExperimentEntry(
-        hypothesis=claim_of(intent),
-        method="",
-        result=result,
-        informative=False,
-        conclusion=because,
-        duration_seconds=execution.seconds,
-    )
+    if execution.stdout_tail.strip():
+        result["printed"] = tail(execution.stdout_tail)
+    return [
+        ExperimentEntry(
+            hypothesis=experiment.claim,
+            method="",
+            result=result,
+            informative=False,
+            conclusion=(
+                experiment.violations[0]
+                if experiment.violations
+                else _how_it_ended(execution, experiment.time_box)
+            ),
+            duration_seconds=execution.seconds,
+        )
+    ]
 
 
-def how_it_ended(execution: Execution, time_box: float) -> str:
+def _how_it_ended(execution: Execution, time_box: float) -> str:
     """One sentence for the conclusion of a run that reported nothing."""
     match execution.status:
         case "ok":
@@ -239,12 +308,62 @@ def how_it_ended(execution: Execution, time_box: float) -> str:
             return f"The experiment failed: {one_line(execution.error or 'no reason was given', 300)}"
 
 
-def claim_of(intent: Intent) -> str:
-    """What the run was about, as far as the file says: its declared claim, or its docstring's first line."""
-    if intent.declared is not None:
-        return str(intent.declared.get("claim", ""))
+def verdict_of(entry: ExperimentEntry) -> str:
+    """The verdict of a line, or "by hand" where no supervisor judged it."""
+    return str(entry.record["verdict"]) if entry.record else "by hand"
+
+
+def tier_of(entry: ExperimentEntry) -> str | None:
+    """The tier of a line; None if it has none, as of an invalid run or a line logged by hand."""
+    return (entry.record or {}).get("tier")
+
+
+def is_kept(entry: ExperimentEntry) -> bool:
+    """Whether a supervisor kept this line: a lead, a finding or a claim."""
+    return tier_of(entry) in KEPT_TIERS
+
+
+def digests_of(entry: ExperimentEntry) -> Mapping[str, str | None]:
+    """The digests in a line's record; empty for a line logged by hand."""
+    return (entry.record or {}).get("digests") or {}
+
+
+def uid_of(entry: ExperimentEntry) -> str | None:
+    """The uid of a line's record; None for a line that no supervisor wrote."""
+    uid = (entry.record or {}).get("uid")
+    return uid if isinstance(uid, str) else None
+
+
+def tally(entries: Sequence[ExperimentEntry]) -> dict[str, int]:
+    """How many lines ended with each verdict, in the order in which they first appear."""
+    return dict(Counter(map(verdict_of, entries)))
+
+
+def tally_text(entries: Sequence[ExperimentEntry]) -> str:
+    """`2 lead, 1 note`, or that there is no experiment yet."""
+    return ", ".join(f"{n} {verdict}" for verdict, n in tally(entries).items()) or "no experiment yet"
+
+
+def logged_bytes(events: Iterable[Event]) -> bytes:
+    """The bytes of results.jsonl as the journal has them."""
+    texts = (event["text"] for event in events if event["event"] in ("logged", "adopted"))
+    return "".join(texts).encode("utf-8")
+
+
+def whole_lines(raw: bytes) -> list[bytes]:
+    """The lines of some bytes with their line feeds; an end without one is left out."""
+    return [line + b"\n" for line in raw.split(b"\n")[:-1]]
+
+
+def read_entry(line: bytes) -> ExperimentEntry | None:
+    """The entry in a whole line; None for a line that holds none."""
     try:
-        words = ast.get_docstring(ast.parse(intent.source))
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return ""
-    return plain(words).strip().splitlines()[0] if words and plain(words).strip() else ""
+        return ExperimentEntry.from_dict(decode_object(line))
+    except (LineError, EntryError):
+        return None
+
+
+def read_entry_without_record(line: bytes) -> ExperimentEntry | None:
+    """The entry in a whole line that an experiment run by hand appended; None for every other line."""
+    entry = read_entry(line)
+    return entry if entry is not None and entry.record is None else None

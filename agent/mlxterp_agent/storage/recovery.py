@@ -1,94 +1,89 @@
-"""Puts right, at every start, what an earlier end left open: a crash, a power cut, a hand in the log.
+"""Repairs, at every start, what an earlier end left open: after a crash, a power cut, or an edit of the log.
 
 Each step compares one thing with what comes before it in the order of truth (journal, results.jsonl,
 findings/, git) and makes the later one from the earlier. Done twice, it does nothing the second time; killed
-in the middle, the next start goes on. What can not be explained by a crash is not repaired silently:
+in the middle, the next start completes it. What a crash cannot explain is not repaired silently:
 `Repairs.broken` stops the run.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
 from mlxterp._files import write_atomically
 from mlxterp.autointerpret.contract import LOG
-from mlxterp.autointerpret.encoding import LineError, decode_object
 from mlxterp.autointerpret.entry import ExperimentEntry
-from mlxterp_agent.judge.evidence import interrupted
+from mlxterp_agent.judge.evidence import judge_experiment
 from mlxterp_agent.platform import Clock
 from mlxterp_agent.storage.findings import finding_files, missing, write_files
 from mlxterp_agent.storage.journal import Event
 from mlxterp_agent.storage.record import (
-    Cost,
     Execution,
-    Intent,
+    Experiment,
     JudgedEntry,
-    by_hand,
-    entry_without_report,
-    how_it_ended,
     is_kept,
-    shadow,
-    verdicted,
+    logged_bytes,
+    read_entry,
+    uid_of,
     whole_lines,
 )
-from mlxterp_agent.storage.results_log import Ledger
+from mlxterp_agent.storage.results_log import ResultsLog
 from mlxterp_agent.storage.state_dir import State
 
 
 @dataclass(frozen=True)
 class Repairs:
-    """What was put right, in words; and, if the run must not go on, why."""
+    """What was repaired, a sentence each; and, if the run must not go on, why."""
 
     done: tuple[str, ...] = ()
     broken: str | None = None
 
 
-def reconcile(ledger: Ledger, state: State, clock: Clock) -> Repairs:
+def reconcile(results: ResultsLog, state: State, clock: Clock) -> Repairs:
     """Brings the log, findings/ and git up to the journal.
 
     1. A torn last line is set aside.
     2. results.jsonl is what the journal says, and what was appended by hand since.
-    3. A run that was announced and never ended gets the line `interrupted`. It is not run again under its
-    uid. 4. A result that is in the journal only gets its line, once.
-    5. A kept entry has its folder and its commit; an attempt has its ref.
+    3. A result that is in the journal only gets its line, once.
+    4. A kept entry has its folder and its commit; an attempt has its ref.
+    5. A run that was announced and never ended gets the line `interrupted`. It is not run again under its
+       uid.
     """
     done: list[str] = []
-    torn = ledger.log.repair()
+    torn = results.log.repair()
     if torn:
         done.append(f"{len(torn)} bytes of a line that was cut off were moved to {LOG}.torn")
-    events = ledger.journal.events()
-    broken = _log_as_the_journal_says(ledger, state, events, done)
+    events = results.journal.events()
+    broken = _restore_log(results, state, events, done)
     if broken is not None:
         return Repairs(tuple(done), broken)
-    ledger.load(events)
-    results = {event["uid"]: event for event in events if event["event"] == "result"}
-    intents = {event["uid"]: Intent.from_event(event) for event in events if event["event"] == "intent"}
-    logged = {(entry.record or {}).get("uid") for entry in ledger.entries}
-    for uid, result in results.items():
-        for line in (JudgedEntry.from_event(line) for line in result["lines"]):
+    results.load(events)
+    ended = {event["uid"]: event for event in events if event["event"] == "result"}
+    announced = {event["uid"]: Experiment.from_event(event) for event in events if event["event"] == "intent"}
+    logged = {uid_of(entry) for entry in results.entries}
+    for uid, result in ended.items():
+        for line in map(JudgedEntry.from_event, result["lines"]):
             if line.record["uid"] not in logged:
-                entry = ledger.log_line(line)
+                entry = results.log_line(line)
                 done.append(f"{entry.experiment_id}, which was decided but not logged, was logged")
-        _published(ledger, intents[uid], events, done)
-    for uid, intent in intents.items():
-        if uid not in results:
-            (entry,) = ledger.settle(intent, [_interrupted(intent, clock)], again=True)
-            done.append(f"run {intent.run:04d} never ended: logged as {entry.experiment_id}, interrupted")
+        _publish_missing(results, announced[uid], events, done)
+    for uid, experiment in announced.items():
+        if uid not in ended:
+            (entry,) = _settle_interrupted(results, experiment, clock)
+            done.append(f"run {experiment.run:04d} never ended: logged as {entry.experiment_id}, interrupted")
     return Repairs(tuple(done))
 
 
-def _log_as_the_journal_says(
-    ledger: Ledger, state: State, events: Sequence[Event], done: list[str]
-) -> str | None:
+def _restore_log(results: ResultsLog, state: State, events: Sequence[Event], done: list[str]) -> str | None:
     """Step 2. Returns why the run must not go on, or None."""
-    raw, known = ledger.log.raw(), shadow(events)
-    ledger.set_expected_prefix(known)
+    raw, known = results.log.raw(), logged_bytes(events)
+    results.set_expected_prefix(known)
     if not raw.startswith(known):
         kept = _set_aside(raw, state)
-        ledger.log.restore(known)
+        results.log.restore(known)
         if known.startswith(raw):
             missing_lines = known.count(b"\n") - raw.count(b"\n")
             done.append(f"{LOG} had lost {missing_lines} lines; they were put back from the journal")
@@ -98,71 +93,52 @@ def _log_as_the_journal_says(
     uids = {
         line["record"]["uid"] for event in events if event["event"] == "result" for line in event["lines"]
     }
-    if not uids and (problems := ledger.log.verify()):
+    if not uids and (problems := results.log.verify()):
         return _broken(f"line {problems[0].line}: {problems[0].what}", None)
     for number, line in enumerate(whole_lines(raw[len(known) :]), known.count(b"\n") + 1):
-        entry = _supervised(line)
-        if entry is not None and entry.record is not None and entry.record["uid"] in uids:
-            ledger.note_logged(entry)
-        elif by_hand(line) is not None or (entry is not None and not uids):
+        entry = read_entry(line)
+        if entry is not None and uid_of(entry) in uids:
+            results.note_logged(entry)
+        elif entry is not None and (entry.record is None or (uid_of(entry) and not uids)):
             # Without results in the journal the directory came from another place, and its log is taken as
             # it is.
-            ledger.adopt(line)
+            results.adopt(line)
         else:
             kept = _set_aside(raw, state)
-            ledger.log.restore(shadow(ledger.journal.events()))
+            results.log.restore(results.logged_bytes())
             return _broken(
                 f"line {number} was written by neither a supervisor nor an experiment run by hand", kept
             )
     return None
 
 
-def _published(ledger: Ledger, intent: Intent, events: Sequence[Event], done: list[str]) -> None:
-    """Step 5, for the lines of one run."""
-    entries = [entry for entry in ledger.entries if _run_uid(entry) == intent.uid]
+def _publish_missing(
+    results: ResultsLog, experiment: Experiment, events: Sequence[Event], done: list[str]
+) -> None:
+    """Step 4, for the lines of one run."""
+    entries = [e for e in results.entries if (uid_of(e) or "").rpartition(".")[0] == experiment.uid]
     kept = [entry for entry in entries if is_kept(entry)]
     attempted = {event["run"] for event in events if event["event"] == "attempted"}
-    if not kept and intent.run not in attempted:
-        ledger.keep_attempt(intent)
-    commits = ledger.committer.experiments() if kept else {}
+    if not kept and experiment.run not in attempted:
+        results.keep_attempt(experiment)
+    commits = results.committer.experiments() if kept else {}
     for entry in kept:
-        source = intent.source.encode()
+        source = experiment.source.encode()
         if entry.experiment_id not in commits:
-            ledger.publish_kept(entry, source)
+            results.publish(entry, source)
             done.append(f"{entry.experiment_id}, which was kept but not committed, was committed")
-        elif missing(ledger.project, entry):
-            write_files(ledger.project, finding_files(entry, source))
+        elif missing(results.project, entry):
+            write_files(results.project, finding_files(entry, source))
             done.append(f"the folder of {entry.experiment_id} was missing and was made again")
 
 
-def _interrupted(intent: Intent, clock: Clock) -> JudgedEntry:
+def _settle_interrupted(
+    results: ResultsLog, experiment: Experiment, clock: Clock
+) -> tuple[ExperimentEntry, ...]:
+    """Step 5."""
     execution = Execution(status="interrupted", error="the supervisor ended before the run did")
-    entry = entry_without_report(intent, execution, because=how_it_ended(execution, intent.time_box))
-    return verdicted(
-        entry,
-        interrupted("the supervisor ended before the run did; the same experiment may run again"),
-        intent=intent,
-        number=1,
-        execution=execution,
-        facts={},
-        cost=Cost(),
-        spent=None,
-        wall=clock.wall(),
-    )
-
-
-def _supervised(line: bytes) -> ExperimentEntry | None:
-    """The entry of a line that carries a record with a uid; None for every other line."""
-    try:
-        data = decode_object(line)
-        entry = ExperimentEntry.from_dict(data)
-    except (LineError, TypeError):
-        return None
-    return entry if entry.record is not None and isinstance(entry.record.get("uid"), str) else None
-
-
-def _run_uid(entry: ExperimentEntry) -> str:
-    return str((entry.record or {}).get("uid", "")).rpartition(".")[0]
+    ended = replace(experiment, execution=execution, ended_at=clock.wall())
+    return results.settle(ended, judge_experiment(ended, lambda _: None))
 
 
 def _first_difference(raw: bytes, known: bytes) -> int:

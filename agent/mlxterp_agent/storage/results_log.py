@@ -1,9 +1,9 @@
-"""From a run that has ended to a line of the log, a folder in findings/ and a commit. Every step may be
+"""From a run that has ended to lines of the log, folders in findings/ and commits. Every step may be
 repeated.
 
 The order of truth is journal, results.jsonl, findings/, git: each is on the disk before the next begins, and
-each is made again from the one before (`recovery.py`). Here lives that order, once, for a run and for a
-repair alike; what a line says is decided in `evidence.py`, and who calls is `loop.py`.
+each can be made again from the one before it (`recovery.py`). That order is here, once, for a run and for a
+repair alike; what a line says is decided in `judge/evidence.py`.
 """
 
 from __future__ import annotations
@@ -14,18 +14,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mlxterp.autointerpret.contract import EXPERIMENT, LOG, digest
+from mlxterp.autointerpret.encoding import vector_digest
 from mlxterp.autointerpret.entry import ExperimentEntry
 from mlxterp.autointerpret.log import ExperimentLog
 from mlxterp.autointerpret.log_file import Seal
-from mlxterp.autointerpret.numbers import vector_digest
 from mlxterp.errors import TornTail
-from mlxterp_agent.events import (
-    Committed,
-    Decided,
-    Emit,
-    Repaired,
-    Waiting,
-)
+from mlxterp_agent.events import Committed, Decided, Emit, Repaired, Waiting
 from mlxterp_agent.exit_codes import GitUnavailable
 from mlxterp_agent.faults import point
 from mlxterp_agent.storage.findings import finding_files, write_files
@@ -33,11 +27,14 @@ from mlxterp_agent.storage.git import EXPERIMENT_TRAILER, VERDICT_TRAILER, Commi
 from mlxterp_agent.storage.journal import Event, Journal
 from mlxterp_agent.storage.record import (
     RUNS,
-    Intent,
+    Experiment,
     JudgedEntry,
-    by_hand,
+    digests_of,
     is_kept,
-    shadow,
+    logged_bytes,
+    read_entry_without_record,
+    uid_of,
+    verdict_of,
     whole_lines,
 )
 from mlxterp_agent.text import one_line
@@ -48,7 +45,7 @@ class _Uncommitted(NamedTuple):
     files: dict[str, bytes]
 
 
-class Ledger:
+class ResultsLog:
     """The log of one project while a supervisor holds its lock.
 
     Attributes:
@@ -71,8 +68,7 @@ class Ledger:
         self._uncommitted: list[_Uncommitted] = []
 
     def load(self, events: Iterable[Event]) -> None:
-        """Reads the log and takes in the journal: what was tried, which numbers are known, which run comes
-        next."""
+        """Reads the log and the journal: what was tried, which numbers are known, which run comes next."""
         self.entries = self.log.entries()
         self._known = self.log.seal()
         runs = [0, *(int(path.name) for path in (self.project / RUNS).glob("[0-9]*") if path.name.isdigit())]
@@ -87,42 +83,39 @@ class Ledger:
         for entry in self.entries:
             self._remember(entry)
 
-    def intend(self, intent: Intent) -> None:
-        """Announces a run, and registers its hypothesis if it declares one. Nothing has run yet."""
-        fields = {name: getattr(intent, name) for name in ("run", "uid", "source", "time_box", "digests")}
-        self.journal.append(
-            "intent", **fields, declared=intent.declared, driver=intent.driver, sha=intent.sha
-        )
-        self.last_run = intent.run
-        if intent.declared is not None:
-            self.journal.append("register", run=intent.run, hypothesis=intent.declared)
+    def announce(self, experiment: Experiment) -> None:
+        """Writes to the journal what is about to run, and registers its hypothesis if it declares one."""
+        self.journal.append("intent", **experiment.announcement())
+        self.last_run = experiment.run
+        if experiment.declared is not None:
+            self.journal.append("register", run=experiment.run, hypothesis=experiment.declared)
         point("after-intent")
 
-    def settle(
-        self, intent: Intent, lines: Sequence[JudgedEntry], *, again: bool = False
-    ) -> tuple[ExperimentEntry, ...]:
-        """The run is over: its lines go to the journal, the log, findings/ and git, in this order.
-
-        `again` says that the same bytes may run another time, because this run never came to an end.
-        """
+    def settle(self, experiment: Experiment, lines: Sequence[JudgedEntry]) -> tuple[ExperimentEntry, ...]:
+        """The run is over: its lines go to the journal, the log, findings/ and git, in this order."""
+        assert experiment.execution is not None
+        again = experiment.execution.may_run_again
         self.journal.append(
             "result",
-            run=intent.run,
-            uid=intent.uid,
-            sha=intent.sha,
+            run=experiment.run,
+            uid=experiment.uid,
+            sha=experiment.sha,
             again=again,
-            lines=[{"entry": line.entry.plain().to_dict(), "record": line.record} for line in lines],
+            lines=[line.to_event() for line in lines],
         )
         if not again:
-            self.tried.setdefault(intent.sha, [])
+            self.tried.setdefault(experiment.sha, [])
         point("after-journal-result")
         logged = tuple(self.log_line(line) for line in lines)
-        self.publish(intent, logged)
+        kept = [entry for entry in logged if is_kept(entry)]
+        for entry in kept:
+            self.publish(entry, experiment.source.encode())
+        if not kept:
+            self.keep_attempt(experiment)
         return logged
 
     def log_line(self, line: JudgedEntry) -> ExperimentEntry:
-        """Appends one line to results.jsonl, unless it is there already, and notes in the journal that it
-        is."""
+        """Appends one line to results.jsonl, unless it is there already, and notes that in the journal."""
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", TornTail)
             entry = self.log.append_sealed(line.entry, line.record)
@@ -130,7 +123,7 @@ class Ledger:
             self.emit(Repaired(str(warning.message)))
         point("after-log")
         self.note_logged(entry)
-        if all((known.record or {}).get("uid") != line.record["uid"] for known in self.entries):
+        if all(uid_of(known) != line.record["uid"] for known in self.entries):
             self.entries.append(entry)
             self._remember(entry)
             self.emit(Decided(entry))
@@ -152,25 +145,17 @@ class Ledger:
         )
         point("after-journal-logged")
 
-    def publish(self, intent: Intent, logged: Iterable[ExperimentEntry]) -> None:
-        """Kept lines get their folder and one commit each; if none is kept, what ran goes to the attempts."""
-        kept = [entry for entry in logged if is_kept(entry)]
-        for entry in kept:
-            self.publish_kept(entry, intent.source.encode())
-        if not kept:
-            self.keep_attempt(intent)
-
-    def publish_kept(self, entry: ExperimentEntry, source: bytes) -> None:
-        """Folder, then commit. Without git the entry stays logged, and its commit is made up with the next
-        one."""
+    def publish(self, entry: ExperimentEntry, source: bytes) -> None:
+        """Makes the folder and the commit of a kept entry. Without git the entry stays logged, and is
+        committed with the next one."""
         files = finding_files(entry, source)
         write_files(self.project, files)
         point("after-finding")
         self._uncommitted.append(_Uncommitted(entry, {EXPERIMENT: source, **files}))
-        self.commit_what_waits()
+        self.commit_pending()
 
-    def commit_what_waits(self) -> None:
-        """One commit for every kept entry that has none yet, oldest first."""
+    def commit_pending(self) -> None:
+        """Makes one commit for every kept entry that has none yet, oldest first."""
         while self._uncommitted:
             entry, files = self._uncommitted[0]
             try:
@@ -180,31 +165,31 @@ class Ledger:
                 return
             del self._uncommitted[0]
 
-    def keep_attempt(self, intent: Intent) -> None:
+    def keep_attempt(self, experiment: Experiment) -> None:
         """Keeps what ran and was not kept under refs/autointerp/attempts, so that no version is ever lost."""
-        files = {EXPERIMENT: intent.source.encode()}
+        run, files = experiment.run, {EXPERIMENT: experiment.source.encode()}
         try:
-            sha = self.committer.keep_attempt(intent.run, files, f"Attempt {intent.run:04d}, not kept")
+            sha = self.committer.keep_attempt(run, files, f"Attempt {run:04d}, not kept")
         except GitUnavailable as problem:
-            self.emit(Waiting(f"run {intent.run:04d} is logged, but not kept in git yet: {problem}"))
+            self.emit(Waiting(f"run {run:04d} is logged, but not kept in git yet: {problem}"))
             return
         point("after-attempt")
-        self.journal.append("attempted", run=intent.run, sha=sha)
+        self.journal.append("attempted", run=run, sha=sha)
 
     def same_numbers(self, entry: ExperimentEntry, sha: str) -> str | None:
         """The id of an earlier line of a *different* experiment with exactly these numbers, or None."""
         known = self._by_numbers.get(vector_digest(entry.result) or "")
         return known[1] if known is not None and known[0] != sha else None
 
-    def shadow(self) -> bytes:
+    def logged_bytes(self) -> bytes:
         """What results.jsonl must hold, by the journal."""
-        return shadow(self.journal.events())
+        return logged_bytes(self.journal.events())
 
-    def changed_under_us(self) -> str | None:
-        """What happened to results.jsonl that no supervisor did, in words; None if nothing did.
+    def unexpected_change(self) -> str | None:
+        """What happened to results.jsonl that no supervisor did; None if nothing did.
 
-        Whole lines that somebody appended by hand, without a record, are nobody's violation: they are taken
-        into the journal.
+        Whole lines without a record, appended by an experiment that was run by hand, are no violation: they
+        are taken into the journal.
         """
         raw = self.log.raw()
         if digest(raw[: self._known.at]) != self._known.sha256:
@@ -213,7 +198,7 @@ class Ledger:
         if rest:
             return f"{LOG} ends in a line that is not whole"
         for line in whole_lines(raw[self._known.at :]):
-            entry = by_hand(line)
+            entry = read_entry_without_record(line)
             if entry is None:
                 return f"{LOG} was appended to: by no supervisor, and it is no entry logged by hand"
             self.adopt(line)
@@ -232,7 +217,7 @@ class Ledger:
         self._known = Seal(len(prefix), digest(prefix))
 
     def _commit(self, entry: ExperimentEntry, files: Mapping[str, bytes]) -> None:
-        verdict = str((entry.record or {})["verdict"])
+        verdict = verdict_of(entry)
         sha = self.committer.commit(
             {**files, LOG: self.log.raw()},
             subject=f"{entry.experiment_id} {verdict}: {one_line(entry.conclusion or entry.hypothesis, 60)}",
@@ -245,10 +230,9 @@ class Ledger:
         self.emit(Committed(entry.experiment_id, sha))
 
     def _remember(self, entry: ExperimentEntry) -> None:
-        record = entry.record or {}
-        sha = (record.get("digests") or {}).get("experiment")
+        sha = digests_of(entry).get("experiment")
         if sha in self.tried:
             self.tried[sha].append(entry.experiment_id)
         vector = vector_digest(entry.result)
-        if vector and sha and not str(record.get("verdict")).startswith(("invalid", "interrupted")):
+        if vector and sha and not verdict_of(entry).startswith(("invalid", "interrupted")):
             self._by_numbers.setdefault(vector, (sha, entry.experiment_id))

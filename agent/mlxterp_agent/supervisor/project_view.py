@@ -1,5 +1,5 @@
-"""What a project is like, read without taking its lock: for `status`, `report`, `run` beside a supervisor,
-`verify`.
+"""A project as it is now, read without taking its lock: for `status`, `log`, `report`, `run` beside a
+supervisor.
 
 Nothing is written here, and nothing is repaired.
 """
@@ -16,7 +16,7 @@ from mlxterp.autointerpret.log import ExperimentLog
 from mlxterp_agent.platform import Clock, SystemClock
 from mlxterp_agent.researchers.base import BudgetState
 from mlxterp_agent.run_config import Options
-from mlxterp_agent.storage.budget import Budget, Limits, Spent
+from mlxterp_agent.storage.budget import Budget, Limits, Spent, budget_state
 from mlxterp_agent.storage.journal import Event, Journal
 from mlxterp_agent.storage.state_dir import Holder, State, holder
 
@@ -43,7 +43,7 @@ class Overview:
 
     @property
     def stop_reason(self) -> str:
-        """Why the newest run ended, or how it stands, in words."""
+        """Why the newest run ended, or that it is still running."""
         if self.holder is not None:
             return "still running"
         ends = [event for event in self.events if event["event"] in ("start", "stop")]
@@ -52,6 +52,12 @@ class Overview:
         if ends[-1]["event"] == "start":
             return "ended without a last word (a crash or a kill); `autointerp start` goes on"
         return str(ends[-1]["reason"])
+
+    def budget(self) -> BudgetState:
+        """What is spent and left; without a supervised run yet, by the project's configuration."""
+        options = self.options or Options(max_experiments=self.project.config.max_experiments)
+        left = None if options.seconds is None else max(0.0, options.seconds - self.spent.seconds)
+        return budget_state(self.spent, options.limits(), left)
 
     def report_config(self) -> dict[str, Any]:
         """What the report says about the question and the limits."""
@@ -82,21 +88,3 @@ def read_project(directory: Path, *, clock: Clock | None = None) -> Overview:
         spent=Budget(Limits(), clock or SystemClock(), journal).spent(),
         holder=holder(state),
     )
-
-
-def budget_of(spent: Spent, limits: Limits, seconds_left: float | None) -> BudgetState:
-    """What is spent and left, as researchers and screens see it."""
-    return BudgetState(
-        experiments=spent.experiments,
-        experiments_left=_left(limits.experiments, spent.experiments),
-        seconds=spent.seconds,
-        seconds_left=seconds_left,
-        usd=spent.usd,
-        usd_left=None if limits.usd is None else limits.usd - (spent.usd or 0.0),
-        tokens=spent.tokens,
-        tokens_left=_left(limits.tokens, spent.tokens or 0),
-    )
-
-
-def _left(limit: int | None, spent: int) -> int | None:
-    return None if limit is None else max(0, limit - spent)

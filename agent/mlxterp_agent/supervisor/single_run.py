@@ -1,5 +1,5 @@
-"""`autointerp run`: one experiment under the full regime, or the verdict of the supervisor that is there
-already."""
+"""`autointerp run`: one experiment, fully supervised, or the verdict of the supervisor that already works
+there."""
 
 from __future__ import annotations
 
@@ -11,19 +11,15 @@ from mlxterp.autointerpret.contract import load_project
 from mlxterp.autointerpret.entry import ExperimentEntry
 from mlxterp.autointerpret.hypothesis import read_hypothesis
 from mlxterp.errors import DeclarationError
-from mlxterp_agent.events import (
-    Emit,
-    Event,
-    Progress,
-    Repaired,
-    Violated,
-)
+from mlxterp_agent.events import Emit, Event, Progress, Repaired, Violated
 from mlxterp_agent.exit_codes import FINISHED, PROJECT, Locked
 from mlxterp_agent.messages import outcome_text
 from mlxterp_agent.researchers.external import Once
 from mlxterp_agent.run_config import Options
+from mlxterp_agent.storage.budget import budget_state
+from mlxterp_agent.storage.record import digests_of
 from mlxterp_agent.supervisor.loop import run
-from mlxterp_agent.supervisor.project_view import budget_of, read_project
+from mlxterp_agent.supervisor.project_view import read_project
 from mlxterp_agent.supervisor.watcher import read_experiment
 
 _POLL = 0.25
@@ -38,12 +34,12 @@ class Answer(NamedTuple):
     exit_code: int
 
 
-def run_once(directory: Path, options: Options, tell: Emit) -> Answer:
+def run_once(directory: Path, options: Options, emit: Emit) -> Answer:
     """Runs what experiment.py holds now. While another supervisor works here, waits for its verdict on these
     bytes.
 
     Args:
-        tell: hears what takes long before the experiment starts, and what was repaired.
+        emit: shows what takes long before the experiment starts, and what was repaired.
 
     Raises:
         Locked: the other supervisor did not decide these bytes within the time box and a minute.
@@ -59,13 +55,13 @@ def run_once(directory: Path, options: Options, tell: Emit) -> Answer:
     until, waits = time.monotonic() + options.time_per_experiment + _PATIENCE, False
     while True:
         try:
-            return _run(directory, options, tell)
+            return _run(directory, options, emit)
         except Locked as other:
             if time.monotonic() > until:
                 raise
             if not waits:
                 who = "" if other.pid is None else f", process {other.pid}"
-                tell(Progress(f"waiting for the verdict of the supervisor that works here{who}"))
+                emit(Progress(f"waiting for the verdict of the supervisor that works here{who}"))
                 waits = True
         time.sleep(_POLL)
         answer = _decided(directory, candidate.sha)
@@ -73,32 +69,28 @@ def run_once(directory: Path, options: Options, tell: Emit) -> Answer:
             return answer
 
 
-def _run(directory: Path, options: Options, tell: Emit) -> Answer:
-    driver, violated = Once(), list[str]()
+def _run(directory: Path, options: Options, emit: Emit) -> Answer:
+    researcher, violated = Once(), list[str]()
 
     def listen(event: Event) -> None:
         if isinstance(event, Violated):
             violated.append(f"contract violated: {event.what}")
         elif isinstance(event, Progress | Repaired):
-            tell(event)
+            emit(event)
 
-    ended = run(directory, driver, options, listen)
-    if driver.told is None:
+    ended = run(directory, researcher, options, listen)
+    outcome = researcher.outcome
+    if outcome is None:
         return Answer(f"not run: {ended.reason}", (), ended.exit_code)
-    text = "\n".join([driver.told.text, *violated])
-    exit_code = PROJECT if driver.told.run is None and not driver.told.entries else FINISHED
-    return Answer(text, driver.told.entries, ended.exit_code or exit_code)
+    exit_code = PROJECT if outcome.run is None and not outcome.entries else FINISHED
+    return Answer("\n".join([outcome.text, *violated]), outcome.entries, ended.exit_code or exit_code)
 
 
 def _decided(directory: Path, sha: str) -> Answer | None:
     """The other supervisor's lines on these bytes, once they are in the log."""
     seen = read_project(directory)
-    entries = tuple(
-        entry
-        for entry in seen.entries
-        if entry.record is not None and (entry.record.get("digests") or {}).get("experiment") == sha
-    )
+    entries = tuple(entry for entry in seen.entries if digests_of(entry).get("experiment") == sha)
     if not entries:
         return None
-    options = seen.options or Options()
-    return Answer(outcome_text(entries, budget_of(seen.spent, options.limits(), None)), entries, FINISHED)
+    budget = budget_state(seen.spent, (seen.options or Options()).limits(), None)
+    return Answer(outcome_text(entries, budget), entries, FINISHED)

@@ -1,7 +1,7 @@
-"""Notices that experiment.py may have changed, and reads it.
+"""Notices that experiment.py may have changed, and reads it; reads the guidance in steer.md.
 
-Lives here: the doorbell (file events) and the reading of a candidate. An event only means "look": what counts
-is the content, and whether it has been run is known by its digest (`loop.py`).
+An event of the file system only means "look": what counts is the content, and its digest says whether it has
+been run (`loop.py`). Other programs write in the project, so nothing here follows a link.
 """
 
 from __future__ import annotations
@@ -29,17 +29,18 @@ from watchdog.observers import Observer
 
 from mlxterp.autointerpret.contract import EXPERIMENT, STEER, digest
 from mlxterp_agent.platform import NotRegular, read_regular
+from mlxterp_agent.text import cut, plain
 
 STOP = "STOP"
 MAX_SOURCE = 256 * 1024
 """Bytes of an experiment.py that is read."""
 
-# Reading a file is an event too ("opened", "closed without writing"): ringing at it would ring at our own
-# reading.
+# Reading a file is an event too ("opened", "closed without writing"), and our own reading must not ring.
 _CHANGES = frozenset(
     {EVENT_TYPE_CREATED, EVENT_TYPE_MODIFIED, EVENT_TYPE_MOVED, EVENT_TYPE_CLOSED, EVENT_TYPE_DELETED}
 )
 _POLL = 0.1
+_STEER_LIMIT = 8000
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,15 @@ def read_experiment(project: Path) -> Candidate:
     except OSError as problem:
         return Candidate(b"", "", f"{EXPERIMENT} cannot be read: {os.strerror(problem.errno or 0)}")
     return Candidate(source, digest(source), _problem(source))
+
+
+def steer_text(project: Path) -> str:
+    """The guidance in steer.md, cut to 8 kB; "" if there is none."""
+    try:
+        text = read_regular(project / STEER).decode("utf-8", "replace")
+    except (OSError, NotRegular):
+        return ""
+    return cut(plain(text), _STEER_LIMIT)
 
 
 def _problem(source: bytes) -> str | None:

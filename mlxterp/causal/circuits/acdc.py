@@ -274,7 +274,7 @@ __all__ = ["AcdcProgress", "acdc"]
 
 def acdc(
     model: InterpretableModel,
-    clean: Prompt | PromptPair | Sequence[PromptPair],
+    clean: Prompt | PromptPair | Sequence[PromptPair] | Prepared,
     corrupted: Prompt | None = None,
     *,
     threshold: float,

@@ -27,7 +27,7 @@ from mlxterp.errors import NoGap, SweepError
 from mlxterp.results import CircuitResult
 from mlxterp.statistics.effects import Effects, effects
 
-Pairs: TypeAlias = PromptPair | Sequence[PromptPair]
+Pairs: TypeAlias = PromptPair | Sequence[PromptPair] | Prepared
 SomeCircuit: TypeAlias = Circuit | CircuitResult | Iterable[Edge | str]
 MetricLike: TypeAlias = str | metrics.MetricFunction | metrics.Metric | None
 

@@ -102,8 +102,9 @@ def differentiable(given: Any, metric: Metric, targets: Targets) -> Differentiab
     """
     if metrics.METRICS.get(metric.name) is metric:
         return _NAMED[metric.name](targets)
-    if callable(given) and not isinstance(given, Metric):
-        return _own(metrics.asked(given, targets), metric.name)
+    own = given if callable(given) and not isinstance(given, Metric) else metric.function
+    if own is not None:
+        return _own(metrics.asked(own, targets), metric.name)
     raise MetricError(
         f"metric {metric.name!r} cannot be differentiated: it computes on numpy arrays. Use one of "
         f"{', '.join(metrics.METRICS)}, or pass a function that also takes mlx arrays [n, d_vocab]."

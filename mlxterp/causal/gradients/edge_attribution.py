@@ -264,7 +264,7 @@ _EMBED = HookPoint("embed")
 
 def edge_attribution(
     model: InterpretableModel,
-    clean: Prompt | PromptPair | Sequence[PromptPair],
+    clean: Prompt | PromptPair | Sequence[PromptPair] | Prepared,
     corrupted: Prompt | None = None,
     *,
     method: Method = "eap",

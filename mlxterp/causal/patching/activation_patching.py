@@ -56,7 +56,7 @@ FIVE_SWEEPS: tuple[tuple[str, By | None], ...] = (
 
 def activation_patching(
     model: InterpretableModel,
-    clean: Prompt | PromptPair | Sequence[PromptPair],
+    clean: Prompt | PromptPair | Sequence[PromptPair] | Prepared,
     corrupted: Prompt | None = None,
     *,
     component: str = "resid_pre",
@@ -129,7 +129,7 @@ def activation_patching(
 
 def activation_patchings(
     model: InterpretableModel,
-    clean: Prompt | PromptPair | Sequence[PromptPair],
+    clean: Prompt | PromptPair | Sequence[PromptPair] | Prepared,
     corrupted: Prompt | None = None,
     *,
     sweeps: Sequence[tuple[str, By | None]] = FIVE_SWEEPS,

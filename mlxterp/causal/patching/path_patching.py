@@ -30,7 +30,7 @@ from mlxterp.causal.circuits.graph import (
     parse_node,
 )
 from mlxterp.causal.prompts.encoding import Prompt
-from mlxterp.causal.prompts.pair import PromptPair, as_pairs, prepare
+from mlxterp.causal.prompts.pair import Prepared, PromptPair, as_pairs, prepare
 from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import SweepError
 from mlxterp.results import PathPatchingResult
@@ -39,7 +39,7 @@ from mlxterp.statistics.effects import effects
 
 def path_patching(
     model: InterpretableModel,
-    clean: Prompt | PromptPair | Sequence[PromptPair],
+    clean: Prompt | PromptPair | Sequence[PromptPair] | Prepared,
     corrupted: Prompt | None = None,
     *,
     receivers: str | Sequence[str],

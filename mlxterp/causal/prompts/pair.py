@@ -8,11 +8,9 @@ no gap. What does not live here: patching (`activation_patching.py`), the forwar
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 
@@ -42,6 +40,8 @@ class PromptPair:
         answer: what the clean prompt should be continued with: one token, as text (`" Paris"`) or id.
         foil: what the corrupted prompt should be continued with.
         name: for people.
+        cluster: pairs with the same one are one piece of evidence; None stands for pairs that share a prompt
+            (`mlxterp.statistics.clusters`).
     """
 
     clean: Prompt
@@ -49,6 +49,7 @@ class PromptPair:
     answer: str | int | None = None
     foil: str | int | None = None
     name: str = ""
+    cluster: str | None = None
 
 
 @dataclass(frozen=True)
@@ -119,15 +120,42 @@ def read_rows(
     return metric(logits, mine)
 
 
+@overload
 def as_pairs(
     clean: Prompt | PromptPair | Sequence[PromptPair],
     corrupted: Prompt | None = None,
     *,
     answer: str | int | None = None,
     foil: str | int | None = None,
-) -> tuple[PromptPair, ...]:
+) -> tuple[PromptPair, ...]: ...
+
+
+@overload
+def as_pairs(
+    clean: Prompt | PromptPair | Sequence[PromptPair] | Prepared,
+    corrupted: Prompt | None = None,
+    *,
+    answer: str | int | None = None,
+    foil: str | int | None = None,
+) -> tuple[PromptPair, ...] | Prepared: ...
+
+
+def as_pairs(
+    clean: Prompt | PromptPair | Sequence[PromptPair] | Prepared,
+    corrupted: Prompt | None = None,
+    *,
+    answer: str | int | None = None,
+    foil: str | int | None = None,
+) -> tuple[PromptPair, ...] | Prepared:
     """The pairs meant by a call: two prompts, one pair, or several; `answer` and `foil` replace each one's
-    own."""
+    own. What is prepared already stays as it is, and takes none of the others beside it."""
+    if isinstance(clean, Prepared):
+        if corrupted is not None or answer is not None or foil is not None:
+            raise PromptPairError(
+                "corrupted, answer or foil comes beside prepared pairs, which hold their own. Leave it out, "
+                "or prepare the pairs with it."
+            )
+        return clean
     if isinstance(clean, PromptPair):
         pairs: tuple[PromptPair, ...] = (clean,)
     elif not isinstance(clean, str) and len(clean) and isinstance(clean[0], PromptPair):
@@ -160,7 +188,7 @@ def as_pairs(
 
 def prepare(
     model: InterpretableModel,
-    pairs: PromptPair | Sequence[PromptPair],
+    pairs: PromptPair | Sequence[PromptPair] | Prepared,
     metric: str | metrics.MetricFunction | metrics.Metric | None = None,
     *,
     align: Align = "strict",
@@ -169,6 +197,7 @@ def prepare(
 
     Args:
         pairs: in a dataset all clean prompts have the same number of tokens, and all corrupted ones too.
+            Prepared pairs are returned as they are, with the metric and the alignment that they have.
         metric: see `mlxterp.metrics.resolve`.
         align: "strict" demands the same length; "auto" maps the common prefix and the common suffix; or a
             list of (clean position, corrupted position). Recorded in the results.
@@ -178,6 +207,8 @@ def prepare(
         PromptPairError: clean and corrupted are the same tokens.
         NoGap: both runs give the same metric, so that there is nothing to recover.
     """
+    if isinstance(pairs, Prepared):
+        return pairs
     listed = (pairs,) if isinstance(pairs, PromptPair) else tuple(pairs)
     if not listed:
         raise PromptPairError("no prompt pairs were given. Pass at least one PromptPair.")
@@ -215,34 +246,7 @@ def prepare(
     return prepared
 
 
-_kept: ContextVar[dict[Any, Any] | None] = ContextVar("_kept", default=None)
-
-
-@contextmanager
-def runs_kept() -> Iterator[None]:
-    """Inside, analyses of the same prompts on the same model share one clean and one corrupted run."""
-    before = _kept.set({})
-    try:
-        yield
-    finally:
-        _kept.reset(before)
-
-
 def _run_both(
-    model: InterpretableModel, clean: Ids, corrupted: Ids
-) -> tuple[sweep.Base | None, sweep.Base | None]:
-    """Both runs, or those made before, inside `runs_kept`."""
-    kept = _kept.get()
-    if kept is None:
-        return _runs(model, clean, corrupted)
-    key = (id(model), clean.shape, clean.tobytes(), corrupted.shape, corrupted.tobytes())
-    if key not in kept:
-        kept[key] = (model, _runs(model, clean, corrupted))  # the model too, so that its id stays its own
-    found: tuple[sweep.Base | None, sweep.Base | None] = kept[key][1]
-    return found
-
-
-def _runs(
     model: InterpretableModel, clean: Ids, corrupted: Ids
 ) -> tuple[sweep.Base | None, sweep.Base | None]:
     """Both runs, in one batch if their lengths are equal."""

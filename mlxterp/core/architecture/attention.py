@@ -1,9 +1,10 @@
-"""Scaled dot-product attention in mlx-lm's form, and its probabilities written out.
+"""Attention probabilities written out, and how a run reads and edits them inside a model's own attention.
 
 Models of mlx-lm call a function named `scaled_dot_product_attention`, found in their own module. `forward.py`
 puts its own there while it runs; q, k, v and pattern are read and edited where the model really uses them,
-whatever norms, masks, windows or sinks came before. A module of your own is read the same way if it calls the
-function below by this name. gemma2 calls no function but `mx.softmax`, which is seen the same way.
+whatever norms, masks, windows or sinks came before. A module of your own is read the same way if it calls
+`mlxterp.models.attention.scaled_dot_product_attention` by this name. gemma2 calls no function but
+`mx.softmax`, which is seen the same way.
 """
 
 from __future__ import annotations
@@ -14,19 +15,6 @@ from typing import Any
 import mlx.core as mx
 
 NAME = "scaled_dot_product_attention"
-
-
-def scaled_dot_product_attention(
-    queries: mx.array,
-    keys: mx.array,
-    values: mx.array,
-    cache: Any = None,  # noqa: ARG001 - the name and order of mlx-lm's arguments
-    scale: float = 1.0,
-    mask: mx.array | str | None = None,
-    sinks: mx.array | None = None,
-) -> mx.array:
-    """[batch, n_heads, pos, d_head] from queries, and keys and values [batch, n_kv_heads, src, d_head]."""
-    return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=mask, sinks=sinks)
 
 
 def pattern(
@@ -72,8 +60,9 @@ def attend(probabilities: mx.array, values: mx.array) -> mx.array:
     return (grouped @ values[:, :, None]).reshape(batch, n_heads, n_dest, values.shape[-1])
 
 
-class SeenSoftmax:
-    """Stands in for the name `mx` in a model's module: all of mlx.core, with a softmax that is seen."""
+class MxWithHookedSoftmax:
+    """Replaces the name `mx` in a model's module: all of mlx.core, with a softmax whose result is passed to
+    `see`."""
 
     def __init__(self, see: Callable[[mx.array], mx.array]) -> None:
         self._see = see

@@ -6,6 +6,9 @@ package, else the system's. Then it compares a few products and factorisations w
 everything back if they differ. If nothing fast is found, MLX keeps computing as it came, and one
 `SlowBlas` warning says so. `MLXTERP_BLAS=off` leaves MLX alone.
 
+The number of threads follows the idle cores (`use_idle_cores`). It decides where a product is cut, and with
+it the last bits of the result, so what promises the same bits computes in `pinned_threads()`.
+
 Not here: macOS, where MLX computes with Metal and Accelerate and nothing is changed; GPUs.
 """
 
@@ -19,9 +22,11 @@ import os
 import platform
 import re
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -34,6 +39,11 @@ from mlxterp.core.linux_blas.elf_slots import Slot, SlotError
 from mlxterp.errors import SettingError, SlowBlas
 
 ENV = "MLXTERP_BLAS"
+THREADS_ENVS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")
+"""Where a user fixes the number of threads, for the whole life of a process."""
+PINNED_THREADS = 1
+"""The number of threads of `pinned_threads`. One, so that it holds on a busy machine, on any number of cores
+and in each of several workers (docs/decisions/0023-same-bits-with-pinned-threads.md)."""
 
 # The one that matters: every float32 matmul goes through it. A library without it is no candidate.
 _SGEMM = "cblas_sgemm"
@@ -47,6 +57,8 @@ _seeds = itertools.count()
 _originals: dict[Slot, int] = {}
 _installed: Candidate | None = None
 _last_look = -math.inf
+_changing_threads = threading.Lock()
+_pins = 0  # how many `pinned_threads()` are open, in all threads of this process
 
 
 @dataclass(frozen=True)
@@ -126,14 +138,38 @@ def use_idle_cores() -> None:
     The threads of a product wait for each other several times. Where another program has one of the cores,
     each wait is a time slice of the scheduler: on 2 cores at a load of 6 to 8, SmolLM2-135M reads 12 tokens
     in 4.5 s with two threads and in 0.37 s with one. Looks at most ten times a second. Does nothing if the
-    user has set the number of threads (OPENBLAS_NUM_THREADS).
+    user has set the number of threads (OPENBLAS_NUM_THREADS), or within `pinned_threads`.
     """
     global _last_look
-    now = time.monotonic()
-    if _installed is None or _installed.set_threads is None or now - _last_look < _LOOK_SECONDS:
-        return
-    _last_look = now
-    _installed.set_threads(cores.idle())
+    with _changing_threads:
+        now = time.monotonic()
+        if _installed is None or _installed.set_threads is None or _pins or now - _last_look < _LOOK_SECONDS:
+            return
+        _last_look = now
+        _installed.set_threads(cores.idle())
+
+
+@contextmanager
+def pinned_threads() -> Iterator[None]:
+    """Products computed in here have the same bits in every run on the same CPU with the same BLAS.
+
+    The number of threads is `PINNED_THREADS`, or the user's (OPENBLAS_NUM_THREADS), whatever else runs. It is
+    the whole process's: while one thread is in here, all compute with it. May be nested. MLX is lazy: a
+    result has to be evaluated in here. Only equal shapes give equal bits: a row alone and the same row in a
+    batch may differ in the last ones.
+    """
+    global _pins, _last_look
+    with _changing_threads:
+        _pins += 1
+        if _pins == 1 and _installed is not None and _installed.set_threads is not None:
+            _installed.set_threads(PINNED_THREADS)
+    try:
+        yield
+    finally:
+        with _changing_threads:
+            _pins -= 1
+            _last_look = -math.inf
+        use_idle_cores()
 
 
 def which() -> BlasInfo:
@@ -162,7 +198,7 @@ def _try(candidate: Candidate, slots: Sequence[Slot]) -> str | None:
     _originals.update({slot: elf_slots.read(slot) for slot in addresses})
     elf_slots.write(addresses)
     if candidate.set_threads is not None:
-        candidate.set_threads(cores.idle())
+        candidate.set_threads(PINNED_THREADS if _pins else cores.idle())
     wrong = _difference_from_numpy()
     if wrong is not None:
         undo()
@@ -239,7 +275,7 @@ def _openblas(library: ctypes.CDLL, prefix: str) -> Candidate:
     get_threads = function("openblas_get_num_threads", gives=ctypes.c_int)
     config = function("openblas_get_config", gives=ctypes.c_char_p)
     core = function("openblas_get_corename", gives=ctypes.c_char_p)
-    chosen = any(os.environ.get(name) for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"))
+    chosen = any(os.environ.get(name) for name in THREADS_ENVS)
     if set_threads is not None and not chosen:
         set_threads(cores.allowed())
     version = re.match(r"OpenBLAS (\S+)", config().decode()) if config is not None else None

@@ -120,7 +120,8 @@ def build_store(
         executor: spreads blocks of documents over its workers: threads (which take turns: a model runs one
             forward at a time), processes, or other machines by dask's `Client.get_executor()`. Processes must
             be spawned, not forked: `ProcessPoolExecutor(mp_context=get_context("spawn"))`. The store is the
-            same bit for bit on equal machines, whatever the executor.
+            same bit for bit on equal machines, whatever the executor and whatever else runs there: products
+            are computed with one BLAS thread, or with OPENBLAS_NUM_THREADS of them where that is set.
         progress: called with a line for each finished block.
 
     Raises:

@@ -1,7 +1,8 @@
 """The work behind a feature store, in blocks that any process can do: one masked pass over some documents.
 
 A block is some consecutive documents. What is in a block, and which rows share a batch, depends on the texts
-only, so the result is the same bit for bit however blocks are spread over workers.
+only, and every worker computes with the same number of BLAS threads, so the result is the same bit for bit
+however blocks are spread over workers.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
+from mlxterp.core.linux_blas import blas
 from mlxterp.core.linux_blas import swiglu as fast_math
 from mlxterp.core.model import InterpretableModel
 from mlxterp.core.tokens import Prompt, Tokens, pad
@@ -212,7 +214,7 @@ def _run_batch(
     evidence = counted[place]
     place, at = place[evidence], (row * batch.tokens.shape[1] + column)[evidence]
     found = []
-    with _ONE_AT_A_TIME, fast_math.used(model.architecture):
+    with _ONE_AT_A_TIME, blas.pinned_threads(), fast_math.used(model.architecture):
         _, captured = model.run(batch.tokens, capture=sae.point, lengths=batch.lengths)
         x = captured[sae.point]
         x = x.reshape(x.shape[0] * x.shape[1], -1)

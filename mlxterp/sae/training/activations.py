@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlxterp.core.hook_points import parse
+from mlxterp.core.linux_blas import blas
 from mlxterp.core.linux_blas import swiglu as fast_math
 from mlxterp.core.model import InterpretableModel
 from mlxterp.core.tokens import Padded, pad
@@ -242,7 +243,7 @@ class StreamedActivations(ActivationSource):
         batch = pad(rows)
         at = mx.array(np.flatnonzero(self.counted(batch)))
         points = {place: parse(place) for place in self.hook_points}
-        with fast_math.used(self.model.architecture):
+        with blas.pinned_threads(), fast_math.used(self.model.architecture):
             # Logits are lazy and never evaluated, so layers behind the last point are not computed.
             _, captured = self.model.run(batch.tokens, capture=list(points.values()), lengths=batch.lengths)
             found = {}

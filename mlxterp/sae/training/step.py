@@ -16,7 +16,6 @@ import mlx.core as mx
 import mlx.optimizers as optim
 import numpy as np
 
-from mlxterp.core.linux_blas import blas
 from mlxterp.sae.config import Plan, SAEConfig
 from mlxterp.sae.training import objective
 from mlxterp.sae.training.objective import Params, Penalty, Seen
@@ -119,8 +118,10 @@ class Stepper:
         return self.learning_rate * min(1.0, (step + 1) / warm, (steps - step) / decay)
 
     def advance(self, state: State, x: mx.array, y: mx.array) -> Stepped:
-        """One step on a batch [tokens, d], scaled. Changes `state`."""
-        blas.use_idle_cores()
+        """One step on a batch [tokens, d], scaled. Changes `state`.
+
+        With the same bits in every run if called in `blas.pinned_threads()`, as the training does.
+        """
         gradients, seen, loss = self._gradients(state, x, y)
         state.params = self._updated(state, gradients)
         n = x.shape[0]

@@ -17,6 +17,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from mlxterp.core.linux_blas import blas
 from mlxterp.errors import SAEError, TooLittleData, UnderTrained
 from mlxterp.sae.config import Plan, SAEConfig, plan
 from mlxterp.sae.sae import SAE
@@ -129,6 +130,7 @@ def train_sae(
     )[0]
 
 
+@blas.pinned_threads()
 def train_saes(
     source: ActivationSource,
     configs: Sequence[SAEConfig],
@@ -153,7 +155,8 @@ def train_saes(
         source: activations; `StreamedActivations`, `cached_activations(…)`, or arrays.
         configs: what to train; batch size and epochs must be the same for all.
         checkpoint: a directory. If it holds a checkpoint of this very training, it goes on from there and
-            ends with the same bits as without the interruption.
+            ends with the same bits as without the interruption, on the same machine: products are computed
+            with one BLAS thread, or with OPENBLAS_NUM_THREADS of them where that is set.
         checkpoint_every: steps between two checkpoints.
         progress: called every 50 steps, or twenty times in a short run, for each SAE.
         stop: called after each step; once it returns True, a checkpoint is written (with `checkpoint`), and
@@ -313,7 +316,7 @@ def _finished(run: Run, source: ActivationSource, *, stopped: bool) -> Trained:
             f"the learning rate came down; it is {run.history[-1].fvu:.3f} at the end. "
             f"Train on more tokens, or try another learning rate than {run.stepper.learning_rate:.2g}.",
             UnderTrained,
-            stacklevel=3,
+            stacklevel=4,
         )
     last = run.history[-1]
     facts: dict[str, Any] = {

@@ -9,12 +9,12 @@ import json
 from rich.console import Console
 
 from mlxterp.autointerpret.entry import ExperimentEntry
+from mlxterp_agent.display.json_lines import JsonLines
+from mlxterp_agent.display.plain import PlainLines
 from mlxterp_agent.display.terminal import LiveScreen
 from mlxterp_agent.events import (
     Committed,
     Decided,
-    JsonLines,
-    PlainLines,
     Progress,
     Repaired,
     Running,

@@ -318,7 +318,7 @@ def test_a_slow_target_loses_the_oldest_notices_and_never_the_last():
     assert sent[-1].kind == "stopped"
     assert complaints(shown) == [
         "a notice to a slow one was not delivered (it is too slow); the run goes on, and further failures "
-        "there are not told"
+        "there are not shown"
     ]
 
 

@@ -18,7 +18,7 @@ import pytest
 
 from mlxterp.autointerpret.scaffold import init_autointerpret
 from mlxterp_agent.storage.git import Committer
-from mlxterp_agent.supervisor.project_files import initial_files
+from mlxterp_agent.supervisor.prepare import initial_files
 from tests.agent.fakes import git
 
 

@@ -25,14 +25,11 @@ from mlxterp_agent.researchers.base import (
     Situation,
 )
 from mlxterp_agent.researchers.scripted import ScriptedResearcher
-from mlxterp_agent.researchers.scripted.heads.criteria import ORDER
-from mlxterp_agent.researchers.scripted.plan import (
-    Answered,
-    GiveUp,
-    Next,
-    Step,
-)
+from mlxterp_agent.researchers.scripted.heads import HEADS
 from mlxterp_agent.researchers.scripted.researcher import decide, experiments_left, render
+from mlxterp_agent.researchers.scripted.study import Concluded, Experiment, GiveUp, Next
+
+ORDER = HEADS.order
 
 HEAD_NAME = re.compile(r"L\d+\.H\d+")
 
@@ -59,7 +56,7 @@ class World:
     opposing: dict[str, float] = field(default_factory=dict)
     missing: tuple[str, ...] = ()
 
-    def measure(self, step: Step) -> dict[str, Any]:
+    def measure(self, step: Experiment) -> dict[str, Any]:
         """The numbers that this step's experiment would report here."""
         ours = {name: effect for name, effect in self.heads.items() if step.name != "more_heads"}
         names = ("mlp_out", "z", "pattern", "unembedding", "final_norm_formula", "head_outputs", "attn_out")
@@ -113,10 +110,12 @@ class World:
         return {"as_predicted": step.name != "null" and self.kept > 0.5, **numbers}
 
 
-Fault = Callable[[Step], str | None]
+Fault = Callable[[Experiment], str | None]
 
 
-def entry_of(step: Step, world: World, number: int, verdict: str = "lead", **numbers: Any) -> ExperimentEntry:
+def entry_of(
+    step: Experiment, world: World, number: int, verdict: str = "lead", **numbers: Any
+) -> ExperimentEntry:
     """The line that a supervisor would log."""
     record = {"verdict": verdict, "reasons": [], "uid": f"u{number}"}
     if verdict.startswith("invalid") or verdict == "interrupted":
@@ -130,20 +129,24 @@ def entry_of(step: Step, world: World, number: int, verdict: str = "lead", **num
 
 def investigate(
     world: World, *, budget: int | None = None, fault: Fault = lambda _: None
-) -> tuple[list[Step], list[ExperimentEntry], Next]:
+) -> tuple[list[Experiment], list[ExperimentEntry], Next]:
     """The whole investigation of a world: the steps made, the log, and how it ended."""
-    steps: list[Step] = []
+    steps: list[Experiment] = []
     log: list[ExperimentEntry] = []
     for number in range(1, 40):
         step = decide(log, None if budget is None else budget - len(log))
-        if not isinstance(step, Step):
+        if not isinstance(step, Experiment):
             return steps, log, step
         steps.append(step)
         log.append(entry_of(step, world, number, fault(step) or "lead"))
     raise AssertionError(f"no end after {[step.name for step in steps]}")
 
 
-def names(steps: list[Step]) -> list[str]:
+def hypothesis_of(step: Experiment) -> str:
+    return keyword(ast.parse(render(step)), "hypothesis")
+
+
+def names(steps: list[Experiment]) -> list[str]:
     return [step.name for step in steps]
 
 
@@ -151,7 +154,7 @@ def failing(*which: str, times: int = 1, verdict: str = "invalid:execution") -> 
     """The first runs of these steps end badly."""
     seen: dict[str, int] = {}
 
-    def fault(step: Step) -> str | None:
+    def fault(step: Experiment) -> str | None:
         seen[step.name] = seen.get(step.name, 0) + 1
         return verdict if step.name in which and seen[step.name] <= times else None
 
@@ -165,7 +168,7 @@ def test_a_planted_circuit_is_investigated_from_behaviour_to_conclusion_and_name
     steps, log, end = investigate(World())
 
     assert names(steps) == [name for name in ORDER if name != "more_heads"]
-    assert isinstance(end, Answered)
+    assert isinstance(end, Concluded)
     assert "the question is answered" in end.reason
     conclusion = steps[-1].values
     assert conclusion["answered"]
@@ -189,8 +192,8 @@ def test_the_next_step_follows_from_what_was_found_not_from_a_script():
     assert there["attention"].values["positions"] == [4, 7]
     assert here["necessity"].values["found"] == [(6, 3), (1, 5)]
     assert there["necessity"].values["found"] == [(2, 0)]
-    assert "layer 6" in here["attention"].values["hypothesis"]
-    assert "layer 2" in there["attention"].values["hypothesis"]
+    assert "layer 6" in hypothesis_of(here["attention"])
+    assert "layer 2" in hypothesis_of(there["attention"])
 
 
 def test_in_a_world_where_nothing_matters_no_head_is_named_and_the_question_stays_open():
@@ -233,7 +236,7 @@ def test_a_single_pair_gives_no_interval_and_the_person_is_told_to_add_more():
 def test_pairs_that_the_search_uses_are_not_used_to_test_if_there_are_enough(n_pairs, held_out):
     steps, _, _ = investigate(World(n_pairs=n_pairs))
 
-    assert next(step for step in steps if step.name == "necessity").values["held_out"] == held_out
+    assert next(step for step in steps if step.name == "necessity").values["pairs"] == held_out
     assert any("too few to hold any out" in limit for limit in steps[-1].values["not_shown"]) == (
         not held_out
     )
@@ -273,7 +276,7 @@ def test_a_step_that_the_model_cannot_answer_is_left_out_and_is_no_failure(missi
     steps, _, end = investigate(World(missing=(missing,)))
 
     assert left_out not in names(steps)
-    assert isinstance(end, Answered)
+    assert isinstance(end, Concluded)
     assert not any("failed" in limit for limit in steps[-1].values["not_shown"])
 
 
@@ -307,7 +310,7 @@ def test_whichever_step_cannot_be_made_there_is_a_conclusion(step):
     steps, _, end = investigate(World(), fault=failing(step, times=2))
 
     assert names(steps)[-1] == "conclusion"
-    assert isinstance(end, Answered)
+    assert isinstance(end, Concluded)
 
 
 def test_a_behaviour_that_cannot_be_measured_ends_the_investigation_with_the_reason():
@@ -329,7 +332,7 @@ def test_a_step_that_is_interrupted_again_and_again_is_left_out():
     steps, _, end = investigate(World(), fault=failing("mlp", times=99, verdict="interrupted"))
 
     assert names(steps).count("mlp") == 6
-    assert isinstance(end, Answered)
+    assert isinstance(end, Concluded)
 
 
 def test_a_report_without_numbers_counts_as_a_failure():
@@ -382,7 +385,7 @@ def test_whatever_the_budget_its_last_experiment_is_the_conclusion(budget):
 
     assert names(steps)[-1] == "conclusion"
     assert len(log) <= budget
-    assert isinstance(end, Answered)
+    assert isinstance(end, Concluded)
 
 
 def test_what_the_model_cannot_do_is_not_budgeted_for():

@@ -10,16 +10,12 @@ import pytest
 
 from mlxterp.autointerpret import ExperimentEntry
 from mlxterp_agent.researchers.base import BudgetState, Situation
-from mlxterp_agent.researchers.scripted.features import FEATURES
-from mlxterp_agent.researchers.scripted.features.criteria import CANDIDATES, ORDER
+from mlxterp_agent.researchers.scripted.features import CANDIDATES, FEATURES
 from mlxterp_agent.researchers.scripted.heads import HEADS
-from mlxterp_agent.researchers.scripted.plan import (
-    Answered,
-    GiveUp,
-    Next,
-    Step,
-)
 from mlxterp_agent.researchers.scripted.researcher import decide, render, study_of
+from mlxterp_agent.researchers.scripted.study import Concluded, Experiment, GiveUp, Next
+
+ORDER = FEATURES.order
 
 
 @dataclass(frozen=True)
@@ -34,7 +30,7 @@ class World:
     silent: tuple[int, ...] = (900, 901)
     exact: bool = True
 
-    def measure(self, step: Step) -> dict[str, Any]:
+    def measure(self, step: Experiment) -> dict[str, Any]:
         """The numbers that this step's experiment would report here."""
         asked = [str(feature) for feature in step.values.get("features", [])]
         kept = {
@@ -70,7 +66,7 @@ class World:
         return {"as_predicted": True, **by_step[step.name]}
 
 
-def entry_of(step: Step, world: World, number: int, verdict: str) -> ExperimentEntry:
+def entry_of(step: Experiment, world: World, number: int, verdict: str) -> ExperimentEntry:
     record = {"verdict": verdict, "reasons": [], "uid": f"u{number}"}
     if verdict.startswith("invalid"):
         first_line = (ast.get_docstring(ast.parse(render(step))) or "").splitlines()[0]
@@ -81,13 +77,13 @@ def entry_of(step: Step, world: World, number: int, verdict: str) -> ExperimentE
 
 def investigate(
     world: World, *, budget: int | None = None, failing: tuple[str, ...] = ()
-) -> tuple[list[Step], Next]:
+) -> tuple[list[Experiment], Next]:
     """The whole study of a world: the steps made, and how it ended. Steps in `failing` never succeed."""
-    steps: list[Step] = []
+    steps: list[Experiment] = []
     log: list[ExperimentEntry] = []
     for number in range(1, 30):
         step = decide(log, None if budget is None else budget - len(log), FEATURES)
-        if not isinstance(step, Step):
+        if not isinstance(step, Experiment):
             return steps, step
         steps.append(step)
         verdict = "invalid:execution" if step.name in failing else "lead"
@@ -95,7 +91,7 @@ def investigate(
     raise AssertionError(f"no end after {[step.name for step in steps]}")
 
 
-def names(steps: list[Step]) -> list[str]:
+def names(steps: list[Experiment]) -> list[str]:
     return [step.name for step in steps]
 
 
@@ -112,7 +108,7 @@ def test_everything_is_asked_in_order_and_the_question_is_answered_by_what_is_bo
     steps, end = investigate(World())
 
     assert names(steps) == list(ORDER)
-    assert end == Answered("the question is answered: 0008 is the conclusion")
+    assert end == Concluded("the question is answered: 0008 is the conclusion")
     said = steps[-1].values["conclusion"]
     assert 'Understood and used: f1 (token " w1") and f3 (token " w3").' in said
 
@@ -140,7 +136,7 @@ def test_without_labels_that_hold_their_tests_are_left_out_and_nothing_is_called
     steps, end = investigate(World(labelled=0, passing=0, standing_out=(1,)))
 
     assert names(steps) == ["survey", "labels", "effects", "silent", "conclusion"]
-    assert isinstance(end, Answered)
+    assert isinstance(end, Concluded)
     assert end.reason.startswith("the question stays open")
     assert "Understood and used" not in steps[-1].values["conclusion"]
 
@@ -179,7 +175,7 @@ def test_a_step_that_fails_twice_is_left_out_and_the_conclusion_says_so(step):
     steps, end = investigate(World(), failing=(step,))
 
     assert names(steps).count(step) == 2
-    assert isinstance(end, Answered)
+    assert isinstance(end, Concluded)
     assert any(f"the step {step} would have shown" in limit for limit in steps[-1].values["not_shown"])
 
 

@@ -17,9 +17,11 @@ import psutil
 import pytest
 
 from mlxterp.autointerpret.contract import digest
-from mlxterp_agent.platform import Descendants, FakeClock
+from mlxterp.core.linux_blas import blas
+from mlxterp_agent.platform import BLAS_THREADS, Descendants, FakeClock
 from mlxterp_agent.sandbox import runner as runner_module
-from mlxterp_agent.sandbox.runner import Outcome, Runner
+from mlxterp_agent.sandbox.runner import Runner
+from mlxterp_agent.storage.record import Execution
 from mlxterp_agent.storage.state_dir import State, open_state
 
 SETUP = 'model = "fake"\ndataset = [1, 2, 3]\nmetrics = ["logit_diff"]\nQUESTION = "why?"\n'
@@ -73,10 +75,10 @@ class Bench:
         self.runner = Runner(self.project, self.sealed, self.state, **options)  # type: ignore[arg-type]
         return self.runner
 
-    def run(self, source: str, *, time_box: float = 20.0, **options: object) -> Outcome:
+    def run(self, source: str, *, time_box: float = 20.0, **options: object) -> Execution:
         snapshot = self.run_dir / "experiment.py"
         snapshot.write_text(textwrap.dedent(source))
-        return self.runner.run(snapshot, 1, time_box=time_box, run_dir=self.run_dir, **options)  # type: ignore[arg-type]
+        return self.runner.run(snapshot, 1, time_box=time_box, **options)  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -91,7 +93,7 @@ def test_an_experiment_that_reports_and_ends_is_ok(bench: Bench):
     outcome = bench.run(REPORT + "import setup\nprint('hello')\nreport(model=setup.model)\n")
 
     assert (outcome.status, outcome.exit_code, outcome.error, outcome.escaped) == ("ok", 0, None, 0)
-    assert [entry["result"] for entry in outcome.entries] == [{"model": "fake"}]
+    assert [entry.result for entry in outcome.entries] == [{"model": "fake"}]
     assert outcome.stdout_tail == "hello\n"
     assert (bench.run_dir / "stdout.txt").read_text() == "hello\n"
     assert outcome.peak_mb is not None
@@ -106,7 +108,7 @@ def test_the_library_call_of_an_experiment_reaches_the_supervisor_and_not_the_fi
     """)
 
     assert outcome.error is None
-    assert [entry["result"] for entry in outcome.entries] == [{"effect": "NaN"}]
+    assert [entry.result for entry in outcome.entries] == [{"effect": "NaN"}]
     assert not (bench.project / "results.jsonl").exists()
 
 
@@ -182,7 +184,7 @@ def test_while_setup_is_imported_its_last_line_of_output_is_told(bench: Bench):
     )
     told: list[str] = []
 
-    bench.runner.check_setup(tell=told.append, stop=lambda: "seen" if "fetching 20 %" in told else None)
+    bench.runner.check_setup(progress=told.append, stop=lambda: "seen" if "fetching 20 %" in told else None)
 
     assert told[-1] == "fetching 20 %"
 
@@ -194,7 +196,7 @@ def test_a_warm_start_takes_less_than_a_third_of_a_second(bench: Bench):
     outcome = bench.run(REPORT + "import time\nreport(began=time.time())\n")
 
     assert outcome.warm
-    assert outcome.entries[0]["result"]["began"] - asked < 0.3
+    assert outcome.entries[0].result["began"] - asked < 0.3
 
 
 def test_a_run_without_a_spare_is_cold_and_works_the_same(bench: Bench):
@@ -220,7 +222,7 @@ def test_a_spare_that_imported_another_setup_is_not_used(bench: Bench):
 
     outcome = bench.run(REPORT + "import setup\nreport(model=setup.model)\n")
 
-    assert (outcome.entries[0]["result"], outcome.warm) == ({"model": "another"}, False)
+    assert (outcome.entries[0].result, outcome.warm) == ({"model": "another"}, False)
 
 
 def test_a_changed_setup_and_a_planted_pyc_in_the_project_do_not_reach_a_run(bench: Bench):
@@ -232,7 +234,7 @@ def test_a_changed_setup_and_a_planted_pyc_in_the_project_do_not_reach_a_run(ben
 
     outcome = bench.run(REPORT + "import setup\nreport(model=setup.model)\n")
 
-    assert outcome.entries[0]["result"] == {"model": "fake"}
+    assert outcome.entries[0].result == {"model": "fake"}
 
 
 def test_modules_in_the_project_do_not_shadow_those_of_python(bench: Bench):
@@ -242,7 +244,7 @@ def test_modules_in_the_project_do_not_shadow_those_of_python(bench: Bench):
     outcome = bench.run(REPORT + "import helper, statistics\nreport(value=helper.value)\n")
 
     assert outcome.error is None
-    assert outcome.entries[0]["result"] == {"value": 3}
+    assert outcome.entries[0].result == {"value": 3}
     assert not (bench.project / "__pycache__").exists()
 
 
@@ -259,7 +261,7 @@ def test_what_runs_is_the_frozen_copy_under_the_projects_name(bench: Bench):
 
     path = str(bench.project / "experiment.py")
     expected = {"file": path, "name": "__main__", "argv": [path], "cwd": str(bench.project)}
-    assert outcome.entries[0]["result"] == expected
+    assert outcome.entries[0].result == expected
 
 
 def test_an_error_is_shown_where_the_experiment_called_and_where_it_was_raised(bench: Bench):
@@ -313,7 +315,7 @@ def test_threads_and_exit_handlers_belong_to_the_experiment(bench: Bench):
     )
 
     assert outcome.status == "ok"
-    assert [entry["result"]["who"] for entry in outcome.entries] == ["thread", "exit handler"]
+    assert [entry.result["who"] for entry in outcome.entries] == ["thread", "exit handler"]
 
 
 def test_a_kill_that_is_not_ours_is_a_crash_unless_the_kernel_ran_out_of_memory(
@@ -327,8 +329,8 @@ def test_a_kill_that_is_not_ours_is_a_crash_unless_the_kernel_ran_out_of_memory(
 
     out_of_memory = bench.run(kill)
 
-    assert (crashed.status, crashed.signal_name, crashed.exit_code) == ("crashed", "SIGKILL", None)
-    assert (out_of_memory.status, out_of_memory.signal_name) == ("oom", "SIGKILL")
+    assert (crashed.status, crashed.signal, crashed.exit_code) == ("crashed", "SIGKILL", None)
+    assert (out_of_memory.status, out_of_memory.signal) == ("oom", "SIGKILL")
 
 
 def test_a_hang_is_ended_at_its_time_box_and_shows_where_it_hung(bench: Bench):
@@ -413,7 +415,7 @@ def test_where_there_is_no_subreaper_a_process_that_was_seen_is_ended_after_its_
     assert parent.stdout is not None
     left = int(parent.stdout.readline())
     descendants = Descendants(parent.pid)
-    descendants.read_project()
+    descendants.observe()
     parent.communicate("")
 
     ended = descendants.end()
@@ -565,6 +567,21 @@ def test_mlx_calls_no_compiler_in_an_experiment_unless_the_person_wants_it(
     assert (by_default, as_wanted) == ("1", "0")
 
 
+def test_an_experiment_computes_with_one_blas_thread_unless_the_person_wants_more(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+):
+    for name in BLAS_THREADS:
+        monkeypatch.delenv(name, raising=False)
+    source = f"import os\nprint([os.environ.get(name) for name in {BLAS_THREADS}])\n"
+
+    by_default = bench.run(source).stdout_tail.strip()
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    as_wanted = bench.run(source).stdout_tail.strip()
+
+    assert BLAS_THREADS == blas.THREADS_ENVS
+    assert (by_default, as_wanted) == ("['1', None]", "[None, '2']")
+
+
 def test_each_run_has_a_directory_for_temporary_files_that_is_removed(bench: Bench):
     source = "import tempfile\nopen(tempfile.mkstemp()[1], 'w').write('x')\nprint(tempfile.gettempdir())\n"
 
@@ -579,7 +596,7 @@ def test_an_experiment_cannot_read_its_orders_or_leave_a_core_file(bench: Bench)
 
     outcome = bench.run(REPORT + source + "report(stdin=sys.stdin.read(), core=core)\n")
 
-    assert outcome.entries[0]["result"] == {"stdin": "", "core": [0, 0]}
+    assert outcome.entries[0].result == {"stdin": "", "core": [0, 0]}
 
 
 def frame(**fields: object) -> str:
@@ -612,7 +629,7 @@ def test_a_malformed_frame_is_noted_and_costs_nothing_else(bench: Bench, line: s
     source = REPORT + f"raw({line!r})\n"
     bad_only = bench.run(source)
 
-    assert [words in bad for bad in bad_only.bad_frames] == [True]
+    assert [words in bad.text for bad in bad_only.bad_frames] == [True]
     assert bad_only.entries == ()
 
 
@@ -631,9 +648,9 @@ def test_more_entries_or_bytes_than_a_report_may_have_are_left_out(bench: Bench)
     )
 
     assert len(outcome.entries) == 64
-    assert sum("more than 64 entries" in bad for bad in outcome.bad_frames) == 6
-    assert sum("longer than 4,000,000 bytes" in bad for bad in outcome.bad_frames) == 1
-    assert sum("more than 64,000,000 bytes" in bad for bad in outcome.bad_frames) == 1
+    assert sum("more than 64 entries" in bad.text for bad in outcome.bad_frames) == 6
+    assert sum("longer than 4,000,000 bytes" in bad.text for bad in outcome.bad_frames) == 1
+    assert sum("more than 64,000,000 bytes" in bad.text for bad in outcome.bad_frames) == 1
 
 
 def test_a_forged_success_before_leaving_is_believed_only_as_a_report(bench: Bench):
@@ -658,7 +675,7 @@ assert runner.check_setup().ok
 spare = runner._spare
 def started():
     print(spare.pid, spare._process.pid, spare.stdout.strip(), flush=True) if spare.stdout else None
-runner.run(snapshot, 1, time_box=600, run_dir=snapshot.parent, stop=started)
+runner.run(snapshot, 1, time_box=600, stop=started)
 """
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mlxterp_agent.exit_codes import DiskFull, StateUnavailable
-from mlxterp_agent.platform import FakeClock, disk_full_in_words
+from mlxterp_agent.platform import FakeClock, explain_disk_full
 from mlxterp_agent.storage import journal as journal_module
 from mlxterp_agent.storage.journal import Journal
 
@@ -171,7 +171,7 @@ def test_the_kernels_own_full_device_is_recognised():
         pytest.skip("needs /dev/full, which Linux has")
 
     with open("/dev/full", "wb", buffering=0) as full, pytest.raises(DiskFull):  # noqa: SIM117
-        with disk_full_in_words(Path("/dev/full")):
+        with explain_disk_full(Path("/dev/full")):
             full.write(b"x")
 
 

@@ -32,9 +32,9 @@ from mlxterp_agent.exit_codes import (
 )
 from mlxterp_agent.researchers.base import (
     Done,
-    DriverState,
     ExperimentOutcome,
     Failed,
+    ResearcherState,
     Situation,
 )
 from mlxterp_agent.researchers.external import External
@@ -397,7 +397,7 @@ class _Fixed:
     model: str | None = None
     session: str | None = None
 
-    def __init__(self, state: DriverState, experiment: str = "") -> None:
+    def __init__(self, state: ResearcherState, experiment: str = "") -> None:
         self.state = state
         self.experiment = experiment
         self.turns = 0
@@ -405,7 +405,7 @@ class _Fixed:
     def begin_turn(self, situation: Situation) -> None:
         self.turns += 1
 
-    def poll(self) -> DriverState:
+    def poll(self) -> ResearcherState:
         return self.state
 
     def tell(self, told: ExperimentOutcome) -> None:
@@ -522,18 +522,18 @@ def test_the_model_is_fetched_visibly_if_setup_py_names_it_and_it_is_not_there(m
     from mlxterp.models.fetch import Step
     from mlxterp_agent.events import Progress
     from mlxterp_agent.platform import Signals
-    from mlxterp_agent.supervisor import model_fetch
+    from mlxterp_agent.supervisor import prepare
 
     def fetch(name: str, tell: Callable[[Step], None]) -> None:
         for done in range(101):
             tell(Step(f"Fetching {name}", done * 1_000_000, 100_000_000))
 
-    monkeypatch.setattr(model_fetch, "fetch", fetch)
-    monkeypatch.setattr(model_fetch, "is_cached", lambda name: False)
+    monkeypatch.setattr(prepare, "fetch", fetch)
+    monkeypatch.setattr(prepare, "is_cached", lambda name: False)
     told: list[Event] = []
 
     setup = b'model = InterpretableModel("smollm2-135m")' if named else b"model = None"
-    model_fetch.fetch_model("smollm2-135m", setup, told.append, Signals())
+    prepare.fetch_model("smollm2-135m", setup, told.append, Signals())
 
     assert bool(told) == named
     if named:

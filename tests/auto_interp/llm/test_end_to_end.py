@@ -113,8 +113,8 @@ def test_labels_beyond_max_usd_are_errors_that_say_so(labelled):
         asker = claude(stub, max_usd=0.12, max_concurrency=2)
         labels = labelled(asker)
 
-    assert asker.purse.spent <= 0.12
-    assert len(stub.requests) == asker.spent.calls
+    assert asker.spending.spent <= 0.12
+    assert len(stub.requests) == asker.usage.calls
     stopped = [label for label in labels if label.status == "error"]
     assert stopped
     for label in stopped:

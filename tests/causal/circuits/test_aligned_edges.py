@@ -18,11 +18,12 @@ from mlxterp.causal import (
     faithfulness,
     faithfulnesses,
 )
+from mlxterp.causal.batching import sweep
 from mlxterp.causal.circuits.edge_patching import EdgeRun
 from mlxterp.causal.circuits.graph import parse_edge
-from mlxterp.causal.prompts.pair import prepare, runs_kept
+from mlxterp.causal.prompts.pair import prepare
 from mlxterp.core.model import InterpretableModel
-from mlxterp.errors import LengthMismatch, PositionsAligned, SweepError
+from mlxterp.errors import LengthMismatch, PositionsAligned, PromptPairError, SweepError
 from tests.causal.circuits.test_acdc import edges_of, planted_edges, random_token_pairs
 from tests.tiny_models import ByteTokenizer, tiny_module
 
@@ -156,19 +157,17 @@ def test_the_faithfulness_of_several_circuits_is_each_ones_own(toy_model):
         faithfulnesses(toy_model, pairs, [])
 
 
-def test_runs_are_kept_inside_and_forgotten_outside(model, monkeypatch):
-    from mlxterp.causal.batching import sweep
-
+def test_analyses_of_prepared_pairs_give_the_same_numbers_and_run_the_prompts_once(model, monkeypatch):
     made = []
     run_prompts = sweep.run_prompts
+    pair = PromptPair("the cat sat", "the dog sat", answer="x", foil="y")
+    alone = activation_patching(model, pair, component="z")
     monkeypatch.setattr(sweep, "run_prompts", lambda m, t: (made.append(len(t)), run_prompts(m, t))[1])
-    other = PromptPair("the cat sat", "the dog sat", answer="x", foil="y")
 
-    with runs_kept():
-        first, second = prepare(model, other), prepare(model, other, "kl")
-        with pytest.raises(LengthMismatch):
-            prepare(model, PAIR)
-    prepare(model, other)
+    prepared = prepare(model, pair)
+    results = [activation_patching(model, prepared, component=name) for name in ("z", "mlp_out")]
 
-    assert first.clean_run is second.clean_run
-    assert made == [2, 2]
+    assert results[0] == alone
+    assert made == [2]
+    with pytest.raises(PromptPairError, match="which hold their own"):
+        activation_patching(model, prepared, answer="x")

@@ -257,6 +257,7 @@ def test_attention_whose_projections_cannot_be_told_apart_is_refused(tiny_llama)
         edge_run(model)
 
 
+@pytest.mark.usefixtures("pinned_threads")
 def test_the_model_is_as_it_was(tiny_llama):
     before = plain(tiny_llama, TOKENS)
     classes = [type(m) for _, m in tiny_llama.model.named_modules()]

@@ -16,6 +16,7 @@ from mlxterp.errors import CapabilityUnavailable, MetricError, SweepError
 from mlxterp.models import toy
 from mlxterp.results import AnalysisResult
 from tests.causal.conftest import FIRST_DIFFERENCE, PAIR, PAIRS, logit_difference
+from tests.rounding import backward_error
 from tests.tiny_models import ByteTokenizer, tiny_module
 
 EVERY = ("resid_pre", "q", "k", "v", "pattern", "z", "attn_out", "mlp_out", "resid_post")
@@ -53,12 +54,15 @@ def test_positions_and_heads_add_up_to_the_layer(any_family):
 
     assert fine.axes == ("layer", "pos", "head")
     assert np.all(fine.effects[:, :FIRST_DIFFERENCE] == 0)
-    assert alone.effects == pytest.approx(coarse.effects, abs=1e-6)
+    rounding = backward_error(
+        any_family, lambda: attribution_patchings(any_family, PAIR, sweeps=sweeps)[0].effects.sum(axis=1)
+    )
+    assert alone.effects == pytest.approx(coarse.effects, abs=rounding)
     layer = any_family.architecture.layers[0]
     if layer.attn_adds is not layer.attn:
         return  # a norm stands between the heads and the stream
     by_head = attribution_patching(any_family, PAIR, component="z", by="layer_head")
-    assert by_head.effects == pytest.approx(fine.effects.sum(axis=1), abs=1e-6)
+    assert by_head.effects == pytest.approx(fine.effects.sum(axis=1), abs=rounding)
     assert by_head.effects.sum(axis=1) == pytest.approx(coarse.effects, abs=1e-4)
 
 
@@ -240,17 +244,25 @@ def test_with_steps_the_gradient_is_the_mean_on_the_way_between_both_inputs(tiny
     assert result.method == "attribution patching with 2 steps"
 
 
+@pytest.mark.usefixtures("pinned_threads")
 def test_one_step_is_plain_attribution_patching_and_batches_change_nothing(tiny_llama, monkeypatch):
     plain = attribution_patching(tiny_llama, PAIRS, component="mlp_out", by="layer_pos")
-    five = attribution_patching(tiny_llama, PAIRS, component="mlp_out", by="layer_pos", steps=5)
+    options = {"component": "mlp_out", "by": "layer_pos", "steps": 5}
+    five = attribution_patching(tiny_llama, PAIRS, **options)
+    for_all, for_each = (
+        backward_error(
+            tiny_llama, lambda name=name: getattr(attribution_patching(tiny_llama, PAIRS, **options), name)
+        )
+        for name in ("effects", "per_example")
+    )
 
     one = attribution_patching(tiny_llama, PAIRS, component="mlp_out", by="layer_pos", steps=1)
     monkeypatch.setattr("mlxterp.causal.gradients.estimates.TOKEN_BUDGET", 23)
-    slowly = attribution_patching(tiny_llama, PAIRS, component="mlp_out", by="layer_pos", steps=5)
+    slowly = attribution_patching(tiny_llama, PAIRS, **options)
 
     assert np.array_equal(one.effects, plain.effects)
-    assert slowly.effects == pytest.approx(five.effects, abs=1e-5)
-    assert slowly.per_example == pytest.approx(five.per_example, abs=1e-4)
+    assert slowly.effects == pytest.approx(five.effects, abs=for_all)
+    assert slowly.per_example == pytest.approx(five.per_example, abs=for_each)
 
 
 def test_with_many_steps_patching_the_whole_input_is_estimated_as_everything(tiny_llama):

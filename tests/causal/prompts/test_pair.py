@@ -8,6 +8,7 @@ import pytest
 from mlxterp.causal.prompts.pair import PromptPair, as_pairs, prepare
 from mlxterp.errors import LengthMismatch, MetricError, NoGap, PositionsAligned, PromptPairError, TokenError
 from tests.causal.conftest import CLEAN, CORRUPTED, FIRST_DIFFERENCE, PAIR, PAIRS, logit_difference
+from tests.rounding import backward_error
 
 LONGER = PromptPair("the wolf sat", CORRUPTED, "x", "y")
 
@@ -16,7 +17,8 @@ def test_the_baselines_are_the_metric_of_each_prompt_by_itself(tiny_llama):
     prepared = prepare(tiny_llama, PAIRS)
 
     expected = [logit_difference(tiny_llama, pair.clean, pair=pair) for pair in PAIRS]
-    assert prepared.clean_metric == pytest.approx(expected, abs=1e-5)
+    rounding = backward_error(tiny_llama, lambda: prepare(tiny_llama, PAIRS).clean_metric)
+    assert prepared.clean_metric == pytest.approx(expected, abs=rounding)
     assert prepared.metric.name == "logit_diff"
 
 

@@ -2,7 +2,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlxterp.core.architecture.attention import attend, pattern, scaled_dot_product_attention
+from mlxterp.core.architecture.attention import attend, pattern
+from mlxterp.models.attention import scaled_dot_product_attention
 
 BATCH, HEADS, KV, DEST, SRC, WIDTH = 2, 6, 2, 4, 7, 8
 

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 
 from mlxterp.core import interventions as iv
-from mlxterp.core.architecture.attention import scaled_dot_product_attention
 from mlxterp.core.architecture.families import COMMON, Family
 from mlxterp.core.architecture.norms import read_norm
 from mlxterp.core.hook_points import LAYER_NAMES
 from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import CapabilityUnavailable, UnsupportedArchitecture
+from mlxterp.models.attention import scaled_dot_product_attention
 from tests.core.conftest import close
 from tests.tiny_models import PARALLEL, ByteTokenizer, tiny_module
 

@@ -19,13 +19,13 @@ TEXTS = [
 ARRAYS = ("tokens", "document", "position", "counted", "indptr", "token_index", "activation", "token_ids")
 
 
-def random_sae(d_sae: int = 24, *, point: str = "L1.resid_post", activation=None) -> SAE:
+def random_sae(d_sae: int = 24, *, d: int = D, point: str = "L1.resid_post", activation=None) -> SAE:
     random = np.random.default_rng(0)
     return SAE(
-        W_enc=mx.array(random.normal(size=(D, d_sae)).astype(np.float32)),
+        W_enc=mx.array(random.normal(size=(d, d_sae)).astype(np.float32)),
         b_enc=mx.array(random.normal(size=d_sae).astype(np.float32)),
-        W_dec=mx.array(random.normal(size=(d_sae, D)).astype(np.float32)),
-        b_dec=mx.zeros(D),
+        W_dec=mx.array(random.normal(size=(d_sae, d)).astype(np.float32)),
+        b_dec=mx.zeros(d),
         activation=TopK(5) if activation is None else activation,
         hook_point=point,
         model="tiny",

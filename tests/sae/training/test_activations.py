@@ -9,6 +9,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
+from scipy.optimize import linear_sum_assignment
 
 from mlxterp.core.model import InterpretableModel
 from mlxterp.datasets import sample_texts
@@ -28,6 +29,7 @@ from mlxterp.sae.training.source import (
     to_bfloat16_bits,
     widened,
 )
+from tests.rounding import UNIT
 
 POINT = "L1.resid_post"
 ROOT = Path(__file__).resolve().parents[3]
@@ -105,7 +107,11 @@ def test_epochs_are_the_same_tokens_in_other_orders_and_seeds_repeat(tiny_llama)
     first, second = everything(source, epoch=0), everything(source, epoch=1)
 
     assert not np.array_equal(first, second)
-    assert np.array_equal(in_order(first), in_order(second))
+    # In another batch a row may be off by rounding, and then bfloat16 by its last bit: 2⁻⁷ of the value.
+    off = np.abs(first[:, None] - second[None]) - 2.0**-7 * np.abs(first[:, None])
+    apart = off.max(axis=2) > 32 * UNIT * np.abs(first).max()
+    assert len(first) == len(second)
+    assert not apart[linear_sum_assignment(apart)].any()
     assert np.array_equal(first, everything(source, epoch=0))
     assert not np.array_equal(first, everything(source, seed=1))
 

@@ -7,65 +7,85 @@ the same beginning.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
-from mlxterp_agent.researchers.anthropic_api.calls import Request
-from mlxterp_agent.researchers.anthropic_api.stream import Answer, ToolCall
-from mlxterp_agent.researchers.anthropic_api.tools import SCHEMAS, Done
+from mlxterp.llm.client import SLACK
+from mlxterp.llm.prices import Tokens
+from mlxterp.llm.stream import Answer, ToolCall
+from mlxterp_agent.researchers.anthropic_api.tools import SCHEMAS, ToolResult
 
 CONTEXT_LIMIT = 120_000
 """Bytes of a request's JSON: about 35,000 tokens of English and Python, never more tokens than bytes."""
-
 
 _CACHED = {"type": "ephemeral"}
 
 
 class Conversation:
-    """One conversation from its first words on."""
+    """One conversation from its first message on."""
 
     def __init__(self, system: str, opening: str) -> None:
-        self._system = [{"type": "text", "text": system, "cache_control": _CACHED}]
-        self._messages: list[dict[str, Any]] = [{"role": "user", "content": [_said(opening)]}]
+        self._system = [{**_text(system), "cache_control": _CACHED}]
+        self._messages: list[dict[str, Any]] = [{"role": "user", "content": [_text(opening)]}]
+        self._counted = (0, 0)
 
-    def request(self) -> Request:
-        """What would be sent now; marked so that the service caches the stable beginning, and all up to its
-        end."""
+    def request(self) -> dict[str, Any]:
+        """What would be sent now: the stable part first, so that the service reads it from its cache, with
+        a mark for the cache at its end and at the end of everything."""
         *before, last = self._messages
         *blocks, newest = last["content"]
         marked = {**last, "content": [*blocks, {**newest, "cache_control": _CACHED}]}
-        return Request(self._system, SCHEMAS, [*before, marked if last["role"] == "user" else last])
+        messages = [*before, marked if last["role"] == "user" else last]
+        return {"system": self._system, "tools": SCHEMAS, "messages": messages}
+
+    @property
+    def size(self) -> int:
+        """Bytes of the next request's JSON: never less than its tokens, as a token is at least a byte."""
+        parts = self.request().values()
+        return sum(len(json.dumps(part, ensure_ascii=False).encode()) for part in parts)
 
     @property
     def too_long(self) -> bool:
-        return self.request().size > CONTEXT_LIMIT
+        return self.size > CONTEXT_LIMIT
 
-    def heard(self, answer: Answer) -> None:
+    @property
+    def most_tokens(self) -> int:
+        """The most tokens that the next request can have: those that the service counted in the last one,
+        and a token for each byte since."""
+        size, tokens = self._counted
+        return tokens + (self.size - size) + SLACK
+
+    def count(self, tokens: Tokens) -> None:
+        """Notes what the service counted in the request as it is now."""
+        self._counted = (self.size, tokens.prompt)
+
+    def add_answer(self, answer: Answer) -> None:
         """Adds the model's answer."""
         # The service refuses to be sent the empty texts that it sends.
-        said = [block for block in answer.content if block != {"type": "text", "text": ""}]
-        self._messages.append({"role": "assistant", "content": said})
+        content = [block for block in answer.content if block != {"type": "text", "text": ""}]
+        self._messages.append({"role": "assistant", "content": content})
 
-    def results(self, results: Sequence[tuple[ToolCall, Done]]) -> None:
+    def add_results(self, results: Sequence[tuple[ToolCall, ToolResult]]) -> None:
         """Adds what its tools gave."""
         blocks = [
             {
                 "type": "tool_result",
                 "tool_use_id": call.id,
-                "content": done.text,
-                **({"is_error": True} if done.is_error else {}),
+                "content": result.text,
+                **({"is_error": True} if result.is_error else {}),
             }
-            for call, done in results
+            for call, result in results
         ]
         self._messages.append({"role": "user", "content": blocks})
 
-    def say(self, text: str) -> None:
-        """Adds words of ours to the end of what the model reads next."""
+    def add_text(self, text: str) -> None:
+        """Adds text of ours to the end of what the model reads next."""
         if self._messages[-1]["role"] == "user":
-            self._messages[-1]["content"].append(_said(text))
+            self._messages[-1]["content"].append(_text(text))
         else:
-            self._messages.append({"role": "user", "content": [_said(text)]})
+            self._messages.append({"role": "user", "content": [_text(text)]})
 
 
-def _said(text: str) -> dict[str, str]:
+def _text(text: str) -> dict[str, Any]:
     return {"type": "text", "text": text}

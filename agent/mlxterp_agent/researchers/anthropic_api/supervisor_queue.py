@@ -1,4 +1,4 @@
-"""Between the researcher's thread and the supervisor's: what one asks of the other.
+"""Work that the researcher's thread has the supervisor's thread do.
 
 The supervisor alone writes the journal and the log. The researcher's thread hands it a piece of work and
 waits until it is done; the supervisor does what is waiting each time it polls.
@@ -6,10 +6,13 @@ waits until it is done; the supervisor does what is waiting each time it polls.
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as NotDone
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -18,20 +21,8 @@ class Closed(Exception):
     """The supervisor wants nothing more; the thread unwinds."""
 
 
-class _Work(Generic[T]):
-    def __init__(self, do: Callable[[], T]) -> None:
-        self._do = do
-        self.given_up = False
-        self.done = threading.Event()
-        self.result: list[T] = []
-
-    def run(self) -> None:
-        self.result.append(self._do())
-        self.done.set()
-
-
 class SupervisorQueue:
-    """One queue of work for the supervisor, and one word that everything is over.
+    """Work for the supervisor, and whether the researcher must end.
 
     Attributes:
         closed: set when the researcher must end.
@@ -39,32 +30,35 @@ class SupervisorQueue:
 
     def __init__(self) -> None:
         self.closed = threading.Event()
-        self._waiting: queue.SimpleQueue[_Work[Any]] = queue.SimpleQueue()
+        self._waiting: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = queue.SimpleQueue()
 
-    def ask(self, do: Callable[[], T], *, in_any_case: bool = False) -> T:
-        """Called by the researcher: has the supervisor do this, and gives what came of it.
+    def ask(self, do: Callable[[], T], *, always: bool = False) -> T:
+        """Called by the researcher: has the supervisor do this, and gives its result.
 
-        What still waits when everything is over is not done any more, unless `in_any_case`.
+        Work that still waits when the queue is closed is dropped, unless it is to be done `always`.
+
+        Raises:
+            Closed: the result is not waited for any longer.
         """
-        work = _Work(do)
-        self._waiting.put(work)
-        while not work.done.wait(0.1):
+        work: Future[T] = Future()
+        self._waiting.put((work, do))
+        while True:
+            with contextlib.suppress(NotDone):
+                return work.result(timeout=0.1)
             if self.closed.is_set():
-                work.given_up = not in_any_case
+                if not always:
+                    work.cancel()
                 raise Closed
-        return work.result[0]
 
     def serve(self) -> None:
         """Called by the supervisor: does everything that waits. What fails, fails on its side."""
-        while True:
-            try:
-                work = self._waiting.get_nowait()
-            except queue.Empty:
-                return
-            if not work.given_up:
-                work.run()
+        with contextlib.suppress(queue.Empty):
+            while True:
+                work, do = self._waiting.get_nowait()
+                if work.set_running_or_notify_cancel():
+                    work.set_result(do())
 
     def check(self) -> None:
-        """Raises Closed when it is over."""
+        """Raises Closed when the researcher must end."""
         if self.closed.is_set():
             raise Closed

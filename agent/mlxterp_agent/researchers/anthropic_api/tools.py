@@ -3,7 +3,7 @@ experiment.py.
 
 What the model gives is checked here; a tool that cannot do what was asked raises `ToolError` with what to do
 instead, and the model reads it as the tool's result. Running an experiment is the supervisor's: the tool
-waits for its verdict (`ApiResearcher.run_experiment`).
+waits for its verdict.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from typing import Any, NamedTuple
 from mlxterp._files import write_atomically
 from mlxterp.autointerpret.contract import EXPERIMENT
 from mlxterp.autointerpret.entry import ExperimentEntry
+from mlxterp.llm.stream import ToolCall
 from mlxterp_agent.api_help import NotFound, library_help
-from mlxterp_agent.events import verdict_of
 from mlxterp_agent.platform import NotRegular, read_regular
-from mlxterp_agent.researchers.anthropic_api.stream import ToolCall
+from mlxterp_agent.storage.record import verdict_of
 from mlxterp_agent.text import cut, one_line, plain
 
 READ_LIMIT = 12_000
@@ -41,7 +41,7 @@ class ToolError(Exception):
     """A tool cannot do what was asked; the message says what there is and what to do."""
 
 
-class Done(NamedTuple):
+class ToolResult(NamedTuple):
     """The result of a tool call, as the model reads it."""
 
     text: str
@@ -100,9 +100,9 @@ class Tools:
     """Does what the model calls.
 
     Args:
-        run: has experiment.py run, and gives the words of its verdict.
+        run: has experiment.py run, and gives the text of its outcome.
         entries: the log as it is now.
-        doing: told in one line what is being done, for the live screen.
+        show: is called with one line for the live screen.
     """
 
     def __init__(
@@ -110,21 +110,21 @@ class Tools:
         project: Path,
         run: Callable[[], str],
         entries: Callable[[], Sequence[ExperimentEntry]],
-        doing: Callable[[str], None],
+        show: Callable[[str], None],
     ) -> None:
         self._project = project
         self._run = run
         self._entries = entries
-        self._doing = doing
+        self._show = show
 
-    def use(self, call: ToolCall) -> Done:
+    def use(self, call: ToolCall) -> ToolResult:
         """The result of one call; never an exception for what the model did wrong."""
         try:
             if call.problem is not None:
                 raise ToolError(f"{call.name} was not called: {call.problem}. Send the call again.")
-            return Done(cut(plain(self._result(call)), RESULT_LIMIT))
+            return ToolResult(cut(plain(self._result(call)), RESULT_LIMIT))
         except ToolError as problem:
-            return Done(cut(plain(str(problem)), RESULT_LIMIT), is_error=True)
+            return ToolResult(cut(plain(str(problem)), RESULT_LIMIT), is_error=True)
 
     def _result(self, call: ToolCall) -> str:
         match call.name:
@@ -137,7 +137,7 @@ class Tools:
             case "search_log":
                 return self._search(_text(call, "query", default=""))
             case "library_help":
-                self._doing("reading about the library")
+                self._show("reading about the library")
                 try:
                     return library_help(_text(call, "name", default="") or None)
                 except NotFound as problem:
@@ -155,7 +155,7 @@ class Tools:
             raise ToolError(
                 f"{one_line(name, 200)!r} is not a file of this project. Name one relative to it."
             )
-        self._doing(f"reading {one_line(name, 60)}")
+        self._show(f"reading {one_line(name, 60)}")
         try:
             text = read_regular(path).decode("utf-8", errors="replace")
         except FileNotFoundError:
@@ -170,7 +170,7 @@ class Tools:
         return part + (f"\n[{rest} more characters; offset {offset + len(part)}]" if rest else "")
 
     def _write(self, source: str) -> str:
-        self._doing("writing experiment.py")
+        self._show("writing experiment.py")
         data = source.encode("utf-8", errors="surrogatepass")
         if len(data) > SOURCE_LIMIT:
             raise ToolError(f"{len(data):,} bytes are too long for an experiment; at most {SOURCE_LIMIT:,}")
@@ -191,7 +191,7 @@ class Tools:
         return f"{EXPERIMENT} is written ({len(data):,} bytes). run_experiment runs it."
 
     def _search(self, query: str) -> str:
-        self._doing(f"searching the log for {one_line(query, 40)}" if query else "reading the log")
+        self._show(f"searching the log for {one_line(query, 40)}" if query else "reading the log")
         entries = list(self._entries())
         exact = next((entry for entry in entries if entry.experiment_id == query.strip()), None)
         if exact is not None:

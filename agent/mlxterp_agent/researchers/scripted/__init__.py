@@ -1,8 +1,7 @@
 """The scripted researcher: an adaptive investigation without a language model.
 
-It writes one experiment.py at a time from `templates/experiments/` and chooses the next from the log.
-`plan.py` decides, `researcher.py` is the driver, and there is one package per study: `heads/` (a behaviour
-that prompt pairs show) and `features/` (the features of a sparse autoencoder).
+It writes one experiment.py at a time and chooses the next from the log. `study.py` says what a study is and
+how the next step is chosen; `heads.py` and `features.py` are the studies; `researcher.py` writes the files.
 """
 
 from __future__ import annotations

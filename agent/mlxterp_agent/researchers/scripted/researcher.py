@@ -1,6 +1,6 @@
-"""The driver: writes experiment.py when a turn begins, and reads the outcome from the log.
+"""Writes experiment.py when a turn begins, from a template; the outcome is read from the log.
 
-Lives here: the driver's protocol, rendering a step. Not here: which experiment comes next (`plan.py`).
+Which experiment comes next is decided in `study.py`.
 """
 
 from __future__ import annotations
@@ -19,20 +19,22 @@ from mlxterp.autointerpret.entry import ExperimentEntry
 from mlxterp_agent.researchers.base import (
     IDLE,
     Done,
-    DriverState,
     ExperimentOutcome,
     Failed,
+    ResearcherState,
     Situation,
 )
 from mlxterp_agent.researchers.scripted.features import FEATURES
 from mlxterp_agent.researchers.scripted.heads import HEADS
-from mlxterp_agent.researchers.scripted.plan import (
-    Answered,
+from mlxterp_agent.researchers.scripted.heads_log import label
+from mlxterp_agent.researchers.scripted.study import (
+    Concluded,
+    Experiment,
     GiveUp,
     Next,
-    Step,
     Study,
-    next_step,
+    listed,
+    next_experiment,
     read,
 )
 
@@ -48,7 +50,7 @@ class ScriptedResearcher:
     session: str | None = None
 
     def __init__(self) -> None:
-        self._state: DriverState = IDLE
+        self._state: ResearcherState = IDLE
         self._refused: str | None = None
 
     def begin_turn(self, situation: Situation) -> None:
@@ -57,19 +59,19 @@ class ScriptedResearcher:
             self._state = Failed(f"the experiment was not run: {self._refused}")
             return
         match decide(situation.entries, experiments_left(situation), study_of(situation)):
-            case Step() as step:
+            case Experiment() as experiment:
                 situation.charge(0.0, 0)  # known to cost nothing, which is not the same as not known
-                write_atomically(situation.project / EXPERIMENT, render(step).encode())
-            case Answered(reason):
+                write_atomically(situation.project / EXPERIMENT, render(experiment).encode())
+            case Concluded(reason):
                 self._state = Done(reason)
             case GiveUp(reason):
                 self._state = Failed(reason)
 
-    def poll(self) -> DriverState:
+    def poll(self) -> ResearcherState:
         return self._state
 
     def tell(self, told: ExperimentOutcome) -> None:
-        """The outcome is in the log; only that a file was not run is not, and writing it again is no use."""
+        """The outcome is in the log, except that a file was not run: writing it again is no use."""
         self._refused = told.text if told.run is None else None
 
     def close(self) -> None:
@@ -78,7 +80,7 @@ class ScriptedResearcher:
 
 def decide(entries: Sequence[ExperimentEntry], left: int | None, study: Study = HEADS) -> Next:
     """What comes after these entries, when `left` more experiments may run."""
-    return next_step(read(entries, study), left, study)
+    return next_experiment(read(entries, study), left, study)
 
 
 def study_of(situation: Situation) -> Study:
@@ -96,9 +98,9 @@ def experiments_left(situation: Situation) -> int | None:
     return min(limits) if limits else None
 
 
-def render(step: Step) -> str:
-    """The experiment.py of a step."""
-    return _templates().get_template(f"{step.template}.py.j2").render(step.values)
+def render(experiment: Experiment) -> str:
+    """The experiment.py of an experiment."""
+    return _templates().get_template(f"{experiment.template}.py.j2").render(experiment.values)
 
 
 @cache
@@ -111,19 +113,20 @@ def _templates() -> jinja2.Environment:
         lstrip_blocks=True,
         autoescape=False,  # these are Python files: texts pass the filter `text`, other values `py`
     )
-    environment.filters.update({"py": _source, "text": _text})
+    environment.filters.update(
+        py=_source,
+        text=_text,
+        prose=lambda text, indent: _text(" ".join(text.split()), indent),
+        percent="{:.0%}".format,
+        listed=listed,
+        heads=lambda heads: listed(map(label, heads)),
+    )
     return environment
 
 
 def _source(value: Any) -> str:
     """A value as Python source, with the double quotes that people write."""
-    if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False)
-    if isinstance(value, dict):
-        return f"{{{', '.join(f'{_source(key)}: {_source(each)}' for key, each in value.items())}}}"
-    if isinstance(value, list):
-        return f"[{', '.join(map(_source, value))}]"
-    return repr(value)
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, str | dict) else repr(value)
 
 
 def _text(text: str, indent: int) -> str:
