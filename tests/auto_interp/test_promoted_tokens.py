@@ -5,7 +5,7 @@ from __future__ import annotations
 import mlx.core as mx
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlxterp.auto_interp.promoted_tokens import _largest, neighbours, promotion
@@ -52,6 +52,7 @@ def test_neighbours_are_the_nearest_by_cosine():
         assert list(found[feature_id]) == order[:3]
 
 
+@settings(deadline=None)
 @given(st.integers(12, 400), st.integers(1, 10), st.integers(0, 99))
 def test_the_largest_are_found_as_by_a_sort(width, k, seed):
     values = np.random.default_rng(seed).permutation(width)[None].astype(np.float32)
