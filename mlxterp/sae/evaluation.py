@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
@@ -89,9 +89,9 @@ def sae_quality(
     read, written = str(sae.point), str(sae.point_out)
     places = (read,) if read == written else (read, written)
     source = StreamedActivations(model, texts, places, context=context, batch_tokens=batch_tokens)
-    kept = [source.of_text(i) for i in range(len(texts))]
-    arrays = {place: [part[place] for part in kept] for place in places}
-    documents = np.repeat(np.arange(len(texts)), [len(part[read]) for part in kept])
+    parts = [source.of_text(i) for i in range(len(texts))]
+    arrays = {place: [part[place] for part in parts] for place in places}
+    documents = np.repeat(np.arange(len(texts)), [len(part[read]) for part in parts])
     if not len(documents):
         raise TooLittleData(f"{len(texts)} texts without a token that counts. Give longer ones.")
     x, y = np.concatenate(arrays[read]), np.concatenate(arrays[written])
@@ -99,7 +99,8 @@ def sae_quality(
     if losses:
         mean = mx.array(y.astype(np.float64).mean(axis=0).astype(np.float32))
         extra = model_losses(model, sae, source, len(texts), mean)
-    return _measured(sae, x, y, documents, extra, seed, {"model": model.name, "prompts": len(texts)})
+    measured_on = {"model": model.name, "prompts": len(texts)}
+    return _measure(sae, _Tokens(x, y, documents), extra, measured_on, seed)
 
 
 def reconstruction_quality(
@@ -126,18 +127,21 @@ def reconstruction_quality(
         )
     of = np.arange(len(read)) % _GROUPS if documents is None else np.asarray(documents)
     _, of = np.unique(of, return_inverse=True)
-    return _measured(sae, read, written, of, {}, seed, {"model": sae.model})
+    return _measure(sae, _Tokens(read, written, of), {}, {"model": sae.model}, seed)
 
 
-def _measured(
-    sae: SAE,
-    x: NDArray[np.float32],
-    y: NDArray[np.float32],
-    documents: NDArray[Any],
-    extra: Sums,
-    seed: int,
-    measured_on: dict[str, Any],
+class _Tokens(NamedTuple):
+    """Activations [tokens, d] where the SAE reads and where it writes, and the document of each token."""
+
+    x: NDArray[np.float32]
+    y: NDArray[np.float32]
+    documents: NDArray[Any]
+
+
+def _measure(
+    sae: SAE, tokens: _Tokens, extra: Sums, measured_on: dict[str, Any], seed: int
 ) -> SAEQualityResult:
+    x, y, documents = tokens
     n_documents = int(documents.max()) + 1
     sums = {name: np.zeros(n_documents) for name in ("n", "error", "square", "active", "shrink", "cosine")}
     sums["total"] = np.zeros((n_documents, y.shape[1]))

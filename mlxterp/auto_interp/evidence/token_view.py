@@ -1,8 +1,4 @@
-"""`TokenView`: a sequence of tokens as rules see it, and the kinds of tokens there are.
-
-Lives here: texts, neighbours, positions and documents' words of tokens, from a corpus or from texts. Does not
-live here: rules (`rules.py`).
-"""
+"""`TokenView`: a sequence of tokens as rules see it, and the kinds of tokens there are."""
 
 from __future__ import annotations
 
@@ -51,7 +47,7 @@ CLASSES: dict[str, tuple[Callable[[str], bool], str]] = {
 }
 """Kinds of tokens."""
 
-SPACED = ("newline", "blank", "word_begin", "word_inside")  # these look at the spaces too
+SPACED = ("newline", "blank", "word_begin", "word_inside")  # these depend on spaces
 _WORD = re.compile(r"[^\W\d_]{3,}")
 
 

@@ -24,6 +24,7 @@ from mlxterp.auto_interp.sensitivity.causal import causal_effect, causal_text
 from mlxterp.auto_interp.sensitivity.items import (
     FreshTexts,
     Items,
+    SensitivityOptions,
     by_list,
     by_rule,
     by_words,
@@ -118,7 +119,7 @@ def sensitivity_test(
     """
     check(sae, layer, component, label, controls)
     material = _Material(test_texts, positives, negatives, store)
-    options = _Options(tau, n_min, causal, controls, seed)
+    options = SensitivityOptions(tau, n_min, causal, controls, seed)
     items = _items(model, sae, label, material, seed)
     _warn_of_training_texts([(label, items)])
     return _outcome(model, sae, label, items, _measure(items, options), options)
@@ -132,17 +133,6 @@ class _Material:
     positives: Sequence[Prompt] | None = None
     negatives: Sequence[Prompt] | None = None
     store: FeatureStore | None = None
-
-
-@dataclass(frozen=True)
-class _Options:
-    """As in `sensitivity_test`."""
-
-    tau: float | None
-    n_min: int
-    causal: bool
-    controls: int
-    seed: int
 
 
 def check(sae: SAE, layer: int | None, component: str | None, label: FeatureLabel, controls: int) -> None:
@@ -183,20 +173,11 @@ def _outcome(
     label: FeatureLabel,
     items: Items,
     found: dict[str, Any],
-    options: _Options,
+    options: SensitivityOptions,
 ) -> FeatureLabel:
     """The label with the outcome, as numbers and as a text."""
     if options.causal:
-        found["causal"] = causal_effect(
-            model,
-            sae,
-            items.store,
-            label.feature_id,
-            items.places,
-            controls=options.controls,
-            n_min=options.n_min,
-            seed=options.seed,
-        )
+        found["causal"] = causal_effect(model, sae, items, label.feature_id, options)
     return replace(
         label,
         sensitivity_passed=found["passed"],
@@ -239,7 +220,7 @@ def _embedding(model: InterpretableModel, store: FeatureStore) -> NDArray[np.flo
     return np.array(unit)
 
 
-def _measure(items: Items, options: _Options) -> dict[str, Any]:
+def _measure(items: Items, options: SensitivityOptions) -> dict[str, Any]:
     """The numbers of the test, as plain values; "passed" is None where a class has too few items."""
     yes, no = items.positive, items.negative
     found: dict[str, Any] = {
@@ -375,7 +356,7 @@ def sensitivity_tests(
     if asked and store is None and test_texts is not None:
         store, test_texts = build_store(model, sae, test_texts), None
     material = _Material(test_texts, store=store)
-    options = _Options(None, n_min, causal, controls, seed)
+    options = SensitivityOptions(None, n_min, causal, controls, seed)
     tested = {i: _items(model, sae, labels[i], material, seed) for i in asked}
     _warn_of_training_texts([(labels[i], items) for i, items in tested.items()])
     found = {i: _measure(items, options) for i, items in tested.items()}

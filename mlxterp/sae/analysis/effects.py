@@ -95,7 +95,7 @@ def feature_effects(
     Raises:
         SAEError: a feature that does not exist, an SAE of another width, "corrupted" without pairs.
 
-    Source: ablation with the error kept, Marks et al. 2024 (2403.19647); the controls are ours.
+    Source: ablation with the error held, Marks et al. 2024 (2403.19647); the controls are ours.
     """
     if controls < 0 or top_k < 1:
         raise SAEError(f"controls={controls}, top_k={top_k}: controls is 0 or more, top_k 1 or more.")
