@@ -196,7 +196,8 @@ def run(model: InterpretableModel, base: BaseRun, rows: Sequence[Row], vocabular
     for point in {point for row in rows for point in row.edits_by_point}:
         model.architecture.require_point(point)
     try:
-        return _Pass(model.architecture, base, rows).run(vocabulary)
+        with model.architecture.lock.run():
+            return _Pass(model.architecture, base, rows).run(vocabulary)
     except (ValueError, TypeError, AttributeError, IndexError) as problem:  # shapes, a mask of another kind
         raise CannotJoin(str(problem)) from problem
 
