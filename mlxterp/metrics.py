@@ -1,14 +1,14 @@
-"""Metrics: the logits at the answer position go in, one number per example comes out.
+"""Metrics: from the logits at the answer position to one number per example.
 
 There are two families. A *behaviour* (`logit_diff`, `logit`, `prob`, `log_prob`) is a property of one row of
 logits; higher means more of it. A *distance* (`l2`, `cosine`, `kl`) is measured from the clean run's row; 0
-means "as the clean run", higher means further away.
+means identical to the clean run, higher means further away.
 
 Everything is computed in float64 from float32 logits, one row at a time. No metric changes when a constant is
 added to a row of logits, except `logit`, which is meant for comparison with an attribution only.
 
-`recovered` turns any of them into the field's recovered effect. What does not live here: running a model,
-choosing the answer position, averages over a dataset (`mlxterp.causal`).
+`recovered` turns any of them into a recovered effect. See `mlxterp.causal` for running a model, choosing the
+answer position and averages over a dataset.
 """
 
 from __future__ import annotations
@@ -26,10 +26,9 @@ from mlxterp.errors import MetricError
 Floats: TypeAlias = NDArray[np.float64]
 Tokens: TypeAlias = NDArray[np.int64]
 MetricFunction: TypeAlias = Callable[..., ArrayLike]
-"""A metric of one's own: float32 logits `[n, d_vocab]` in, `n` numbers out.
+"""A custom metric: takes float32 logits `[n, d_vocab]`, returns `n` numbers.
 
-With a second positional argument it gets the `Targets` of these n examples too: each row's own answer and
-foil.
+With a second positional argument it also gets the `Targets` of these n examples: the answer and foil of each.
 """
 
 
@@ -61,10 +60,10 @@ class Metric:
         needs: which of the targets it reads.
         compute: logits `[n, d_vocab]` and targets of n examples to n numbers.
         tolerance: two values closer than this are the same value: below it there is no gap to recover.
-        absent: its value where nothing of the behaviour is left, if it has one by itself: 0 for `logit_diff`.
-        targets_only: whether it looks at the answer's and the foil's logits only, so that the others need not
-            be computed.
-        function: the caller's own function that it was made of, if any; gradients call it with mlx arrays.
+        absent: its value when the behaviour is absent, if that is defined: 0 for `logit_diff`.
+        targets_only: whether it reads the answer's and the foil's logits only, so that the others need not be
+            computed.
+        function: the caller's function that it wraps, if any; gradients call it with mlx arrays.
     """
 
     name: str
@@ -222,7 +221,7 @@ def resolve(metric: str | MetricFunction | Metric | None, *, answer: bool, foil:
 
 
 def from_callable(function: MetricFunction, *, name: str | None = None) -> Metric:
-    """A metric of a function that sees float32 logits `[n, d_vocab]`, and their `Targets` if it takes two
+    """A metric from a function that takes float32 logits `[n, d_vocab]`, and their `Targets` if it has two
     arguments, and returns n numbers."""
     own_name = name or str(getattr(function, "__name__", type(function).__name__))
     return Metric(
@@ -236,7 +235,7 @@ def from_callable(function: MetricFunction, *, name: str | None = None) -> Metri
 
 
 def asked(function: MetricFunction, targets: Targets) -> Callable[[Any], Any]:
-    """A function of one's own as one of logits alone: where it takes targets, these are given to it."""
+    """A custom function as a function of logits alone: its targets, if it takes any, are bound."""
     try:
         parameters = inspect.signature(function).parameters.values()
     except ValueError:  # compiled functions without a signature

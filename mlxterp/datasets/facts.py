@@ -1,4 +1,4 @@
-"""Facts: a subject is given, its attribute follows, as a landmark's city or a country's capital."""
+"""Facts: a prompt names a subject and continues with its attribute, such as a landmark's city."""
 
 from __future__ import annotations
 
@@ -223,12 +223,12 @@ def factual_recall_pairs(
         facts: subject and attribute; an attribute that is not one token (with its leading space) is left out.
         template: `{}` stands for the subject; the attribute follows the prompt's last token. Pairs of another
             template are of the same cluster where they are of the same couple.
-        shown: leave out couples that the model does not tell apart; False to measure how many it does.
+        shown: leave out couples that the model does not distinguish; False to measure how many it does.
         one_length: only the token length with the most couples, which one call can measure; False pools all
             lengths (`by_length`).
 
     Raises:
-        PromptPairError: there are not two subjects of one length that the model tells apart.
+        PromptPairError: there are not two subjects of one length that the model distinguishes.
     """
     usable = [fact for fact in facts if is_one_word(model, fact[1])]
     lengths: dict[int, list[Fact]] = defaultdict(list)
@@ -243,7 +243,7 @@ def factual_recall_pairs(
             found = max(found, _couples(model, group, template, shown=shown), key=len)
     if not found:
         raise PromptPairError(
-            f"{model.name} tells no two of these {len(usable)} subjects apart that have the same number of "
+            f"{model.name} distinguishes no two of these {len(usable)} subjects with the same number of "
             f"tokens in {template!r}. Give other facts or another template, or a model that knows them."
         )
     return found

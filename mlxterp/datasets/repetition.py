@@ -33,9 +33,8 @@ def repeated_random_pairs(
         n: how many pairs; no two share a prompt.
         period: how many words, all different, before they repeat; at least 6.
         seed: of the words; another seed draws other pairs.
-        shown: leave out pairs on which the model does not show the behaviour; False to measure how often it
-            does.
-        apart_from: pairs that these share no prompt with, as those that were explored.
+        shown: only pairs on which the model shows the behaviour; False to measure how often it does.
+        apart_from: pairs to share no prompt with, such as those already explored.
 
     Raises:
         PromptPairError: the tokenizer has too few of the words as one token, or the model does not continue
