@@ -68,7 +68,7 @@ def chat(
     Raises:
         TokenError: a message without role or content; a tokenizer without a template, and none given.
     """
-    text = _rendered(model, _checked(messages), template, answer=add_generation_prompt)
+    text = _render(model, _check_messages(messages), template, answer=add_generation_prompt)
     return tuple(TextTokens(model.tokenizer).encode(text, special=False))
 
 
@@ -88,12 +88,12 @@ def turns(
         TokenError: as `chat`; or the template changes contents beyond trimming them, or the tokens do not
             decode to the text, so that no position is known.
     """
-    given = _checked(messages)
-    text = _rendered(model, given, template, answer=add_generation_prompt)
+    given = _check_messages(messages)
+    text = _render(model, given, template, answer=add_generation_prompt)
     # A private-use character cannot be in a template, so the text between the marks is the template's own.
     marks = [f"\ue000{i}\ue001" for i in range(len(given))]
     marked = [{**message, "content": mark} for message, mark in zip(given, marks, strict=True)]
-    frame = _rendered(model, marked, template, answer=add_generation_prompt)
+    frame = _render(model, marked, template, answer=add_generation_prompt)
     found: list[tuple[int, str]] = []
     place, rest = 0, frame
     for message, mark in zip(given, marks, strict=True):
@@ -102,11 +102,11 @@ def turns(
         place += len(before)
         here = next((c for c in (content, content.strip()) if text.startswith(c, place)), None)
         if not there or here is None or text[place - len(before) : place] != before:
-            raise _unplaced(model, content)
+            raise _unknown_position(model, content)
         found.append((place, here))
         place += len(here)
     if text[place:] != rest:
-        raise _unplaced(model, given[-1]["content"])
+        raise _unknown_position(model, given[-1]["content"])
     tokens = TextTokens(model.tokenizer)
     ids = tokens.encode(text, special=False)
     if tokens.decode(ids) != text:
@@ -115,7 +115,7 @@ def turns(
             "of its turns are not known. Give positions yourself."
         )
     return tuple(
-        _turn(tokens, ids, text, message["role"], (start, start + len(content)))
+        _locate_turn(tokens, ids, text, message["role"], (start, start + len(content)))
         for message, (start, content) in zip(given, found, strict=True)
     )
 
@@ -207,7 +207,7 @@ def generation_result(model: InterpretableModel, generation: Generation, **setti
     )
 
 
-def _checked(messages: Sequence[Message]) -> list[dict[str, str]]:
+def _check_messages(messages: Sequence[Message]) -> list[dict[str, str]]:
     if not messages:
         raise TokenError("the conversation has no messages. Give at least one, with 'role' and 'content'.")
     for message in messages:
@@ -218,12 +218,12 @@ def _checked(messages: Sequence[Message]) -> list[dict[str, str]]:
     return [dict(message) for message in messages]
 
 
-def _rendered(
+def _render(
     model: InterpretableModel, messages: Sequence[Message], template: str | None, *, answer: bool
 ) -> str:
     tokenizer: Any = model.tokenizer
     if template is not None:
-        return _by_template(tokenizer, messages, template, answer=answer)
+        return _render_template(tokenizer, messages, template, answer=answer)
     if getattr(tokenizer, "chat_template", None) is None:  # transformers' and ours have it, perhaps as None
         raise TokenError(
             f"{model.name}'s tokenizer has no chat template, so how it was trained on conversations is not "
@@ -235,12 +235,12 @@ def _rendered(
     return str(rendered)
 
 
-def _by_template(tokenizer: Any, messages: Sequence[Message], template: str, *, answer: bool) -> str:
+def _render_template(tokenizer: Any, messages: Sequence[Message], template: str, *, answer: bool) -> str:
     from jinja2.exceptions import TemplateError
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-    special = {name: _special(tokenizer, name) for name in ("bos_token", "eos_token")}
+    special = {name: _special_token_text(tokenizer, name) for name in ("bos_token", "eos_token")}
     try:
         return environment.from_string(template).render(
             messages=messages, add_generation_prompt=answer, **special
@@ -249,7 +249,7 @@ def _by_template(tokenizer: Any, messages: Sequence[Message], template: str, *, 
         raise TokenError(f"this chat template cannot be rendered: {problem}. Correct template=.") from problem
 
 
-def _special(tokenizer: Any, name: str) -> str:
+def _special_token_text(tokenizer: Any, name: str) -> str:
     """A special token's text: transformers' tokenizers hold the text, ours the id; "" if there is none."""
     text = getattr(tokenizer, name, None)
     if isinstance(text, str):
@@ -258,25 +258,25 @@ def _special(tokenizer: Any, name: str) -> str:
     return "" if token is None else str(tokenizer.decode([token]))
 
 
-def _unplaced(model: InterpretableModel, content: str) -> TokenError:
+def _unknown_position(model: InterpretableModel, content: str) -> TokenError:
     return TokenError(
         f"{model.name}: the chat template changes {content[:60]!r} beyond trimming it, so its position "
         "among the tokens is not known. Give positions yourself."
     )
 
 
-def _turn(tokens: TextTokens, ids: Sequence[int], text: str, role: str, span: tuple[int, int]) -> Turn:
+def _locate_turn(tokens: TextTokens, ids: Sequence[int], text: str, role: str, span: tuple[int, int]) -> Turn:
     """The turn whose content is this span of characters; a character may span several tokens."""
     start, stop = span
     if start == stop:
-        empty = _first(len(ids), lambda n: len(tokens.decode(ids[:n])) >= start)
+        empty = _find_smallest(len(ids), lambda n: len(tokens.decode(ids[:n])) >= start)
         return Turn(role, empty, empty, "")
-    first = _first(len(ids), lambda n: len(tokens.decode(ids[:n])) > start) - 1
-    last = _first(len(ids), lambda n: tokens.decode(ids[:n])[:stop] == text[:stop])
+    first = _find_smallest(len(ids), lambda n: len(tokens.decode(ids[:n])) > start) - 1
+    last = _find_smallest(len(ids), lambda n: tokens.decode(ids[:n])[:stop] == text[:stop])
     return Turn(role, first, last, text[start:stop])
 
 
-def _first(most: int, holds: Callable[[int], bool]) -> int:
+def _find_smallest(most: int, holds: Callable[[int], bool]) -> int:
     """The smallest number up to `most` for which `holds` is true; `holds` must be monotone."""
     low, high = 0, most
     while low < high:

@@ -139,7 +139,7 @@ def kl(logits: ArrayLike, reference: ArrayLike) -> Floats:
         log_p, log_q = log_softmax(ref), log_softmax(row)
         return float(np.sum(np.exp(log_p) * (log_p - log_q)))
 
-    return _rowwise(one, logits, reference)
+    return _compute_by_row(one, logits, reference)
 
 
 def l2(logits: ArrayLike, reference: ArrayLike) -> Floats:
@@ -149,7 +149,7 @@ def l2(logits: ArrayLike, reference: ArrayLike) -> Floats:
         difference = row - ref
         return float(np.linalg.norm(difference - difference.mean()))
 
-    return _rowwise(one, logits, reference)
+    return _compute_by_row(one, logits, reference)
 
 
 def cosine(logits: ArrayLike, reference: ArrayLike) -> Floats:
@@ -167,7 +167,7 @@ def cosine(logits: ArrayLike, reference: ArrayLike) -> Floats:
         chord = a / length_a - b / length_b
         return float(0.5 * np.dot(chord, chord))
 
-    return _rowwise(one, logits, reference)
+    return _compute_by_row(one, logits, reference)
 
 
 def recovered(patched: ArrayLike, clean: ArrayLike, corrupted: ArrayLike) -> Floats:
@@ -213,7 +213,7 @@ def resolve(metric: str | MetricFunction | Metric | None, *, answer: bool, foil:
     if missing:
         instead = "no foil: log_prob, prob" if "answer" in given else "neither: l2, kl, cosine"
         raise MetricError(
-            f"metric {chosen.name!r} needs {' and '.join(missing)}, which {_were(missing)} not given. Pass "
+            f"metric {chosen.name!r} needs {' and '.join(missing)}, which {_verb(missing)} not given. Pass "
             f"{', '.join(f'{m}=' for m in missing)} (a text of one token, or a token id), or use a metric "
             f"that needs {instead}."
         )
@@ -244,11 +244,13 @@ def asked(function: MetricFunction, targets: Targets) -> Callable[[Any], Any]:
     return (lambda logits: function(logits, targets)) if len(needed) > 1 else function
 
 
-def _were(names: Sequence[str]) -> Literal["was", "were"]:
+def _verb(names: Sequence[str]) -> Literal["was", "were"]:
     return "was" if len(names) == 1 else "were"
 
 
-def _rowwise(one: Callable[[Floats, Floats], float], logits: ArrayLike, reference: ArrayLike) -> Floats:
+def _compute_by_row(
+    one: Callable[[Floats, Floats], float], logits: ArrayLike, reference: ArrayLike
+) -> Floats:
     # One row at a time: a float64 copy of every row of a sweep at once would take gigabytes.
     rows, references = np.asarray(logits), np.asarray(reference)
     if rows.shape != references.shape:
@@ -259,19 +261,19 @@ def _rowwise(one: Callable[[Floats, Floats], float], logits: ArrayLike, referenc
     return np.array([one(r.astype(np.float64), s.astype(np.float64)) for r, s in pairs], dtype=np.float64)
 
 
-def _answers(targets: Targets) -> Tokens:
+def _require_answers(targets: Targets) -> Tokens:
     if targets.answers is None:
         raise MetricError("this metric reads the answer's token id, and the targets hold no answers.")
     return targets.answers
 
 
-def _foils(targets: Targets) -> Tokens:
+def _require_foils(targets: Targets) -> Tokens:
     if targets.foils is None:
         raise MetricError("this metric reads the foil's token id, and the targets hold no foils.")
     return targets.foils
 
 
-def _clean(targets: Targets) -> NDArray[np.float32]:
+def _require_clean_logits(targets: Targets) -> NDArray[np.float32]:
     if targets.clean_logits is None:
         raise MetricError(
             "this metric is a distance from the clean run, and the targets hold no clean logits."
@@ -292,17 +294,19 @@ METRICS: dict[str, Metric] = {
             "logit_diff",
             "higher = the answer is preferred over the foil",
             _BOTH,
-            lambda x, t: logit_diff(x, _answers(t), _foils(t)),
+            lambda x, t: logit_diff(x, _require_answers(t), _require_foils(t)),
             1e-3,
             absent=0.0,
             targets_only=True,
         ),
-        Metric("log_prob", _LIKELIER, _ANSWER, lambda x, t: log_prob(x, _answers(t)), 1e-3),
-        Metric("prob", _LIKELIER, _ANSWER, lambda x, t: prob(x, _answers(t)), 1e-6, absent=0.0),
-        Metric("logit", _MORE_LOGIT, _ANSWER, lambda x, t: logit(x, _answers(t)), 1e-3, targets_only=True),
-        Metric("kl", _FURTHER, _REFERENCE, lambda x, t: kl(x, _clean(t)), 1e-7),
-        Metric("l2", _FURTHER, _REFERENCE, lambda x, t: l2(x, _clean(t)), 1e-3),
-        Metric("cosine", _FURTHER, _REFERENCE, lambda x, t: cosine(x, _clean(t)), 1e-7),
+        Metric("log_prob", _LIKELIER, _ANSWER, lambda x, t: log_prob(x, _require_answers(t)), 1e-3),
+        Metric("prob", _LIKELIER, _ANSWER, lambda x, t: prob(x, _require_answers(t)), 1e-6, absent=0.0),
+        Metric(
+            "logit", _MORE_LOGIT, _ANSWER, lambda x, t: logit(x, _require_answers(t)), 1e-3, targets_only=True
+        ),
+        Metric("kl", _FURTHER, _REFERENCE, lambda x, t: kl(x, _require_clean_logits(t)), 1e-7),
+        Metric("l2", _FURTHER, _REFERENCE, lambda x, t: l2(x, _require_clean_logits(t)), 1e-3),
+        Metric("cosine", _FURTHER, _REFERENCE, lambda x, t: cosine(x, _require_clean_logits(t)), 1e-7),
     )
 }
 """The named metrics, in the order error messages list them."""

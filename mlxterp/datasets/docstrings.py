@@ -68,7 +68,7 @@ def docstring_pairs(
     """
     names = [word for word in dict.fromkeys(arguments) if is_one_word(model, word)]
     plain = [word for word in dict.fromkeys(words) if is_one_word(model, word) and word not in names]
-    writable = row_of(model, _filled(template, [*names, *[""] * 5], [*plain, *[""] * 7])) is not None
+    writable = row_of(model, _fill_template(template, [*names, *[""] * 5], [*plain, *[""] * 7])) is not None
     if len(names) < 6 or len(plain) < 7 or not writable:
         raise PromptPairError(
             f"docstrings need six arguments and seven words of one token, and line breaks; for the tokenizer "
@@ -84,8 +84,8 @@ def docstring_pairs(
             said = [str(word) for word in rng.choice(plain, size=7, replace=False)]
             *before, right, wrong, last, function = chosen
             yield PromptPair(
-                clean=_filled(template, [*before, right, last, function], said),
-                corrupted=_filled(template, [*before, wrong, last, function], said),
+                clean=_fill_template(template, [*before, right, last, function], said),
+                corrupted=_fill_template(template, [*before, wrong, last, function], said),
                 answer=f" {right}",
                 foil=f" {wrong}",
                 name=f"{right} after {' and '.join(before)}",
@@ -94,6 +94,6 @@ def docstring_pairs(
     return select_pairs(model, candidates(), Selection(n, shown, one_length, apart_from), what="docstrings")
 
 
-def _filled(template: str, names: Sequence[str], words: Sequence[str]) -> str:
+def _fill_template(template: str, names: Sequence[str], words: Sequence[str]) -> str:
     a, b, c, d, name = names[:5]
     return template.format(a=a, b=b, c=c, d=d, name=name, **{f"w{i}": w for i, w in enumerate(words[:7])})

@@ -18,7 +18,7 @@ Fact = tuple[str, str]
 """A subject and its attribute."""
 
 
-def _by_attribute(table: str) -> tuple[Fact, ...]:
+def _parse_facts(table: str) -> tuple[Fact, ...]:
     """The facts of a table `attribute: subject, subject; attribute: …`: first subjects, then second ones.
 
     Two facts with the same attribute make no pair, so neighbours have different ones.
@@ -31,7 +31,7 @@ def _by_attribute(table: str) -> tuple[Fact, ...]:
     )
 
 
-LANDMARKS: tuple[Fact, ...] = _by_attribute("""
+LANDMARKS: tuple[Fact, ...] = _parse_facts("""
 Paris: Eiffel Tower, Sorbonne, Moulin Rouge, Louvre, Arc de Triomphe, Champs-Elysees, Musee d'Orsay,
   Pompidou Centre, Tuileries Garden, Luxembourg Gardens, Sainte-Chapelle, Place de la Concorde, Pont Neuf,
   Les Invalides, Gare du Nord, Palais Garnier, Folies Bergere;
@@ -160,7 +160,7 @@ CAPITALS: tuple[Fact, ...] = tuple(
 )
 """Countries, states and regions, and their capitals; no subject's name holds its capital's."""
 
-LANGUAGES: tuple[Fact, ...] = _by_attribute("""
+LANGUAGES: tuple[Fact, ...] = _parse_facts("""
 French: France, Quebec, Paris, Lyon, Marseille, Normandy, Bordeaux, Toulouse, Nantes;
 Italian: Italy, Rome, Milan, Florence, Naples, Venice, Tuscany, Bologna, Genoa;
 German: Austria, Bavaria, Berlin, Vienna, Munich, Hamburg, Frankfurt, Saxony, Dresden, Cologne, Leipzig;
@@ -238,9 +238,9 @@ def factual_recall_pairs(
     found: list[PromptPair] = []
     for group in sorted(lengths.values(), key=len, reverse=True):
         if not one_length:
-            found += _couples(model, group, template, shown=shown)
+            found += _make_couples(model, group, template, shown=shown)
         elif len(group) // 2 * 2 > len(found):
-            found = max(found, _couples(model, group, template, shown=shown), key=len)
+            found = max(found, _make_couples(model, group, template, shown=shown), key=len)
     if not found:
         raise PromptPairError(
             f"{model.name} distinguishes no two of these {len(usable)} subjects with the same number of "
@@ -273,7 +273,7 @@ def languages_pairs(
     return factual_recall_pairs(model, facts, template=template, shown=shown, one_length=one_length)
 
 
-def _couples(
+def _make_couples(
     model: InterpretableModel, facts: Sequence[Fact], template: str, *, shown: bool
 ) -> list[PromptPair]:
     """Disjoint couples of facts with different attributes, each as two pairs."""

@@ -69,7 +69,7 @@ def ioi_pairs(
         [word for word in dict.fromkeys(words) if is_one_word(model, word)]
         for words in (names, places, things)
     )
-    usable = [t for t in templates if row_of(model, _filled(t, people, where, what)) is not None]
+    usable = [t for t in templates if row_of(model, _fill_template(t, people, where, what)) is not None]
     for has, there in (
         ("two names", len(people) >= 2),
         ("a place", bool(where)),
@@ -103,7 +103,7 @@ def ioi_pairs(
     )
 
 
-def _filled(template: str, names: Sequence[str], places: Sequence[str], things: Sequence[str]) -> str:
+def _fill_template(template: str, names: Sequence[str], places: Sequence[str], things: Sequence[str]) -> str:
     first = {"place": next(iter(places), ""), "thing": next(iter(things), "")}
     name = next(iter(names), "")
     return template.format(a=name, b=name, s=name, **first)

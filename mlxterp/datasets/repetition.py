@@ -51,13 +51,13 @@ def repeated_random_pairs(
         rng = np.random.default_rng(seed)
         for _ in range(DRAWS_PER_PAIR * n):
             drawn = rng.choice(words, size=period, replace=False).tolist()
-            yield _repetition(drawn, query=period // 4, other=2 * period // 3)
+            yield _make_pair(drawn, query=period // 4, other=2 * period // 3)
 
     selection = Selection(n, shown, one_length=True, apart_from=apart_from)
     return select_pairs(model, candidates(), selection, what=f"repetitions of {period} words")
 
 
-def _repetition(words: Sequence[str], query: int, other: int) -> PromptPair:
+def _make_pair(words: Sequence[str], query: int, other: int) -> PromptPair:
     changed = list(words)
     changed[query], changed[other] = words[other], words[query]
     repeat = list(words[: query + 1])

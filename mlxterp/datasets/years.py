@@ -77,15 +77,15 @@ def greater_than_pairs(
             yield PromptPair(
                 clean=clean,
                 corrupted=corrupted,
-                answer=_continuation(model, clean, f"{decade + 1}{unit}"),
-                foil=_continuation(model, corrupted, f"{earlier + 1}{unit}"),
+                answer=_continuation_token(model, clean, f"{decade + 1}{unit}"),
+                foil=_continuation_token(model, corrupted, f"{earlier + 1}{unit}"),
                 name=f"after {century}{decade}{unit}, not {century}{earlier}{unit}",
             )
 
     return select_pairs(model, candidates(), Selection(n, shown, one_length, apart_from), what="greater-than")
 
 
-def _continuation(model: InterpretableModel, prompt: str, digits: str) -> int:
+def _continuation_token(model: InterpretableModel, prompt: str, digits: str) -> int:
     """The token that follows the prompt when it continues with these two digits."""
     try:
         before, whole = rows_of(model, prompt)[0], rows_of(model, prompt + digits)[0]

@@ -53,7 +53,7 @@ def draw(show: Drawable, *, titled: bool = True) -> Figure:
 
 def png(show: Drawable, *, dpi: int = 160) -> bytes:
     """A figure with its title, on white: the bytes of a PNG file."""
-    return _saved(draw(show), "png", dpi=dpi, facecolor="white")
+    return _save(draw(show), "png", dpi=dpi, facecolor="white")
 
 
 def svg(show: Drawable) -> str:
@@ -61,11 +61,11 @@ def svg(show: Drawable) -> str:
 
     It holds its alternative text and a title for every cell (which a browser shows on hover), and no script.
     """
-    raw = _saved(draw(show, titled=False), "svg", transparent=True, metadata={"Date": None, "Creator": None})
+    raw = _save(draw(show, titled=False), "svg", transparent=True, metadata={"Date": None, "Creator": None})
     return inlined(raw, _DRAWERS[type(show)].drawn_part(show))
 
 
-def _saved(drawn: Figure, kind: str, **options: Any) -> bytes:
+def _save(drawn: Figure, kind: str, **options: Any) -> bytes:
     out = io.BytesIO()
     with _style():
         drawn.savefig(out, format=kind, **options)

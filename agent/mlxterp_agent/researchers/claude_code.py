@@ -349,7 +349,7 @@ class ClaudeCode:
         self._began = self._clock.elapsed()
         self._lost = self._refused = 0
         if self._options.turns == "fresh":
-            self._forget()
+            self._reset_conversation()
         self._launch(_SENT_BACK if len(situation.entries) == entries else "")
 
     def poll(self) -> ResearcherState:
@@ -443,7 +443,7 @@ class ClaudeCode:
         assert self._situation is not None
         self._lost += 1
         if (self._resumed and process.stream.session is None) or self._lost > _RESUMED_IN_A_ROW:
-            self._forget()
+            self._reset_conversation()
         if self._lost >= _LOST_IN_A_ROW:
             said = f". {one_line(process.stderr_tail, 200)}" if process.stderr_tail else ""
             lost = f"Claude Code was lost {self._lost} times in a row"
@@ -497,5 +497,5 @@ class ClaudeCode:
             self._spent = _Cost(result.usd or self._spent.usd, result.tokens or self._spent.tokens)
         self._process = None
 
-    def _forget(self) -> None:
+    def _reset_conversation(self) -> None:
         self._announced, self.session, self._spent = False, None, _Cost()

@@ -179,7 +179,7 @@ def read(entries: Iterable[ExperimentEntry], study: Study) -> Progress:
     """
     progress = Progress()
     for entry in entries:
-        step, problem = _step_of(entry, study.order), _problem_of(entry)
+        step, problem = _step_of(entry, study.order), _why_invalid(entry)
         if step is None:
             continue
         if problem is None and isinstance(entry.result.get("numbers"), Mapping):
@@ -196,12 +196,12 @@ def read(entries: Iterable[ExperimentEntry], study: Study) -> Progress:
 def _step_of(entry: ExperimentEntry, order: Sequence[str]) -> str | None:
     """The step an entry belongs to; None if it belongs to none."""
     step = entry.result.get("step")
-    if step is None and _problem_of(entry) is not None:
+    if step is None and _why_invalid(entry) is not None:
         step = entry.hypothesis.partition(":")[0]
     return step if isinstance(step, str) and step in order else None
 
 
-def _problem_of(entry: ExperimentEntry) -> str | None:
+def _why_invalid(entry: ExperimentEntry) -> str | None:
     """Why this entry is not valid; None if it is. Without a verdict (logged by hand) it counts as valid."""
     record = entry.record or {}
     verdict = str(record.get("verdict", ""))
@@ -291,14 +291,14 @@ def _conclusion(study: Study, progress: Progress) -> Values:
         "evidence": {step.name: progress.measured[step.name].experiment_id for step in measured},
         "cited": [each for each in study.cited if each[1] in progress.measured],
         "shown": [*shown, _predictions(progress)] if measured else [answer.text],
-        "not_shown": [*answer.limits, *_left_out(study, progress)],
+        "not_shown": [*answer.limits, *_unanswered_steps(study, progress)],
         "answered": answer.criterion_met,
         "criterion": study.criterion,
         "conclusion": answer.text,
     }
 
 
-def _left_out(study: Study, progress: Progress) -> list[str]:
+def _unanswered_steps(study: Study, progress: Progress) -> list[str]:
     """The steps that failed or that the budget did not pay for; a step with nothing to ask is no limit."""
     return [
         f"what the step {name} would have shown: {progress.skipped[name]}."
