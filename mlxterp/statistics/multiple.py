@@ -20,10 +20,9 @@ from mlxterp.statistics.ratio import (
     SE_FLOOR,
     Estimate,
     by_cluster,
-    is_skewed,
     jackknife,
     ratio_of_means,
-    skew_cautions,
+    skewness,
 )
 from mlxterp.statistics.significance import sign_flips
 
@@ -55,7 +54,7 @@ def benjamini_hochberg(p: ArrayLike) -> Floats:
     values = _probabilities(p)
     n, order = len(values), np.argsort(values, kind="stable")
     scaled = values[order] * n / np.arange(1, n + 1)
-    return _unsorted(np.minimum(np.minimum.accumulate(scaled[::-1])[::-1], 1.0), order)
+    return _unsorted(np.minimum.accumulate(scaled[::-1])[::-1], order)
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,7 +145,7 @@ def max_t(
         return Simultaneous(found.effect, None, None, p, sites, n, level, (why,))
     critical = np.sort(centred)[int(np.ceil(level * len(centred))) - 1]
     half = critical * se
-    cautions = skew_cautions(is_skewed(found.influence) & (found.se > se_floor), n)
+    _, cautions = skewness(found, se_floor)
     return Simultaneous(found.effect, found.effect - half, found.effect + half, p, sites, n, level, cautions)
 
 

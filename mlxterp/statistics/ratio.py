@@ -97,7 +97,7 @@ def ratio_of_means(
     if n < MIN_CLUSTERS:
         return Estimate(found.effect, se, None, None, n, level, none, (too_few_clusters(n),))
     half = upper_t_quantile((1 - level) / 2, n - 1) * se
-    skewed = is_skewed(found.influence) & (found.se > se_floor)
+    skewed, cautions = skewness(found, se_floor)
     return Estimate(
         effect=found.effect,
         se=se,
@@ -106,7 +106,7 @@ def ratio_of_means(
         n=n,
         level=level,
         skewed=skewed,
-        cautions=skew_cautions(skewed, n),
+        cautions=cautions,
     )
 
 
@@ -208,14 +208,22 @@ def too_few_clusters(n: int) -> str:
     )
 
 
-def skew_cautions(skewed: Flags, n: int) -> tuple[str, ...]:
+def skewness(found: Jackknife, se_floor: float) -> tuple[Flags, tuple[str, ...]]:
+    """Which effects are skewed, and what a reader should know of it; nothing where no effect varies by more
+    than the floor of the standard error."""
+    varies = found.se > se_floor
+    skewed = is_skewed(found.influence) & varies
+    return skewed, _skew_cautions(skewed, len(found.influence)) if varies.any() else ()
+
+
+def _skew_cautions(skewed: Flags, n: int) -> tuple[str, ...]:
     """What a reader should know of intervals over clusters that are skewed, or too few to see whether they
     are.
     """
     if n < SKEW_VISIBLE:
         return (
             f"{n} clusters: the interval assumes that effects are not skewed, which takes {SKEW_VISIBLE} "
-            "clusters to see. If they are, a 95 % interval covers 83 to 93 %.",
+            "to see. If they are, a 95 % interval covers 83 to 93 %.",
         )
     if not skewed.any():
         return ()

@@ -14,7 +14,9 @@ from mlxterp.statistics.intervals import average_ranks
 _NUMBERS_AT_ONCE = 4_000_000
 
 
-def permutation_p(positive: ArrayLike, negative: ArrayLike, *, seed: int, draws: int = 9999) -> float:
+def permutation_p(
+    positive: ArrayLike, negative: ArrayLike, *, seed: int | np.random.Generator, draws: int = 9999
+) -> float:
     """How often classes dealt at random are as far apart as these: (1 + those) / (1 + draws), one-sided.
 
     The statistic is the positives' rank sum (Mann–Whitney). The smallest value is 1 / (1 + draws).

@@ -92,6 +92,8 @@ def test_the_size_must_exceed_the_placebos_and_they_must_have_been_measured(sign
 
     assert look(cells, replace(CLAIM, bar=0.299999), ALPHA).outcome != "inconclusive"
     assert look(cells, replace(CLAIM, bar=0.300001), ALPHA).missing[0] == "placebo: other sites reach 0.3"
+    exact = look(_cells(sign * 0.25, 0.0), replace(CLAIM, bar=0.25), ALPHA)
+    assert exact.missing[0] == "placebo: other sites reach 0.25"
     unmeasured = look(cells, replace(CLAIM, bar=None), ALPHA)
     assert unmeasured.outcome == "inconclusive"
     assert unmeasured.missing[0] == "placebo: fewer than 6 were measured"
@@ -267,6 +269,7 @@ def test_cells_hold_one_finite_row_per_cluster():
     with pytest.raises(StatisticsError, match="gap: 1 of 2"):
         Cells(np.ones(2), np.array([np.inf, 1.0]), ("a", "b"))
     assert Cells([1, 2], [3, 4], ("a", "b")).change.dtype == np.float64
+    assert Cells([1, 2], [3, 4], ("a", "b")).gap.dtype == np.float64
 
 
 def test_pairs_are_joined_by_cluster_in_order_of_appearance():
@@ -368,6 +371,8 @@ def test_the_gap_must_be_five_standard_errors_from_0():
     low = _gate(gaps=spread + 4.999 * se)
     assert low.reasons == ("the gap is 5.0 standard errors from 0; 5 are needed",)
     assert not _gate(gaps=spread - 9 * se).passed
+    assert _gate(gaps=[4.0, 6.0]).t == pytest.approx(5.0)
+    assert _gate(gaps=[4.0, 6.0]).passed
 
 
 def test_gaps_without_any_spread_are_infinitely_far_from_0_unless_they_are_0():

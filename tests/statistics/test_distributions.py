@@ -78,7 +78,15 @@ def test_beta_quantiles_are_scipys():
 
 
 def test_binomial_tails_are_scipys():
-    for k, n, p in [(0, 5, 0.3), (1, 5, 0.3), (5, 5, 0.3), (60, 100, 0.5), (3, 1000, 0.001)]:
+    for k, n, p in [
+        (0, 5, 0.3),
+        (1, 5, 0.3),
+        (5, 5, 0.3),
+        (60, 100, 0.5),
+        (3, 1000, 0.001),
+        (2, 5, 0.0),
+        (2, 5, 1.0),
+    ]:
         assert d.binomial_sf(k, n, p) == pytest.approx(stats.binom.sf(k - 1, n, p), rel=1e-10)
 
 

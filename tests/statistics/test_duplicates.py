@@ -56,7 +56,7 @@ def test_the_forty_largest_in_magnitude_are_kept_in_order_and_each_once():
 
     assert len(kept) == 40
     assert kept == tuple(i + 0.5 for i in range(5, 45))
-    assert fingerprint([-100.5, 1.5])[0] == -100.5
+    assert fingerprint([-100.5, *[i + 0.5 for i in range(45)]])[0] == -100.5
 
 
 def test_seven_numbers_are_too_few_and_eight_enough():
@@ -87,3 +87,12 @@ def test_numbers_agree_within_half_a_percent_and_each_is_used_once():
     assert not same_numbers(ten, tuple(x * 0.9946 for x in ten))
     assert not same_numbers((1.5,) * 8 + (3.5, 4.5), (1.5, 2.5, 2.6, 2.7, 2.8, 2.9, 3.1, 3.2, 3.5, 4.5))
     assert same_numbers(tuple(-x for x in ten[::-1]), tuple(-x * 1.004 for x in ten[::-1]))
+
+
+def test_one_number_in_ten_may_be_new_wherever_it_stands():
+    ten = tuple(float(2**i) + 0.5 for i in range(10))
+
+    for i in range(10):
+        other = tuple(sorted((*ten[:i], *ten[i + 1 :], ten[i] * 1.2)))
+        assert same_numbers(ten, other)
+        assert same_numbers(other, ten)

@@ -21,7 +21,7 @@ from mlxterp.statistics.intervals import (
 )
 
 
-@pytest.mark.parametrize(("k", "n"), [(0, 4), (1, 7), (5, 10), (10, 10), (37, 90)])
+@pytest.mark.parametrize(("k", "n"), [(0, 1), (0, 4), (1, 7), (5, 10), (10, 10), (37, 90)])
 @pytest.mark.parametrize("level", [0.9, 0.95])
 def test_rates_have_scipys_wilson_interval(k, n, level):
     expected = stats.binomtest(k, n).proportion_ci(level, method="wilson")
@@ -39,7 +39,7 @@ def test_a_rate_of_all_or_nothing_has_an_interval_that_ends_there():
     assert exact_rate(9, 9).high == 1.0
 
 
-@pytest.mark.parametrize(("k", "n"), [(0, 4), (1, 7), (5, 10), (10, 10), (2, 250)])
+@pytest.mark.parametrize(("k", "n"), [(1, 1), (0, 4), (1, 7), (5, 10), (10, 10), (2, 250)])
 def test_exact_rates_have_scipys_clopper_pearson_interval(k, n):
     expected = stats.binomtest(k, n).proportion_ci(0.95, method="exact")
 
@@ -75,6 +75,16 @@ def test_a_class_without_items_counts_one_half_and_says_nothing_of_its_rate():
     assert found.high == pytest.approx(1.0, abs=1e-12)
     assert balanced_accuracy(Counts(0, 0, 9, 1)).value == pytest.approx(0.7)
     assert balanced_accuracy(Counts(0, 0, 0, 0)).value == 0.5
+    low = balanced_accuracy(Counts(0, 0, 1, 9))
+    assert low.high == pytest.approx(0.3 + np.hypot(0.5, exact_rate(1, 10).high - 0.1) / 2)
+
+
+def test_equal_counts_have_the_interval_of_their_rate():
+    yes, no = exact_rate(5, 10), exact_rate(8, 10)
+
+    found = balanced_accuracy(Counts(5, 5, 8, 2))
+
+    assert found.low == pytest.approx(found.value - np.hypot(0.5 - yes.low, 0.8 - no.low) / 2)
 
 
 def test_balanced_accuracy_stays_between_0_and_1():
@@ -116,7 +126,16 @@ def test_balanced_accuracy_is_covered_at_every_pair_of_rates(m, n, least):
 
 
 @pytest.mark.parametrize(
-    "counts", [(8, 2, 15, 5), (0, 0, 0, 0), (50, 1, 49, 3), (3, 7, 3, 7), (400, 30, 350, 9)]
+    "counts",
+    [
+        (8, 2, 15, 5),
+        (0, 0, 0, 0),
+        (50, 1, 49, 3),
+        (3, 7, 3, 7),
+        (400, 30, 350, 9),
+        (5000, 5000, 10_000, 0),
+        (0, 0, 900, 100),
+    ],
 )
 @pytest.mark.parametrize("at_least", [0.5, 0.75, 0.9])
 def test_the_probability_of_an_accuracy_is_that_of_two_beta_distributions(counts, at_least):
@@ -179,6 +198,12 @@ def test_classes_apart_altogether_have_the_interval_of_a_rate_without_a_failure(
     assert auroc(no, yes) == (0.0, 0.0, pytest.approx(1 - 0.025 ** (1 / 5)))
 
 
+def test_one_item_of_a_class_has_an_area_and_an_interval_that_says_nothing():
+    assert auroc([1.0], [0.0, 2.0]) == (0.5, 0.0, 1.0)
+    assert auroc([3.0, 4.0], [0.0]) == (1.0, 0.0, 1.0)
+    assert auroc([3.0, 4.0], [0.0, 1.0]).low == pytest.approx(0.025**0.5)
+
+
 def test_classes_without_any_spread_say_nothing():
     assert auroc([1.0, 1.0], [1.0, 1.0]) == (0.5, 0.0, 1.0)
 
@@ -186,12 +211,12 @@ def test_classes_without_any_spread_say_nothing():
 @pytest.mark.parametrize(
     ("yes", "no", "said"),
     [
-        ([1.0], [0.0, 2.0], "positive has shape"),
-        ([1.0, 2.0], [0.0], "negative has shape"),
+        ([], [0.0, 2.0], "positive has shape"),
+        ([1.0, 2.0], [], "negative has shape"),
         ([1.0, np.nan], [0.0, 1.0], r"positive: 1 of 2 numbers are not finite, at \(1,\)"),
     ],
 )
-def test_an_area_without_two_finite_scores_of_each_class_is_refused(yes, no, said):
+def test_an_area_without_finite_scores_of_each_class_is_refused(yes, no, said):
     with pytest.raises(StatisticsError, match=said):
         auroc(yes, no)
 
@@ -259,11 +284,14 @@ def test_sums_that_do_not_go_together_or_are_not_finite_are_refused():
         of_sums(_share, {"error": np.ones(2), "square": np.ones(3)})
     with pytest.raises(StatisticsError, match="sums of 'error': 1 of 2"):
         of_sums(_share, {"error": [1.0, np.nan], "square": np.ones(2)})
-    with (
-        np.errstate(divide="ignore"),
-        pytest.raises(StatisticsError, match="the statistic without a document"),
-    ):
-        of_sums(_share, {"error": np.ones(4), "square": [1.0, 0.0, 0.0, 0.0]})
+
+
+def test_a_statistic_that_rests_on_one_document_has_no_interval():
+    with np.errstate(divide="ignore"):
+        found = of_sums(_share, {"error": np.ones(4), "square": [2.0, 0.0, 0.0, 0.0]})
+
+    assert found.value == 2.0
+    assert np.isnan([found.low, found.high]).all()
 
 
 @pytest.mark.parametrize("documents", [4, 8, 16, 48])

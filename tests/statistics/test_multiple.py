@@ -16,7 +16,7 @@ from tests.statistics.simulate import NOISE
 
 def test_holm_multiplies_the_smallest_by_all_the_next_by_one_less_and_never_descends():
     assert holm([0.01, 0.04, 0.03, 0.005]).tolist() == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert holm([0.5, 0.9]).tolist() == [1.0, 1.0]
+    assert holm([0.6, 0.9]).tolist() == [1.0, 1.0]
 
 
 def test_benjamini_hochberg_is_scipys():
@@ -150,11 +150,13 @@ def test_one_cluster_or_a_single_axis_is_refused():
         max_t([1.0, 2.0], [1.0, 1.0])
 
 
-def test_skewed_sweeps_are_cautioned():
+def test_skewed_effects_of_a_search_are_cautioned_and_others_are_not():
     rng = np.random.default_rng(7)
     change, gap = _sweep(rng, 24, 36, "lognormal")
 
     assert "effects are skewed" in max_t(change, gap).cautions[0]
+    assert max_t(np.linspace(-1, 1, 24)[:, None] * np.ones(3), np.ones(24)).cautions == ()
+    assert max_t(np.r_[np.zeros(23), 1e-4][:, None], np.ones(24)).cautions == ()
 
 
 @pytest.mark.parametrize("n", [6, 8, 16, 24])
@@ -230,3 +232,51 @@ def test_no_winners_or_more_than_there_are_sites_are_refused(winners):
         confirm_winners(np.ones((8, 5)), np.ones(8), winners=winners)
     with pytest.raises(StatisticsError, match="1 winners among changes"):
         confirm_winners(np.ones(8), np.ones(8), winners=1)
+
+
+def test_max_t_of_many_sites_is_the_largest_t_over_them_under_every_flip():
+    rng = np.random.default_rng(13)
+    change = rng.normal(size=(7, 4)) * [0.1, 1.0, 5.0, 20.0] + [0.05, 1.0, 0.0, 8.0]
+    signs = np.array(np.meshgrid(*[[1.0, -1.0]] * 7)).reshape(7, -1).T
+    t = np.array([np.abs(stats.ttest_1samp(each[:, None] * change, 0.0).statistic) for each in signs])
+    own = np.abs(stats.ttest_1samp(change, 0.0).statistic)
+    exact = [(t.max(axis=1) >= each * (1 - 1e-9)).mean() for each in own]
+
+    assert max_t(change, np.full(7, 2.0)).p.tolist() == pytest.approx(exact)
+
+
+def test_the_floor_is_in_units_of_the_effect_whatever_the_size_of_the_gap():
+    rng = np.random.default_rng(14)
+    change = rng.normal(0.001, 0.002, size=(8, 3))
+
+    small, large = max_t(change, np.full(8, 2.0)), max_t(change * 100, np.full(8, 200.0))
+
+    assert small.p.tolist() == large.p.tolist()
+    assert small.high == pytest.approx(large.high)
+    assert max_t(change * 100, np.full(8, 2.0)).p.min() < small.p.min()
+
+
+def test_a_search_without_intervals_says_all_else():
+    found = max_t([[1.0, 2.0], [3.0, 4.0]], [1.0, 1.0], level=0.9)
+
+    assert found.effect.tolist() == [2.0, 3.0]
+    assert (found.n, found.sites, found.level) == (2, 2, 0.9)
+    assert found.beyond(0.0).dtype == bool
+
+
+def test_winners_of_unequal_clusters_are_chosen_by_cluster():
+    change, gap = np.zeros((9, 2)), np.ones(9)
+    clusters = np.array([0, 0, 0, 0, 0, 0, 1, 2, 3])
+    for seed in range(20):
+        if 0 in clusters[halves(clusters, seed)[0]]:
+            break
+    change[clusters == 0] = [1.0, 0.9]
+    change[clusters != 0] = [0.0, 0.9]
+
+    assert confirm_winners(change, gap, winners=1, clusters=clusters, seed=seed).chosen.tolist() == [1]
+
+
+def test_equal_sites_are_ranked_in_their_order():
+    found = confirm_winners(np.ones((8, 40)), np.ones(8), winners=40)
+
+    assert found.chosen.tolist() == list(range(40))

@@ -158,6 +158,8 @@ def test_a_mean_is_the_ratio_with_gaps_of_one_and_its_interval_is_students():
     low, high = stats.t.interval(0.95, 11, loc=values.mean(), scale=stats.sem(values))
     assert (found.low, found.high) == (pytest.approx(low), pytest.approx(high))
     assert mean_of(np.ones(6)).se == 0.0
+    assert mean_of(values, level=0.5).high < found.high
+    assert mean_of(values, clusters=np.repeat(np.arange(6), 2)).n == 6
 
 
 def test_the_mean_of_a_number_without_an_axis_is_refused():
@@ -207,6 +209,7 @@ def test_below_sixteen_clusters_every_interval_says_that_skewness_cannot_be_seen
         .startswith("15 clusters: the interval assumes that effects are not skewed, which takes 16")
     )
     assert ratio_of_means(values, np.ones(16)).cautions == ()
+    assert ratio_of_means(np.ones(15), np.ones(15)).cautions == ()
 
 
 @pytest.mark.parametrize("n", CLUSTERS)
@@ -265,3 +268,15 @@ def test_skewed_data_are_covered_as_the_table_says_and_cautioned_where_that_is_b
 @pytest.mark.parametrize("n", [16, 24, 48])
 def test_normal_data_are_seldom_called_skewed(n):
     assert flagged(datasets("normal", n, effect=0.4, count=4000, seed=11)) < 0.1
+
+
+@pytest.mark.parametrize("gap", [[2.0], [2.0, 3.0], [2.0, 0.0, 0.0, 0.0]])
+def test_an_estimate_without_an_interval_has_everything_else(gap):
+    n = len(gap)
+
+    found = ratio_of_means(np.ones((n, 2)), gap, level=0.8)
+
+    assert found.effect == pytest.approx(np.full(2, n / sum(gap)))
+    assert (found.n, found.level) == (n, 0.8)
+    assert found.skewed.tolist() == [False, False]
+    assert found.skewed.dtype == bool

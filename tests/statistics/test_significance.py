@@ -44,6 +44,9 @@ def test_permutation_p_follows_the_seed_and_not_the_size_of_blocks(monkeypatch):
     assert permutation_p(yes, no, seed=4, draws=500) != found
     monkeypatch.setattr("mlxterp.statistics.significance._NUMBERS_AT_ONCE", 22 * 7)
     assert permutation_p(yes, no, seed=3, draws=500) == found
+    monkeypatch.setattr("mlxterp.statistics.significance._NUMBERS_AT_ONCE", 4 * 3)
+    assert permutation_p([1.0, 1.0], [1.0, 1.0], seed=0, draws=10) == 1.0
+    assert permutation_p([1.0, 1.0], [1.0, 1.0], seed=0, draws=1) == 1.0
 
 
 def test_permutation_p_rejects_five_percent_of_equal_classes():

@@ -201,7 +201,7 @@ def attribution_patching(
             drawn at random; what is measured replaces what was estimated (`measured` says where). The
             cautions say how far off the estimates were, and how many of the sites left may have a larger
             effect than the random ones (95 % confidence). Costs a patched run for each of them, per pair.
-        seed: of the bootstrap, and of that draw.
+        seed: of that draw.
 
     Over heads (z) of SmolLM2-135M, three single IOI pairs and two sets of 8, both directions, against
     patching all 270: Pearson correlation, and how many of the ten strongest heads are the same.
@@ -324,7 +324,7 @@ def attribution_patchings(
     one, zero = prepared.clean_metric, prepared.corrupted_metric
     if direction == "noising":
         one, zero = zero, one
-    facts = prepared.measured_on(model) | {"direction": direction, "bootstrap_seed": seed, "steps": steps}
+    facts = prepared.measured_on(model) | {"direction": direction, "seed": seed, "steps": steps}
     gap = float(one.mean() - zero.mean())
     if whole:
         facts["estimate_of_patching_the_whole_input"] = float(of_input.mean() / gap)
@@ -335,7 +335,8 @@ def attribution_patchings(
         checks = verified(model, prepared, runs, grids, metrics, one=one, verify=verify, seed=seed)
     results = []
     for i, (each, values, checked) in enumerate(zip(wanted, metrics, checks, strict=True)):
-        found = effects(values if checked is None else checked.values, one=one, zero=zero, seed=seed)
+        patched = values if checked is None else checked.values
+        found = effects(patched, one=one, zero=zero, clusters=prepared.clusters, seed=seed)
         fixes = ["the QK fix"] * each.exact_softmax + ["GradDrop"] * grad_drop
         fixes += [f"{steps} steps"] * (steps > 1)
         if checked is not None:
@@ -359,6 +360,7 @@ def attribution_patchings(
                 method="attribution patching" + (f" with {' and '.join(fixes)}" if fixes else ""),
                 cautions=(
                     *cautions(each, facts, grad_drop=grad_drop, checked=checked),
+                    *found.cautions,
                     *(unsteady(each, by_step[i].mean(axis=0) / gap, checked=checked) if by_step else ()),
                 ),
                 measured=None if checked is None else checked.measured,

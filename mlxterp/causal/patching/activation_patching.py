@@ -80,9 +80,9 @@ def activation_patching(
         denoising  (m_patched − m_corrupted) / (m_clean − m_corrupted)
         noising    (m_clean − m_patched) / (m_clean − m_corrupted)
 
-    Over several pairs an effect is the ratio of means, with every pair's own effect beside it and a 95 %
-    bootstrap interval. Positions before the first token that differs have an effect of exactly 0 and are not
-    run.
+    Over several pairs an effect is the ratio of means, with every pair's own effect beside it and, from four
+    independent pairs on, a 95 % interval (`mlxterp.statistics.ratio`). Positions before the first token that
+    differs have an effect of exactly 0 and are not run.
 
     Args:
         clean, corrupted: two prompts; or one PromptPair, or a list of them, and no `corrupted`.
@@ -96,7 +96,7 @@ def activation_patching(
         align: how positions of prompts of different lengths correspond, see `alignment.py`.
         layers, positions: sweep only these; positions are the patched run's, negative ones count from the
             end.
-        seed: of the bootstrap.
+        seed: kept for callers of earlier versions; intervals are no longer drawn.
         progress: called with (rows done, rows in all).
 
     Returns:
@@ -181,7 +181,7 @@ def activation_patchings(
     ]
     named = [(name, grid.sites()) for (name, _), grid in zip(asked, grids, strict=True)]
     measured = patched_metrics(model, prepared, runs, named, progress)
-    facts = prepared.measured_on(model) | {"direction": direction, "bootstrap_seed": seed}
+    facts = prepared.measured_on(model) | {"direction": direction}
     return tuple(
         _result(model, prepared, name, direction, grid, values, facts, seed)
         for (name, _), grid, values in zip(asked, grids, measured, strict=True)
@@ -201,7 +201,8 @@ def _result(
     one, zero = prepared.clean_metric, prepared.corrupted_metric
     if direction == "noising":
         one, zero = zero, one
-    found = effects(values.reshape(len(values), *grid.shape), one=one, zero=zero, seed=seed)
+    patched = values.reshape(len(values), *grid.shape)
+    found = effects(patched, one=one, zero=zero, clusters=prepared.clusters, seed=seed)
     labelled = "pos" in grid.axes
     return PatchingResult(
         effects=found.effects,
@@ -217,6 +218,7 @@ def _result(
         per_example=found.per_example if len(prepared.pairs) > 1 else None,
         ci_low=found.low,
         ci_high=found.high,
+        cautions=found.cautions,
         measured_on=facts,
     )
 

@@ -31,6 +31,7 @@ from mlxterp.causal.prompts.encoding import (
 )
 from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import NoGap, PromptPairError
+from mlxterp.statistics.clusters import clusters_of_pairs
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,11 @@ class Prepared:
     def gap(self) -> float:
         """Mean clean metric minus mean corrupted metric."""
         return float(self.clean_metric.mean() - self.corrupted_metric.mean())
+
+    @property
+    def clusters(self) -> Ids:
+        """Which pairs are one independent observation: see `clusters_of_pairs`."""
+        return clusters_of_pairs([tuple(row) for row in self.clean], [tuple(row) for row in self.corrupted])
 
     @property
     def vocabulary(self) -> Ids | None:

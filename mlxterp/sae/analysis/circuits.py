@@ -151,7 +151,7 @@ class Search:
         ]
         return _Seen(batch, moved, found)
 
-    def nodes(self, threshold: float, most: int, seed: int) -> tuple[tuple[FeatureNode, ...], int, int]:
+    def nodes(self, threshold: float, most: int) -> tuple[tuple[FeatureNode, ...], int, int]:
         """The nodes kept, how many more were above the threshold, and how many have an effect at all."""
         kept: list[FeatureNode] = []
         left_out = n_nodes = 0
@@ -161,7 +161,7 @@ class Search:
             for seen in self._seen:
                 of_features, of_error = seen.moved[i].products(sae, seen.slopes[i])
                 effects[seen.batch.examples] = np.concatenate([of_features, of_error[:, None]], axis=1)
-            mean, bounds = effects.mean(axis=0), intervals(effects, seed)
+            mean, bounds = effects.mean(axis=0), intervals(effects)
             n_nodes += int((mean != 0).sum())
             strong = np.flatnonzero(np.abs(mean) > threshold)
             order = strong[np.argsort(-np.abs(mean[strong]), kind="stable")].tolist()
@@ -306,7 +306,7 @@ def feature_circuit(
     ablation: Ablation | None = None,
     positions: Positions = None,
     max_nodes: int = 64,
-    seed: int = 0,
+    seed: int = 0,  # noqa: ARG001 - of earlier versions, whose intervals were drawn
     progress: Callable[[int, int], None] | None = None,
 ) -> FeatureCircuitResult:
     """A circuit of features across layers: nodes, edges, and its faithfulness by exact ablation.
@@ -349,7 +349,7 @@ def feature_circuit(
         refuse_at_its_minimum(runs.metric, "clean")
     points = path(STEPS if steps is None else steps) if method == "ig" else (0.0,)
     search = Search(model, stages, runs, chosen, points)
-    nodes, left_out, n_nodes = search.nodes(node_threshold, max_nodes, seed)
+    nodes, left_out, n_nodes = search.nodes(node_threshold, max_nodes)
     edges = search.edges(nodes, edge_threshold, progress)
     keep = [Keep.of(nodes, sae) for sae in stages]
     clean, empty, circuit, rest = (

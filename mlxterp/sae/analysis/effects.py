@@ -273,7 +273,7 @@ def _result(
     seed: int,
 ) -> FeatureEffectsResult:
     own, means = changes[:, :, 0], changes.mean(axis=0)
-    bounds = intervals(own, seed)
+    bounds = intervals(own)
     options: dict[str, Any] = {"ablation": ablation, "seed": seed, "controls": table.ids.shape[1] - 1}
     return FeatureEffectsResult(
         features=tuple(wanted),
