@@ -16,7 +16,7 @@ from mlxterp.causal.patching.activation_patching import activation_patching
 from mlxterp.causal.patching.sites import Direction
 from mlxterp.causal.prompts.alignment import Align
 from mlxterp.causal.prompts.encoding import facts_of, str_tokens
-from mlxterp.causal.prompts.pair import PromptPair, runs_kept
+from mlxterp.causal.prompts.pair import PromptPair, prepare
 from mlxterp.core.generate import Generation
 from mlxterp.core.model import InterpretableModel
 from mlxterp.core.tokens import TextTokens
@@ -160,21 +160,19 @@ def turn_patching(
     pair = PromptPair(
         chat(model, clean, template=template), chat(model, corrupted, template=template), answer, foil
     )
-    with runs_kept():
-        each = [
-            activation_patching(
-                model,
-                pair,
-                component=component,
-                by="layer",
-                metric=metric,
-                direction=direction,
-                align=align,
-                layers=layers,
-                positions=turn.positions,
-            )
-            for turn in located
-        ]
+    prepared = prepare(model, pair, metric, align=align)
+    each = [
+        activation_patching(
+            model,
+            prepared,
+            component=component,
+            by="layer",
+            direction=direction,
+            layers=layers,
+            positions=turn.positions,
+        )
+        for turn in located
+    ]
     first = each[0]
     return TurnPatchingResult(
         effects=np.stack([result.effects for result in each], axis=1),

@@ -57,6 +57,11 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
+def slug(text: str, *, default: str) -> str:
+    """At most 40 lower-case letters, digits and hyphens, for a file name; `default` if none is left."""
+    return "-".join(re.findall(r"[a-z0-9]+", text.lower()))[:40].strip("-") or default
+
+
 def visible(text: str) -> str:
     """The text without terminal colour codes, every other control or reordering character as a visible mark.
 

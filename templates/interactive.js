@@ -1,9 +1,9 @@
 "use strict";
-// Tells the cell that is pointed at or reached by arrow keys. Text goes into the page as text only.
+// Shows the cell that is pointed at or reached by arrow keys. Text goes into the page as text only.
 const data = JSON.parse(document.getElementById("data").textContent);
 const maps = [...document.querySelectorAll("svg.map")];
 const bar = document.querySelector(".readout");
-const [words, told] = bar.children;
+const [tokens, output] = bar.children;
 const side = data.side;
 let current = null;
 
@@ -31,9 +31,9 @@ function square(svg, kind, x, y, width, height) {
 
 // The tokens, coloured by what they have to do with the cell: its row of sources, or its column of positions.
 function colourWords(panel, row, column) {
-  const across = panel.words === "columns";
-  const labels = panel.words ? data.labels[across ? panel.columns : panel.rows] : [];
-  words.replaceChildren(...labels.map((label, i) => {
+  const across = panel.tokens === "columns";
+  const labels = panel.tokens ? data.labels[across ? panel.columns : panel.rows] : [];
+  tokens.replaceChildren(...labels.map((label, i) => {
     const word = document.createElement("span");
     const share = across ? strength(panel, row, i) : strength(panel, i, column);
     word.textContent = label.replace(/^\d+ (['"])(.*)\1$/s, "$2");
@@ -53,7 +53,7 @@ function show(i, row, column) {
   square(svg, "cross", left, row * side, width * side, side);
   square(svg, "here", left + column * side, row * side, side, side);
   colourWords(panel, row, column);
-  told.textContent = reading(panel, row, column);
+  output.textContent = reading(panel, row, column);
 }
 
 const STEPS = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };

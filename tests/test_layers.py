@@ -39,6 +39,37 @@ def _offenders(files: list[Path], forbidden: tuple[str, ...]) -> list[str]:
     ]
 
 
+LAYERS = (
+    ("errors", "_files", "_version", "text"),
+    ("models", "statistics", "llm"),
+    ("results",),
+    ("autointerpret",),
+    ("plots",),
+    ("reports",),
+    ("core",),
+    ("metrics",),
+    ("causal",),
+    ("conversation", "datasets", "sae"),
+    ("auto_interp",),
+    ("workflows",),
+)
+"""The rooms of `mlxterp` from the ground up: each imports from its own row and those above it in this table.
+"""
+
+
+def test_no_import_of_the_library_leads_up():
+    height = {room: i for i, row in enumerate(LAYERS) for room in row}
+    up = [
+        f"{path.relative_to(ROOT)} imports {name}"
+        for path in _files(ROOT / "mlxterp")
+        if (here := path.relative_to(ROOT / "mlxterp").parts[0].removesuffix(".py")) != "__init__"
+        for name in sorted(_imports(path))
+        if name.startswith("mlxterp.") and height.get(name.split(".")[1], 0) > height[here]
+    ]
+
+    assert up == []
+
+
 def test_the_library_never_watches_files_or_touches_git_or_knows_the_machinery():
     library = _files(ROOT / "mlxterp")
 

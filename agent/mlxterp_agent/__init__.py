@@ -1,1 +1,1 @@
-"""The machinery of `autointerp`: processes, time, money and git. It imports the contract and never mlx."""
+"""The command `autointerp`: processes, time, money and git. It imports the contract and never mlx."""

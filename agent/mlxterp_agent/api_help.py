@@ -1,4 +1,4 @@
-"""What the library offers, read from its source: signature, documentation, an executed example.
+"""Help on the library, read from its source: signature, documentation, an executed example.
 
 For a language model and for `autointerp api`. Nothing is imported, so the supervisor stays free of mlx, and
 nothing is written twice, so it cannot go stale. The examples are in `templates/prompts/examples/`; a test
@@ -27,10 +27,10 @@ ESSENTIALS_LIMIT = 24_000
 _ROOT = Path(mlxterp.__file__).resolve().parent
 _ENTRANCE = "mlxterp"
 _MODULES_WITHOUT_A_LIST = ("conversation", "metrics", "core.interventions")
-"""Modules whose public names are all they define; packages say theirs in `__all__`."""
+"""Modules whose public names are all that they define; packages list theirs in `__all__`."""
 
 _FIRST = ("mlxterp", "mlxterp.workflows", "mlxterp.causal", "mlxterp.core.interventions", "mlxterp.datasets")
-"""What an experiment begins with: signatures of these go into the prompt, of the rest the names."""
+"""What an experiment begins with: the prompt has their signatures, and the names of the rest."""
 
 Definition = ast.FunctionDef | ast.ClassDef
 
@@ -58,10 +58,10 @@ class Public:
 
 
 def library_help(name: str | None = None) -> str:
-    """Everything about one name ("activation_patching", "InterpretableModel.trace"), or what there is.
+    """Everything about one name ("activation_patching", "InterpretableModel.trace"); without one, the list.
 
     Raises:
-        NotFound: with the names that look like it.
+        NotFound: with similar names.
     """
     if name is None:
         return cut(listing(), LIMIT)
@@ -114,7 +114,7 @@ def public_names() -> tuple[Public, ...]:
 
 
 def methods_of(public: Public) -> str:
-    """What a class has, one line each; nothing for a function."""
+    """The methods of a class, one line each; nothing for a function."""
     if not isinstance(public.definition, ast.ClassDef):
         return ""
     methods = [

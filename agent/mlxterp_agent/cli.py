@@ -1,8 +1,8 @@
-"""The command `autointerp`: reads the command line, calls one function, prints what came out, ends with one
-number.
+"""The command `autointerp`: reads the command line, calls one function, prints the result, ends with an exit
+code.
 
 Everything heavy is imported by the command that needs it, so that `--help` answers at once. What a run does
-is in `loop.py`; this is not `mlxterp.auto_interp` (an LLM labels SAE features) nor
+is in `supervisor/loop.py`; this is not `mlxterp.auto_interp` (an LLM labels SAE features) nor
 `mlxterp.autointerpret` (the files and rules of an investigation).
 """
 
@@ -57,7 +57,7 @@ Agent = Literal["auto", "scripted", "claude", "api", "none"]
 AgentModel = Annotated[str | None, typer.Option(help="Language model that investigates.")]
 AgentTurns = Annotated[
     Literal["fresh", "resumed"],
-    typer.Option(help="claude: each turn with an empty mind and STATE.md, or one long conversation."),
+    typer.Option(help="claude: begin each turn without memory but STATE.md, or keep one long conversation."),
 ]
 BaseUrl = Annotated[str | None, typer.Option(help="api: another service that speaks the Messages API.")]
 AgentShell = Annotated[bool, typer.Option("--agent-shell", help="claude: may use Bash as well.")]
@@ -65,8 +65,8 @@ Notify = Annotated[
     list[str] | None,
     typer.Option(
         metavar="TARGET",
-        help="Tell of findings, retractions, violations, 80 % of a budget and the end: desktop, ntfy:TOPIC, "
-        "ntfy:URL or a webhook's http(s) URL. Can be repeated.",
+        help="Notify of findings, retractions, violations, 80 % of a budget and the end: desktop, "
+        "ntfy:TOPIC, ntfy:URL or a webhook's http(s) URL. Can be repeated.",
     ),
 ]
 
@@ -135,7 +135,7 @@ def start(
     notify: Notify = None,
     as_json: AsJson = False,
 ) -> None:
-    """Runs an investigation, or goes on with one, until a budget is used up or the question is answered."""
+    """Starts or continues an investigation, until a budget is used up or the question is answered."""
     from mlxterp.autointerpret.contract import load_project
     from mlxterp_agent.display.notify import targets_of
     from mlxterp_agent.exit_codes import UsageError
@@ -184,7 +184,7 @@ def watch(
     notify: Notify = None,
     as_json: AsJson = False,
 ) -> None:
-    """Runs every new experiment.py while somebody else edits it: you, or an agent opened in the directory."""
+    """Runs every new experiment.py while you, or an agent opened in the directory, edit it."""
     from mlxterp.autointerpret.contract import load_project
     from mlxterp_agent.display.notify import targets_of
     from mlxterp_agent.researchers.external import External
@@ -238,7 +238,7 @@ def run(
 
 @app.command()
 def status(directory: Here = Path("."), as_json: AsJson = False) -> None:
-    """What the investigation is about, how it stands, and what is left: one screen."""
+    """The question, the state and the remaining budget, on one screen."""
     from mlxterp_agent.messages import status_fields, status_text
     from mlxterp_agent.supervisor.project_view import read_project
 
@@ -285,7 +285,8 @@ def report(directory: Here = Path("."), as_json: AsJson = False) -> None:
 
 @app.command()
 def verify(directory: Here = Path("."), as_json: AsJson = False) -> None:
-    """Checks seals, digests, journal and commits against the log. Ends with 4 if something does not agree."""
+    """Checks seals, digests, journal and commits against the log. Ends with exit code 4 if something does not
+    agree."""
     from mlxterp.autointerpret.contract import load_project, state_dir
     from mlxterp_agent.integrity.verify import verify as every_check
     from mlxterp_agent.storage.state_dir import State
@@ -294,9 +295,9 @@ def verify(directory: Here = Path("."), as_json: AsJson = False) -> None:
     checks = every_check(project, State(state_dir(project)))
     for check in checks:
         if as_json:
-            _json({"check": check.name, "result": check.result, "words": plain(check.words)})
+            _json({"check": check.name, "result": check.result, "words": plain(check.text)})
         else:
-            _say(f"{check.result:9}  {check.name:11}  {one_line(check.words, 300)}")
+            _say(f"{check.result:9}  {check.name:11}  {one_line(check.text, 300)}")
     if any(check.result == "problem" for check in checks):
         raise typer.Exit(exit_codes.CONTRACT)
 
@@ -307,7 +308,7 @@ def api(
         str | None, typer.Argument(metavar="[NAME]", help="For instance activation_patching.")
     ] = None,
 ) -> None:
-    """Help on the library: signature, documentation and an executed example; without NAME, what there is."""
+    """Help on the library: signature, documentation and an executed example; without NAME, a list."""
     from mlxterp_agent.api_help import NotFound, library_help
     from mlxterp_agent.exit_codes import UsageError
 
@@ -317,7 +318,7 @@ def api(
         raise UsageError(str(problem)) from None
 
 
-models = typer.Typer(help="What is known about models.", no_args_is_help=True)
+models = typer.Typer(help="Information about models.", no_args_is_help=True)
 app.add_typer(models, name="models")
 
 
@@ -328,7 +329,7 @@ def models_check(
     ],
     as_json: AsJson = False,
 ) -> None:
-    """Loads a model and prints which hook points and parts it has, and why it lacks the others."""
+    """Loads a model and prints which hook points and parts it has, and why others are missing."""
     from mlxterp_agent.supervisor.prepare import check_model
 
     raise typer.Exit(check_model(name, as_json=as_json))
@@ -343,12 +344,12 @@ def mcp(directory: Here = Path(".")) -> None:
 
 
 def main() -> None:
-    """The console script: every way to end, with its number and without a traceback."""
+    """The console script: every end has its exit code, and none a traceback."""
     import logging
 
     from mlxterp_agent.exit_codes import end_of
 
-    # Without a handler its warnings about threads that end would be printed over the screen.
+    # Without a handler, warnings about threads that end would be printed over the screen.
     logging.getLogger("watchdog").addHandler(logging.NullHandler())
     sys.exit(end_of(app))
 

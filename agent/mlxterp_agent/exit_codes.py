@@ -1,4 +1,5 @@
-"""How the command ends: one number for each reason, and which error ends with which number."""
+"""How the command ends: the exit codes, the errors of the agent's own, and which error ends with which
+code."""
 
 from __future__ import annotations
 
@@ -10,58 +11,11 @@ import traceback
 from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from mlxterp.autointerpret.contract import STATE_DIR_ENV
 from mlxterp.errors import ContractError, CorruptLog, MlxterpError, ModelError
 from mlxterp_agent.text import plain
-
-
-class UsageError(ValueError):
-    """An option whose value means nothing; ends with exit code 2."""
-
-
-class AgentError(MlxterpError):
-    """Base of the machinery's errors."""
-
-
-class Locked(AgentError):
-    """Another supervisor holds the project's lock.
-
-    Attributes:
-        pid: its process id, or None if it has not written it yet.
-        since: when it started, in seconds since 1970, or None.
-    """
-
-    def __init__(self, message: str, *, pid: int | None, since: float | None) -> None:
-        super().__init__(message)
-        self.pid = pid
-        self.since = since
-
-
-class SetupChanged(AgentError):
-    """The project's setup.py differs from the sealed one."""
-
-
-class BadLimit(AgentError):
-    """A limit of the budget that is zero, negative or not a number."""
-
-
-class GitUnavailable(AgentError):
-    """git is missing, cannot read the repository, refuses, or does not answer in time."""
-
-
-class StateUnavailable(AgentError):
-    """The directory that holds lock, seal and journal cannot be used."""
-
-
-class DiskFull(AgentError):
-    """No space is left on the device that holds this path."""
-
-
-class ResearcherUnavailable(AgentError):
-    """The researcher that was asked for is not part of this version, not installed, or refuses its key."""
-
 
 FINISHED = 0
 OUR_BUG = 1
@@ -85,7 +39,81 @@ MEANING = {
     INTERRUPTED: "interrupted by Ctrl-C, SIGTERM or SIGHUP; everything is saved",
 }
 
-_DISK = frozenset(
+
+class Ended(NamedTuple):
+    """Why a run ended, and the exit code for it."""
+
+    reason: str
+    exit_code: int
+
+
+class UsageError(ValueError):
+    """An option with a value that cannot be used."""
+
+    exit_code: ClassVar[int] = USAGE
+
+
+class AgentError(MlxterpError):
+    """Base of the errors of `mlxterp_agent`; `exit_code` is the one the command ends with."""
+
+    exit_code: ClassVar[int] = OUR_BUG
+
+
+class Locked(AgentError):
+    """Another supervisor holds the project's lock.
+
+    Attributes:
+        pid: its process id, or None if it has not written it yet.
+        since: when it started, in seconds since 1970, or None.
+    """
+
+    exit_code = LOCKED
+
+    def __init__(self, message: str, *, pid: int | None, since: float | None) -> None:
+        super().__init__(message)
+        self.pid = pid
+        self.since = since
+
+
+class SetupChanged(AgentError):
+    """The project's setup.py differs from the sealed one."""
+
+    exit_code = PROJECT
+
+
+class BadLimit(AgentError):
+    """A limit of the budget that is zero, negative or not a number."""
+
+    exit_code = USAGE
+
+
+class GitUnavailable(AgentError):
+    """git is missing, cannot read the repository, refuses, or does not answer in time."""
+
+    exit_code = MACHINE
+
+
+class StateUnavailable(AgentError):
+    """The directory that holds lock, seal and journal cannot be used."""
+
+    exit_code = MACHINE
+
+
+class DiskFull(AgentError):
+    """No space is left on the device that holds this path."""
+
+    exit_code = MACHINE
+
+
+class ResearcherUnavailable(AgentError):
+    """The requested researcher is not part of this version, not installed, or its key is refused."""
+
+    exit_code = RESEARCHER
+
+
+_LIBRARY_CODES = ((CorruptLog, CONTRACT), (ContractError, PROJECT), (ModelError, PROJECT))
+
+_MACHINE_FAULTS = frozenset(
     {
         errno.ENOSPC,
         errno.EDQUOT,
@@ -99,13 +127,6 @@ _DISK = frozenset(
 )
 
 
-class Ended(NamedTuple):
-    """Why a run ended, in words, and the exit code that says so."""
-
-    reason: str
-    exit_code: int
-
-
 def epilog() -> str:
     """The table of exit codes, as `autointerp --help` prints it."""
     # The first character keeps the line breaks when the help is formatted.
@@ -113,22 +134,9 @@ def epilog() -> str:
 
 
 def machine_fault(error: OSError) -> bool:
-    """Whether an OSError is the machine's (disk full, read-only, no rights) rather than our own mistake."""
-    return error.errno in _DISK
-
-
-_NUMBERS: tuple[tuple[type[MlxterpError], int], ...] = (
-    (Locked, LOCKED),
-    (BadLimit, USAGE),
-    (SetupChanged, PROJECT),
-    (ResearcherUnavailable, RESEARCHER),
-    (GitUnavailable, MACHINE),
-    (StateUnavailable, MACHINE),
-    (DiskFull, MACHINE),
-    (CorruptLog, CONTRACT),
-    (ContractError, PROJECT),
-    (ModelError, PROJECT),
-)
+    """Whether the machine caused an OSError (disk full, read-only, no rights) rather than a mistake of
+    ours."""
+    return error.errno in _MACHINE_FAULTS
 
 
 def end_of(command: Callable[[], object]) -> int:
@@ -138,34 +146,39 @@ def end_of(command: Callable[[], object]) -> int:
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else FINISHED
     except UsageError as problem:
-        return _said(str(problem), USAGE)
+        return _report(str(problem), problem.exit_code)
     except KeyboardInterrupt:
-        return _said("interrupted", INTERRUPTED)
+        return _report("interrupted", INTERRUPTED)
     except BrokenPipeError:
-        # Whoever read our output is gone; a second failure while Python closes it would only add noise.
+        # The reader of our output is gone; a second failure while Python closes it would only add noise.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FINISHED
     except MlxterpError as problem:
-        return _said(str(problem), number_of(problem))
+        return _report(str(problem), exit_code_of(problem))
     except OSError as problem:
         if machine_fault(problem):
             where = f" ({problem.filename})" if problem.filename else ""
-            words = f"the machine refuses: {problem.strerror}{where}. Everything logged is safe. "
-            return _said(f"{words}Correct that, then start again.", MACHINE)
+            return _report(
+                f"the machine refuses: {problem.strerror}{where}. Everything logged is safe. "
+                "Correct that, then start again.",
+                MACHINE,
+            )
         return _bug()
     except Exception:  # noqa: BLE001 - the one place where a bug of ours becomes a message
         return _bug()
     return FINISHED
 
 
-def number_of(problem: MlxterpError) -> int:
+def exit_code_of(problem: MlxterpError) -> int:
     """The exit code of an error that is raised on purpose."""
-    return next((number for kind, number in _NUMBERS if isinstance(problem, kind)), OUR_BUG)
+    if isinstance(problem, AgentError):
+        return problem.exit_code
+    return next((code for kind, code in _LIBRARY_CODES if isinstance(problem, kind)), OUR_BUG)
 
 
-def _said(words: str, number: int) -> int:
-    sys.stderr.write(f"error: {plain(words)}\n")
-    return number
+def _report(message: str, exit_code: int) -> int:
+    sys.stderr.write(f"error: {plain(message)}\n")
+    return exit_code
 
 
 def _bug() -> int:
@@ -178,8 +191,11 @@ def _bug() -> int:
         kept = f"The details are in {where}; please report them."
     except OSError:
         kept = f"The details could not be kept:\n{plain(details)}"
-    words = f"autointerp itself failed, and should not have: {last}. Everything logged is safe; "
-    return _said(f"{words}start again to go on. {kept}", OUR_BUG)
+    return _report(
+        f"autointerp itself failed, and should not have: {last}. Everything logged is safe; start again to "
+        f"continue. {kept}",
+        OUR_BUG,
+    )
 
 
 def _crash_folder() -> Path:

@@ -33,7 +33,7 @@ def _die_at(name: str) -> None:
 
 
 def _pass(name: str) -> None:
-    """No fault is planned."""
+    """No fault is set."""
 
 
 point = _die_at if _NAME else _pass

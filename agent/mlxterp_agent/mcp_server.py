@@ -1,10 +1,10 @@
 """The tools `run_experiment`, `status`, `search_log` and `library_help` for an agent that speaks MCP, over
 standard input and output.
 
-Lives here: the server behind `autointerp mcp`, and what its tools say. Does not live here: how an experiment
-is run and judged. `run_experiment` is the command `autointerp run` in a process of its own: beside a
-supervisor it waits for that supervisor's verdict, and alone it runs the experiment once, so an agent that was
-opened by hand and one that is driven get the same tool.
+Lives here: the server behind `autointerp mcp`, and the answers of its tools. Does not live here: how an
+experiment is run and judged. `run_experiment` is the command `autointerp run` in a process of its own: beside
+a supervisor it waits for that supervisor's verdict, and alone it runs the experiment once, so an agent that
+was opened by hand and one that is driven get the same tool.
 
 The server takes its own copy of the environment without anything that looks like a secret, and starts itself
 again with it: neither it nor what it starts has the agent's key.
@@ -60,8 +60,8 @@ def server(directory: Path) -> MCPServer[None]:
 
     @mcp.tool(structured_output=False)
     def status() -> str:
-        """The question, the model, the verdicts so far, what is left of the budget, the last experiments."""
-        return _told(lambda: status_text(read_project(directory)))
+        """The question, the model, the verdicts so far, the remaining budget, the last experiments."""
+        return _answer(lambda: status_text(read_project(directory)))
 
     @mcp.tool(structured_output=False)
     def search_log(query: str = "", last: int = 10) -> str:
@@ -72,7 +72,7 @@ def server(directory: Path) -> MCPServer[None]:
             query: words, in any order and case; empty for all.
             last: how many experiments at most.
         """
-        return _told(lambda: _found(read_project(directory).entries, query, last))
+        return _answer(lambda: _found(read_project(directory).entries, query, last))
 
     @mcp.tool(structured_output=False)
     def library_help(name: str = "") -> str:
@@ -81,7 +81,7 @@ def server(directory: Path) -> MCPServer[None]:
         Args:
             name: for instance activation_patching; empty for what there is.
         """
-        return _told(lambda: library.library_help(name or None), limit=_HELP_LIMIT)
+        return _answer(lambda: library.library_help(name or None), limit=_HELP_LIMIT)
 
     return mcp
 
@@ -105,12 +105,12 @@ async def _run(directory: Path) -> str:
     process = await anyio.open_process(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
-    said: dict[str, bytes] = {}
+    output: dict[str, bytes] = {}
 
     async def read(name: str) -> None:
         stream = process.stdout if name == "out" else process.stderr
         assert stream is not None
-        said[name] = b"".join([chunk async for chunk in stream])
+        output[name] = b"".join([chunk async for chunk in stream])
 
     try:
         async with anyio.create_task_group() as group:
@@ -125,13 +125,13 @@ async def _run(directory: Path) -> str:
                     process.terminate()
                 with anyio.move_on_after(_GRACE):
                     await process.wait()
-    verdict = said["out"].decode("utf-8", "replace").strip()
+    verdict = output["out"].decode("utf-8", "replace").strip()
     if not verdict:
-        raise ToolError(cut(plain(said["err"].decode("utf-8", "replace").strip()) or _SILENT, LIMIT))
+        raise ToolError(cut(plain(output["err"].decode("utf-8", "replace").strip()) or _SILENT, LIMIT))
     return cut(verdict, LIMIT)
 
 
-_SILENT = "autointerp run ended without a word; call status to see how the investigation stands"
+_SILENT = "autointerp run ended without output; call status to see the state of the investigation"
 
 
 def _found(entries: list[ExperimentEntry], query: str, last: int) -> str:
@@ -151,10 +151,10 @@ def _text(entry: ExperimentEntry) -> str:
     return " ".join([*(str(part) for part in parts), *reasons]).lower()
 
 
-def _told(words: Callable[[], str], *, limit: int = LIMIT) -> str:
+def _answer(answer: Callable[[], str], *, limit: int = LIMIT) -> str:
     from mcp.server.mcpserver.exceptions import ToolError
 
     try:
-        return cut(plain(words()), limit)
+        return cut(plain(answer()), limit)
     except MlxterpError as problem:
         raise ToolError(cut(plain(str(problem)), LIMIT)) from None

@@ -22,7 +22,7 @@ _TRACE = 900
 
 
 def outcome_text(entries: Sequence[ExperimentEntry], budget: BudgetState) -> str:
-    """Verdict, reasons, failing checks and budget; for a run that failed, where."""
+    """Verdict, reasons, failing checks and budget; for a run that failed, the traceback."""
     lines: list[str] = []
     for entry in entries:
         record = entry.record or {}
@@ -55,9 +55,9 @@ _KEPT_SHOWN = 12
 
 
 def status_text(seen: Overview) -> str:
-    """One screen: question, model, verdicts, budget, who is at work, the last experiments."""
+    """One screen: question, model, verdicts, budget, supervisor, the last experiments."""
     config = seen.project.config
-    who = "nobody supervises it now"
+    who = "not supervised now"
     if seen.holder is not None:
         since = f" since {datetime.fromtimestamp(seen.holder.started):%H:%M}" if seen.holder.started else ""
         who = f"supervised by process {seen.holder.pid or 'unknown'}{since}"
@@ -103,7 +103,7 @@ def log_lines(entries: Sequence[ExperimentEntry]) -> list[str]:
 def closing_text(
     seen: Overview, ended: Ended, report_failed: str | None, *, report_soon: bool, width: int = 100
 ) -> str:
-    """What was found, where the report is, how to go on."""
+    """What was found, where the report is, how to continue."""
     project = seen.project.path
     kept = [entry for entry in seen.entries if is_kept(entry)]
     answers = [entry for entry in kept if entry.metadata.get("role") == "conclusion"]
@@ -131,11 +131,11 @@ def closing_text(
         )
     if kept:
         lines.append(f"Findings: {project / 'findings'}; committed in {project}, see git log")
-    lines.append(f"Go on:    {_how_to_go_on(seen, ended)}")
+    lines.append(f"Go on:    {_how_to_continue(seen, ended)}")
     return "\n".join(lines)
 
 
-def _how_to_go_on(seen: Overview, ended: Ended) -> str:
+def _how_to_continue(seen: Overview, ended: Ended) -> str:
     project = seen.project.path
     if ended.exit_code == INTERRUPTED:
         return f"autointerp start {project}"

@@ -1,7 +1,7 @@
-"""Small questions to the operating system: is this really a file, what may a child see, who still runs.
+"""What the operating system is asked: clocks, signals, safe reads, environments of children, running
+processes.
 
-Lives here: what more than one room of the machinery needs and what has no state worth a class of its own.
-Does not live here: writing files durably (`mlxterp._files`), starting processes (`child.py`).
+Does not live here: writing files durably (`mlxterp._files`), starting processes (`sandbox/child.py`).
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Protocol
 
-from mlxterp.autointerpret.contract import OUTBOX_ENV
+from mlxterp.autointerpret.log import OUTBOX_ENV
 from mlxterp_agent.exit_codes import DiskFull
 
 
 class Clock(Protocol):
-    """What the machinery asks about time."""
+    """The three clocks that a supervisor needs."""
 
     def monotonic(self) -> float:
         """Seconds that the machine was awake, from an arbitrary start."""
@@ -82,12 +82,12 @@ class FakeClock:
         self._wall += seconds
 
     def set_wall(self, wall: float) -> None:
-        """Somebody sets the wall clock; no time passes."""
+        """The wall clock is set; no time passes."""
         self._wall = wall
 
 
-_ASKED_FOR = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_WORDS = {
+_HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_NAMES = {
     signal.SIGINT: "Ctrl-C",
     signal.SIGTERM: "SIGTERM",
     signal.SIGHUP: "SIGHUP: the terminal was closed",
@@ -95,10 +95,11 @@ _WORDS = {
 
 
 class Signals:
-    """While it is entered, these signals end nothing by themselves: `received` says which one came first.
+    """While it is entered, SIGINT, SIGTERM and SIGHUP end nothing by themselves: `received` names the first
+    one.
 
-    What is under way (an append, a commit) ends properly; whoever waits looks at `received` ten times a
-    second. A second Ctrl-C does the same as the first.
+    An append or a commit that has begun is completed; loops that wait check `received` ten times a second. A
+    second Ctrl-C does the same as the first.
     """
 
     def __init__(self) -> None:
@@ -106,7 +107,7 @@ class Signals:
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Signals:
-        for each in _ASKED_FOR:
+        for each in _HANDLED:
             self._before[each] = signal.signal(each, self._note)
         return self
 
@@ -117,11 +118,11 @@ class Signals:
             signal.signal(each, handler)
 
     def reason(self) -> str | None:
-        """Why to stop, in words; None while nothing came."""
+        """Why to stop; None while no signal came."""
         return None if self.received is None else f"interrupted by {self.received}"
 
     def _note(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
-        self.received = self.received or _WORDS[signal.Signals(number)]
+        self.received = self.received or _NAMES[signal.Signals(number)]
 
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
@@ -138,14 +139,17 @@ _SECRET_VALUE = re.compile(r"://[^/@\s]+@")
 
 
 class NotRegular(Exception):
-    """At this path is no file of its own, but a link, a directory or a pipe; or it is larger than allowed."""
+    """This path is a link, a directory or a pipe instead of a file; or the file is larger than allowed.
+
+    The message continues the sentence "experiment.py is …".
+    """
 
 
 def read_regular(path: Path, *, limit: int | None = None) -> bytes:
     """The bytes of a regular file. A symbolic link is not followed, and a pipe does not block.
 
     Raises:
-        NotRegular: in words that continue "experiment.py is …".
+        NotRegular: it is none, or too large.
         OSError: the file is missing or cannot be read.
     """
     try:
@@ -166,6 +170,14 @@ def read_regular(path: Path, *, limit: int | None = None) -> bytes:
     if limit is not None and len(data) > limit:
         raise NotRegular(f"longer than {limit:,} bytes")
     return data
+
+
+def read_or_none(path: Path) -> bytes | None:
+    """The bytes of a regular file; None if there is none, or it cannot be read."""
+    try:
+        return read_regular(path)
+    except (OSError, NotRegular):
+        return None
 
 
 @contextlib.contextmanager
@@ -190,21 +202,17 @@ def is_disk_full(problem: OSError) -> bool:
 def child_environment(parent: Mapping[str, str], *, outbox: int, tmp: Path) -> dict[str, str]:
     """The environment of an experiment: an allow-list, without what looks like a secret.
 
-    A name that holds KEY, TOKEN, SECRET, PASSWORD or CREDENTIAL is left out even when the list has it, and so
-    is a URL with a user name in it, such as a private package index. `AUTOINTERP_*` stays behind, except for
-    the outbox.
+    A name that holds KEY, TOKEN, SECRET, PASSWORD or CREDENTIAL is left out even if the list has it, and so
+    is a URL with a user name in it, such as a private package index. `AUTOINTERP_*` is left out, except the
+    outbox.
 
     An experiment and its replay give the same bits, whatever else runs: matrix products are computed with one
     thread, for the whole life of the process, or with as many as the parent's environment says.
 
-    On Linux mlx compiles nothing, unless the parent's MLX_DISABLE_COMPILE says otherwise: on the CPU it would
-    call g++ anew for each run's TMPDIR, a second for nothing, and load what it finds there.
+    On Linux mlx compiles nothing, unless the parent's MLX_DISABLE_COMPILE allows it: on the CPU it would call
+    g++ again for each run's TMPDIR, which costs a second, and load what it finds there.
     """
-    passed = {
-        name: value
-        for name, value in parent.items()
-        if _PASSED_ON.fullmatch(name) and not _SECRET_NAME.search(name) and not _SECRET_VALUE.search(value)
-    }
+    passed = {name: value for name, value in without_secrets(parent).items() if _PASSED_ON.fullmatch(name)}
     if not any(passed.get(name) for name in BLAS_THREADS):
         passed["OPENBLAS_NUM_THREADS"] = "1"
     if sys.platform == "linux":
@@ -213,7 +221,7 @@ def child_environment(parent: Mapping[str, str], *, outbox: int, tmp: Path) -> d
 
 
 def without_secrets(parent: Mapping[str, str]) -> dict[str, str]:
-    """An environment without what looks like a secret, by the same marks as an experiment's."""
+    """An environment without what looks like a secret, by its name or by its value."""
     return {
         name: value
         for name, value in parent.items()
@@ -245,9 +253,9 @@ class Descendants:
     """The processes below one process, remembered while it lives, so that those that left it can be ended
     afterwards.
 
-    Needed where the kernel has no subreaper (macOS): a walk sees what runs at that moment, and a process that
-    forks away between two looks is missed. A process is known by its id *and* its start time, never by the id
-    alone.
+    Needed where the kernel has no subreaper (macOS): `observe` sees what runs at that moment, and a process
+    that forks away between two observations is missed. A process is known by its id *and* its start time,
+    never by the id alone.
     """
 
     def __init__(self, root: int) -> None:
@@ -264,7 +272,7 @@ class Descendants:
                     self._seen[process.pid] = process.create_time()
 
     def end(self) -> int:
-        """Ends those that still run; how many there were."""
+        """Ends those that still run, and returns how many there were."""
         import psutil
 
         ended = 0

@@ -1,7 +1,7 @@
-"""What a language model is told: the stable part before everything, and the beginning of a conversation.
+"""The prompts of a language model: the stable system prompt, and the beginning of a conversation.
 
-The words are in `templates/prompts/`. Lives here: filling them in, within a stated size, and keeping the
-stable part stable, since it is read from the service's cache. Signatures come from the installed library
+Their templates are in `templates/prompts/`. Lives here: filling them in, within a stated size, and keeping
+the system prompt stable, since the service caches it. Signatures come from the installed library
 (`api_help.py`), so that they are those of the code.
 """
 
@@ -23,13 +23,13 @@ from mlxterp_agent.state_md import state_text
 from mlxterp_agent.text import cut, plain
 
 FILE_LIMIT = 12_000
-"""Bytes of program.md and of setup.py that go into the stable part; the rest can be read."""
+"""Bytes of program.md and of setup.py that go into the system prompt; the agent can read the rest."""
 
 STEER_LIMIT = 4_000
 
 
 def system_text(project: Path, facts: Mapping[str, object]) -> str:
-    """The stable part: what the work is, the files, the rules, the library. The same until a person edits
+    """The system prompt: the task, the files, the rules, the library. The same until a person edits
     program.md."""
     return (
         _templates()
@@ -52,7 +52,7 @@ def opening_text(
     steer: str = "",
     last: str = "",
 ) -> str:
-    """How a conversation begins: the state of the investigation (at most 6 kB), guidance, the last
+    """The first message of a conversation: the state of the investigation (at most 6 kB), guidance, the last
     verdict."""
     state = state_text(
         question=str(facts.get("question") or "see program.md"),

@@ -1,6 +1,6 @@
-"""What the person asked for on the command line, merged with the project's configuration.
+"""The options of the command line, merged with the project's configuration.
 
-Values are checked here, once, before anything starts; what they do is in `budget.py` and `loop.py`.
+Values are checked here, once, before anything starts; `storage/budget.py` and `supervisor/loop.py` use them.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Options:
 
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> Options:
-        """The inverse; what another version wrote besides is left out."""
+        """The inverse of `to_dict`; keys of other versions are left out."""
         return Options(**{each.name: values[each.name] for each in fields(Options) if each.name in values})
 
     def limits(self) -> Limits:

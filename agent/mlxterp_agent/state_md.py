@@ -1,7 +1,7 @@
-"""STATE.md: what a researcher with a fresh mind must know, in at most 6 kB.
+"""STATE.md: what a researcher that begins without memory must know, in at most 6 kB.
 
-It is written from the log and the budget alone, so the same log always gives the same bytes. It is a view:
-nothing is ever read back from it.
+It is written from the log and the budget alone, so the same log always gives the same bytes. Nothing is ever
+read back from it.
 """
 
 from __future__ import annotations

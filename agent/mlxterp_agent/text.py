@@ -1,14 +1,15 @@
-"""Text that others wrote, made safe to show: on a terminal, in a file name, on one line.
+"""Text of experiments and agents, made safe to show: on a terminal, in a file name, on one line.
 
-An experiment's words may hold escape sequences, bidirectional overrides or ten thousand lines. Whatever
-prints or names a file from them goes through here. HTML and Markdown have their own escaping in the
-templates.
+It may hold escape sequences, bidirectional overrides or ten thousand lines. What is printed, and every file
+name that is made from it, goes through here. HTML and Markdown have their own escaping in the templates.
 """
 
 from __future__ import annotations
 
 import re
 import unicodedata
+
+from mlxterp.text import duration as duration
 
 _ESCAPES = re.compile(
     r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"  # CSI: colours, cursor
@@ -34,8 +35,7 @@ def one_line(text: str, width: int = 100) -> str:
 
 
 def slug(text: str, width: int = 40) -> str:
-    """Lower-case letters, digits and hyphens only, cut between words where it can be: safe as part of a file
-    name."""
+    """Lower-case letters, digits and hyphens only, cut between words if possible: safe in a file name."""
     flat = unicodedata.normalize("NFKD", plain(text)).encode("ascii", "ignore").decode()
     words = re.findall(r"[a-z0-9]+", flat.lower())
     kept = ""
@@ -68,13 +68,3 @@ def cut(text: str, size: int) -> str:
     if len(raw) <= size:
         return text
     return raw[: size - 4].decode(errors="ignore") + "…"
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people say them: "8.2 s", "3 min 20 s", "7 h 12 min"."""
-    if seconds < 60:
-        return f"{seconds:.{2 if seconds < 1 else 1 if seconds < 10 else 0}f} s"
-    whole = round(seconds)
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s" if whole % 60 else f"{whole // 60} min"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"

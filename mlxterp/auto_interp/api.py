@@ -1,8 +1,9 @@
-"""Labels of SAE features: one pass over texts, evidence, a labeler, scores on held-out text.
+"""Labels of SAE features, step by step: a store of where features fire, evidence from it, a label, its
+scores on held-out text, and the confidence that they give.
 
-Lives here: `auto_label_feature`, `auto_label_features`, which features and which labeler, labels as a result.
-Does not live here: the labelers (`fitting.py`, `labeler.py`), running them (`fitting.py`,
-`api.py`).
+`auto_label_features` is the entry point. Evidence is in `evidence/`; labelers are in `rules/fitting.py` (an
+executable rule, no language model) and `llm/labeler.py`; scorers in `rules/fitting.py`, `llm/scorers.py` and
+`model_scorers.py`; the confidence is in `label.with_scores`.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ import asyncio
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -30,6 +31,7 @@ from mlxterp.auto_interp.label import (
     Score,
     Scorer,
     Usage,
+    with_scores,
 )
 from mlxterp.auto_interp.promoted_tokens import neighbours, promotion
 from mlxterp.auto_interp.rules.fitting import OfflineRun, label_offline, unlabelled
@@ -45,126 +47,14 @@ from mlxterp.sae.sae import SAE
 if TYPE_CHECKING:
     from mlxterp.llm import Completer
 
-_CONFIDENCE_FROM = ("rule", "detection", "fuzzing")
-_FEATURES_PER_CALL = 4  # features under way for each call that may be under way
-
-
-def label_by_asking(
-    completer: Completer,
-    evidence: Iterator[FeatureEvidence],
-    n: int,
-    provenance: Mapping[str, Any],
-    scorers: Sequence[Scorer],
-    max_concurrency: int,
-    seed: int,
-    tell: Callable[[str], None],
-) -> list[FeatureLabel]:
-    """The label of each feature by a language model, scored by its judgement and by `scorers`.
-
-    Raises:
-        LlmRejected: the service answers no question of ours.
-    """
-    # Only here: the offline labeler needs neither pydantic nor the service's package.
-    from mlxterp.auto_interp.llm.labeler import LlmLabeler
-    from mlxterp.auto_interp.llm.scorers import LlmScorer
-    from mlxterp.llm import run, together
-
-    labeler = LlmLabeler(completer, seed=seed)
-    judges: list[Scorer] = [LlmScorer(completer, seed=seed), *scorers]
-
-    async def job() -> list[FeatureLabel]:
-        places = asyncio.Semaphore(_FEATURES_PER_CALL * max_concurrency)
-        done = 0
-
-        async def one(_: int) -> FeatureLabel:
-            nonlocal done
-            async with places:
-                # Drawn here, so that only features under way hold their windows.
-                label = await _labelled(next(evidence), labeler, judges, provenance)
-            done += 1
-            tell(f"labels of {done} of {n} features")
-            return label
-
-        try:
-            return await together(*(one(i) for i in range(n)))
-        finally:
-            await completer.close()
-
-    return run(job)
-
-
-async def _labelled(
-    evidence: FeatureEvidence, labeler: Labeler, judges: Sequence[Scorer], provenance: Mapping[str, Any]
-) -> FeatureLabel:
-    facts = {**provenance, "labeler": labeler.name}
-    if evidence.status != "ok":
-        return replace(unlabelled(evidence, evidence.status, facts), method="llm")
-    blank = replace(unlabelled(evidence, "uninterpretable", facts), method="llm")
-    found = await labeler.propose(evidence)
-    if isinstance(found, Abstention):
-        return replace(blank, description=found.reason, usage=found.usage)
-    if isinstance(found, LabelingFailure):
-        return replace(blank, status=found.status, error=found.error, usage=found.usage)
-    scores: dict[str, Score] = {}
-    try:
-        for judge in judges:
-            scores |= await judge.score(evidence, found)
-    except (LlmAway, LlmBudgetReached) as problem:
-        return replace(blank, status="error", error=f"no score: {problem}", usage=found.usage)
-    return replace(
-        blank,
-        status="ok",
-        label=found.label,
-        description=found.description,
-        kind=found.kind,
-        rule=found.rule,
-        llm_confidence=found.llm_confidence,
-        usage=sum((_usage(score) for score in scores.values()), found.usage),
-        scores=scores,
-        confidence=_confidence(scores),
-    )
-
-
-def _usage(score: Score) -> Usage:
-    return Usage(**score.details.get("usage", {}))
-
-
-def _confidence(scores: Mapping[str, Score]) -> float:
-    return min((scores[name].confidence for name in _CONFIDENCE_FROM if name in scores), default=0.0)
-
-
-def also_scored(
-    corpus: Corpus,
-    sampling: Sampling,
-    labels: Sequence[FeatureLabel],
-    scorers: Sequence[Scorer],
-    max_concurrency: int,
-) -> list[FeatureLabel]:
-    """Labels with further scores."""
-    from mlxterp.llm import run, together
-
-    async def one(label: FeatureLabel, places: asyncio.Semaphore) -> FeatureLabel:
-        if label.label is None:
-            return label
-        async with places:
-            evidence = next(gather(corpus, [label.feature_id], sampling=sampling))
-            proposal = Proposal(label.label, label.description, label.kind, label.rule)
-            scores = dict(label.scores)
-            for scorer in scorers:
-                scores |= await scorer.score(evidence, proposal)
-        return replace(label, scores=scores, confidence=_confidence(scores))
-
-    async def job() -> list[FeatureLabel]:
-        places = asyncio.Semaphore(max_concurrency)
-        return await together(*(one(label, places) for label in labels))
-
-    return run(job)
-
-
 DENSE = 0.1
 """Features that fire at more than this share of tokens are not chosen by `top_k_features`."""
 
 KEY = "ANTHROPIC_API_KEY"
+
+Report = Callable[[str], None]
+
+_FEATURES_PER_CALL = 4  # features in work for each question that may be under way
 
 
 def auto_label_feature(
@@ -226,11 +116,11 @@ def auto_label_features(
 ) -> list[FeatureLabel]:
     """Labels of features, each tested on texts that its labeler has not seen.
 
-    One pass of the model over all texts finds where every feature fires; the number of forwards does not grow
-    with the number of features. Documents are split in two by a hash. From the one half a labeler reads where
-    a feature fires and where not, and proposes a label or abstains. On the other half the label is scored:
-    `confidence` is the probability that its balanced accuracy is 0.75 or more. A feature that fires nowhere,
-    too rarely, or as nothing explains, gets a `status` and no label.
+    One pass of the model over all texts finds where every feature fires; the number of forwards does not
+    grow with the number of features. Documents are split in two by a hash. From where a feature fires in
+    one half, and where it does not, a labeler proposes a label or abstains. On the other half the label is
+    scored: `confidence` is the probability that its balanced accuracy is 0.75 or more. A feature that fires
+    nowhere or too rarely, or whose best label has a confidence below 0.1, gets a `status` and no label.
 
     With the environment variable ANTHROPIC_API_KEY, or a completer, a language model labels and judges;
     otherwise the offline labeler fits an executable rule (`method` says which). Offline, a feature takes
@@ -241,19 +131,20 @@ def auto_label_features(
         sae: whose features.
         texts: texts, or token ids; all of them are read. Some hundred are needed: a feature must fire at 8
             places in each half.
-        layer, component: where the SAE reads, to be sure: "mlp" or "mlp_out", "attn", "resid_post".
+        layer, component: where the caller believes the SAE reads ("mlp" or "mlp_out", "attn", "resid_post");
+            another place is an error.
         top_k_features: the most active ones: by the sum of all activations, among those that fire at 10 % of
             tokens or less and often enough to be labelled.
         feature_ids: these. Without either, all of them; a language model is then asked with `max_usd` only.
-        llm: "auto"; None for the offline labeler; or what asks the language model (`mlxterp.llm`).
+        llm: "auto"; None for the offline labeler; or a completer (`mlxterp.llm`).
         llm_model: the name of the Claude model to ask.
         store: where features fire, from `build_store` on the same SAE (and texts, if both are given).
         sampling: how much evidence.
         scorers: further scores. "rule", "detection" and "fuzzing" make up the confidence, others do not.
-        max_usd: the language model may cost no more.
+        max_usd: limit of the language model's cost.
         max_concurrency: questions to it at once.
-        verbose: tell how far it is on stderr.
-        progress: told how far it is, line by line.
+        verbose: progress on stderr.
+        progress: called with lines of progress.
         executor: spreads the pass over documents, and offline labels over features (`build_store` says how).
             A store that lies on disk is sent by its path. Labels are the same bit for bit.
         seed: of the split and of all draws.
@@ -265,41 +156,47 @@ def auto_label_features(
         LabelingError: nothing to label from, a layer that is not the SAE's, both choices of features.
         StoreError: no texts, no such feature, a store of another SAE or other texts.
         SAEError, UnknownHookPoint, CapabilityUnavailable: the SAE does not fit the model.
-        LlmRejected: the service will not answer (a wrong key, say). Nothing is labelled offline instead.
+        LlmRejected: the service rejects every question, as with a wrong key; no label is made offline then.
     """
     check_place(sae, layer, component)
-    tell = progress or (_to_stderr if verbose else _nothing)
-    completer, why = _completer(llm, llm_model, max_usd, max_concurrency)
+    report = progress or (_to_stderr if verbose else _ignore)
+    completer, labeler = _completer(llm, llm_model, max_usd, max_concurrency)
     if completer is not None and top_k_features is None and feature_ids is None and max_usd is None:
         raise LabelingError(
             f"Labels of all {sae.d_sae} features by {completer.model} without a limit: some cents each. "
             "Give top_k_features=, feature_ids= or max_usd=; or llm=None for offline labels."
         )
-    store = _store(model, sae, texts, store, executor, tell)
+    if store is not None:
+        same_texts(store, sae, texts)
+    elif texts is not None:
+        store = build_store(model, sae, texts, executor=executor, progress=report)
+    else:
+        raise LabelingError("Neither texts nor a store was given. Give texts=, some hundred of them.")
     corpus = Corpus(store, seed)
     sampling = sampling or Sampling()
     chosen = _chosen(corpus, sampling, top_k_features, feature_ids)
-    provenance = {**store.facts, "seed": seed, "mlxterp": __version__, "labeler": why}
+    provenance = {**store.facts, "seed": seed, "mlxterp": __version__, "labeler": labeler}
     logits = promotion(model, sae, chosen)
     if completer is None:
-        run = OfflineRun(corpus, sampling)
-        found = label_offline(run, chosen, logits, provenance, executor)
-        labels = list(_told(found, len(chosen), tell))
-        return labels if not scorers else also_scored(corpus, sampling, labels, scorers, max_concurrency)
-    similar = neighbours(sae, chosen)
+        found = label_offline(OfflineRun(corpus, sampling), chosen, logits, provenance, executor)
+        labels = list(_reported(found, len(chosen), report))
+        return labels if not scorers else _scored_further(corpus, sampling, labels, scorers, max_concurrency)
     evidence = gather(
         corpus,
         chosen,
         sampling=sampling,
-        neighbours=similar,
+        neighbours=neighbours(sae, chosen),
         promoted=logits.promoted,
         suppressed=logits.suppressed,
     )
-    return label_by_asking(completer, evidence, len(chosen), provenance, scorers, max_concurrency, seed, tell)
+    pipeline = LlmPipeline.of(completer, scorers, seed, provenance)
+    return pipeline.label_all(
+        evidence, len(chosen), at_once=_FEATURES_PER_CALL * max_concurrency, report=report
+    )
 
 
 def labels_result(labels: Sequence[FeatureLabel], **measured_on: Any) -> FeatureLabelsResult:
-    """Labels as a result: a table, JSON both ways, a page in reports."""
+    """Labels as a result, for tables, JSON and reports."""
     first = labels[0].provenance if labels else {}
     return FeatureLabelsResult(
         labels=tuple(label.to_dict() for label in labels), measured_on={**first, **measured_on}
@@ -307,7 +204,7 @@ def labels_result(labels: Sequence[FeatureLabel], **measured_on: Any) -> Feature
 
 
 def check_place(sae: SAE, layer: int | None, component: str | None) -> None:
-    """Raises LabelingError where the SAE reads elsewhere than the caller believes."""
+    """Raises LabelingError where the SAE reads at another place than the caller believes."""
     asked = {
         "layer": layer,
         "component": None if component is None else component_name(component),
@@ -315,26 +212,109 @@ def check_place(sae: SAE, layer: int | None, component: str | None) -> None:
     has = {"layer": sae.point.layer, "component": sae.point.name}
     wrong = {name: value for name, value in asked.items() if value is not None and value != has[name]}
     if wrong:
-        said = " and ".join(f"{name}={value!r}" for name, value in wrong.items())
+        named = " and ".join(f"{name}={value!r}" for name, value in wrong.items())
         raise LabelingError(
-            f"{said} was asked for; this SAE reads {sae.hook_point}. Leave it out, or give another SAE."
+            f"{named} was asked for; this SAE reads {sae.hook_point}. Leave it out, or give another SAE."
         )
 
 
-def _store(
-    model: InterpretableModel,
-    sae: SAE,
-    texts: Sequence[Prompt] | None,
-    store: FeatureStore | None,
-    executor: Executor | None,
-    tell: Callable[[str], None],
-) -> FeatureStore:
-    if store is None:
-        if texts is None:
-            raise LabelingError("Neither texts nor a store was given. Give texts=, some hundred of them.")
-        return build_store(model, sae, texts, executor=executor, progress=tell)
-    same_texts(store, sae, texts)
-    return store
+@dataclass(frozen=True)
+class LlmPipeline:
+    """Labels by a language model: one that proposes, and judges that score what it proposed."""
+
+    completer: Completer
+    labeler: Labeler
+    judges: Sequence[Scorer]
+    provenance: Mapping[str, Any]
+
+    @classmethod
+    def of(
+        cls, completer: Completer, scorers: Sequence[Scorer], seed: int, provenance: Mapping[str, Any]
+    ) -> LlmPipeline:
+        # Only here: the offline labeler needs neither pydantic nor the service's package.
+        from mlxterp.auto_interp.llm.labeler import LlmLabeler
+        from mlxterp.auto_interp.llm.scorers import LlmScorer
+
+        labeler = LlmLabeler(completer, seed=seed)
+        facts = {**provenance, "labeler": labeler.name}
+        return cls(completer, labeler, [LlmScorer(completer, seed=seed), *scorers], facts)
+
+    def label_all(
+        self, evidence: Iterator[FeatureEvidence], n: int, *, at_once: int, report: Report
+    ) -> list[FeatureLabel]:
+        """The labels of n features, some of them at once.
+
+        Raises:
+            LlmRejected: the service rejects every question.
+        """
+        from mlxterp.llm import run, together
+
+        async def job() -> list[FeatureLabel]:
+            places = asyncio.Semaphore(at_once)
+            done = 0
+
+            async def one(_: int) -> FeatureLabel:
+                nonlocal done
+                async with places:
+                    # Drawn here, so that only the features in work hold their windows.
+                    label = await self.label(next(evidence))
+                done += 1
+                report(f"labels of {done} of {n} features")
+                return label
+
+            try:
+                return await together(*(one(i) for i in range(n)))
+            finally:
+                await self.completer.close()
+
+        return run(job)
+
+    async def label(self, evidence: FeatureEvidence) -> FeatureLabel:
+        """Evidence → label → scores → confidence, for one feature."""
+        if evidence.status != "ok":
+            return replace(unlabelled(evidence, evidence.status, self.provenance), method="llm")
+        blank = replace(unlabelled(evidence, "uninterpretable", self.provenance), method="llm")
+        found = await self.labeler.propose(evidence)
+        if isinstance(found, Abstention):
+            return replace(blank, description=found.reason, usage=found.usage)
+        if isinstance(found, LabelingFailure):
+            return replace(blank, status=found.status, error=found.error, usage=found.usage)
+        scores: dict[str, Score] = {}
+        try:
+            for judge in self.judges:
+                scores |= await judge.score(evidence, found)
+        except (LlmAway, LlmBudgetReached) as problem:
+            return replace(blank, status="error", error=f"no score: {problem}", usage=found.usage)
+        costs = (Usage(**score.details.get("usage", {})) for score in scores.values())
+        return replace(with_scores(blank, found, scores), usage=sum(costs, found.usage))
+
+
+def _scored_further(
+    corpus: Corpus,
+    sampling: Sampling,
+    labels: Sequence[FeatureLabel],
+    scorers: Sequence[Scorer],
+    max_concurrency: int,
+) -> list[FeatureLabel]:
+    """Offline labels with the scores of further scorers."""
+    from mlxterp.llm import run, together
+
+    async def one(label: FeatureLabel, places: asyncio.Semaphore) -> FeatureLabel:
+        if label.label is None:
+            return label
+        async with places:
+            evidence = next(gather(corpus, [label.feature_id], sampling=sampling))
+            proposal = Proposal(label.label, label.description, label.kind, label.rule)
+            scores = dict(label.scores)
+            for scorer in scorers:
+                scores |= await scorer.score(evidence, proposal)
+        return with_scores(label, proposal, scores)
+
+    async def job() -> list[FeatureLabel]:
+        places = asyncio.Semaphore(max_concurrency)
+        return await together(*(one(label, places) for label in labels))
+
+    return run(job)
 
 
 def _chosen(
@@ -365,7 +345,7 @@ def _completer(
     max_usd: float | None,
     max_concurrency: int,
 ) -> tuple[Completer | None, str]:
-    """What to ask, and in words who labels."""
+    """The completer, None for offline labels; and a description of the labeler."""
     if llm is None:
         if llm_model is not None:
             raise LabelingError(
@@ -399,16 +379,16 @@ def _completer(
     return CachedCompleter(asked, ReplyCache()), f"language model {asked.model}"
 
 
-def _told(labels: Iterator[FeatureLabel], n: int, tell: Callable[[str], None]) -> Iterator[FeatureLabel]:
+def _reported(labels: Iterable[FeatureLabel], n: int, report: Report) -> Iterator[FeatureLabel]:
     for i, label in enumerate(labels):
         yield label
         if (i + 1) % 100 == 0 or i + 1 == n:
-            tell(f"labels of {i + 1} of {n} features")
+            report(f"labels of {i + 1} of {n} features")
 
 
 def _to_stderr(line: str) -> None:
     sys.stderr.write(f"{line}\n")
 
 
-def _nothing(_: str) -> None:
-    """Nobody wants to know how far it is."""
+def _ignore(_: str) -> None:
+    """No progress was asked for."""

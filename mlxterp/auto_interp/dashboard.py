@@ -129,6 +129,7 @@ def _labelled(label: FeatureLabel | None, n_places: int) -> dict[str, Any]:
         "accuracies": tuple(
             Accuracy(name.replace("_", " "), score.balanced_accuracy, *score.interval, score.auroc)
             for name, score in label.scores.items()
+            if score.balanced_accuracy is not None and score.interval is not None
         ),
         "sensitivity": passed,
         "sensitivity_details": label.sensitivity_details,

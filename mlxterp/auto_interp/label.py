@@ -1,7 +1,7 @@
-"""`FeatureLabel`: what a feature is said to be about, and how far that can be believed.
+"""`FeatureLabel`: what a feature is about, with its scores and the confidence that follows from them.
 
-Lives here: the label as a value, with its scores; what labelers and scorers are. Does not live here: making
-labels (`api.py`), a list of labels as a result (`mlxterp.results.features`).
+Also the protocols of labelers and scorers. `api.py` makes labels; `mlxterp.results.features` shows a list
+of them.
 """
 
 from __future__ import annotations
@@ -19,10 +19,16 @@ Status = Literal["ok", "dead", "too_few_examples", "uninterpretable", "refused",
 Method = Literal["offline", "llm", "llm+offline"]
 Kind = Literal["token", "affix", "context", "topic", "output", "position", "unclear"]
 
+CONFIDENCE_FROM = ("rule", "detection", "fuzzing")
+"""The scores that a label's confidence is the least of."""
+
+LEAST_CONFIDENCE = 0.1
+"""A label with less confidence is not given: its feature is "uninterpretable"."""
+
 
 @dataclass(frozen=True)
 class Usage:
-    """What language-model calls took: tokens, and dollars where the price is known."""
+    """The cost of language-model calls: tokens, and dollars where the price is known."""
 
     input_tokens: int = 0
     output_tokens: int = 0
@@ -55,11 +61,15 @@ class Score:
         auroc, auroc_interval: where a scorer gives more than yes or no.
         by_quantile: the true positive rate for each tenth of the feature's activations, if it was measured.
         details: other plain values.
+        coverage: the share of texts that the judge decided; the counts are of these.
+
+    Where too few texts were decided there is no score: balanced accuracy, interval and confidence are None,
+    and `details["reason"]` says why.
     """
 
-    balanced_accuracy: float
-    interval: tuple[float, float]
-    confidence: float
+    balanced_accuracy: float | None
+    interval: tuple[float, float] | None
+    confidence: float | None
     true_positives: int
     false_negatives: int
     true_negatives: int
@@ -68,13 +78,14 @@ class Score:
     auroc_interval: tuple[float, float] | None = None
     by_quantile: Mapping[str, float] = field(default_factory=dict)
     details: Mapping[str, Any] = field(default_factory=dict)
+    coverage: float = 1.0
 
 
 @dataclass(frozen=True)
 class Proposal:
-    """What a labeler says a feature is about; not yet scored.
+    """A labeler's label of a feature, not yet scored.
 
-    `rule` is an executable form of it, or None. `llm_confidence` is what a language model said of itself.
+    `rule` is an executable form of it, or None. `llm_confidence` is a language model's own estimate.
     """
 
     label: str
@@ -87,7 +98,7 @@ class Proposal:
 
 @dataclass(frozen=True)
 class Abstention:
-    """A labeler looked, and finds no label that holds."""
+    """A labeler finds no label that holds."""
 
     reason: str
     usage: Usage = field(default_factory=Usage)
@@ -95,7 +106,7 @@ class Abstention:
 
 @dataclass(frozen=True)
 class LabelingFailure:
-    """A labeler could not answer for this feature: "refused", or "error" with what happened."""
+    """A labeler failed on this feature: "refused", or "error" with the reason."""
 
     status: Literal["refused", "error"]
     error: str
@@ -131,20 +142,20 @@ class FeatureLabel:
             fires with a balanced accuracy of 0.75 or more; of several scores the least. 0 where no label was
             given. A language model's own estimate is `llm_confidence`.
         evidence: the windows in which the feature fires that the labeler was shown, strongest first.
-        sensitivity_passed: what `sensitivity_test` found; None before it, and where it had too few items.
-        sensitivity_details: the same in words.
+        sensitivity_passed: outcome of `sensitivity_test`; None before it, and where it had too few items.
+        sensitivity_details: the outcome as a text.
         status: "ok", or why there is no label.
-        error: what went wrong, where status is "error" or "refused".
-        rule: what the label claims as an executable predicate, or None.
-        method: who wrote the label.
-        llm_confidence: what a language model said of itself.
+        error: the reason where status is "error" or "refused".
+        rule: the label's claim as an executable predicate, or None.
+        method: the kind of labeler.
+        llm_confidence: a language model's own estimate.
         scores: on held-out text, by scorer; "random_label" is another feature's label on this feature's text.
         density: the share of tokens at which the feature fires.
         max_activation, mean_activation: the mean is over the tokens where it fires.
         top_tokens: where it fires, with each token's share of its activation.
-        promoted_tokens, suppressed_tokens: what it does to the logits, if that was computed.
+        promoted_tokens, suppressed_tokens: those whose logits it raises and lowers, if that was computed.
         sensitivity: the numbers behind `sensitivity_details`.
-        usage: what language-model calls took.
+        usage: the cost of language-model calls.
         provenance: model, SAE, texts, seed, versions.
     """
 
@@ -188,7 +199,7 @@ class FeatureLabel:
         """Plain values, for JSON."""
         plain = dataclasses.asdict(dataclasses.replace(self, rule=None, evidence=()))
         plain["rule"] = None if self.rule is None else rule_to_dict(self.rule)
-        # By hand: asdict takes a copy of each token of each window, which is most of the time.
+        # Not by asdict, which copies each token of each window: most of the time.
         plain["evidence"] = [
             {**vars(each), "tokens": list(each.tokens), "activations": list(each.activations)}
             for each in self.evidence
@@ -217,6 +228,47 @@ class FeatureLabel:
         rule = data.get("rule")
         values["rule"] = None if rule is None else rule_from_dict(rule)
         return FeatureLabel(**values)
+
+
+def with_scores(blank: FeatureLabel, found: Proposal, scores: Mapping[str, Score]) -> FeatureLabel:
+    """The label that was proposed for a feature, with its scores and the confidence they give.
+
+    The confidence is the least of `CONFIDENCE_FROM`. Below `LEAST_CONFIDENCE` the feature is
+    "uninterpretable" and gets no label; where none of these scores has a value, the status is "error" with
+    the reason.
+
+    Args:
+        blank: the feature without a label.
+    """
+    deciding = {name: scores[name] for name in CONFIDENCE_FROM if name in scores}
+    stated = [each.confidence for each in deciding.values() if each.confidence is not None]
+    without = dataclasses.replace(
+        blank, status="uninterpretable", label=None, rule=None, confidence=0.0, scores=scores
+    )
+    if deciding and not stated:
+        reasons = "; ".join(f"{name}: {each.details.get('reason', '')}" for name, each in deciding.items())
+        return dataclasses.replace(without, status="error", error=f"no score: {reasons}")
+    confidence = min(stated, default=0.0)
+    if confidence < LEAST_CONFIDENCE:
+        worst = min(deciding.items(), key=lambda pair: pair[1].confidence or 0.0, default=None)
+        measured = (
+            ""
+            if worst is None
+            else f", where its {worst[0]} has a balanced accuracy of {worst[1].balanced_accuracy:.2f}"
+        )
+        return dataclasses.replace(
+            without, description=f"the best label ({found.label}) does not hold on held-out texts{measured}"
+        )
+    return dataclasses.replace(
+        without,
+        status="ok",
+        label=found.label,
+        description=found.description,
+        kind=found.kind,
+        rule=found.rule,
+        llm_confidence=found.llm_confidence,
+        confidence=confidence,
+    )
 
 
 def _window(data: Mapping[str, Any]) -> Window:

@@ -1,12 +1,13 @@
 """How well a label tells where a feature fires: rates, intervals, and confidence as a tested probability.
 
-Lives here: scores from counts, the area under the ROC curve, calibration of confidences. Does not live here:
-who judges the texts (`fitting.py` by a rule, `scorers.py` by a language model).
+Scores from counts and from a judge's answers, the area under the ROC curve, calibration of confidences.
+Nothing here needs mlx.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +19,13 @@ from mlxterp.statistics import intervals
 from mlxterp.statistics.intervals import Counts, probability_of_accuracy
 
 GOOD = 0.75
-"""The balanced accuracy from which on a label counts as good: that of a person's own (arXiv:2410.13928)."""
+"""The balanced accuracy of a good label: a person's labels have it (arXiv:2410.13928)."""
+
+UNDECIDED = 0.5
+"""The probability of a text that a judge says neither yes nor no to."""
+
+MIN_COVERAGE = 0.8
+"""The share of texts that must be decided for a score."""
 
 
 def confidence(
@@ -95,27 +102,47 @@ def score_from_counts(
 
 
 def score_from_answers(
-    positive: ArrayLike, negative: ArrayLike, *, details: Mapping[str, Any] | None = None
+    positive: ArrayLike,
+    negative: ArrayLike,
+    *,
+    by_quantile: Mapping[str, float] | None = None,
+    details: Mapping[str, Any] | None = None,
 ) -> Score:
-    """A score from a judge's probabilities that the label fits: 0.5 and more is a yes.
+    """A score from a judge's probabilities that the label fits: above 0.5 is a yes, below a no.
+
+    A text at 0.5 is undecided and counts as neither. With fewer than `MIN_COVERAGE` of the texts decided, or
+    none of a class, there is no score: its numbers are None, and `details["reason"]` says why.
 
     Args:
         positive: of texts or tokens at which the feature fires.
-        negative: of such at which it does not.
-        details: other plain values to keep.
+        negative: of those at which it does not.
+        by_quantile, details: as in `Score`.
     """
-    yes, no = np.asarray(positive, dtype=np.float64), np.asarray(negative, dtype=np.float64)
-    curve = auroc(yes, no) if len(yes) and len(no) else None
-    hits, alarms = int((yes >= 0.5).sum()), int((no >= 0.5).sum())
-    return score_from_counts(
+    every = [np.asarray(each, dtype=np.float64) for each in (positive, negative)]
+    yes, no = (each[each != UNDECIDED] for each in every)
+    total, decided = sum(map(len, every)), len(yes) + len(no)
+    coverage = decided / total if total else 0.0
+    if coverage < MIN_COVERAGE or not len(yes) or not len(no):
+        reason = (
+            f"{decided} of {total} texts were decided ({len(yes)} positive, {len(no)} negative); a score "
+            f"needs {MIN_COVERAGE:.0%} of them, and some of each class"
+        )
+        return Score(
+            None, None, None, 0, 0, 0, 0, coverage=coverage, details={**(details or {}), "reason": reason}
+        )
+    curve = auroc(yes, no)
+    hits, alarms = int((yes > UNDECIDED).sum()), int((no > UNDECIDED).sum())
+    score = score_from_counts(
         hits,
         len(yes) - hits,
         len(no) - alarms,
         alarms,
-        auroc=None if curve is None else curve.value,
-        auroc_interval=None if curve is None else curve.interval,
+        by_quantile=by_quantile,
+        auroc=curve.value,
+        auroc_interval=curve.interval,
         details=details,
     )
+    return replace(score, coverage=coverage)
 
 
 class Auroc(NamedTuple):

@@ -1,9 +1,7 @@
-"""The contract's files: what they are called, who owns them, what makes a directory an investigation.
+"""The contract's files: their names and owners, and what makes a directory an investigation.
 
 Lives here: the names, digests of bytes, the project's configuration, where a project keeps its private state.
-Does
-not live here: the log (`log.py`), how a child reaches its supervisor (`channel.py`), the starting files
-(`scaffold.py`).
+Does not live here: the log (`log.py`), the starting files (`scaffold.py`).
 """
 
 from __future__ import annotations
@@ -18,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from mlxterp._files import write_atomically
-from mlxterp.autointerpret.channel import OUTBOX_ENV, Outbox, outbox
 from mlxterp.autointerpret.encoding import LineError, decode_object
 from mlxterp.errors import ProjectError
 
@@ -75,7 +72,7 @@ def digest(data: bytes) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class ProjectConfig:
-    """What a run needs to know besides the three files. `extra` holds keys of other versions."""
+    """The settings of a run besides the three files. `extra` holds keys of other versions."""
 
     max_experiments: int = 100
     time_per_experiment: float = 120.0
@@ -141,10 +138,10 @@ def write_config(project: Path, config: ProjectConfig) -> Path:
 
 
 def state_dir(project: Path) -> Path:
-    """Where the supervisor keeps lock, journal and sealed files, out of reach. Not created here.
+    """Where the supervisor keeps lock, journal and sealed files, outside the project. Not created here.
 
     The name comes from the directory's own identity and its real path: a symlink to the project leads to the
-    same place, and a project moved aside leaves nothing to the one that is made at its path.
+    same place, and a project that is made where another was moved away does not inherit its state.
     `AUTOINTERP_STATE_DIR` moves the root.
     """
     resolved = Path(project).resolve(strict=True)
@@ -187,30 +184,3 @@ def load_project(path: str | Path) -> Project:
 def _listed(names: Iterable[str]) -> str:
     every = list(names)
     return f"{every[0]} is" if len(every) == 1 else f"{', '.join(every[:-1])} and {every[-1]} are"
-
-
-__all__ = [
-    "CONFIG",
-    "CONFIG_SCHEMA",
-    "EXPERIMENT",
-    "FILES",
-    "FINDINGS",
-    "LOG",
-    "OUTBOX_ENV",
-    "PRIVATE",
-    "PROGRAM",
-    "SETUP",
-    "STATE",
-    "STATE_DIR_ENV",
-    "STEER",
-    "ContractFile",
-    "Outbox",
-    "Project",
-    "ProjectConfig",
-    "digest",
-    "load_project",
-    "outbox",
-    "read_config",
-    "state_dir",
-    "write_config",
-]

@@ -1,21 +1,23 @@
-"""Values to JSON lines and back: what is written can be read, and what is read means only one thing.
+"""Plain values: any value of an experiment to JSON and back, and the numbers inside a plain result.
 
-Lives here: making any value an experiment may return plain, and a strict reader of one line. Does not live
-here: what the fields of a line are (`entry.py`), the file (`log.py`).
+What is written can be read, and what is read means only one thing. Lives here: making any value plain, a
+strict reader of one line, counting and comparing a result's numbers. Does not live here: the fields of a line
+(`entry.py`), the file (`log.py`), what follows from the numbers (`keep_rule.py`).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 import reprlib
 import sys
-from collections.abc import Mapping, Set
+from collections.abc import Iterator, Mapping, Set
 from enum import Enum
 from pathlib import PurePath
 from types import ModuleType
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 MAX_LINE = 4_000_000
 """Bytes of one line, line feed included. A longer one is not parsed."""
@@ -24,6 +26,12 @@ MAX_DEPTH = 64
 """How deep values may be nested when written; a line read may be four times as deep."""
 
 NONFINITE = ("NaN", "Infinity", "-Infinity")
+
+NOT_MEASURED = frozenset({"measured_on", "labels", "duration_seconds", "seconds"})
+"""Keys whose numbers describe the measurement and are not its outcome."""
+
+MIN_VECTOR = 3
+"""Fewer numbers than this can agree by chance: two accuracies of 1.0 do not make an experiment a copy."""
 
 _MAX_PATHS = 20
 _MAX_INT_BITS = 1024
@@ -195,7 +203,7 @@ def decode_object(line: bytes) -> dict[str, Any]:
         raise LineError("it holds an integer of thousands of digits") from None
     if type(value) is not dict:
         raise LineError(f"it is a JSON {_JSON_NAMES[type(value)]}, and an object is needed")
-    if ("\\ud" in text or "\\uD" in text) and not _is_text(json.dumps(value, ensure_ascii=False)):
+    if ("\\ud" in text or "\\uD" in text) and not is_utf8(json.dumps(value, ensure_ascii=False)):
         raise LineError("it holds half of a surrogate pair, which is no text")
     if text.count("[") + text.count("{") > 4 * MAX_DEPTH and _depth(value) > 4 * MAX_DEPTH:
         raise LineError(f"it is nested deeper than {4 * MAX_DEPTH} levels")
@@ -232,7 +240,8 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
-def _is_text(text: str) -> bool:
+def is_utf8(text: str) -> bool:
+    """Whether a UTF-8 file can hold this text: half a surrogate pair has no encoding."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
@@ -254,3 +263,39 @@ def _shortened(paths: tuple[str, ...]) -> list[str]:
     if len(paths) <= _MAX_PATHS:
         return list(paths)
     return [*paths[:_MAX_PATHS], f"and {len(paths) - _MAX_PATHS} more"]
+
+
+class Counted(NamedTuple):
+    """How many numbers a result holds, and how many of them are NaN or infinite."""
+
+    total: int
+    nonfinite: int
+
+
+def count(result: Any) -> Counted:
+    """Counts the numbers of a plain result, including the strings that stand for non-finite ones."""
+    every = list(numbers(result))
+    return Counted(len(every), sum(isinstance(number, str) for number in every))
+
+
+def vector_digest(result: Any) -> str | None:
+    """SHA-256 of a result's numbers in their order, whatever their names; None below `MIN_VECTOR` of them."""
+    every = list(numbers(result))
+    if len(every) < MIN_VECTOR:
+        return None
+    return hashlib.sha256(repr([n if isinstance(n, str) else float(n) for n in every]).encode()).hexdigest()
+
+
+def numbers(value: Any) -> Iterator[int | float | str]:
+    """The outcome's numbers, depth first, non-finite ones as their strings; no booleans, no other texts."""
+    if isinstance(value, bool):
+        return
+    if isinstance(value, (int, float)) or (isinstance(value, str) and value in NONFINITE):
+        yield value
+    elif isinstance(value, Mapping):
+        for name, item in value.items():
+            if name not in NOT_MEASURED:
+                yield from numbers(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from numbers(item)

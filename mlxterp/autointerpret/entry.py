@@ -1,7 +1,7 @@
 """One experiment as the log holds it: the guide's fields, and under supervision the evidence in `record`.
 
 Lives here: the fields, their types, an entry as a line and back. Does not live here: the file (`log.py`), how
-values become plain (`encoding.py`), what `record` must hold for an entry to be kept (`keep_rule.py`).
+values become plain (`encoding.py`), when an entry is kept (`keep_rule.py`).
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ class ExperimentEntry:
         result: names to values. Values may be numpy or mlx arrays, results of analyses, nested dicts and
             lists; a result of an analysis may also be given itself. They become plain when the entry is
             logged.
-        informative: whether the experiment says something. By hand it is the researcher's word; under
+        informative: whether the experiment shows something. By hand the researcher decides it; under
             supervision it is a claim, and the logged value is what the keep rule decided.
         duration_seconds: None when unknown.
         experiment_id: given by the log; "" until then, and while a supervisor has it.
         timestamp: seconds since 1970, given by the log when None.
-        metadata: whatever else is worth keeping. The log adds `nonfinite`, `unserialisable` and `omitted`:
+        metadata: anything else. The log adds `nonfinite`, `unserialisable` and `omitted`:
             the paths of values that could not be written as they were.
         record: the supervisor's evidence; None when run by hand.
 

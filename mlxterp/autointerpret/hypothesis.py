@@ -1,8 +1,8 @@
 """What an experiment declares before it runs: a claim as data, which a judge can measure again without the
 agent's code.
 
-Lives here: the declaration's fields and what they may hold, its digest. Does not live here: reading it out of
-experiment.py (`hypothesis.py`), deciding it (`keep_rule.py`).
+Lives here: the declaration's fields and what they may hold, its digest, and reading it out of experiment.py
+without running it. Does not live here: deciding it (`keep_rule.py`).
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ class Hypothesis:
     replicates: str = ""
 
     def __post_init__(self) -> None:
-        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        values = {name: getattr(self, name) for name in _FIELDS}
         _raise_first(problems(values))
         for name in _TEXT_LISTS:
             object.__setattr__(self, name, tuple(values[name]))
@@ -114,7 +114,7 @@ class Hypothesis:
         return digest(json.dumps(self.to_dict(), sort_keys=True, ensure_ascii=True, allow_nan=False).encode())
 
     def to_dict(self) -> dict[str, Any]:
-        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        values = {name: getattr(self, name) for name in _FIELDS}
         values["intervention"] = self.intervention.to_dict()
         return dict(plain(values).value)
 
@@ -126,17 +126,16 @@ class Hypothesis:
     def from_dict(data: Mapping[str, Any]) -> Hypothesis:
         """The inverse of `to_dict` and of `declared`."""
         values = {name: value for name, value in data.items() if name != "sha256"}
-        names = {each.name for each in fields(Hypothesis)}
-        needed = names - _TEXT_LISTS_OPTIONAL - {"replicates"}
-        if set(values) - names or needed - set(values):
+        unknown = sorted(set(values) - set(_FIELDS))
+        missing = sorted(set(_FIELDS) - set(_OPTIONAL) - set(values))
+        if unknown or missing:
             raise DeclarationError(
-                f"a declaration with unknown fields {sorted(set(values) - names)} and without "
-                f"{sorted(needed - set(values))}. Its fields are: {', '.join(sorted(names))}."
+                f"a declaration with unknown fields {unknown} and without {missing}. "
+                f"Its fields are: {', '.join(sorted(_FIELDS))}."
             )
         done = values["intervention"]
         if isinstance(done, Mapping):
-            unknown = set(done) - {each.name for each in fields(InterventionClaim)}
-            if unknown or "op" not in done:
+            if set(done) - set(_INTERVENTION_FIELDS) or "op" not in done:
                 raise DeclarationError(
                     f"intervention: {dict(done)!r}. Its fields are: op, source, value, align."
                 )
@@ -144,12 +143,15 @@ class Hypothesis:
         return Hypothesis(**values)
 
 
+NAME = "HYPOTHESIS"
+_FIELDS = tuple(each.name for each in fields(Hypothesis))
+_OPTIONAL = ("slices", "builds_on", "replicates")
 _TEXT_LISTS = ("site", "rivals", "slices", "builds_on")
-_TEXT_LISTS_OPTIONAL = frozenset({"slices", "builds_on"})
+_INTERVENTION_FIELDS = tuple(each.name for each in fields(InterventionClaim))
 
 
 def problems(values: Mapping[str, Any]) -> dict[str, str]:
-    """For each field whose value cannot stand: what it is and what to write instead."""
+    """For each field whose value cannot be accepted: what it is and what to write instead."""
     found: dict[str, str] = {}
     for name in ("id", "claim", "metric", "falsified_if"):
         if name in values and not _is_text(values[name]):
@@ -240,11 +242,6 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-NAME = "HYPOTHESIS"
-_FIELDS = tuple(each.name for each in fields(Hypothesis))
-_OPTIONAL = ("slices", "builds_on", "replicates")
-
-
 def read_hypothesis(source: bytes) -> Hypothesis | None:
     """The hypothesis that this module declares; None if it declares none (a plain experiment).
 
@@ -332,7 +329,6 @@ def _binds(node: ast.AST) -> int:
 
 
 def _intervention(node: ast.expr) -> InterventionClaim:
-    names = tuple(each.name for each in fields(InterventionClaim))
     if not isinstance(node, ast.Call) or _called(node) != "InterventionClaim":
         _refuse(
             node.lineno,
@@ -341,7 +337,7 @@ def _intervention(node: ast.expr) -> InterventionClaim:
     values: dict[str, Any] = {}
     if node.args:
         values["op"] = _literal(node.args[0], "op")
-    for keyword in _keywords(node, "InterventionClaim", names, positional=1):
+    for keyword in _keywords(node, "InterventionClaim", _INTERVENTION_FIELDS, positional=1):
         if keyword.arg in values:
             _refuse(node.lineno, f"{keyword.arg} of InterventionClaim is given twice. Give it once.")
         values[str(keyword.arg)] = _literal(keyword.value, str(keyword.arg))

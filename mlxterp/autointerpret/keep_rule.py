@@ -1,10 +1,10 @@
-"""The keep rule `keep/1`: from what was measured to a verdict, as one table. The agent has no vote here.
+"""The keep rule `keep/1`: from what was measured to a verdict, as one table. The agent has no influence here.
 
 Lives here: the evidence, the table, the verdict. Does not live here: measuring (the judge), logging,
 committing.
 
 Read the table at `TABLE`: rows are tried in order and the first whose condition holds decides. A condition
-returns the reason in words, or None. Comparisons are written so that NaN never passes one.
+returns its reasons, or None. Comparisons are written so that NaN never passes one.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Measured:
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """Everything the rule may look at. None means "not checked", and is never taken for a pass or a failure.
+    """Everything the rule may use. None means "not checked", and is never taken for a pass or a failure.
 
     Attributes:
         violations: what broke the contract: setup, log or snapshot changed, a process escaped, a forged
@@ -197,13 +197,13 @@ def _unjudged(e: Evidence) -> list[str]:
 
 
 def _supported(e: Evidence) -> list[str] | None:
-    return [_told(e)] if not _is_plain(e) and not _shortfalls(e, sign=1) else None
+    return [_measured(e)] if not _is_plain(e) and not _shortfalls(e, sign=1) else None
 
 
 def _refuted(e: Evidence) -> list[str] | None:
     if _is_plain(e) or _shortfalls(e, sign=-1):
         return None
-    return [_told(e), "the effect has the opposite sign"]
+    return [_measured(e), "the effect has the opposite sign"]
 
 
 def _ruled_out(e: Evidence) -> list[str] | None:
@@ -211,12 +211,12 @@ def _ruled_out(e: Evidence) -> list[str] | None:
         return None
     ci, sesoi = e.confirm.ci, e.sesoi
     earned = -sesoi < ci.low and ci.high < sesoi and e.confirm.mde <= sesoi and e.confirm.replays
-    return [_told(e), f"an effect of {sesoi:g} would have been seen"] if earned else None
+    return [_measured(e), f"an effect of {sesoi:g} would have been seen"] if earned else None
 
 
 def _inconclusive(e: Evidence) -> list[str]:
     sign = 1 if e.confirm is None or not e.confirm.effect < 0 else -1
-    return [_told(e), *_shortfalls(e, sign=sign)]
+    return [_measured(e), *_shortfalls(e, sign=sign)]
 
 
 TABLE: tuple[Row, ...] = (
@@ -258,7 +258,7 @@ def _shortfalls(e: Evidence, *, sign: int) -> list[str]:
     return missing
 
 
-def _told(e: Evidence) -> str:
+def _measured(e: Evidence) -> str:
     m = e.confirm
     assert m is not None
     return f"effect {m.effect:.3g}, interval [{m.ci.low:.3g}, {m.ci.high:.3g}], {m.n} held-out items"

@@ -1,11 +1,16 @@
 """The experiment log: results.jsonl, one entry a line, append-only.
 
-Lives here: appending, strict and tolerant reading, what the log says in a few lines of text. Does not live
-here: the bytes and the lock (`log_file.py`), the fields of an entry (`entry.py`), seals (`log_file.py`).
+Lives here: appending, or reporting to the supervisor instead; strict and tolerant reading; a summary as text.
+Does not live here: the bytes, the lock and the seals (`log_file.py`), the fields of an entry (`entry.py`).
 """
 
 from __future__ import annotations
 
+import json
+import os
+import re
+import stat
+import threading
 import time
 import warnings
 from collections import Counter
@@ -14,15 +19,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mlxterp._files import write_atomically
+from mlxterp._files import write_all, write_atomically
 from mlxterp.autointerpret import log_file
-from mlxterp.autointerpret.channel import outbox
 from mlxterp.autointerpret.encoding import MAX_LINE, LineError, decode_object, encode_object
 from mlxterp.autointerpret.entry import ExperimentEntry
 from mlxterp.autointerpret.log_file import LogFile, Place, Seal, SealProblem
-from mlxterp.errors import CorruptLog, EntryError, TornTail
+from mlxterp.errors import CorruptLog, EntryError, OutboxClosed, TornTail
+
+OUTBOX_ENV = "AUTOINTERP_OUTBOX"
+"""Holds `fd:<n>` in a process whose entries a supervisor collects: JSON lines on an inherited pipe."""
 
 _LAST_SHOWN = 5
+_ONE_FRAME_AT_A_TIME = threading.Lock()
 
 
 class Line(NamedTuple):
@@ -259,8 +267,8 @@ def describe(entries: Iterable[ExperimentEntry], name: str = "log") -> str:
     lines = [f"{name}: {done}, {informative} informative, {seconds:.1f} s of experiments"]
     verdicts = Counter(_verdict(entry) for entry in every)
     if set(verdicts) != {""}:
-        told = (f"{verdict or 'without a verdict'} {n}" for verdict, n in verdicts.most_common())
-        lines.append(f"  verdicts: {', '.join(told)}")
+        counts = (f"{verdict or 'without a verdict'} {n}" for verdict, n in verdicts.most_common())
+        lines.append(f"  verdicts: {', '.join(counts)}")
     methods = Counter(entry.method for entry in every)
     useful = Counter(entry.method for entry in every if entry.informative)
     lines.append("  methods:")
@@ -281,3 +289,59 @@ def _verdict(entry: ExperimentEntry) -> str:
 
 def _count(n: int, noun: str) -> str:
     return f"{n} {noun}{'' if n == 1 else 's'}"
+
+
+class Outbox:
+    """The writing end of the pipe to the supervisor, so that the log has exactly one writer.
+
+    It protects against no forged frame: what the supervisor believes is decided by what it measures.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def send(self, frame: Mapping[str, Any]) -> None:
+        """Writes one frame, an ASCII JSON object and a line feed, whole before another thread's.
+
+        Raises:
+            OutboxClosed: no process can receive it.
+        """
+        line = json.dumps(frame, ensure_ascii=True, allow_nan=False).encode("ascii") + b"\n"
+        try:
+            kind = os.fstat(self.fd).st_mode
+        except OSError as problem:
+            raise _closed(self.fd, problem.strerror) from problem
+        # A program started by the experiment inherits the variable without the pipe, and the number may by
+        # then belong to one of its own files.
+        if not (stat.S_ISFIFO(kind) or stat.S_ISSOCK(kind)):
+            raise _closed(self.fd, "it is not a pipe")
+        try:
+            with _ONE_FRAME_AT_A_TIME:
+                write_all(self.fd, line)
+        except (BrokenPipeError, ConnectionError) as problem:
+            raise _closed(self.fd, "no process reads it any more") from problem
+        except OSError as problem:
+            raise _closed(self.fd, problem.strerror) from problem
+
+
+def outbox() -> Outbox | None:
+    """The outbox of this process, or None when no supervisor asked for its entries."""
+    where = os.environ.get(OUTBOX_ENV)
+    if not where:
+        return None
+    match = re.fullmatch(r"fd:(\d{1,7})", where)
+    if match is None:
+        raise OutboxClosed(
+            f"{OUTBOX_ENV}={where!r} names no pipe. A supervisor sets it to 'fd:<number>'. "
+            "Unset it to write results.jsonl directly."
+        )
+    return Outbox(int(match[1]))
+
+
+def _closed(fd: int, why: str | None) -> OutboxClosed:
+    return OutboxClosed(
+        f"the entry was not logged: {OUTBOX_ENV} names file descriptor {fd}, and "
+        f"{why or 'it cannot be used'}. Call ExperimentLog.append in the process that the supervisor "
+        "started, and leave its file descriptors open. "
+        f"To write results.jsonl without a supervisor, unset {OUTBOX_ENV}."
+    )

@@ -1,7 +1,7 @@
 """The bytes of results.jsonl: opened safely, locked, appended to so that a crash at any byte loses nothing.
 
-Lives here: the lock, the torn tail, what is known of the file between two appends. Does not live here:
-entries (`entry.py`), reading and summarising them (`log.py`), checking seals (`log_file.py`).
+Lives here: the lock, the torn tail, what is known of the file between two appends, the seals and their check.
+Does not live here: entries (`entry.py`), reading and summarising them (`log.py`).
 
 The file is opened for each append and locked by `flock`; between two appends only what others added is read.
 Writers that do not take the lock are counted and sealed over, not trusted.
@@ -80,6 +80,7 @@ def check(raw: bytes, anchors: Iterable[Seal] = ()) -> list[SealProblem]:
 
 
 def _read(line: bytes) -> tuple[dict[str, Any], str]:
+    """The JSON object in a line, and what is wrong with the line; an empty line is neither."""
     if not line.strip():
         return {}, ""
     if len(line) >= MAX_LINE:
@@ -231,7 +232,7 @@ class LogFile:
                 return
             try:
                 _take_lock(fd, lock, self.path)
-                # Whoever replaced the file while we waited left us holding the lock of a file without a name.
+                # If the file was replaced while we waited, this is the lock of a file without a name.
                 if _still_named(fd, self.path):
                     yield fd
                     return
@@ -337,7 +338,7 @@ def _take_lock(fd: int, lock: int, path: Path) -> None:
                 raise TimeoutError(
                     errno.ETIMEDOUT,
                     f"another process has held the lock of the log for {LOCK_TIMEOUT:.0f} s; find it with "
-                    "`lsof` and let it go on, or end it",
+                    "`lsof`, and wait for it or end it",
                     str(path),
                 ) from None
         time.sleep(pause)
@@ -345,13 +346,8 @@ def _take_lock(fd: int, lock: int, path: Path) -> None:
 
 
 def _names(line: bytes) -> tuple[str, str]:
-    """The experiment id and the uid of a line, "" where there is none; a line nobody can read has neither."""
-    try:
-        value = json.loads(line)
-    except (ValueError, RecursionError):
-        return "", ""
-    if type(value) is not dict:
-        return "", ""
+    """The experiment id and the uid of a line, "" where there is none; an unreadable line has neither."""
+    value, _ = _read(line.rstrip(b"\n"))
     record = value.get("record")
     found = (value.get("experiment_id"), record.get("uid") if type(record) is dict else None)
     return (found[0] if type(found[0]) is str else "", found[1] if type(found[1]) is str else "")

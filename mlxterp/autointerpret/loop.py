@@ -1,14 +1,13 @@
-"""`AutoInterpret`: the ratchet for functions, in this process and without a supervisor.
+"""`AutoInterpret`: experiments that are functions, run in this process and without a supervisor.
 
-It logs every experiment, keeps what the keep rule keeps, and stops at its budget. Does not live here:
-isolation, time limits, commits; for those there is `autointerp start`. Holds the model only to say which one
-it was; imports no mlx.
+It logs every experiment, keeps what the keep rule keeps, and stops at its budget. It does not isolate, limit
+the time or commit; `autointerp start` does. The model is held only to name it in the entries; mlx is not
+imported.
 """
 
 from __future__ import annotations
 
 import json
-import re
 import sys
 import time
 import traceback
@@ -19,12 +18,12 @@ from typing import Any
 
 from mlxterp._files import write_atomically
 from mlxterp.autointerpret.contract import FINDINGS, LOG
-from mlxterp.autointerpret.encoding import plain
+from mlxterp.autointerpret.encoding import count, numbers, plain, vector_digest
 from mlxterp.autointerpret.entry import ExperimentEntry
 from mlxterp.autointerpret.keep_rule import RULE, Evidence, decide
 from mlxterp.autointerpret.log import ExperimentLog
-from mlxterp.autointerpret.numbers import count, numbers, vector_digest
 from mlxterp.errors import BudgetReached, ContractError
+from mlxterp.text import slug
 
 SMALL_EFFECT = 0.05
 """Below this an effect counts as nothing by default: 5 % of the recovered metric, or 0.05 logits."""
@@ -139,7 +138,7 @@ class AutoInterpret:
             facts["model"] = str(getattr(self.model, "name", type(self.model).__name__))
         return {key: value for key, value in facts.items() if value is not None}
 
-    def _evidence(self, name: str, ran: _Ran) -> Evidence:
+    def _evidence(self, name: str, ran: _Outcome) -> Evidence:
         counted = count(ran.result)
         vector = vector_digest(ran.result)
         twins = [e for e in self._entries if vector is not None and vector_digest(e.result) == vector]
@@ -158,12 +157,12 @@ class AutoInterpret:
         findings = self.output_dir / FINDINGS
         findings.mkdir(exist_ok=True)
         text = json.dumps(entry.to_dict(), indent=2, ensure_ascii=False, allow_nan=False)
-        slug = "-".join(re.findall(r"[a-z0-9]+", entry.method.lower()))[:40].strip("-") or "finding"
-        write_atomically(findings / f"{int(entry.experiment_id):03d}-{slug}.json", (text + "\n").encode())
+        name = f"{int(entry.experiment_id):03d}-{slug(entry.method, default='finding')}.json"
+        write_atomically(findings / name, (text + "\n").encode())
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Ran:
+class _Outcome:
     status: str
     result: dict[str, Any]
     informative: bool
@@ -172,18 +171,20 @@ class _Ran:
     metadata: dict[str, Any]
 
 
-def _run(fn: Callable[[], Any], check: Callable[[Any], object] | None, timer: Callable[[], float]) -> _Ran:
+def _run(
+    fn: Callable[[], Any], check: Callable[[Any], object] | None, timer: Callable[[], float]
+) -> _Outcome:
     started = timer()
     try:
         returned = fn()
         # Converting may compute: an mlx array is evaluated here, and can fail here.
         converted = plain(returned, "result")
     except Exception as error:  # noqa: BLE001 - whatever an experiment raises is its outcome
-        return _Ran(
+        return _Outcome(
             status="error",
             result={},
             informative=False,
-            conclusion=_told(error),
+            conclusion=_failure(error),
             seconds=timer() - started,
             metadata={"traceback": _tail(error)},
         )
@@ -195,9 +196,9 @@ def _run(fn: Callable[[], Any], check: Callable[[Any], object] | None, timer: Ca
         conclusion = _conclusion(returned, result)
     except Exception as error:  # noqa: BLE001 - a check that raises must not cost the result it was to judge
         informative = False
-        conclusion = f"the result is logged, and its check {_told(error)}"
+        conclusion = f"the result is logged, and its check {_failure(error)}"
         metadata["traceback"] = _tail(error)
-    return _Ran(
+    return _Outcome(
         status="ok",
         result=result,
         informative=informative,
@@ -207,7 +208,7 @@ def _run(fn: Callable[[], Any], check: Callable[[Any], object] | None, timer: Ca
     )
 
 
-def _told(error: Exception) -> str:
+def _failure(error: Exception) -> str:
     return f"failed with {type(error).__name__}: {error}".rstrip(": ")
 
 
@@ -246,8 +247,8 @@ def _conclusion(returned: Any, result: Mapping[str, Any]) -> str:
         return first.strip()
     if not result:
         return "returned nothing"
-    told = [f"{name} = {_short(value)}" for name, value in result.items()]
-    return ", ".join(told[:6]) + (f" and {len(told) - 6} more" if len(told) > 6 else "")
+    values = [f"{name} = {_short(value)}" for name, value in result.items()]
+    return ", ".join(values[:6]) + (f" and {len(values) - 6} more" if len(values) > 6 else "")
 
 
 def _short(value: Any) -> str:

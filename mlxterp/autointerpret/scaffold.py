@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from mlxterp._files import locate, sync_directory
 from mlxterp._version import __version__
 from mlxterp.autointerpret.contract import FINDINGS, LOG, ProjectConfig, write_config
+from mlxterp.autointerpret.encoding import is_utf8
 from mlxterp.errors import ProjectError, ScaffoldError
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ def _config(scaffold: str, **given: Any) -> ProjectConfig:
         text = values.get(name)
         if not isinstance(text, str) or not text.strip():
             raise ScaffoldError(f"{argument} is {text!r}. Give a text.")
-        if not _is_utf8(text):
+        if not is_utf8(text):
             raise ScaffoldError(f"{argument} is {text!r}, which no UTF-8 file can hold. Give ordinary text.")
     try:
         return ProjectConfig(scaffold=scaffold, **values)
@@ -190,11 +191,3 @@ def _move_into_place(source: Path, target: Path) -> None:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         raise
     source.rmdir()
-
-
-def _is_utf8(text: str) -> bool:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -26,7 +26,7 @@ from mlxterp.core.hook_points import LAYER_NAMES, HookPoint
 from mlxterp.core.interventions import Intervention
 from mlxterp.core.linux_blas import blas
 from mlxterp.core.selection import Window
-from mlxterp.core.taps import Around, renamed, tapped
+from mlxterp.core.taps import Around, RunLock, renamed, tapped
 from mlxterp.errors import HookError, InterventionNotFired, MissingActivation
 
 Edits = dict[HookPoint, list[Intervention]]
@@ -39,11 +39,17 @@ class HookedRun:
     edits: Edits
     wanted: frozenset[HookPoint]
     window: Window
+    lock: RunLock
     captured: dict[HookPoint, mx.array] = field(default_factory=dict)
     fired: set[Intervention] = field(default_factory=set)
     called: set[HookPoint] = field(default_factory=set)  # modules named by their path
     layer: int = -1
     resid_pre: mx.array | None = None
+
+    @property
+    def inside_block(self) -> bool:
+        """Whether one of this run's blocks is computed right now, and not a block of another model."""
+        return self.layer >= 0 and self.lock.innermost
 
     def uses(self, point: HookPoint) -> bool:
         return point in self.wanted or point in self.edits
@@ -162,7 +168,7 @@ def hooked_attention(hooked: HookedRun, original: Callable[..., mx.array]) -> Ca
         mask: mx.array | str | None = None,
         **rest: Any,
     ) -> mx.array:
-        if hooked.layer < 0:
+        if not hooked.inside_block:
             return original(queries, keys, values, cache, scale=scale, mask=mask, **rest)
         point = {name: HookPoint(name, hooked.layer) for name in IN_ATTENTION_FUNCTION}
         queries = _by_position(hooked, point["q"], queries, None)
@@ -204,7 +210,7 @@ def _values(hooked: HookedRun, point: HookPoint, n_kv_heads: int) -> Around:
 def hooked_softmax(hooked: HookedRun, probabilities: mx.array) -> mx.array:
     """The result of a block's own softmax, [batch, …heads, dest, src], captured and edited as the pattern."""
     point = HookPoint("pattern", hooked.layer)
-    if hooked.layer < 0 or not hooked.uses(point):
+    if not hooked.inside_block or not hooked.uses(point):
         return probabilities
     batch, *_, n_dest, n_src = probabilities.shape
     pattern = probabilities.reshape(batch, -1, n_dest, n_src)
@@ -257,7 +263,7 @@ def run(
     for point in (*edits, *wanted):
         architecture.require_point(point)
     window = Window(start, lengths or (start + tokens.shape[1],) * tokens.shape[0], grows)
-    hooked = HookedRun(edits, wanted, window)
+    hooked = HookedRun(edits, wanted, window, architecture.lock)
     blas.use_idle_cores()
     logits = forward(architecture, hooked, tokens, cache)
     _check(hooked, interventions)
@@ -268,9 +274,10 @@ def forward(
     architecture: Architecture, hooked: HookedRun, tokens: mx.array, cache: list[Any] | None = None
 ) -> mx.array:
     """The model's logits, with the edits and captures of `hooked`."""
-    with _hooked(architecture, hooked):
-        logits = architecture.forward(tokens, cache)
-    return hooked.at(HookPoint("logits"), logits)
+    with architecture.lock.run():
+        with _hooked(architecture, hooked):
+            logits = architecture.forward(tokens, cache)
+        return hooked.at(HookPoint("logits"), logits)
 
 
 def _check(hooked: HookedRun, interventions: Sequence[Intervention]) -> None:
@@ -300,19 +307,10 @@ def _hooked(architecture: Architecture, hooked: HookedRun) -> Iterator[None]:
     if not taps:
         yield
         return
-    if architecture.running:
-        raise HookError(
-            "The model was called from inside one of its own runs, by an edit function. "
-            "Compute what the edit needs before the run."
-        )
-    architecture.running = True
-    try:
-        stand_ins = [(names, hooked_attention(hooked, names[attention.NAME])) for names in namespaces]
-        seen = [(names, MxWithHookedSoftmax(partial(hooked_softmax, hooked))) for names in own_softmaxes]
-        with tapped(taps), renamed(attention.NAME, stand_ins), renamed("mx", seen):
-            yield
-    finally:
-        architecture.running = False
+    stand_ins = [(names, hooked_attention(hooked, names[attention.NAME])) for names in namespaces]
+    seen = [(names, MxWithHookedSoftmax(partial(hooked_softmax, hooked))) for names in own_softmaxes]
+    with tapped(taps), renamed(attention.NAME, stand_ins), renamed("mx", seen):
+        yield
 
 
 def _taps(

@@ -78,6 +78,7 @@ class InterpretableModel:
             self.model.set_dtype(dtype)
         self.tokenizer = loaded.tokenizer if tokenizer is None else tokenizer
         self._text = TextTokens(self.tokenizer)
+        _evaluate_every_array(self.model)
         self.architecture: Architecture = describe(self.model, family)
         self_check.measure_sizes(self.architecture)
         if verify:
@@ -240,14 +241,15 @@ class InterpretableModel:
     ) -> Trace:
         """One run of a text, token ids, or a list of them, with the activations asked for.
 
-        A list is one batch, padded on the right; causal attention makes each row what it is alone. Arrays
-        are lazy: nothing is computed before it is read, also with `capture="all"`. `trace.layers[9].z` and
+        A list is one batch, padded on the right; causal attention makes each row what it is alone. All
+        arrays are computed when this returns, so a trace can be read in any thread; `trace.layers[9].z` and
         `trace["L9.z"]` are the same array.
         """
         batch = self._batch(prompt)
         logits, captured = self.run(
             batch.tokens, interventions=interventions, capture=capture, lengths=batch.lengths
         )
+        mx.eval(logits, captured)  # a lazy array cannot be read in another thread
         return Trace(batch, logits, captured, self._text.split, self.n_layers)
 
     def logits(
@@ -287,6 +289,18 @@ class InterpretableModel:
     def unembedding(self, token_ids: int | Sequence[int] | Tokens | mx.array) -> mx.array:
         """Rows of W_U in float32 [n, d_model], dequantised."""
         return self.architecture.unembed_rows(mx.array(np.atleast_1d(np.array(token_ids))))
+
+
+def _evaluate_every_array(model: nn.Module) -> None:
+    """Computes what a module's constructor left lazy, such as frequencies of a rotary embedding.
+
+    A lazy array belongs to the thread that made it, and the first forward may come from another.
+    """
+    # A module is a dict of its arrays and parts, those too whose names begin with an underscore.
+    lazy = [leaf for _, leaf in tree_flatten(model) if isinstance(leaf, mx.array)]
+    for module in model.modules():
+        lazy += [value for value in vars(module).values() if isinstance(value, mx.array)]
+    mx.eval(lazy)
 
 
 def _is_list_of_prompts(prompt: Any) -> bool:

@@ -184,7 +184,7 @@ def _run_both(architecture: Architecture) -> CheckRuns:
     have = [name for name in LAYER_NAMES if architecture.capabilities[name].available]
     wanted = {HookPoint(name, layer) for name in have for layer in range(len(architecture.layers))}
     wanted.add(HookPoint("final_norm"))
-    hooked_run = HookedRun({}, frozenset(wanted), Window(0, (N_TOKENS,)))
+    hooked_run = HookedRun({}, frozenset(wanted), Window(0, (N_TOKENS,)), architecture.lock)
     hooked = forward.forward(architecture, hooked_run, tokens)
     return CheckRuns(tokens, architecture.forward(tokens), hooked, hooked_run.captured)
 

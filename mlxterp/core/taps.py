@@ -2,23 +2,86 @@
 
 A tapped module's class becomes a subclass whose `__call__` asks the tap; the module tree, the parameters and
 `isinstance` stay as they are, quantised layers and modules kept in lists included. Undoing is one assignment,
-done in `finally`. What lives here: the mechanism, for any `mlx.nn.Module`. What doesn't: which modules matter
-(`forward.py`).
+done in `finally`. While a module is tapped, every call of it is seen by the tap, whoever makes it, so a model
+is run by one thread at a time: `run_lock`. Lives here: the mechanism, for any `mlx.nn.Module`. Does not live
+here: which modules are tapped (`forward.py`).
 """
 
 from __future__ import annotations
 
+import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import mlx.nn as nn
 
+from mlxterp.errors import HookError
+
 # around(call, *args, **kwargs): `call` is the module's own call; what around returns is what the caller gets.
 Around = Callable[..., Any]
 
 _SLOT = "_mlxterp_around"
 _TAPPED: dict[type, type] = {}
+
+
+_THREADS = threading.RLock()
+_RUNNING: list[RunLock] = []  # the runs of the thread that holds _THREADS, the innermost last
+
+
+class RunLock:
+    """Lets one run at a time use a model: another thread waits, a run inside a run of its own is refused.
+
+    One lock serves the whole process, because families share the name under which their modules find the
+    attention function. A run only builds its graph while it holds the lock; evaluation is not held up.
+    """
+
+    @property
+    def innermost(self) -> bool:
+        """Whether the model that runs right now is this one, and not another that an edit function calls."""
+        return bool(_RUNNING) and _RUNNING[-1] is self
+
+    @contextmanager
+    def run(self) -> Iterator[None]:
+        """One whole run.
+
+        Raises:
+            HookError: this thread is inside a run of the same model already, in an edit function.
+        """
+        with _THREADS:
+            if self in _RUNNING:
+                raise HookError(
+                    "The model was called from inside one of its own runs, by an edit function. "
+                    "Compute what the edit needs before the run."
+                )
+            _RUNNING.append(self)
+            try:
+                yield
+            finally:
+                _RUNNING.pop()
+
+    @contextmanager
+    def part_of_run(self) -> Iterator[None]:
+        """A forward that may be a part of this thread's run; by itself, a run."""
+        with _THREADS:
+            if self.innermost:
+                yield
+            else:
+                with self.run():
+                    yield
+
+
+_LOCKS: dict[int, RunLock] = {}
+
+
+def run_lock(model: nn.Module) -> RunLock:
+    """The lock of a model: one for all that hold the same module."""
+    with _THREADS:
+        if id(model) not in _LOCKS:  # modules are dicts, so they cannot be keys themselves
+            _LOCKS[id(model)] = RunLock()
+            weakref.finalize(model, _LOCKS.pop, id(model), None)
+        return _LOCKS[id(model)]
 
 
 def _tapped_class(original: type) -> type:

@@ -69,8 +69,8 @@ class Layers:
 
 @dataclass(frozen=True, eq=False)
 class Trace:
-    """One run, as a value; `with model.trace(...) as t:` gives the same value. Activations are lazy mlx
-    arrays.
+    """One run, as a value; `with model.trace(...) as t:` gives the same value. Activations are mlx arrays,
+    computed when the trace is made.
 
     Attributes:
         batch: the rows, padded on the right where lengths differ.

@@ -1,37 +1,54 @@
 """Prompt pairs for the behaviours that the scaffolds ask about, made for the model and tokenizer at hand; and
 texts to look at features on (`sample_texts`).
 
-Every function returns pairs of one token length, with answers and foils of one token, on which the model
-shows the behaviour: it prefers the answer after the clean prompt and the foil after the corrupted one. What
-does not live here: measuring (`mlxterp.causal`). A new behaviour is one function that makes candidates and
-hands them to `making.py`.
+Every function returns pairs with answers and foils of one token, on which the model shows the behaviour: it
+prefers the answer after the clean prompt and the foil after the corrupted one. By default they have one token
+length; with `one_length=False` all lengths are pooled, and each is measured by itself (`by_length`).
+`shown=False` gives the candidates, which were not selected by what the model does. `clusters` says how many
+of them are independent. What does not live here: measuring (`mlxterp.causal`). A new behaviour is one
+function that makes candidates and hands them to `making.py`.
 """
 
 from __future__ import annotations
 
 from mlxterp.datasets.docstrings import ARGUMENTS, WORDS, docstring_pairs
-from mlxterp.datasets.facts import CAPITALS, LANDMARKS, Fact, capitals_pairs, factual_recall_pairs
+from mlxterp.datasets.facts import (
+    CAPITALS,
+    LANDMARKS,
+    LANGUAGES,
+    Fact,
+    capitals_pairs,
+    factual_recall_pairs,
+    languages_pairs,
+)
 from mlxterp.datasets.indirect_object import NAMES, PLACES, TEMPLATES, THINGS, ioi_pairs
+from mlxterp.datasets.making import by_length
 from mlxterp.datasets.repetition import repeated_random_pairs
 from mlxterp.datasets.texts import sample_texts
 from mlxterp.datasets.years import EVENTS, greater_than_pairs
+from mlxterp.statistics.clusters import Clusters, clusters
 
 __all__ = [
     "ARGUMENTS",
     "CAPITALS",
     "EVENTS",
     "LANDMARKS",
+    "LANGUAGES",
     "NAMES",
     "PLACES",
     "TEMPLATES",
     "THINGS",
     "WORDS",
+    "Clusters",
     "Fact",
+    "by_length",
     "capitals_pairs",
+    "clusters",
     "docstring_pairs",
     "factual_recall_pairs",
     "greater_than_pairs",
     "ioi_pairs",
+    "languages_pairs",
     "repeated_random_pairs",
     "sample_texts",
 ]

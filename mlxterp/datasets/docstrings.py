@@ -8,7 +8,7 @@ import numpy as np
 
 from mlxterp.causal.prompts.pair import PromptPair
 from mlxterp.core.model import InterpretableModel
-from mlxterp.datasets.making import first_shown, is_one_word, row_of
+from mlxterp.datasets.making import DRAWS_PER_PAIR, Selection, is_one_word, row_of, select_pairs
 from mlxterp.errors import PromptPairError
 
 _ARGUMENTS = """
@@ -36,6 +36,8 @@ def docstring_pairs(
     *,
     seed: int = 0,
     shown: bool = True,
+    one_length: bool = True,
+    apart_from: Sequence[PromptPair] = (),
     arguments: Sequence[str] = ARGUMENTS,
     words: Sequence[str] = WORDS,
     template: str = TEMPLATE,
@@ -47,10 +49,13 @@ def docstring_pairs(
     two forwards per pair that is tried, at most eight times n pairs.
 
     Args:
-        n: how many pairs, all different.
-        seed: of the draw.
+        n: how many pairs; no two share a prompt.
+        seed: of the draw; another seed draws other pairs.
         shown: leave out pairs on which the model does not show the behaviour; False to measure how often it
             does.
+        one_length: only pairs of the commonest token length, which one call can measure; False pools all
+            lengths (`by_length`).
+        apart_from: pairs that these share no prompt with, as those that were explored.
         arguments, words: to choose from; those that are not one token behind a space are left out.
         template: with `{a}`, `{b}`, `{c}` at least; the answer follows its end.
 
@@ -75,7 +80,7 @@ def docstring_pairs(
 
     def candidates() -> Iterator[PromptPair]:
         rng = np.random.default_rng(seed)
-        for _ in range(8 * n):
+        for _ in range(DRAWS_PER_PAIR * n):
             chosen = [str(name) for name in rng.choice(names, size=6, replace=False)]
             said = [str(word) for word in rng.choice(plain, size=7, replace=False)]
             *before, right, wrong, last, function = chosen
@@ -87,7 +92,7 @@ def docstring_pairs(
                 name=f"{right} after {' and '.join(before)}",
             )
 
-    return first_shown(model, candidates(), n, shown=shown, what="docstrings")
+    return select_pairs(model, candidates(), Selection(n, shown, one_length, apart_from), what="docstrings")
 
 
 def _filled(template: str, names: Sequence[str], words: Sequence[str]) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 
 from mlxterp.causal.prompts.pair import PromptPair
 from mlxterp.core.model import InterpretableModel
-from mlxterp.datasets.making import first_shown, is_one_word, row_of
+from mlxterp.datasets.making import DRAWS_PER_PAIR, Selection, is_one_word, row_of, select_pairs
 from mlxterp.errors import PromptPairError
 
 _NAMES = """
@@ -35,6 +35,8 @@ def ioi_pairs(
     *,
     seed: int = 0,
     shown: bool = True,
+    one_length: bool = True,
+    apart_from: Sequence[PromptPair] = (),
     names: Sequence[str] = NAMES,
     places: Sequence[str] = PLACES,
     things: Sequence[str] = THINGS,
@@ -47,10 +49,13 @@ def ioi_pairs(
     first of them or the second. Costs two forwards per pair that is tried, at most eight times n pairs.
 
     Args:
-        n: how many pairs, all different.
-        seed: of the draw.
+        n: how many pairs; no two share a prompt.
+        seed: of the draw; another seed draws other pairs.
         shown: leave out pairs on which the model does not show the behaviour; False to measure how often it
             does.
+        one_length: only pairs of the commonest token length, which one call can measure; False pools all
+            lengths (`by_length`).
+        apart_from: pairs that these share no prompt with, as those that were explored.
         names, places, things: words to choose from; those that are not one token are left out.
         templates: with `{a}`, `{b}`, `{s}`, and `{place}` and `{thing}` as wanted.
 
@@ -82,7 +87,7 @@ def ioi_pairs(
 
     def candidates() -> Iterator[PromptPair]:
         rng = np.random.default_rng(seed)
-        for _ in range(8 * n):
+        for _ in range(DRAWS_PER_PAIR * n):
             a, b = (str(name) for name in rng.choice(people, size=2, replace=False))
             template, place, thing = (str(rng.choice(words)) for words in (usable, where, what))
             subject, other = (a, b) if rng.integers(2) else (b, a)
@@ -94,7 +99,9 @@ def ioi_pairs(
                 name=f"{subject} gives to {other}",
             )
 
-    return first_shown(model, candidates(), n, shown=shown, what="indirect objects")
+    return select_pairs(
+        model, candidates(), Selection(n, shown, one_length, apart_from), what="indirect objects"
+    )
 
 
 def _filled(template: str, names: Sequence[str], places: Sequence[str], things: Sequence[str]) -> str:

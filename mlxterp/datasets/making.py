@@ -1,9 +1,10 @@
-"""What every behaviour needs to make its pairs: candidates of one length, and only those the model shows."""
+"""What every behaviour needs to make its pairs: independent ones, of one length, and that the model shows."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -14,42 +15,75 @@ from mlxterp.core.model import InterpretableModel
 from mlxterp.core.tokens import Tokens
 from mlxterp.errors import LengthMismatch, PromptPairError, TokenError
 
+DRAWS_PER_PAIR = 8
+"""So many candidates are drawn for each pair that is asked for."""
 
-def first_shown(
-    model: InterpretableModel, candidates: Iterable[PromptPair], n: int, *, shown: bool, what: str
+
+@dataclass(frozen=True)
+class Selection:
+    """Which of the drawn candidates are kept, and how many.
+
+    Attributes:
+        n: how many, no two of which share a prompt: as many independent clusters.
+        shown: only those on which the model shows the behaviour.
+        one_length: only those of the commonest token length.
+        apart_from: pairs with which they share no prompt.
+    """
+
+    n: int
+    shown: bool
+    one_length: bool
+    apart_from: Sequence[PromptPair]
+
+
+def select_pairs(
+    model: InterpretableModel, candidates: Iterable[PromptPair], selection: Selection, *, what: str
 ) -> list[PromptPair]:
-    """The first n of these candidates, in their order, that have the same length and that the model shows.
+    """The first of these candidates, in their order, that the selection allows.
 
     Costs two forwards per candidate that is tried, in batches; none if not `shown`.
 
     Args:
-        candidates: as many as one is willing to try; of the lengths among them the commonest is used.
-        shown: leave out pairs on which the model does not show the behaviour.
+        candidates: as many as one is willing to try.
         what: the behaviour, for the message.
 
     Raises:
         LengthMismatch: a clean and its corrupted prompt differ in length.
         PromptPairError: fewer than n are left.
     """
-    unlike = [pair for pair in dict.fromkeys(candidates) if _answer(model, pair) != _foil(model, pair)]
-    alike = _of_one_length(model, unlike)
+    drawn = [pair for pair in dict.fromkeys(candidates) if _answer(model, pair) != _foil(model, pair)]
+    groups = by_length(model, drawn)
+    if selection.one_length:
+        drawn = max(groups.values(), key=len, default=[])
+    seen = {prompt for pair in selection.apart_from for prompt in (pair.clean, pair.corrupted)}
     found: list[PromptPair] = []
-    tried = 0
-    while len(found) < n and tried < len(alike):
-        batch = alike[tried : tried + n]
-        found += filter_by_behavior(model, batch) if shown else batch
+    n_shown, tried, n = 0, 0, selection.n
+    while len(found) < n and tried < len(drawn):
+        batch = drawn[tried : tried + max(8, n - len(found))]
         tried += len(batch)
+        kept = filter_by_behavior(model, batch) if selection.shown else batch
+        n_shown += len(kept)
+        for pair in kept:
+            if pair.clean not in seen and pair.corrupted not in seen:
+                seen |= {pair.clean, pair.corrupted}
+                found.append(pair)
     if len(found) < n:
-        of_these = f", and {model.name} shows it on {len(found)} of them" if shown else ""
+        of_length = " of one token length" if selection.one_length else ""
+        of_these = f", {model.name} shows it on {n_shown} of them" if selection.shown else ""
         raise PromptPairError(
-            f"{n} pairs of {what} were asked for; drawn were {tried} different ones of one token length"
-            f"{of_these}. Ask for fewer, or give more words to choose from."
+            f"{n} pairs of {what} were asked for; drawn were {tried} different ones{of_length}{of_these}, "
+            f"and {len(found)} share no prompt with others. Ask for fewer, or give more words to choose from."
         )
     return found[:n]
 
 
-def _of_one_length(model: InterpretableModel, pairs: Sequence[PromptPair]) -> list[PromptPair]:
-    by_length: dict[int, list[PromptPair]] = defaultdict(list)
+def by_length(model: InterpretableModel, pairs: Iterable[PromptPair]) -> dict[int, list[PromptPair]]:
+    """The pairs of each token length, which are measured in one call; effects are joined by cluster.
+
+    Raises:
+        LengthMismatch: a clean and its corrupted prompt differ in length.
+    """
+    groups: dict[int, list[PromptPair]] = defaultdict(list)
     for pair in pairs:
         clean, corrupted = rows_of(model, pair.clean)[0], rows_of(model, pair.corrupted)[0]
         if len(clean) != len(corrupted):
@@ -59,22 +93,23 @@ def _of_one_length(model: InterpretableModel, pairs: Sequence[PromptPair]) -> li
                 f"{len(corrupted)}, so positions don't correspond.\n{shown}\n"
                 "Choose words whose length in tokens does not depend on their place."
             )
-        by_length[len(clean)].append(pair)
-    return max(by_length.values(), key=len, default=[])
+        groups[len(clean)].append(pair)
+    return dict(groups)
 
 
 def filter_by_behavior(model: InterpretableModel, pairs: Sequence[PromptPair]) -> list[PromptPair]:
-    """Those pairs on which the clean run prefers the answer and the corrupted run the foil."""
-    clean, corrupted = (
-        sweep.answer_logits(model, np.concatenate([rows_of(model, prompt) for prompt in prompts]))
-        for prompts in ([pair.clean for pair in pairs], [pair.corrupted for pair in pairs])
-    )
-    kept = []
-    for pair, c, x in zip(pairs, clean, corrupted, strict=True):
-        answer, foil = _answer(model, pair), _foil(model, pair)
-        if c[answer] > c[foil] and x[answer] < x[foil]:
-            kept.append(pair)
-    return kept
+    """Those pairs on which the clean run prefers the answer, and the corrupted run the foil."""
+    kept = set()
+    for group in by_length(model, pairs).values():
+        clean, corrupted = (
+            sweep.answer_logits(model, np.concatenate([rows_of(model, prompt) for prompt in prompts]))
+            for prompts in ([pair.clean for pair in group], [pair.corrupted for pair in group])
+        )
+        for pair, c, x in zip(group, clean, corrupted, strict=True):
+            answer, foil = _answer(model, pair), _foil(model, pair)
+            if c[answer] > c[foil] and x[answer] < x[foil]:
+                kept.add(pair)
+    return [pair for pair in pairs if pair in kept]
 
 
 def _answer(model: InterpretableModel, pair: PromptPair) -> int:

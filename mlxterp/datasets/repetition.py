@@ -2,31 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from mlxterp.causal.prompts.pair import PromptPair
 from mlxterp.core.model import InterpretableModel
-from mlxterp.datasets.making import filter_by_behavior, is_one_word
+from mlxterp.datasets.making import DRAWS_PER_PAIR, Selection, is_one_word, select_pairs
 from mlxterp.errors import PromptPairError
 from mlxterp.models.toy_circuit import WORDS
 
 
 def repeated_random_pairs(
-    model: InterpretableModel, n: int = 16, *, period: int = 12, seed: int = 0
+    model: InterpretableModel,
+    n: int = 16,
+    *,
+    period: int = 12,
+    seed: int = 0,
+    shown: bool = True,
+    apart_from: Sequence[PromptPair] = (),
 ) -> list[PromptPair]:
     """Random words that begin to repeat: `… dog salt … lake tree … dog` is continued with `salt`.
 
     In the corrupted prompt the words before the answer and before the foil have changed places (`… lake salt
     … dog tree … dog`), so the same repetition is continued with the foil: `tree`. Both prompts hold the same
     words, and a head that attends a fixed distance back sees the same word in both. In every pair the same
-    positions change.
+    positions change. Costs two forwards per pair that is tried, at most eight times n pairs.
 
     Args:
-        n: how many pairs.
+        n: how many pairs; no two share a prompt.
         period: how many words, all different, before they repeat; at least 6.
-        seed: of the words.
+        seed: of the words; another seed draws other pairs.
+        shown: leave out pairs on which the model does not show the behaviour; False to measure how often it
+            does.
+        apart_from: pairs that these share no prompt with, as those that were explored.
 
     Raises:
         PromptPairError: the tokenizer has too few of the words as one token, or the model does not continue
@@ -38,18 +47,15 @@ def repeated_random_pairs(
             f"period={period}: sequences are made of 6 to {len(words)} different words, those that are one "
             f"token each for {model.name}. Choose a period in that range."
         )
-    query, other = period // 4, 2 * period // 3
-    rng = np.random.default_rng(seed)
-    found: list[PromptPair] = []
-    for _ in range(4):  # a real model fails on some: draw again, a few times
-        drawn = [rng.choice(words, size=period, replace=False).tolist() for _ in range(n)]
-        found += filter_by_behavior(model, [_repetition(each, query, other) for each in drawn])
-        if len(found) >= n:
-            return found[:n]
-    raise PromptPairError(
-        f"{model.name} continues {len(found)} of {4 * n} repeated sequences of {period} words, and {n} "
-        "pairs were asked for. Ask for fewer pairs or another period; or the model has no such behaviour."
-    )
+
+    def candidates() -> Iterator[PromptPair]:
+        rng = np.random.default_rng(seed)
+        for _ in range(DRAWS_PER_PAIR * n):
+            drawn = rng.choice(words, size=period, replace=False).tolist()
+            yield _repetition(drawn, query=period // 4, other=2 * period // 3)
+
+    selection = Selection(n, shown, one_length=True, apart_from=apart_from)
+    return select_pairs(model, candidates(), selection, what=f"repetitions of {period} words")
 
 
 def _repetition(words: Sequence[str], query: int, other: int) -> PromptPair:

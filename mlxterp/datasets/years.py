@@ -8,11 +8,20 @@ import numpy as np
 
 from mlxterp.causal.prompts.pair import PromptPair
 from mlxterp.core.model import InterpretableModel
-from mlxterp.datasets.making import first_shown, rows_of
+from mlxterp.datasets.making import DRAWS_PER_PAIR, Selection, rows_of, select_pairs
 from mlxterp.errors import PromptPairError, TokenError
 
-_EVENTS = "war siege voyage conflict campaign expedition project reign dynasty dispute struggle rebellion"
-EVENTS = tuple(_EVENTS.split())
+_KINDS = """
+bitter costly difficult failed famous final first great last local long new old peaceful quiet royal secret
+short strange successful sudden third
+"""
+_EVENTS = """
+war siege voyage conflict campaign expedition project reign dynasty dispute struggle rebellion blockade
+boycott construction crisis crusade debate drought epidemic era exile experiment famine feud journey
+marriage mission negotiation occupation partnership peace pilgrimage plague program revolt search strike
+survey trade trial truce
+"""
+EVENTS = tuple(f"{kind} {event}" for kind in _KINDS.split() for event in _EVENTS.split())
 CENTURIES = (15, 16, 17, 18)
 TEMPLATE = "The {event} lasted from the year {year} to the year {century}"
 
@@ -23,6 +32,8 @@ def greater_than_pairs(
     *,
     seed: int = 0,
     shown: bool = True,
+    one_length: bool = True,
+    apart_from: Sequence[PromptPair] = (),
     events: Sequence[str] = EVENTS,
     template: str = TEMPLATE,
 ) -> list[PromptPair]:
@@ -34,11 +45,15 @@ def greater_than_pairs(
     tried, at most eight times n pairs.
 
     Args:
-        n: how many pairs, all different.
-        seed: of the draw.
+        n: how many pairs; no two share a prompt. There are about 26,000: of each event, century and digit
+            of the year, one.
+        seed: of the draw; another seed draws other pairs.
         shown: leave out pairs on which the model does not show the behaviour; False to measure how often it
             does.
-        events: nouns for what lasted; the commonest token length among the prompts is used.
+        one_length: only pairs of the commonest token length, which one call can measure; False pools all
+            lengths (`by_length`).
+        apart_from: pairs that these share no prompt with, as those that were explored.
+        events: what lasted.
         template: with `{year}`, `{century}` at its end, and `{event}` as wanted.
 
     Raises:
@@ -52,7 +67,7 @@ def greater_than_pairs(
 
     def candidates() -> Iterator[PromptPair]:
         rng = np.random.default_rng(seed)
-        for _ in range(8 * n):
+        for _ in range(DRAWS_PER_PAIR * n):
             event, century = str(rng.choice(events)), int(rng.choice(CENTURIES))
             unit, decade = int(rng.integers(2, 9)), int(rng.integers(3, 9))
             earlier = int(rng.integers(1, decade - 1))
@@ -68,7 +83,7 @@ def greater_than_pairs(
                 name=f"after {century}{decade}{unit}, not {century}{earlier}{unit}",
             )
 
-    return first_shown(model, candidates(), n, shown=shown, what="greater-than")
+    return select_pairs(model, candidates(), Selection(n, shown, one_length, apart_from), what="greater-than")
 
 
 def _continuation(model: InterpretableModel, prompt: str, digits: str) -> int:

@@ -57,8 +57,8 @@ class AnthropicCompleter:
     Raises:
         LlmUnavailable: no key, or no anthropic package.
 
-    `complete` raises LlmRejected at once for what no retry mends (400, 401, 402, 403, 404, 413, 422), LlmAway
-    when the service did not answer any try, LlmBudgetReached before a call that could pass `max_usd`.
+    `complete` raises LlmRejected at once for what no retry changes (400, 401, 402, 403, 404, 413, 422),
+    LlmAway when the service answered no try, LlmBudgetReached before a call that could pass `max_usd`.
     """
 
     def __init__(

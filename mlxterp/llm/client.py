@@ -8,7 +8,6 @@ cover: what a fault means (`faults.py`), money (`spending_limit.py`), questions 
 from __future__ import annotations
 
 import asyncio
-import math
 import os
 import warnings
 from collections.abc import Awaitable, Callable, Mapping
@@ -55,7 +54,8 @@ class CallPolicy:
 
     Attributes:
         attempts: calls for one question; None is no limit.
-        patience: seconds of waiting for one question, all its retries together.
+        patience: seconds of waiting for one question, all its retries together, where the caller has no
+            deadline.
         call_seconds: for one call, from the first byte of its request to the last of its answer.
         read_seconds: without a byte, after which a call is lost.
         pause: waits so many seconds.
@@ -176,7 +176,7 @@ class MessagesClient:
         self,
         call: Callable[[], Awaitable[T]],
         *,
-        seconds_left: Callable[[], float] = lambda: math.inf,
+        seconds_left: Callable[[], float] | None = None,
         on_wait: Callable[[TransientError, float], None] | None = None,
     ) -> T:
         """What a call gives, repeated while it fails for now.
@@ -184,7 +184,8 @@ class MessagesClient:
         The wait is as long as the service asks for, else random up to `LONGEST_WAIT`.
 
         Args:
-            seconds_left: until the caller's deadline; a wait that would pass it is not begun.
+            seconds_left: until the caller's deadline, which then limits the waits instead of `patience`: a
+                wait that would pass it is not begun.
             on_wait: is called before each wait, with the fault and the seconds.
 
         Raises:
@@ -196,11 +197,12 @@ class MessagesClient:
             return _random_wait(state) if asked is None else asked
 
         def stop(state: RetryCallState) -> bool:
-            attempts, wait = self.policy.attempts, state.upcoming_sleep
-            tired = (attempts is not None and state.attempt_number >= attempts) or (
-                state.idle_for + wait > self.policy.patience
-            )
-            return tired or wait > seconds_left()
+            attempts, seconds = self.policy.attempts, state.upcoming_sleep
+            if attempts is not None and state.attempt_number >= attempts:
+                return True
+            if seconds_left is not None:
+                return seconds > seconds_left()
+            return state.idle_for + seconds > self.policy.patience
 
         def before_sleep(state: RetryCallState) -> None:
             if on_wait is not None:

@@ -1,8 +1,8 @@
-"""What a model of the Messages API costs, and which model to take. The service reports tokens, never money.
+"""What a model of the Messages API costs, and which model to use. The service reports tokens, never money.
 
-Prices are dollars per million tokens as published on 2026-11 (platform.claude.com, "Pricing"); batch, fast
-and regional prices are not here, because no request of ours uses them. A model that is not in the table is
-priced as the dearest that is, and everything derived from it says `estimated`.
+Prices are dollars per million tokens as published on 2026-11 (platform.claude.com, "Pricing"); fast and
+regional prices are not here, because no request of ours uses them. A model that is not in the table is priced
+as the dearest that is, and everything derived from it says `estimated`.
 """
 
 from __future__ import annotations
@@ -37,17 +37,6 @@ class Price:
     @property
     def cache_write_1h(self) -> float:
         return self.input * 2.0
-
-    @property
-    def dearest_input(self) -> float:
-        """The most that one token of a request can cost: ours ask for the 5-minute cache only."""
-        longer = 0.0 if self.long_prompt is None else self.long_prompt.dearest_input
-        return max(self.cache_write, longer)
-
-    @property
-    def dearest_output(self) -> float:
-        """The most that one token of an answer can cost."""
-        return max(self.output, 0.0 if self.long_prompt is None else self.long_prompt.output)
 
 
 class Tokens(NamedTuple):
@@ -124,8 +113,12 @@ class Priced(NamedTuple):
         return millions / 1e6
 
     def at_most(self, prompt: int, output: int) -> float:
-        """What a request of at most so many tokens can cost at worst, in dollars."""
-        return (prompt * self.price.dearest_input + output * self.price.dearest_output) / 1e6
+        """What a request of at most so many tokens can cost at worst, in dollars.
+
+        The dearest token of a prompt is written to the cache; our requests ask for the 5-minute cache only.
+        """
+        prices = (self.price, self.price.long_prompt or self.price)
+        return max(prompt * each.cache_write + output * each.output for each in prices) / 1e6
 
 
 _OPUS_4 = Price(15, 75, 1.5)

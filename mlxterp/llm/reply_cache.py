@@ -1,9 +1,9 @@
-"""Replies kept on disk, so that what was paid for once is not paid for again.
+"""Replies cached on disk, so that what was paid for once is not paid for again.
 
-A reply is committed before it is handed on: a run that is killed and started again asks only what was under
-way. Kept are the sha256 of the question and the answer, never the question's texts and never a key. A refusal
-or a cut-off answer is kept too: it was paid for, and asking again the same way gives the same. Several
-processes may share a file.
+A reply is committed before it is returned: a run that is killed and started again asks only what was under
+way. The file holds the sha256 of each question and its answer, never the question's texts and never a key. A
+refusal or a cut-off answer is cached too: it was paid for, and the same question gives the same again.
+Several processes may share a file.
 """
 
 from __future__ import annotations
@@ -63,9 +63,8 @@ class ReplyCache:
                 yield self._db
             except (OSError, sqlite3.Error) as problem:
                 raise ReplyCacheError(
-                    f"replies are to be kept in {self.path}; that fails ({problem}). "
-                    "Choose a file that can be written (MLXTERP_CACHE names the default's directory), or "
-                    "move this one away."
+                    f"replies cannot be cached in {self.path} ({problem}). Choose a file that can be written "
+                    "(MLXTERP_CACHE names the default's directory), or move this one elsewhere."
                 ) from problem
 
     def _open(self) -> sqlite3.Connection:
@@ -85,8 +84,8 @@ class ReplyCache:
             db.execute("COMMIT")
             if form != _FORM:
                 raise ReplyCacheError(
-                    f"replies are to be kept in {self.path}; it is a database of form {form}, this version "
-                    f"reads form {_FORM}. Choose another file."
+                    f"replies cannot be cached in {self.path}: it is a database of form {form}, and this "
+                    f"version reads form {_FORM}. Choose another file."
                 )
             db.execute("PRAGMA journal_mode=WAL")
         except BaseException:
@@ -95,7 +94,7 @@ class ReplyCache:
         return db
 
     def get(self, key: str) -> Reply | None:
-        """The kept reply, or None."""
+        """The cached reply, or None."""
         with self._opened() as db:
             row = db.execute(
                 "SELECT text, stop_reason, tokens, usd, estimated FROM replies WHERE key = ?", (key,)
@@ -106,7 +105,7 @@ class ReplyCache:
         return Reply(text, stop_reason, Tokens(*json.loads(tokens)), usd, bool(estimated), cached=True)
 
     def put(self, key: str, reply: Reply, *, model: str, version: str) -> None:
-        """Keeps a reply; on disk when this returns."""
+        """Adds a reply; on disk when this returns."""
         tokens = json.dumps(reply.tokens)
         row = (key, model, version, reply.text, reply.stop_reason, tokens, reply.usd, reply.estimated)
         with self._opened() as db:
@@ -126,7 +125,7 @@ class ReplyCache:
             )
 
     def drop_batch(self, batch: str) -> None:
-        """Forgets a batch whose replies are kept."""
+        """Forgets a batch whose replies are here."""
         with self._opened() as db:
             db.execute("DELETE FROM batches WHERE id = ?", (batch,))
 

@@ -59,12 +59,17 @@ def margin(labels: Sequence[str]) -> float:
     return 0.14 + 0.064 * longest
 
 
+def strengths(values: np.ndarray[Any, Any], show: Heatmap) -> np.ndarray[Any, Any]:
+    """Each value as a share of the colour limit: how far from 0, or from `low` if the map has no sign."""
+    limit = max(abs(show.low), abs(show.high)) if show.diverging else show.high - show.low
+    return np.asarray((values if show.diverging else values - show.low) / (limit or 1.0))
+
+
 def colours(values: np.ndarray[Any, Any], show: Heatmap) -> np.ndarray[Any, Any]:
-    """RGBA: the hue says the sign, the opacity how far the value is from 0 (or from `low`)."""
+    """RGBA: the hue is the sign, the opacity the strength."""
     from matplotlib.colors import to_rgb
 
-    limit = max(abs(show.low), abs(show.high)) if show.diverging else show.high - show.low
-    strength = np.nan_to_num((values if show.diverging else values - show.low) / (limit or 1.0))
+    strength = np.nan_to_num(strengths(values, show))
     hue = np.where((strength >= 0)[..., None], to_rgb(POSITIVE), to_rgb(NEGATIVE))
     return np.concatenate([hue, np.clip(np.abs(strength), 0, 1)[..., None]], axis=-1)
 

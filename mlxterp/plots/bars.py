@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 _MOST_BARS = 60
 
 
-def largest_bars(show: Bars) -> Bars:
+def drawn_part(show: Bars) -> Bars:
     """The show, or the largest 60 bars of a longer ranking in their order, saying so in its title."""
     if show.ordered or len(show.labels) <= _MOST_BARS:
         return show
@@ -47,14 +47,14 @@ def largest_bars(show: Bars) -> Bars:
     )
 
 
-def bars_height(show: Bars) -> float:
+def height(show: Bars) -> float:
     """Inches."""
     if show.ordered:
         return 2.2
     return 0.55 + 0.2 * max(1, len(show.labels)) + (0.15 if show.references else 0.0)
 
 
-def draw_bars(drawn: Figure, show: Bars, area: Area) -> None:
+def draw(drawn: Figure, show: Bars, area: Area) -> None:
     """Bars in the order given; those the result is about in colour."""
     (_columns if show.ordered else _ranking)(drawn, show, area)
 

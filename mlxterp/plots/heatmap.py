@@ -18,7 +18,12 @@ if TYPE_CHECKING:
 _MOST_CELLS = 3000  # above this a picture of pixels, without a title for each cell
 
 
-def heatmap_height(show: Heatmap) -> float:
+def drawn_part(show: Heatmap) -> Heatmap:
+    """The show itself: every cell is drawn."""
+    return show
+
+
+def height(show: Heatmap) -> float:
     """Inches."""
     return 0.62 + _cell_height(len(show.row_labels)) * max(1, len(show.row_labels))
 
@@ -27,7 +32,7 @@ def _cell_height(n_rows: int) -> float:
     return min(0.26, max(4.2 / max(1, n_rows), min(0.09, 9.0 / max(1, n_rows))))
 
 
-def draw_heatmap(drawn: Figure, show: Heatmap, area: Area) -> None:
+def draw(drawn: Figure, show: Heatmap, area: Area) -> None:
     """Cells whose colour is their value, the strongest outlined, and what the colours mean beside them."""
     from matplotlib.patches import Rectangle
 
@@ -60,90 +65,57 @@ def draw_heatmap(drawn: Figure, show: Heatmap, area: Area) -> None:
             axes.text(
                 j, i, typeset(values[i, j], 2), ha="center", va="center", color=colour, fontsize=FONT - 1
             )
-    axes.add_patch(
-        Rectangle(
-            (-0.5, -0.5),
-            n_columns,
-            n_rows,
-            fill=False,
-            edgecolor=INK,
-            alpha=0.35,
-            linewidth=0.6,
-            clip_on=False,
-        )
-    )
+    _frame(axes, (-0.5, -0.5), n_columns, n_rows)
     _colour_bar(drawn, show, (left + width + 0.14, bottom + height - 0.08, plot_height, total))
 
 
 def _draw_cells(axes: Axes, values: np.ndarray[Any, Any], painted: np.ndarray[Any, Any]) -> None:
-    """A square per finite value, in one collection (a patch each takes 15 times as long); others hatched."""
-    from matplotlib.collections import PolyCollection
+    """A square per finite value; others are hatched."""
     from matplotlib.patches import Rectangle
 
     there = np.argwhere(np.isfinite(values))
     corners = np.array([(-0.5, -0.5), (0.5, -0.5), (0.5, 0.5), (-0.5, 0.5)])
-    squares = PolyCollection(
-        there[:, None, ::-1] + corners, facecolors=painted[tuple(there.T)], edgecolors="none", linewidths=0
-    )
-    squares.set_gid("cells")
+    _add_squares(axes, there[:, None, ::-1] + corners, painted[tuple(there.T)], "cells")
+    hatched: dict[str, Any] = {
+        "facecolor": "none",
+        "edgecolor": (0.5, 0.5, 0.5, 0.6),
+        "hatch": "////",
+        "linewidth": 0,
+    }
+    for i, j in np.argwhere(~np.isfinite(values)):
+        axes.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, clip_on=False, gid=f"cell-{i}-{j}", **hatched))
+
+
+def _add_squares(axes: Axes, corners: Any, painted: np.ndarray[Any, Any], gid: str) -> None:
+    """Squares in one collection: a patch each takes 15 times as long."""
+    from matplotlib.collections import PolyCollection
+
+    squares = PolyCollection(corners, facecolors=painted, edgecolors="none", linewidths=0)
+    squares.set_gid(gid)
     squares.set_clip_on(False)
     axes.add_collection(squares, autolim=False)
-    for i, j in np.argwhere(~np.isfinite(values)):
-        axes.add_patch(
-            Rectangle(
-                (j - 0.5, i - 0.5),
-                1,
-                1,
-                facecolor="none",
-                edgecolor=(0.5, 0.5, 0.5, 0.6),
-                hatch="////",
-                linewidth=0,
-                clip_on=False,
-                gid=f"cell-{i}-{j}",
-            )
-        )
+
+
+def _frame(axes: Axes, corner: tuple[float, float], width: float, height: float) -> None:
+    from matplotlib.patches import Rectangle
+
+    line: dict[str, Any] = {"edgecolor": INK, "alpha": 0.35, "linewidth": 0.6}
+    axes.add_patch(Rectangle(corner, width, height, fill=False, clip_on=False, **line))
 
 
 def _colour_bar(drawn: Figure, show: Heatmap, area: tuple[float, float, float, float]) -> None:
-    from matplotlib.collections import PolyCollection
-    from matplotlib.patches import Rectangle
-
     left, top, plot_height, total = area
     height = min(plot_height, 1.1) if plot_height > 0.6 else plot_height
     axes = axes_at(drawn, (left / WIDTH, (top - height) / total, 0.1 / WIDTH, height / total))
     axes.set(xlim=(0, 1), ylim=(show.low, show.high))
     edges = np.linspace(show.low, show.high, 42)
-    painted = colours((edges[:-1] + edges[1:]) / 2, show)
     corners = [[(0, low), (1, low), (1, high), (0, high)] for low, high in pairwise(edges.tolist())]
-    shades = PolyCollection(corners, facecolors=painted, edgecolors="none", linewidths=0)
-    shades.set_gid("shades")
-    shades.set_clip_on(False)
-    axes.add_collection(shades, autolim=False)
-    axes.add_patch(
-        Rectangle(
-            (0, show.low),
-            1,
-            show.high - show.low,
-            fill=False,
-            edgecolor=INK,
-            alpha=0.35,
-            linewidth=0.6,
-            clip_on=False,
-        )
-    )
+    _add_squares(axes, corners, colours((edges[:-1] + edges[1:]) / 2, show), "shades")
+    _frame(axes, (0, show.low), 1, show.high - show.low)
     ticks = (show.low, 0.0, show.high) if show.low < 0 else (show.low, show.high)
     axes.yaxis.tick_right()
     axes.set_yticks(ticks, [typeset(tick, 2) for tick in ticks], color=INK, fontsize=FONT - 1)
     axes.tick_params(length=0, pad=2)
     axes.set_xticks([])
-    axes.text(
-        0,
-        -0.06 / height,
-        shown(show.unit, 14),
-        transform=axes.transAxes,
-        va="top",
-        color=INK,
-        alpha=0.75,
-        fontsize=FONT - 1,
-        parse_math=False,
-    )
+    unit = shown(show.unit, 14)
+    axes.text(0, -0.06 / height, unit, transform=axes.transAxes, va="top", fontsize=FONT - 1, **SOFT)

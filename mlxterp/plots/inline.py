@@ -114,7 +114,7 @@ def _titles(show: Drawable) -> Iterator[str]:
 
 
 def cell_title(show: Drawable, row: int, column: int) -> str:
-    """What a reader is told of one cell, bar or node: where it stands, its value, its interval."""
+    """The title of one cell, bar or node: where it stands, its value, its interval."""
     if isinstance(show, Network):
         ends = [link.start for link in show.links], [link.end for link in show.links]
         counts = f"{ends[1].count(row)} edges in, {ends[0].count(row)} out"

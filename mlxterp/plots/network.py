@@ -17,7 +17,7 @@ _BOX = (0.52, 0.24)  # of a node, at most
 _LEFT, _RIGHT, _LABELLED = 0.7, 0.15, 40
 
 
-def strongest_links(show: Network) -> Network:
+def drawn_part(show: Network) -> Network:
     """The show, or the 150 strongest links of a larger one with their nodes, saying so in its title."""
     if len(show.links) <= _MOST_LINKS:
         return show
@@ -33,12 +33,12 @@ def strongest_links(show: Network) -> Network:
     )
 
 
-def network_height(show: Network) -> float:
+def height(show: Network) -> float:
     """Inches."""
     return 0.3 + _ROW * max(1, len(set(show.rows)))
 
 
-def draw_network(drawn: Figure, show: Network, area: Area) -> None:
+def draw(drawn: Figure, show: Network, area: Area) -> None:
     """Nodes as boxes, links as lines whose opacity is their share of the strongest weight."""
     from matplotlib.patches import FancyBboxPatch, PathPatch
     from matplotlib.path import Path

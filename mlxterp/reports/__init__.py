@@ -39,11 +39,12 @@ def generate_report(
     """One result or several as a page; the steps of a workflow are sections of their own.
 
     Args:
-        results: results, or the dictionaries that their `to_dict` gives. title: the heading; a single
-        result has its own. description: CommonMark under the heading: emphasis, lists, code, links to the
-        web. HTML and images in it are shown as the characters they are.
-        format: "markdown" or "html". include_plots: in HTML, figures. A Markdown text alone cannot hold
-        figures, so it describes them in words;
+        results: results, or the dictionaries that their `to_dict` gives.
+        title: the heading; a single result has its own.
+        description: CommonMark under the heading: emphasis, lists, code, links to the web. HTML and images in
+            it are shown as the characters they are.
+        format: "markdown" or "html".
+        include_plots: in HTML, figures. A Markdown text alone cannot hold figures, so it describes them;
             `save_report` writes them beside it.
         include_json: append every result in full, as one JSON array.
 

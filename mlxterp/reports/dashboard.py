@@ -50,7 +50,7 @@ class Accuracy:
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureEntry:
-    """What the page says of one feature.
+    """What the page shows of one feature.
 
     Attributes:
         feature_id: its index in the SAE.
@@ -110,14 +110,14 @@ def dashboard(
     if not ids or len(set(ids)) < len(ids):
         given = "no features" if not ids else "a feature twice"
         raise ResultError(f"a dashboard of {given}. Give at least one feature, and each once.")
-    words = _Words()
-    entries = [_entry(each, words) for each in features]
+    texts = _TokenTexts()
+    entries = [_entry(each, texts) for each in features]
     return pages.Page("html").render(
         "dashboard",
         title=title,
         about=dict(about or {}),
         n_features=len(ids),
-        data=pages.data_block({"words": words.every, "features": entries}),
+        data=pages.data_block({"texts": texts.every, "features": entries}),
         script=pages.script("dashboard"),
     )
 
@@ -130,22 +130,22 @@ def write_dashboard(path: str | Path, html: str) -> Path:
     return path
 
 
-class _Words:
+class _TokenTexts:
     """Token texts, each held once: an excerpt holds their numbers."""
 
     def __init__(self) -> None:
         self.every: list[str] = []
         self._at: dict[str, int] = {}
 
-    def at(self, word: str) -> int:
-        found = self._at.get(word)
+    def at(self, text: str) -> int:
+        found = self._at.get(text)
         if found is None:
-            found = self._at[word] = len(self.every)
-            self.every.append(visible(word))
+            found = self._at[text] = len(self.every)
+            self.every.append(visible(text))
         return found
 
 
-def _entry(given: FeatureEntry, words: _Words) -> dict[str, Any]:
+def _entry(given: FeatureEntry, texts: _TokenTexts) -> dict[str, Any]:
     best = given.accuracies[0].value if given.accuracies else None
     return {
         "id": given.feature_id,
@@ -163,7 +163,7 @@ def _entry(given: FeatureEntry, words: _Words) -> dict[str, Any]:
         "sensitivityDetails": visible(given.sensitivity_details),
         "density": _number(given.density),
         "max": _number(given.max_activation),
-        "told": [
+        "numbers": [
             ["fires at", f"{number(100 * given.density)} % of tokens"],
             ["largest activation", number(given.max_activation)],
             ["mean where it fires", number(given.mean_activation)],
@@ -171,23 +171,23 @@ def _entry(given: FeatureEntry, words: _Words) -> dict[str, Any]:
         ],
         "counts": list(given.counts),
         "examples": [
-            [visible(group.title), [_excerpt(excerpt, words) for excerpt in group.excerpts]]
+            [visible(group.title), [_excerpt(excerpt, texts) for excerpt in group.excerpts]]
             for group in given.examples
         ],
-        "tokens": _weights(given.top_tokens, words),
-        "promoted": _weights(given.promoted, words),
-        "suppressed": _weights(given.suppressed, words),
+        "tokens": _weights(given.top_tokens, texts),
+        "promoted": _weights(given.promoted, texts),
+        "suppressed": _weights(given.suppressed, texts),
         "neighbours": list(given.neighbours),
     }
 
 
-def _excerpt(given: Excerpt, words: _Words) -> list[Any]:
+def _excerpt(given: Excerpt, texts: _TokenTexts) -> list[Any]:
     fired = [[i, _short(a)] for i, a in enumerate(given.activations) if a]
-    return [[words.at(token) for token in given.tokens], fired, given.peak, visible(given.place)]
+    return [[texts.at(token) for token in given.tokens], fired, given.peak, visible(given.place)]
 
 
-def _weights(given: Weighted, words: _Words) -> list[list[Any]]:
-    return [[words.at(token), _short(weight)] for token, weight in given]
+def _weights(given: Weighted, texts: _TokenTexts) -> list[list[Any]]:
+    return [[texts.at(token), _short(weight)] for token, weight in given]
 
 
 def _short(value: float) -> float:

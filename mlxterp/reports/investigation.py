@@ -1,7 +1,7 @@
 """The report of an investigation: what the person finds in the morning, made from log entries alone.
 
 Lives here: which entries stand where, the tally, the budget. Numbers come from the log; nothing is computed
-anew. Does not live here: one entry in words (`items.py`), files and figures (`page.py`), the layout
+anew. Does not live here: one entry (`items.py`), files and figures (`page.py`), the layout
 (`templates/`).
 """
 

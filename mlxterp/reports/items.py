@@ -1,4 +1,4 @@
-"""One entry of the log in the words and values that a page shows.
+"""One entry of the log as the values that a page shows.
 
 Lives here: verdicts and what they mean, the analyses and numbers inside an entry. Does not live here: which
 entries stand where (`investigation.py`), the keep rule (`mlxterp.autointerpret`).
@@ -43,7 +43,7 @@ _MEANINGS = {
 
 @dataclass(frozen=True)
 class Badge:
-    """A verdict as a reader sees it: its word, its tone (a CSS class), what it means."""
+    """A verdict as a reader sees it: its label, its tone (a CSS class), what it means."""
 
     label: str
     tone: str
@@ -52,7 +52,7 @@ class Badge:
 
 @dataclass(frozen=True)
 class Item:
-    """One entry of the log, ready to be set in a page."""
+    """One entry of the log as the templates print it."""
 
     id: str
     step: str
@@ -166,18 +166,18 @@ def _error(entry: ExperimentEntry) -> str:
 
 
 def _effect(record: Mapping[str, Any]) -> str:
-    """The held-out effect in words, where a judge measured one."""
+    """The held-out effect as a sentence, where a judge measured one."""
     measured = record.get("measured")
     confirm = measured.get("confirm") if isinstance(measured, Mapping) else None
     if not isinstance(confirm, Mapping) or not isinstance(confirm.get("effect"), (int, float)):
         return ""
-    words = f"Held-out effect {number(confirm['effect'])}"
+    text = f"Held-out effect {number(confirm['effect'])}"
     ci = confirm.get("ci")
     if isinstance(ci, (list, tuple)) and len(ci) == 2 and all(isinstance(end, (int, float)) for end in ci):
-        words += f", interval {number(ci[0])} to {number(ci[1])}"
+        text += f", interval {number(ci[0])} to {number(ci[1])}"
     if isinstance(confirm.get("n"), int):
-        words += f", {confirm['n']} items"
-    return words + "."
+        text += f", {confirm['n']} items"
+    return text + "."
 
 
 def _finding_path(project: Path, experiment_id: str) -> str:

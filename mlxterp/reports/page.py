@@ -27,7 +27,7 @@ from mlxterp.errors import ResultError
 from mlxterp.reports import prose
 from mlxterp.results import markdown
 from mlxterp.results.shows import Cell, Section, Table, describe
-from mlxterp.text import clip, typeset, visible
+from mlxterp.text import clip, slug, typeset, visible
 
 MOST_ROWS = 200
 _HTML_SUFFIXES = (".html", ".htm")
@@ -76,9 +76,10 @@ class Page:
     """One rendering: the environment of its format and the figures it drew.
 
     Args:
-        format: "html" or "markdown". figures_in: what Markdown's links to its figures begin with,
-        `report_files/` or `attachment:`; None writes descriptions only. include_plots: False leaves figures
-        out and writes their descriptions.
+        format: "html" or "markdown".
+        figures_in: what Markdown's links to its figures begin with, `report_files/` or `attachment:`; None
+            writes descriptions only.
+        include_plots: False leaves figures out and writes their descriptions.
     """
 
     def __init__(self, format: str, *, figures_in: str | None = None, include_plots: bool = True) -> None:
@@ -104,7 +105,7 @@ class Page:
             return Markup(plots.svg(show))
         if self._figures_in is None:
             return self._described(show)
-        name = f"{len(self.files) + 1:03d}-{_slug(show.title)}.png"
+        name = f"{len(self.files) + 1:03d}-{slug(show.title, default='figure')}.png"
         self.files[name] = plots.png(show)
         alt = markdown.escape(describe(show))
         return Verbatim(f"![{alt}]({self._figures_in}{name})")
@@ -242,10 +243,6 @@ def moment(timestamp: float | None) -> str:
 
 def _now() -> str:
     return datetime.now(tz=timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
-
-
-def _slug(text: str) -> str:
-    return "-".join(re.findall(r"[a-z0-9]+", text.lower()))[:40].strip("-") or "figure"
 
 
 def fragment(section: Section) -> str:

@@ -1,4 +1,4 @@
-"""A user's own words, written in CommonMark, as HTML or Markdown that can do nothing.
+"""A user's description, written in CommonMark, as HTML or Markdown without anything active.
 
 Lives here: what of CommonMark may stand in a description: paragraphs, emphasis, code, lists, quotes, links to
 the web. HTML and images may not: they stay visible as the characters they are. Does not live here: text from
@@ -68,6 +68,6 @@ def _every(tokens: list[Token]) -> list[Token]:
 @lru_cache(maxsize=2)
 def _parser(*, html: bool) -> MarkdownIt:
     parser = MarkdownIt("commonmark", {"html": html})
-    if html:  # reads like the most careless reader, which makes a link of any address
+    if html:  # as a renderer that makes a link of any address
         parser.validateLink = lambda url: True  # type: ignore[method-assign]  # noqa: ARG005
     return parser

@@ -1,9 +1,9 @@
-"""Pages to explore a result in: a cell of a heatmap tells its place and value when it is pointed at.
+"""Interactive pages: pointing at a cell of a heatmap shows its place and value.
 
-Lives here: attention patterns, patching maps and other matrices as SVG that one small script of ours reads
-out, for the mouse and for the keyboard. Without the script a cell's title does the same. Does not live here:
-which matrices a result has (`AnalysisResult.panels`), figures for print (`mlxterp.plots`), the script
-(`templates/interactive.js`).
+Lives here: attention patterns, patching maps and other matrices as SVG, with one small script of ours that
+reads cells out for the mouse and the keyboard. Without the script a cell's title does the same. Does not
+live here: which matrices a result has (`AnalysisResult.panels`), figures for print (`mlxterp.plots`), the
+script (`templates/interactive.js`).
 """
 
 from __future__ import annotations
@@ -14,16 +14,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from markupsafe import Markup
 
 from mlxterp import plots
-from mlxterp.plots.axes import shown
+from mlxterp.plots.axes import shown, strengths
 from mlxterp.reports import page as pages
 from mlxterp.results.base import AnalysisResult
 from mlxterp.results.shows import Heatmap, Section, describe
 from mlxterp.text import typeset, visible
 
-_TITLED = 20_000  # cells of a page that have a title of their own; of further ones only the script tells
+_TITLED = 20_000  # cells of a page that have a title of their own; of further ones only the script knows
 _SIDE, _LETTER, _LONGEST = 14.0, 4.2, 18
 _LEVELS = 12
 _LARGE = 420.0  # a wider map has a row of the page to itself
@@ -49,7 +50,7 @@ class InteractiveView:
 def interactive(
     result: AnalysisResult, path: str | Path | None = None, *, title: str | None = None
 ) -> InteractiveView:
-    """A page in which pointing at a cell tells its token, layer, head and value, with its interval if any.
+    """A page in which pointing at a cell shows its token, layer, head and value, with its interval if any.
 
     Of attention patterns (`causal.attention_patterns`) every head is there, and the tokens are coloured by
     how much the one pointed at attends to them; of a patching sweep over positions they are coloured by their
@@ -93,7 +94,7 @@ class Cell(NamedTuple):
 
     x: str
     y: str
-    tone: str
+    sign: str
     opacity: str
     title: str
 
@@ -110,8 +111,8 @@ class Label(NamedTuple):
 class Panel:
     """A heatmap as the template sets it: sizes in units of the SVG.
 
-    `cells` are squares with titles; where there are too many, `washes` are all squares of about one opacity
-    in one path each.
+    `cells` are squares with titles; where there are too many, `paths` are (class, opacity, path), each of all
+    squares of about one opacity.
     """
 
     title: str
@@ -128,7 +129,7 @@ class Panel:
     row_labels: tuple[Label, ...]
     column_labels: tuple[Label, ...]
     cells: tuple[Cell, ...]
-    washes: tuple[tuple[str, str, str], ...]
+    paths: tuple[tuple[str, str, str], ...]
 
 
 def _laid_out(panels: Sequence[Heatmap]) -> Iterator[Panel]:
@@ -170,21 +171,15 @@ def _panel(panel: Heatmap, *, titled: bool) -> Panel:
             for j, text in enumerate(columns)
         ),
         cells=tuple(_cells(panel, left)) if titled else (),
-        washes=() if titled else tuple(_washes(panel, left)),
+        paths=() if titled else tuple(_paths(panel, left)),
     )
 
 
 def _painted(panel: Heatmap) -> Iterator[tuple[int, int, float]]:
     """Row, column and strength between -1 and 1 of the cells that have a colour."""
-    limit = max(abs(panel.low), abs(panel.high)) if panel.diverging else panel.high - panel.low
-    base = 0.0 if panel.diverging else panel.low
-    for i, row in enumerate(panel.values):
-        for j, value in enumerate(row):
-            strength = (value - base) / (limit or 1.0)
-            if math.isnan(strength):
-                yield i, j, strength
-            elif abs(strength) >= 0.5e-3:
-                yield i, j, max(-1.0, min(1.0, strength))
+    found = strengths(np.array(panel.values, dtype=np.float64), panel)
+    for i, j in np.argwhere(np.isnan(found) | (np.abs(found) >= 0.5e-3)):
+        yield int(i), int(j), float(np.clip(found[i, j], -1.0, 1.0))
 
 
 def _cells(panel: Heatmap, left: float) -> Iterator[Cell]:
@@ -192,23 +187,23 @@ def _cells(panel: Heatmap, left: float) -> Iterator[Cell]:
         yield Cell(
             f"{left + _SIDE * j:g}",
             f"{_SIDE * i:g}",
-            _tone(strength),
+            _sign(strength),
             f"{0.3 if math.isnan(strength) else abs(strength):.3g}",
             plots.cell_title(panel, i, j),
         )
 
 
-def _washes(panel: Heatmap, left: float) -> Iterator[tuple[str, str, str]]:
+def _paths(panel: Heatmap, left: float) -> Iterator[tuple[str, str, str]]:
     squares: dict[tuple[str, str], list[str]] = {}
     for i, j, strength in _painted(panel):
         level = 0.3 if math.isnan(strength) else math.ceil(abs(strength) * _LEVELS) / _LEVELS
         where = f"M{left + _SIDE * j:g} {_SIDE * i:g}h{_SIDE:g}v{_SIDE:g}h-{_SIDE:g}z"
-        squares.setdefault((_tone(strength), f"{level:.2g}"), []).append(where)
-    for (tone, opacity), paths in squares.items():
-        yield tone, opacity, "".join(paths)
+        squares.setdefault((_sign(strength), f"{level:.2g}"), []).append(where)
+    for (sign, opacity), parts in squares.items():
+        yield sign, opacity, "".join(parts)
 
 
-def _tone(strength: float) -> str:
+def _sign(strength: float) -> str:
     return "missing" if math.isnan(strength) else "positive" if strength > 0 else "negative"
 
 
@@ -220,13 +215,13 @@ def _tokens_along(panel: Heatmap) -> str | None:
 
 
 def _data(panels: Sequence[Heatmap]) -> dict[str, Any]:
-    """What the script tells: the same words as in the titles. Lists of labels are held once."""
+    """What the script shows: the same text as in the titles. Lists of labels are held once."""
     lists: dict[tuple[str, ...], int] = {}
 
     def held(labels: Sequence[str]) -> int:
         return lists.setdefault(tuple(visible(label) for label in labels), len(lists))
 
-    told = [
+    plain = [
         {
             "within": visible(panel.within),
             "rowAxis": visible(panel.row_axis),
@@ -236,8 +231,8 @@ def _data(panels: Sequence[Heatmap]) -> dict[str, Any]:
             "values": [" ".join(typeset(value) for value in row) for row in panel.values],
             "details": None if panel.details is None else [list(map(visible, row)) for row in panel.details],
             "limit": max(abs(panel.low), abs(panel.high)) or 1.0,
-            "words": _tokens_along(panel),
+            "tokens": _tokens_along(panel),
         }
         for panel in panels
     ]
-    return {"labels": [list(labels) for labels in lists], "panels": told, "side": _SIDE}
+    return {"labels": [list(labels) for labels in lists], "panels": plain, "side": _SIDE}

@@ -341,6 +341,7 @@ def _accuracy(label: Mapping[str, Any]) -> str | None:
     """The least of the scores that a confidence is made of, with its interval."""
     scores = label.get("scores", {})
     own = [scores[name] for name in ("rule", "detection", "fuzzing") if name in scores]
+    own = [score for score in own if score["balanced_accuracy"] is not None]
     if not own:
         return None
     worst = min(own, key=lambda score: float(score["balanced_accuracy"]))

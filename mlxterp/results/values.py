@@ -65,7 +65,13 @@ def converters(cls: type) -> Mapping[str, Converter]:
 
     `metadata={"convert": function}` of a field takes the place of what its annotation says.
     """
-    hints = typing.get_type_hints(cls)
+    try:
+        hints = typing.get_type_hints(cls)
+    except NameError as problem:
+        raise ResultError(
+            f"the fields of {cls.__qualname__} cannot be read: {problem}. Annotations say how fields are "
+            "converted, so import what they name at the top of the module, also at run time."
+        ) from problem
     found: dict[str, Converter] = {}
     for each in dataclasses.fields(cls):
         convert = each.metadata.get("convert") or _converter(hints[each.name], each.name)

@@ -1,7 +1,5 @@
-"""`python -m mlxterp.sae train`: an SAE from a model and texts in files, with a bar that says how it goes.
-
-Lives here: arguments and what is shown. Does not live here: training (`train.py`).
-"""
+"""`python -m mlxterp.sae train`: trains an SAE on a model's activations over texts in files, with a
+progress bar."""
 
 from __future__ import annotations
 
@@ -26,12 +24,12 @@ from mlxterp.sae.training.activations import cached_activations
 from mlxterp.sae.training.train import TrainingProgress, train_sae
 
 HELD_OUT = 20
-"""Every how manieth document is kept to measure on."""
+"""One document of so many is held out to measure on."""
 
 
 def read_texts(paths: Sequence[Path]) -> list[str]:
-    """Documents: each line of a `.jsonl` file (a string, or an object with "text"), else parts of a file that
-    are apart by empty lines.
+    """Documents: each line of a `.jsonl` file (a string, or an object with "text"); of other files the parts
+    between empty lines.
 
     Raises:
         TooLittleData: no document in the files.
@@ -79,23 +77,23 @@ def train(arguments: argparse.Namespace, console: Console) -> SAEQualityResult:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
-        TextColumn("{task.fields[said]}"),
+        TextColumn("{task.fields[status]}"),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console) as bar:
-        reading = bar.add_task("activations", said="", total=None)
+        reading = bar.add_task("activations", status="", total=None)
         source = cached_activations(
             model,
             to_train,
             places,
             progress=lambda done, total: bar.update(
-                reading, completed=done, total=total, said=f"{done:,} tokens"
+                reading, completed=done, total=total, status=f"{done:,} tokens"
             ),
         )
         bar.update(
-            reading, total=source.n_tokens, completed=source.n_tokens, said=f"{source.n_tokens:,} tokens"
+            reading, total=source.n_tokens, completed=source.n_tokens, status=f"{source.n_tokens:,} tokens"
         )
-        task = bar.add_task("finding a learning rate", said="", total=None)
+        task = bar.add_task("finding a learning rate", status="", total=None)
         trained = train_sae(
             source, config, checkpoint=arguments.checkpoint, progress=lambda at: _show(bar, task, at)
         )
@@ -107,11 +105,11 @@ def train(arguments: argparse.Namespace, console: Console) -> SAEQualityResult:
 
 
 def _show(bar: Progress, task: TaskID, at: TrainingProgress) -> None:
-    said = (
+    status = (
         f"loss {at.loss:.3f}  FVU {at.fvu:.3f}  L0 {at.l0:.1f}  dead {at.dead:.0%}  "
         f"{at.tokens_per_second:,.0f} tokens/s"
     )
-    bar.update(task, description=at.name, completed=at.step, total=at.steps, said=said)
+    bar.update(task, description=at.name, completed=at.step, total=at.steps, status=status)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -133,7 +131,7 @@ def parser() -> argparse.ArgumentParser:
         type=Path,
         nargs="+",
         help="files: .jsonl, or text with empty lines between documents; "
-        "without it, the Austen sample that ships",
+        "without it, the bundled Austen sample",
     )
     one.add_argument(
         "--out", type=Path, required=True, help="directory for cfg.json and sae_weights.safetensors"
@@ -141,11 +139,13 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--d-sae", type=int, default=1024, help="features (default: %(default)s)")
     one.add_argument("--k", type=int, default=32, help="active features a token (default: %(default)s)")
     one.add_argument("--variant", choices=VARIANTS, default="batchtopk", help="(default: %(default)s)")
-    one.add_argument("--epochs", type=int, default=4, help="times each token is seen (default: %(default)s)")
+    one.add_argument(
+        "--epochs", type=int, default=4, help="times each token is trained on (default: %(default)s)"
+    )
     one.add_argument("--learning-rate", type=float, help="without it, one is found by short runs")
     one.add_argument("--seed", type=int, default=0)
-    one.add_argument("--checkpoint", type=Path, help="directory to go on from after an interruption")
-    one.add_argument("--losses", action="store_true", help="measure, too, what the model loses by the SAE")
+    one.add_argument("--checkpoint", type=Path, help="directory to resume from after an interruption")
+    one.add_argument("--losses", action="store_true", help="also measure the model's losses with the SAE")
     return made
 
 

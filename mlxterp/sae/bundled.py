@@ -1,7 +1,4 @@
-"""The SAE that ships: small, for examples and first looks.
-
-Lives here: loading it. Does not live here: how it was made (`python -m tests.benchmarks.sae_smollm2 bundle`).
-"""
+"""The bundled SAE: small, for examples. `python -m tests.benchmarks.sae_smollm2 bundle` makes it."""
 
 from __future__ import annotations
 
@@ -18,8 +15,8 @@ BUNDLED = {"smollm2-135m": "sae_smollm2_135m_L15"}
 def bundled_sae(model: str = "smollm2-135m") -> SAE:
     """The SAE in the package for this model: 1,024 features of SmolLM2-135M's residual stream after layer 15.
 
-    2.4 MB in bfloat16; computes in float32. With so few features many are coarse: `sae.metadata` says on what
-    it was trained, a million tokens of Brown and Austen three times, and how good it is.
+    2.4 MB in bfloat16; computes in float32. With so few features many are coarse. `sae.metadata` holds its
+    training, three epochs over a million tokens of Brown and Austen, and its quality.
 
     Raises:
         SAEError: there is none for this model.

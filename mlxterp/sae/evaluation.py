@@ -1,17 +1,14 @@
-"""How good an SAE is: reconstruction, sparsity, and what the model loses when it computes with it.
-
-Lives here: measuring on a model's texts or on arrays. Does not live here: the runs behind the
-losses (`evaluation.py`), the result as a value (`mlxterp.results.sae_quality`), planted truth
-(`evaluation.py`).
+"""How good an SAE is: reconstruction, sparsity, the model's losses with it, and recovery of planted features.
 
 Sums are kept for each document in float64, and every ratio is a ratio of sums; intervals are the jackknife's
-over documents, because the tokens of one document are no independent samples.
+over documents, because the tokens of one document are no independent samples. `mlxterp.results.sae_quality`
+is the result.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
@@ -23,97 +20,22 @@ from mlxterp.core.hook_points import HookPoint
 from mlxterp.core.interventions import replace
 from mlxterp.core.linux_blas import swiglu as fast_math
 from mlxterp.core.model import InterpretableModel
-from mlxterp.core.tokens import pad
+from mlxterp.core.tokens import Padded, pad
 from mlxterp.errors import SAEError, TooLittleData
 from mlxterp.results.sae_quality import Quality, SAEQualityResult
 from mlxterp.sae.sae import SAE
-from mlxterp.sae.training.activations import Ids, StreamedActivations
+from mlxterp.sae.training.activations import StreamedActivations
 from mlxterp.statistics.intervals import Bounded, of_sums, wilson
 from mlxterp.statistics.ratio import mean_of
-
-_ROWS_AT_ONCE = 8
-
-
-@dataclass(eq=False)
-class _LossSums:
-    n: int
-    sums: dict[str, Exact] = field(default_factory=dict)
-
-    def add(self, name: str, documents: NDArray[Any], values: NDArray[Any]) -> None:
-        np.add.at(self.sums.setdefault(name, np.zeros(self.n)), documents, values.astype(np.float64))
-
-
-def model_losses(
-    model: InterpretableModel, sae: SAE, source: StreamedActivations, n_texts: int, mean: mx.array
-) -> dict[str, Exact]:
-    """Cross-entropy and KL sums of each document, clean and with the activation replaced."""
-    found = _LossSums(n_texts)
-    rows = [(i, row) for i in range(n_texts) for row in source.rows_of_text(i)]
-    rows.sort(key=lambda pair: -len(pair[1]))
-    for low in range(0, len(rows), _ROWS_AT_ONCE):
-        _losses_of(model, sae, source, rows[low : low + _ROWS_AT_ONCE], mean, found)
-    return found.sums
-
-
-def _losses_of(
-    model: InterpretableModel,
-    sae: SAE,
-    source: StreamedActivations,
-    rows: Sequence[tuple[int, Ids]],
-    mean: mx.array,
-    found: _LossSums,
-) -> None:
-    batch = pad([row for _, row in rows])
-    counted = source.counted(batch)
-    predicts = counted.copy()
-    predicts[:, :-1] &= batch.mask[:, 1:]
-    predicts[:, -1] = False
-    if not predicts.any():
-        return
-    row, pos = np.nonzero(predicts)
-    documents = np.array([rows[i][0] for i in row.tolist()])
-    answers = batch.tokens[row, pos + 1]
-    at = mx.array(row * batch.tokens.shape[1] + pos)
-    read, written = sae.point, sae.point_out
-
-    def log_probs(value: mx.array | None) -> tuple[NDArray[np.float32], dict[HookPoint, mx.array]]:
-        edits = [] if value is None else [replace(written, value)]
-        capture = [] if value is not None else list({read, written})
-        with fast_math.used(model.architecture):
-            logits, seen = model.run(
-                batch.tokens, interventions=edits, capture=capture, lengths=batch.lengths
-            )
-            chosen = logits.reshape(-1, logits.shape[-1])[at].astype(mx.float32)
-            mx.eval(chosen, seen)
-        scores = np.array(chosen)
-        scores -= scores.max(axis=1, keepdims=True)
-        scores -= np.log(np.exp(scores).sum(axis=1, keepdims=True))
-        return scores, seen
-
-    clean, seen = log_probs(None)
-    found.add("predicted", documents, np.ones(len(documents)))
-    found.add("ce_clean", documents, -clean[np.arange(len(answers)), answers])
-    # An attention sink stays what it is: no SAE is trained on them, and everything later looks at them.
-    flat = {str(point): np.array(x.astype(mx.float32)).reshape(counted.size, -1) for point, x in seen.items()}
-    here = mx.array(counted & source.usual(flat).reshape(counted.shape))[:, :, None]
-    activation = seen[written]
-    stand_ins = {
-        "reconstructed": sae.reconstruct(seen[read]),
-        "zero": mx.zeros_like(activation),
-        "mean": mx.broadcast_to(mean, activation.shape),
-    }
-    probabilities = np.exp(clean)
-    for name, value in stand_ins.items():
-        edited, _ = log_probs(mx.where(here, value.astype(activation.dtype), activation))
-        found.add(f"ce_{name}", documents, -edited[np.arange(len(answers)), answers])
-        found.add(f"kl_{name}", documents, (probabilities * (clean - edited)).sum(axis=1))
-
 
 Exact = NDArray[np.float64]
 Sums = Mapping[str, Exact]  # name → [documents] or [documents, d]
 
 DENSE = 0.1
+FOUND = 0.9
+COVERS = 0.25
 _TOKENS_AT_ONCE = 2048
+_ROWS_AT_ONCE = 8
 _GROUPS = 200
 
 
@@ -133,7 +55,7 @@ def fvu(activations: ArrayLike, reconstruction: ArrayLike) -> float:
     x, rec = x.reshape(-1, x.shape[-1]), rec.reshape(-1, x.shape[-1])
     variance = float(((x - x.mean(axis=0)) ** 2).sum())
     if variance == 0:
-        raise SAEError(f"{len(x)} tokens without any variance: FVU means nothing. Give different tokens.")
+        raise SAEError(f"{len(x)} tokens without any variance: FVU is undefined. Give different tokens.")
     return float(((x - rec) ** 2).sum()) / variance
 
 
@@ -147,10 +69,10 @@ def sae_quality(
     batch_tokens: int = 4096,
     seed: int = 0,  # noqa: ARG001 - of earlier versions, whose intervals were drawn
 ) -> SAEQualityResult:
-    """FVU, L0, dead and dense shares of an SAE on texts; and, with `losses`, what the model loses by it.
+    """FVU, L0, dead and dense shares of an SAE on texts; with `losses`, also the model's losses with it.
 
     For the losses the model runs with the reconstruction, with zeros and with the mean in place of the
-    activation, at the tokens that count (`activations.py` says which); the rest stays as it is. CE recovered
+    activation, at the tokens that count (`mlxterp.sae.texts`); other tokens are unchanged. CE recovered
     = (CE_ablated − CE_reconstructed) / (CE_ablated − CE_clean), 1 if nothing is lost; KL recovered likewise.
     For a transcoder, activation and reconstruction are those of where it writes.
 
@@ -158,7 +80,7 @@ def sae_quality(
     token.
 
     Args:
-        texts: not those it was trained on; a document each.
+        texts: a document each; other texts than those it was trained on.
         seed: of earlier versions, whose intervals were drawn; changes nothing.
 
     Raises:
@@ -189,13 +111,13 @@ def reconstruction_quality(
     documents: ArrayLike | None = None,
     seed: int = 0,  # noqa: ARG001 - of earlier versions, whose intervals were drawn
 ) -> SAEQualityResult:
-    """The same without a model, and so without losses.
+    """`sae_quality` of given activations: without a model, and so without losses.
 
     Args:
         x: [tokens, d_in].
-        y: [tokens, d_out], what a transcoder is to give; None: x.
-        documents: [tokens], which document each token is of, for the intervals; None: tokens are independent,
-            and 200 groups of them are drawn.
+        y: [tokens, d_out], a transcoder's targets; None: x.
+        documents: [tokens], the document of each token, for the intervals; None: tokens are independent, and
+            200 groups of them are resampled.
     """
     read = np.asarray(x, dtype=np.float32)
     written = read if y is None else np.asarray(y, dtype=np.float32)
@@ -230,7 +152,7 @@ def _measured(
         active = acts > 0
         mx.eval(rec, active)
         fired += np.array(active.sum(axis=0), dtype=np.float64)
-        # About the mean of all: the sums stay small, and nothing is lost in a difference of large numbers.
+        # Centred on the mean of all tokens, so that no difference of large sums loses digits.
         about = y[low : low + _TOKENS_AT_ONCE].astype(np.float64) - mean
         found = np.array(rec).astype(np.float64) - mean
         where = documents[low : low + _TOKENS_AT_ONCE]
@@ -313,13 +235,69 @@ def _quality(name: str, bounded: Bounded) -> Quality:
 
 
 def _share(name: str, which: NDArray[np.bool_]) -> Quality:
-    """A share of the features with its Wilson interval: the features as a sample of what might be learned."""
+    """A share of the features with its Wilson interval."""
     return _quality(name, wilson(int(which.sum()), len(which)))
 
 
-FOUND = 0.9
-COVERS = 0.25
-_TOKENS = 8192
+def model_losses(
+    model: InterpretableModel, sae: SAE, source: StreamedActivations, n_texts: int, mean: mx.array
+) -> dict[str, Exact]:
+    """Cross-entropy and KL sums of each document: of the model, and with the activation replaced.
+
+    An attention sink keeps its activation: no SAE is trained on them, and later layers attend to them.
+    """
+    found: dict[str, Exact] = {}
+
+    def add(name: str, documents: NDArray[np.int64], values: NDArray[Any]) -> None:
+        np.add.at(found.setdefault(name, np.zeros(n_texts)), documents, values.astype(np.float64))
+
+    rows = [(i, row) for i in range(n_texts) for row in source.rows_of_text(i)]
+    rows.sort(key=lambda pair: -len(pair[1]))
+    for low in range(0, len(rows), _ROWS_AT_ONCE):
+        texts, tokens = zip(*rows[low : low + _ROWS_AT_ONCE], strict=True)
+        batch = pad(tokens)
+        counted = source.counted(batch)
+        predicts = counted.copy()
+        predicts[:, :-1] &= batch.mask[:, 1:]
+        predicts[:, -1] = False
+        if not predicts.any():
+            continue
+        row, pos = np.nonzero(predicts)
+        documents, answers = np.array(texts)[row], batch.tokens[row, pos + 1]
+        clean, seen = _log_probs(model, sae, batch, predicts, None)
+        add("predicted", documents, np.ones(len(documents)))
+        add("ce_clean", documents, -clean[np.arange(len(answers)), answers])
+        flat = {str(p): np.array(x.astype(mx.float32)).reshape(counted.size, -1) for p, x in seen.items()}
+        here = mx.array(counted & source.usual(flat).reshape(counted.shape))[:, :, None]
+        activation = seen[sae.point_out]
+        replacements = {
+            "reconstructed": sae.reconstruct(seen[sae.point]),
+            "zero": mx.zeros_like(activation),
+            "mean": mx.broadcast_to(mean, activation.shape),
+        }
+        for name, value in replacements.items():
+            value = mx.where(here, value.astype(activation.dtype), activation)
+            edited, _ = _log_probs(model, sae, batch, predicts, value)
+            add(f"ce_{name}", documents, -edited[np.arange(len(answers)), answers])
+            add(f"kl_{name}", documents, (np.exp(clean) * (clean - edited)).sum(axis=1))
+    return found
+
+
+def _log_probs(
+    model: InterpretableModel, sae: SAE, batch: Padded, at: NDArray[np.bool_], value: mx.array | None
+) -> tuple[NDArray[np.float32], dict[HookPoint, mx.array]]:
+    """Log probabilities [n, d_vocab] at these positions, with `value` where the SAE writes; without it,
+    also the activations where the SAE reads and writes."""
+    edits = [] if value is None else [replace(sae.point_out, value)]
+    capture = [] if value is not None else list({sae.point, sae.point_out})
+    with fast_math.used(model.architecture):
+        logits, seen = model.run(batch.tokens, interventions=edits, capture=capture, lengths=batch.lengths)
+        chosen = logits.reshape(-1, logits.shape[-1])[mx.array(np.flatnonzero(at))].astype(mx.float32)
+        mx.eval(chosen, seen)
+    scores = np.array(chosen)
+    scores -= scores.max(axis=1, keepdims=True)
+    scores -= np.log(np.exp(scores).sum(axis=1, keepdims=True))
+    return scores, seen
 
 
 @dataclass(frozen=True, eq=False)
@@ -380,7 +358,7 @@ def absorption(
     *,
     seed: int = 0,  # noqa: ARG001 - of earlier versions, whose intervals were drawn
 ) -> Quality:
-    """How often a general feature is silent because a special one has taken it over; 0 is best.
+    """How often a general feature does not fire because a specific one has absorbed it; 0 is best.
 
     A parent is a true feature that others, its children, only fire together with. On a token where it fires
     in truth, it is absorbed if the feature matched with it (`recovery`) does not fire, and a feature matched
@@ -436,8 +414,10 @@ def absorption(
 
 
 def _active(sae: SAE, x: NDArray[np.float32]) -> NDArray[np.bool_]:
-    pieces = [np.array(sae.encode(mx.array(x[low : low + _TOKENS])) > 0) for low in range(0, len(x), _TOKENS)]
-    return np.concatenate(pieces)
+    starts = range(0, len(x), _TOKENS_AT_ONCE)
+    return np.concatenate(
+        [np.array(sae.encode(mx.array(x[low : low + _TOKENS_AT_ONCE])) > 0) for low in starts]
+    )
 
 
 def _unit(rows: NDArray[np.float64]) -> NDArray[np.float64]:

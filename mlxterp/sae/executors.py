@@ -15,7 +15,9 @@ def shares_memory(executor: Executor) -> bool:
     return isinstance(executor, ThreadPoolExecutor)
 
 
-def results_in_order(executor: Executor, function: Callable[[J], R], jobs: Sequence[J]) -> Generator[R]:
+def results_in_order(
+    executor: Executor, function: Callable[[J], R], jobs: Sequence[J]
+) -> Generator[R, None, None]:
     """The result of each job, in order. Closing the generator cancels the jobs that have not begun."""
     waiting = [executor.submit(function, job) for job in jobs]
     try:

@@ -1,15 +1,15 @@
-"""Which pairs of a dataset are independent of each other, and values joined so that each cluster counts once.
+"""Which prompt pairs are independent of each other: the unit that every test counts.
 
-The unit of every interval is a cluster: pairs that share a prompt are one observation, however often they are
-measured. (A couple in both directions gives the same number twice: noising (B, A) equals denoising (A, B)
-within 2e-6.)
+Two pairs that share a prompt share its run, so their effects are one piece of evidence and not two. Plain
+values only: a pair is an object with `clean`, `corrupted` and `cluster`, or the dict of a JSON line.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Hashable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -17,47 +17,75 @@ from numpy.typing import ArrayLike
 from mlxterp.errors import StatisticsError
 from mlxterp.statistics.arrays import Floats, Ints
 
+Prompt = str | Sequence[int]
 
-def clusters_of_pairs(
-    clean: Sequence[Hashable], corrupted: Sequence[Hashable], given: Sequence[str | None] | None = None
-) -> Ints:
-    """The cluster of each pair, numbered in order of appearance.
 
-    Clusters are the connected components of pairs that share the clean prompt, the corrupted prompt, or the
-    two prompts in either order.
+class Pair(Protocol):
+    """What is read of a pair; `cluster` None stands for the default."""
 
-    Args:
-        clean, corrupted: what identifies each pair's prompts: text, or a tuple of token ids.
-        given: clusters stated by the dataset's author; pairs with the same one are joined too, and a stated
-            cluster takes the place of the prompts.
+    @property
+    def clean(self) -> Prompt: ...
+    @property
+    def corrupted(self) -> Prompt: ...
+    @property
+    def cluster(self) -> str | None: ...
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """Independent clusters of pairs. `len()` is how many there are.
+
+    Attributes:
+        of_pair: the cluster of each pair, in the order of the pairs.
+    """
+
+    of_pair: tuple[str, ...]
+
+    @property
+    def members(self) -> dict[str, list[int]]:
+        """The indices of the pairs of each cluster, in the order in which clusters appear."""
+        found: dict[str, list[int]] = {}
+        for i, name in enumerate(self.of_pair):
+            found.setdefault(name, []).append(i)
+        return found
+
+    def __len__(self) -> int:
+        return len(set(self.of_pair))
+
+    def summary(self) -> str:
+        """`46 pairs in 23 independent clusters`."""
+        pairs, n = len(self.of_pair), len(self)
+        return f"{pairs} pair{'s' * (pairs != 1)} in {n} independent cluster{'s' * (n != 1)}"
+
+
+def clusters(pairs: Sequence[Pair | Mapping[str, object]]) -> Clusters:
+    """The independent clusters of these pairs.
+
+    A pair's own `cluster` decides, where it has one. The others are connected where they share a prompt, in
+    either role: a couple in both directions is one cluster, and so is a chain of pairs each of which shares a
+    prompt with the next. Such a cluster is named after the first of its prompts in alphabetical order, so its
+    name depends neither on the order of the pairs nor on the process.
 
     Raises:
-        StatisticsError: not as many of one as of the other.
+        TypeError: a dict without clean or corrupted prompt.
     """
-    stated: Sequence[str | None] = [None] * len(clean) if given is None else given
-    if not len(clean) == len(corrupted) == len(stated):
-        raise StatisticsError(
-            f"{len(clean)} clean prompts, {len(corrupted)} corrupted ones and {len(stated)} clusters. "
-            "Give one of each per pair."
-        )
-    root = list(range(len(clean)))
+    parent: dict[object, object] = {}
 
-    def find(i: int) -> int:
-        while root[i] != i:
-            i = root[i]
-        return i
+    def root(node: object) -> object:
+        while parent.setdefault(node, node) != node:
+            node = parent[node]
+        return node
 
-    first: dict[Hashable, int] = {}
-    for i, (one, other, name) in enumerate(zip(clean, corrupted, stated, strict=True)):
-        keys: tuple[Hashable, ...] = (("given", name),)
-        if name is None:
-            keys = (("clean", one), ("corrupted", other), ("couple", frozenset((one, other))))
-        for key in keys:
-            earlier, own = find(first.setdefault(key, i)), find(i)
-            root[max(earlier, own)] = min(earlier, own)
-    roots = [find(i) for i in range(len(root))]
-    number = {each: k for k, each in enumerate(dict.fromkeys(roots))}
-    return np.array([number[each] for each in roots], dtype=np.int64)
+    plain = [_read(pair) for pair in pairs]
+    for clean, corrupted, own in plain:
+        if own is None:
+            parent[root(clean)] = root(corrupted)
+    names: dict[object, str] = {}
+    for clean, corrupted, own in plain:
+        if own is None:
+            both = min(_text(clean), _text(corrupted))
+            names[root(clean)] = min(both, names.get(root(clean), both))
+    return Clusters(tuple(names[root(clean)] if own is None else own for clean, _, own in plain))
 
 
 def mean_by_cluster(values: ArrayLike, clusters: ArrayLike) -> Floats:
@@ -113,3 +141,25 @@ def halves(clusters: ArrayLike, seed: int) -> tuple[Ints, Ints]:
     chosen = set(names[: len(names) // 2])
     searched = np.array([str(each) in chosen for each in of.tolist()])
     return np.flatnonzero(searched), np.flatnonzero(~searched)
+
+
+def _read(pair: Pair | Mapping[str, object]) -> tuple[object, object, str | None]:
+    """Clean and corrupted prompt as hashable values, and the pair's own cluster."""
+    if isinstance(pair, Mapping):
+        missing = [name for name in ("clean", "corrupted") if name not in pair]
+        if missing:
+            raise TypeError(
+                f"a pair without {' and '.join(missing)}; it has {', '.join(map(str, pair))}. "
+                "Give both prompts."
+            )
+        clean, corrupted, own = pair["clean"], pair["corrupted"], pair.get("cluster")
+        return _hashable(clean), _hashable(corrupted), None if own is None else str(own)
+    return _hashable(pair.clean), _hashable(pair.corrupted), pair.cluster
+
+
+def _hashable(prompt: object) -> object:
+    return tuple(prompt) if isinstance(prompt, Sequence) and not isinstance(prompt, str) else prompt
+
+
+def _text(prompt: object) -> str:
+    return prompt if isinstance(prompt, str) else repr(prompt)

@@ -95,10 +95,7 @@ def t_quantile(p: float, df: float) -> float:
     Raises:
         StatisticsError: p outside (0, 1), or df not positive.
     """
-    _check_probability(p)
-    if p < 0.5:
-        return -upper_t_quantile(p, df)
-    return upper_t_quantile(1.0 - p, df) if p > 0.5 else 0.0
+    return -upper_t_quantile(p, df)
 
 
 @lru_cache(maxsize=65536)
@@ -114,17 +111,9 @@ def upper_t_quantile(alpha: float, df: float) -> float:
     low, high = 0.0, 1.0
     while _t_tail(high, df) > alpha:
         low, high = high, 2 * high
-    # On the logarithm of the tail Newton's steps are nearly straight; a step out of the bracket is halved.
-    t = (low + high) / 2
-    for _ in range(200):
-        tail = _t_tail(t, df)
-        low, high = (t, high) if tail > alpha else (low, t)
-        step = tail * math.log(tail / alpha) / _t_density(t, df)
-        t_next = t + step if low < t + step < high else (low + high) / 2
-        if abs(t_next - t) <= 1e-15 * max(1.0, t):
-            break
-        t = t_next
-    return t
+    while low < (middle := (low + high) / 2) < high:
+        low, high = (middle, high) if _t_tail(middle, df) > alpha else (low, middle)
+    return high
 
 
 def binomial_sf(k: int, n: int, p: float) -> float:
@@ -132,11 +121,6 @@ def binomial_sf(k: int, n: int, p: float) -> float:
     if not 0 <= k <= n or not 0.0 <= p <= 1.0:
         raise StatisticsError(f"{k} of {n} with probability {p:g}: give 0 ≤ k ≤ n and a probability.")
     return 1.0 if k == 0 else _beta(k, n - k + 1, p, 1.0 - p)
-
-
-def _t_density(t: float, df: float) -> float:
-    log_constant = math.lgamma((df + 1) / 2) - math.lgamma(df / 2) - 0.5 * math.log(df * math.pi)
-    return math.exp(log_constant - (df + 1) / 2 * math.log1p(t * t / df))
 
 
 def _t_tail(t: float, df: float) -> float:
@@ -191,8 +175,8 @@ def _stirling_error(x: float) -> float:
     if x < 10.0:
         return math.lgamma(x) - ((x - 0.5) * math.log(x) - x + 0.5 * math.log(2 * math.pi))
     square = 1.0 / (x * x)
-    series = 1 / 1188 - square * 691 / 360360
-    for coefficient in (1 / 1680, 1 / 1260, 1 / 360, 1 / 12):
+    series = 1 / 1680
+    for coefficient in (1 / 1260, 1 / 360, 1 / 12):
         series = coefficient - square * series
     return series / x
 

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from mlxterp.metrics import recovered
 from mlxterp.statistics.arrays import Floats, finite
 from mlxterp.statistics.ratio import ratio_of_means
 
@@ -51,7 +50,8 @@ def effects(
     """Effects of `values [n, …]`, where the run `one [n]` counts as 1 and the run `zero [n]` as 0.
 
     Args:
-        clusters: `[n]`, which examples are one observation (`clusters_of_pairs`); None: each is its own.
+        clusters: `[n]`, which examples are one observation (`mlxterp.statistics.clusters`); None: each is
+            its own.
         seed: of earlier versions, whose intervals were drawn; changes nothing.
 
     Raises:
@@ -62,9 +62,12 @@ def effects(
     top, bottom = finite(one, "the run that counts as 1"), finite(zero, "the run that counts as 0")
     n, shape = len(v), v.shape[1:]
     flat = v.reshape(n, -1)
-    each = recovered(flat, top[:, None], bottom[:, None])
+    change, gap = flat - bottom[:, None], top - bottom
+    own_gap = gap != 0
+    each = np.full(flat.shape, np.nan)
+    each[own_gap] = change[own_gap] / gap[own_gap, None]
     known = np.isfinite(flat).all(axis=0)
-    found = ratio_of_means(flat[:, known] - bottom[:, None], top - bottom, clusters=clusters)
+    found = ratio_of_means(change[:, known], gap, clusters=clusters)
     cautions = found.cautions
     if not known.all():
         cautions += (f"{int((~known).sum())} of {known.size} effects are not finite numbers.",)

@@ -1,7 +1,7 @@
 """Workflows: several analyses of one question, in order, with the sentences that join them.
 
 Lives here: which analyses run, what they share, what they say together. Does not live here: the analyses
-(`mlxterp.causal`, `mlxterp.sae`), the kind of result (`mlxterp.results.workflow`). No mathematics.
+(`mlxterp.causal`, `mlxterp.sae`), the kind of result (`mlxterp.results.workflow`).
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     from mlxterp.workflows.discovery import circuit_discovery as circuit_discovery
     from mlxterp.workflows.features import feature_investigation as feature_investigation
     from mlxterp.workflows.localization import behavior_localization as behavior_localization
-    from mlxterp.workflows.request import StepProgress as StepProgress
+    from mlxterp.workflows.progress import StepProgress as StepProgress
 
 _WHERE = {
-    "StepProgress": "mlxterp.workflows.request",
+    "StepProgress": "mlxterp.workflows.progress",
     "behavior_localization": "mlxterp.workflows.localization",
     "circuit_discovery": "mlxterp.workflows.discovery",
     "feature_investigation": "mlxterp.workflows.features",

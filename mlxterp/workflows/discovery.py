@@ -1,13 +1,13 @@
 """`circuit_discovery`: a small set of edges that does what the model does.
 
 Lives here: the steps and their order, which edges are searched. Does not live here: attribution, patching,
-ACDC and faithfulness themselves (`mlxterp.causal`), the words (`narratives.py`).
+ACDC and faithfulness themselves (`mlxterp.causal`), the sentences (`narratives.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,31 +36,28 @@ from mlxterp.results import (
     Step,
     WorkflowResult,
 )
+from mlxterp.results.shows import intervals, listed
 from mlxterp.workflows import narratives
-from mlxterp.workflows.progress import progress_of
-from mlxterp.workflows.request import (
+from mlxterp.workflows.progress import Progress, ProgressReporter
+from mlxterp.workflows.question import (
+    MetricChoice,
     MetricLike,
-    Progress,
-    ProgressReporter,
     Question,
     ask,
-    both_logits,
     chosen_steps,
-    shared_runs,
-    top,
+    metric_choice,
+    require_top_k,
 )
 
-SHIFT = "shift_towards_clean"
 
-
-def towards_clean(asked: Question, pair: int) -> MetricFunction:
+def towards_clean(question: Question, pair: int) -> MetricFunction:
     """Σ_v (p_clean(v) − p_corrupted(v)) · logit(v), for one pair.
 
     A distance from the clean run is at its minimum there, so EAP sees no slope. This one is linear in the
     logits; between the two runs it differs by KL(clean ‖ corrupted) + KL(corrupted ‖ clean), so it has a gap
     wherever they differ; and its slope in the corrupted run is that of −KL(clean ‖ ·).
     """
-    clean, corrupted = (np.exp(log_softmax(rows[pair])) for rows in both_logits(asked.model, asked.prepared))
+    clean, corrupted = (np.exp(log_softmax(logits[pair])) for logits in question.logits)
     weights = (clean - corrupted).astype(np.float32)
 
     def shift_towards_clean(logits: Any) -> Any:
@@ -86,79 +83,13 @@ def mean_of_pairs(each: Sequence[EdgeScoresResult]) -> EdgeScoresResult:
     )
 
 
-RANDOM_SETS = 3
-
-
-def faithfulness_of(
-    asked: Question,
-    circuit: CircuitResult,
-    scores: EdgeScoresResult | None,
-    graph: Graph,
-    *,
-    seed: int,
-    token_budget: int | None,
-) -> FaithfulnessResult:
-    """The circuit, the model without it, as many edges chosen by estimate alone, and as many at random.
-
-    Faithfulness is measured with the metric of the search, on the same pairs: it says how well the search
-    did, not whether the circuit holds on other prompts.
-    """
-    edges = tuple(graph.edges())
-    found = Circuit.of(circuit)
-    size, rng = len(found), np.random.default_rng(seed)
-    sets: list[tuple[str, str, Circuit]] = [
-        ("the circuit", "found", found),
-        ("all but the circuit", "without", Circuit(frozenset(edges) - found.edges)),
-    ]
-    if scores is not None and size:
-        best = Circuit.of([component.label for component in scores.top_components(size)])
-        sets.append(("as many edges by attribution", "comparison", best))
-    for i in range(RANDOM_SETS if 0 < size < len(edges) else 0):
-        drawn = rng.choice(len(edges), size=size, replace=False)
-        sets.append((f"random edges {i + 1}", "random", Circuit(frozenset(edges[j] for j in drawn))))
-    prepared = asked.prepared
-    measured = faithfulnesses(
-        asked.model,
-        asked.pairs,
-        [each for _, _, each in sets],
-        metric=asked.metric,
-        align=asked.align,
-        token_budget=token_budget,
-        seed=seed,
-    )
-    one, zero = float(prepared.clean_metric.mean()), float(prepared.corrupted_metric.mean())
-    rows = []
-    for i, (label, group, each) in enumerate(sets):
-        f = float(measured.effects[i])
-        ci = None
-        if measured.low is not None and measured.high is not None:
-            ci = (float(measured.low[i]), float(measured.high[i]))
-        rows.append(
-            FaithfulnessRow(
-                label=label,
-                n_edges=len(each),
-                value=zero + f * (one - zero),
-                faithfulness=f,
-                group=group,
-                ci=ci,
-            )
-        )
-    return FaithfulnessResult(
-        rows=tuple(rows),
-        metric=prepared.metric.name,
-        clean_metric=one,
-        corrupted_metric=zero,
-        n_edges=graph.n_edges,
-        measured_on=prepared.measured_on(asked.model)
-        | {"ablation": "other edges carry the corrupted prompt's value (resample)", "seed": seed},
-    )
-
-
 NAME = "circuit_discovery"
 STEPS = ("attribution", "activation", "acdc", "paths")
 DEFAULT = ("attribution", "activation", "acdc")
 CANDIDATES = 1000
 """Edges searched by default (decision record 22)."""
+RANDOM_SETS = 3
+"""Random circuits that the one found is compared with."""
 _SWEEPS: dict[str, tuple[str, By, str]] = {
     "activation": ("z", "layer_head", "Heads patched with their corrupted values"),
     "activation_mlp": ("mlp_out", "layer", "MLPs patched with their corrupted values"),
@@ -227,55 +158,52 @@ def circuit_discovery(
     Source: Conmy et al. 2023 (2304.14997), ACDC; estimates first, as Syed et al. 2023 (2310.10348); EAP-IG of
     Hanna et al. 2024 (2403.17806).
     """
+    require_top_k(top_k)
     chosen = chosen_steps(NAME, steps, STEPS, DEFAULT)
     if candidates != "all" and candidates < 1:
         raise SweepError(
             f"candidates={candidates}: acdc searches at least one edge. Give a number, or 'all'."
         )
     graph = graph_of(model)
-    teller = ProgressReporter(NAME, progress_of(progress, verbose=verbose))
-    with shared_runs():
-        teller.says(chosen[0], "running both prompts")
-        asked = ask(
-            model,
-            clean,
-            corrupted,
-            answer=answer,
-            foil=foil,
-            metric=metric,
-            metric_kwargs=metric_kwargs,
-            align=align,
+    reporter = ProgressReporter(NAME, progress, verbose=verbose)
+    reporter.report(chosen[0], "running both prompts")
+    choice = metric_choice(metric, metric_kwargs, answer, foil)
+    question = ask(model, clean, corrupted, choice, align)
+    if "paths" in chosen and question.prepared.alignment.stated is not None:
+        raise SweepError(
+            "paths carry each position's value to the same position, and these prompts have different "
+            "lengths. Leave the step out, or choose prompts of one length."
         )
-        if "paths" in chosen and asked.prepared.alignment.stated is not None:
-            raise SweepError(
-                "paths carry each position's value to the same position, and these prompts have different "
-                "lengths. Leave the step out, or choose prompts of one length."
-            )
-        teller.ran["prompts"] = 2 * len(asked.pairs)
-        run = _Run(asked, graph, teller, top(top_k), seed, token_budget)
-        done: list[Step] = []
-        scores: EdgeScoresResult | None = None
-        if "attribution" in chosen:
-            scores = run.attribution()
-            done.append(narratives.attribution(scores, top_k))
-        if "activation" in chosen:
-            done += run.activation(scores)
-        circuit: CircuitResult | None = None
-        if "acdc" in chosen:
-            circuit, step = run.acdc(threshold, _searched(scores, graph, candidates), checkpoint)
-            judged = faithfulness_of(asked, circuit, scores, graph, seed=seed, token_budget=token_budget)
-            done += [step, narratives.faithfulness(judged, circuit)]
-            done[-2] = narratives.missed(done, step, scores, top_k)
-        if "paths" in chosen:
-            done.append(run.paths(circuit))
-    facts = {"threshold": threshold, "candidates": candidates, "steps": list(chosen), "top_k": top_k}
+    reporter.ran["prompts"] = 2 * len(question.pairs)
+    run = _Run(question, graph, reporter, top_k, seed, token_budget)
+    done: list[Step] = []
+    scores: EdgeScoresResult | None = None
+    circuit: CircuitResult | None = None
+    if "attribution" in chosen:
+        scores = run.attribution()
+        done.append(narratives.edge_attribution(scores, top_k))
+    if "activation" in chosen:
+        done += run.activation(scores)
+    if "acdc" in chosen:
+        circuit = run.acdc(threshold, _searched(scores, graph, candidates), checkpoint)
+        found_step = narratives.missed(done, narratives.search(circuit, top_k), scores, top_k)
+        done += [found_step, narratives.faithfulness(run.faithfulness(circuit, scores), circuit)]
+    if "paths" in chosen:
+        done.append(run.paths(circuit))
     found = WorkflowResult(
         name=NAME,
-        question=narratives.question(asked, "Which edges are enough for it?"),
+        question=narratives.question(question, "Which edges are enough for it?"),
         steps=tuple(done),
-        cautions=tuple(narratives.cautions(asked)),
+        cautions=tuple(narratives.cautions(question)),
         components_from=next(((s,) for s in ("acdc", "activation", "attribution") if s in chosen), ()),
-        measured_on=asked.prepared.measured_on(model) | facts | {"n_edges": graph.n_edges, "ran": teller.ran},
+        measured_on=question.measured_on(
+            threshold=threshold,
+            candidates=candidates,
+            steps=list(chosen),
+            top_k=top_k,
+            n_edges=graph.n_edges,
+            ran=reporter.ran,
+        ),
     )
     return replace(found, conclusion=narratives.conclusion(found, top_k))
 
@@ -289,114 +217,148 @@ def _searched(
     return [component.label for component in scores.top_components(candidates)]
 
 
+@dataclass(frozen=True)
 class _Run:
     """The steps, on one question."""
 
-    def __init__(
-        self,
-        asked: Question,
-        graph: Graph,
-        teller: ProgressReporter,
-        top_k: int,
-        seed: int,
-        token_budget: int | None,
-    ) -> None:
-        self.asked, self.graph, self.teller = asked, graph, teller
-        self.top_k, self.seed, self.token_budget = top_k, seed, token_budget
+    question: Question
+    graph: Graph
+    reporter: ProgressReporter
+    top_k: int
+    seed: int
+    token_budget: int | None
 
     def attribution(self) -> EdgeScoresResult:
         """EAP-IG; for prompts of different lengths EAP, whose metric needs a slope in the clean run."""
-        asked, tell = self.asked, self.teller.counting("attribution", "examples")
-        self.teller.says("attribution", "a forward and a backward per step")
-        if asked.prepared.alignment.stated is None:
-            return edge_attribution(
-                asked.model, asked.pairs, method="eap-ig", metric=asked.metric, seed=self.seed, progress=tell
-            )
-        if not asked.distance:
-            return self._eap(asked.pairs, asked.metric, tell)
+        question, count = self.question, self.reporter.counter("attribution", "examples")
+        self.reporter.report("attribution", "a forward and a backward per step")
+        if question.prepared.alignment.stated is None:
+            return self._edge_attribution(question, "eap-ig", count)
+        if not question.is_distance:
+            return self._edge_attribution(question, "eap", count)
         each = []
-        for i, pair in enumerate(asked.pairs):
-            each.append(self._eap([pair], towards_clean(asked, i)))
-            tell(i + 1, len(asked.pairs))
+        for i, pair in enumerate(question.pairs):
+            one = ask(question.model, pair, None, MetricChoice(towards_clean(question, i)), question.align)
+            each.append(self._edge_attribution(one, "eap"))
+            count(i + 1, len(question.pairs))
         return mean_of_pairs(each)
 
-    def _eap(
+    def _edge_attribution(
         self,
-        pairs: Sequence[PromptPair],
-        metric: MetricLike,
+        question: Question,
+        method: Literal["eap", "eap-ig"],
         progress: Callable[[int, int], None] | None = None,
     ) -> EdgeScoresResult:
         return edge_attribution(
-            self.asked.model,
-            pairs,
-            method="eap",
-            metric=metric,
-            align=self.asked.align,
-            seed=self.seed,
-            progress=progress,
+            question.model, question.prepared, method=method, seed=self.seed, progress=progress
         )
 
     def activation(self, scores: EdgeScoresResult | None) -> list[Step]:
-        asked = self.asked
+        """Every head patched, and every MLP where there are some."""
         names = ["activation", *(["activation_mlp"] if self.graph.has_mlp else [])]
         results = activation_patchings(
-            asked.model,
-            asked.pairs,
+            self.question.model,
+            self.question.prepared,
             sweeps=[_SWEEPS[name][:2] for name in names],
-            metric=asked.metric,
             direction="noising",
-            align=asked.align,
             seed=self.seed,
-            progress=self.teller.counting("activation", "patched rows"),
+            progress=self.reporter.counter("activation", "patched rows"),
         )
-        steps = []
-        for name, result in zip(names, results, strict=True):
-            cautions = (*narratives.small(result), *narratives.replication(result, self.top_k))
-            steps.append(
-                Step(name, result, narratives.patched(result, _SWEEPS[name][2], self.top_k), cautions)
-            )
+        steps = [
+            narratives.patching(name, result, _SWEEPS[name][2], self.top_k)
+            for name, result in zip(names, results, strict=True)
+        ]
         return steps if scores is None else narratives.agreement(steps, scores)
 
     def acdc(
         self, threshold: float, searched: list[str] | None, checkpoint: str | Path | None
-    ) -> tuple[CircuitResult, Step]:
-        def tell(state: AcdcProgress) -> None:
-            self.teller.says("acdc", str(state), state.done, state.edges)
+    ) -> CircuitResult:
+        """The search for the circuit."""
+
+        def report(state: AcdcProgress) -> None:
+            self.reporter.report("acdc", str(state), state.done, state.edges)
 
         n = self.graph.n_edges if searched is None else len(searched)
-        self.teller.says("acdc", f"searching {narratives.share_searched(n, self.graph.n_edges)}")
-        asked = self.asked
+        self.reporter.report("acdc", f"searching {narratives.share_searched(n, self.graph.n_edges)}")
         circuit = acdc(
-            asked.model,
-            asked.pairs,
+            self.question.model,
+            self.question.prepared,
             threshold=threshold,
-            metric=asked.metric or "kl",
-            align=asked.align,
             candidates=searched,
             token_budget=self.token_budget,
             checkpoint=checkpoint,
-            progress=tell,
+            progress=report,
         )
-        self.teller.ran["acdc tested edges"] = circuit.n_tested
-        return circuit, narratives.search(circuit, self.top_k)
+        self.reporter.ran["acdc tested edges"] = circuit.n_tested
+        return circuit
 
-    def paths(self, circuit: CircuitResult | None) -> Step:
-        senders = None if circuit is None else [n for n in circuit.nodes if n in map(str, self.graph.senders)]
-        asked = self.asked
-        result = path_patching(
-            asked.model,
-            asked.pairs,
-            receivers="logits",
-            senders=senders or None,
-            metric=asked.metric,
+    def faithfulness(self, circuit: CircuitResult, scores: EdgeScoresResult | None) -> FaithfulnessResult:
+        """The circuit, the model without it, as many edges chosen by estimate alone, and as many at random.
+
+        Faithfulness is measured with the metric of the search, on the same pairs: it says how well the
+        search did, not whether the circuit holds on other prompts.
+        """
+        edges = tuple(self.graph.edges())
+        found = Circuit.of(circuit)
+        size, rng = len(found), np.random.default_rng(self.seed)
+        sets: list[tuple[str, str, Circuit]] = [
+            ("the circuit", "found", found),
+            ("all but the circuit", "without", Circuit(frozenset(edges) - found.edges)),
+        ]
+        if scores is not None and size:
+            best = Circuit.of([component.label for component in scores.top_components(size)])
+            sets.append(("as many edges by attribution", "comparison", best))
+        for i in range(RANDOM_SETS if 0 < size < len(edges) else 0):
+            drawn = rng.choice(len(edges), size=size, replace=False)
+            sets.append((f"random edges {i + 1}", "random", Circuit(frozenset(edges[j] for j in drawn))))
+        prepared = self.question.prepared
+        measured = faithfulnesses(
+            self.question.model,
+            prepared,
+            [each for _, _, each in sets],
             token_budget=self.token_budget,
             seed=self.seed,
-            progress=self.teller.counting("paths", "senders"),
         )
-        strong = narratives.notable(result.top_components(self.top_k))
-        told = (
+        one, zero = float(prepared.clean_metric.mean()), float(prepared.corrupted_metric.mean())
+        ends = intervals(measured.low, measured.high, len(sets))
+        rows = [
+            FaithfulnessRow(
+                label=label,
+                n_edges=len(each),
+                value=zero + f * (one - zero),
+                faithfulness=f,
+                group=group,
+                ci=ci,
+            )
+            for (label, group, each), f, ci in zip(sets, measured.effects.tolist(), ends, strict=True)
+        ]
+        return FaithfulnessResult(
+            rows=tuple(rows),
+            metric=prepared.metric.name,
+            clean_metric=one,
+            corrupted_metric=zero,
+            n_edges=self.graph.n_edges,
+            measured_on=self.question.measured_on(
+                ablation="other edges carry the corrupted prompt's value (resample)", seed=self.seed
+            ),
+        )
+
+    def paths(self, circuit: CircuitResult | None) -> Step:
+        """What each node, or each of the circuit, writes to the logits past other heads."""
+        known = set(map(str, self.graph.senders))
+        senders = None if circuit is None else [node for node in circuit.nodes if node in known]
+        result = path_patching(
+            self.question.model,
+            self.question.prepared,
+            receivers="logits",
+            senders=senders or None,
+            token_budget=self.token_budget,
+            seed=self.seed,
+            progress=self.reporter.counter("paths", "senders"),
+        )
+        strong = listed(narratives.notable(result.top_components(self.top_k)))
+        narrative = (
             "Into the logits directly (through MLPs, past other heads), the corrupted values of these "
-            f"remove: {narratives.listed(strong)} of the gap. "
-            "Nodes of the circuit that are not named act through heads."
+            f"remove: {strong} of the gap. Nodes of the circuit that are not named act through heads."
         )
-        return Step("paths", result, told)
+        return Step("paths", result, narrative)

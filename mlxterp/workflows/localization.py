@@ -1,7 +1,7 @@
 """`behavior_localization`: which heads and MLPs make a model say what it says.
 
 Lives here: the steps and their order. Does not live here: patching and attribution themselves
-(`mlxterp.causal`), the words (`narratives.py`).
+(`mlxterp.causal`), the sentences (`narratives.py`).
 """
 
 from __future__ import annotations
@@ -20,18 +20,17 @@ from mlxterp.causal.prompts.encoding import Prompt
 from mlxterp.causal.prompts.pair import PromptPair
 from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import CapabilityUnavailable
-from mlxterp.results import LogitAttributionResult, PatchingResult, Step, WorkflowResult
+from mlxterp.results import LogitAttributionResult, Step, WorkflowResult
+from mlxterp.results.shows import listed
 from mlxterp.workflows import narratives
-from mlxterp.workflows.progress import progress_of
-from mlxterp.workflows.request import (
+from mlxterp.workflows.progress import Progress, ProgressReporter
+from mlxterp.workflows.question import (
     MetricLike,
-    Progress,
-    ProgressReporter,
     Question,
     ask,
     chosen_steps,
-    shared_runs,
-    top,
+    metric_choice,
+    require_top_k,
 )
 
 NAME = "behavior_localization"
@@ -105,36 +104,40 @@ def behavior_localization(
 
     Source: the order is that of Wang et al. 2022 (2211.00593), section 3: direct effects, then patching.
     """
+    require_top_k(top_k)
     chosen = chosen_steps(NAME, steps, STEPS, DEFAULT)
     chosen, left_out = _possible(model, chosen, named=steps is not None)
-    teller = ProgressReporter(NAME, progress_of(progress, verbose=verbose))
-    with shared_runs():
-        teller.says(chosen[0], "running both prompts")
-        asked = ask(
+    reporter = ProgressReporter(NAME, progress, verbose=verbose)
+    reporter.report(chosen[0], "running both prompts")
+    choice = metric_choice(metric, metric_kwargs, answer, foil)
+    question = ask(model, clean, corrupted, choice, align)
+    reporter.ran["prompts"] = 2 * len(question.pairs)
+    done: list[Step] = []
+    if "dla" in chosen:
+        done.append(_attribution(question, reporter, top_k))
+    sweeps = [step for step in chosen if step in SWEEPS]
+    if sweeps:
+        results = activation_patchings(
             model,
-            clean,
-            corrupted,
-            answer=answer,
-            foil=foil,
-            metric=metric,
-            metric_kwargs=metric_kwargs,
-            align=align,
+            question.prepared,
+            sweeps=[SWEEPS[step][:2] for step in sweeps],
+            direction=direction,
+            seed=seed,
+            progress=reporter.counter(" + ".join(sweeps), "patched rows"),
         )
-        teller.ran["prompts"] = 2 * len(asked.pairs)
-        done: list[Step] = []
-        if "dla" in chosen:
-            done.append(_dla(asked, teller, top(top_k)))
-        sweeps = tuple(step for step in chosen if step in SWEEPS)
-        if sweeps:
-            done += _patching(asked, teller, sweeps, direction, top(top_k), seed)
-    facts = {"direction": direction, "steps": list(chosen), "top_k": top_k, "ran": teller.ran}
+        done += [
+            narratives.patching(step, result, SWEEPS[step][2], top_k)
+            for step, result in zip(sweeps, results, strict=True)
+        ]
     found = WorkflowResult(
         name=NAME,
-        question=narratives.question(asked, "Which components make the model do it?"),
+        question=narratives.question(question, "Which components make the model do it?"),
         steps=tuple(done),
-        cautions=(*left_out, *narratives.cautions(asked)),
+        cautions=(*left_out, *narratives.cautions(question)),
         components_from=_ranked(chosen),
-        measured_on=asked.prepared.measured_on(model) | facts,
+        measured_on=question.measured_on(
+            direction=direction, steps=list(chosen), top_k=top_k, ran=reporter.ran
+        ),
     )
     return replace(found, conclusion=_conclusion(found, top_k))
 
@@ -160,25 +163,24 @@ def _possible(
     return tuple(can), tuple(cautions)
 
 
-def _dla(asked: Question, teller: ProgressReporter, top_k: int) -> Step:
-    pairs = asked.with_choices()
-    each = []
+def _attribution(question: Question, reporter: ProgressReporter, top_k: int) -> Step:
+    pairs, each = question.with_choices(), []
+    count = reporter.counter("dla", "prompts")
     for pair in pairs:
-        each.append(direct_logit_attribution(asked.model, pair.clean, answer=pair.answer, foil=pair.foil))
-        teller.counting("dla", "prompts")(len(each), len(pairs))
+        each.append(direct_logit_attribution(question.model, pair.clean, answer=pair.answer, foil=pair.foil))
+        count(len(each), len(pairs))
     result = mean_attribution(each)
-    return Step("dla", result, narratives.written(result, top_k, len(each)), tuple(_of_choices(asked, pairs)))
-
-
-def _of_choices(asked: Question, pairs: Sequence[PromptPair]) -> Sequence[str]:
-    if asked.pairs[0].answer is not None:
-        return ()
-    if pairs[0].foil is not None:
-        return ("No answer was given: these are the model's own first choices on clean and on corrupted.",)
-    return (
-        "No answer was given, and the model says the same first on clean and on corrupted, so this is about "
-        "a token that does not tell them apart. Give answer= and foil=.",
-    )
+    cautions: tuple[str, ...] = ()
+    if question.pairs[0].answer is None and pairs[0].foil is not None:
+        cautions = (
+            "No answer was given: these are the model's own first choices on clean and on corrupted.",
+        )
+    elif question.pairs[0].answer is None:
+        cautions = (
+            "No answer was given, and the model says the same first on clean and on corrupted, so this is "
+            "about a token that does not tell them apart. Give answer= and foil=.",
+        )
+    return Step("dla", result, narratives.attribution(result, top_k, len(each)), cautions)
 
 
 def mean_attribution(results: Sequence[LogitAttributionResult]) -> LogitAttributionResult:
@@ -213,37 +215,6 @@ def mean_attribution(results: Sequence[LogitAttributionResult]) -> LogitAttribut
     )
 
 
-def _patching(
-    asked: Question,
-    teller: ProgressReporter,
-    steps: Sequence[str],
-    direction: Direction,
-    top_k: int,
-    seed: int,
-) -> list[Step]:
-    name = " + ".join(steps)
-    results = activation_patchings(
-        asked.model,
-        asked.pairs,
-        sweeps=[(SWEEPS[step][0], SWEEPS[step][1]) for step in steps],
-        metric=asked.metric,
-        direction=direction,
-        align=asked.align,
-        seed=seed,
-        progress=teller.counting(name, "patched rows"),
-    )
-    return [_told(step, result, top_k) for step, result in zip(steps, results, strict=True)]
-
-
-def _told(step: str, result: PatchingResult, top_k: int) -> Step:
-    cautions = (
-        *narratives.small(result),
-        *narratives.replication(result, top_k),
-        *narratives.first_mlp(result),
-    )
-    return Step(step, result, narratives.patched(result, SWEEPS[step][2], top_k), cautions)
-
-
 def _ranked(steps: Sequence[str]) -> tuple[str, ...]:
     """The finest steps whose effects are in one unit: heads rather than their layer's attention."""
     attention = "patch_heads" if "patch_heads" in steps else "patch_attn"
@@ -256,7 +227,7 @@ def _conclusion(found: WorkflowResult, top_k: int) -> str:
     if not strong:
         return "No component has an effect that is a finite number."
     unit = "logits" if found.components_from == ("dla",) else "of the gap"
-    parts = [f"The strongest components are {narratives.listed(strong)} ({unit})."]
+    parts = [f"The strongest components are {listed(strong)} ({unit})."]
     if "dla" in found.step_names and unit != "logits":
         said = list(narratives.roles(strong, found.get_step("dla")))
         parts += [f"{'; '.join(said)}."] if said else []

@@ -1,7 +1,7 @@
-"""What workflows say: sentences made from results. No model, no mathematics beyond counting.
+"""The narratives and cautions of the workflows on pairs: sentences made from results.
 
-Lives here: the words, the cautions. Does not live here: when they are said (`localization.py`,
-`discovery.py`).
+Does not live here: which steps there are (`localization.py`, `discovery.py`), the sentences about features
+(`features.py`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from mlxterp.causal.prompts.pair import Prepared, describe
+from mlxterp.causal.prompts.pair import describe
 from mlxterp.results import (
     CircuitResult,
     Component,
@@ -22,15 +22,16 @@ from mlxterp.results import (
     Step,
     WorkflowResult,
 )
-from mlxterp.results.circuit import rounded as shown
+from mlxterp.results.circuit import rounded
+from mlxterp.results.shows import listed
 from mlxterp.text import number, percent
-from mlxterp.workflows.request import Question
+from mlxterp.workflows.question import Question
 
 CLEAR = 0.05
 """An effect of less than this share of the gap is called small."""
 HALF = 0.5
 
-_MEANINGS = {
+MEANINGS = {
     "logit_diff": "the logit of the answer minus that of the foil, at the last position",
     "logit": "the logit of the answer, at the last position",
     "prob": "the probability of the answer",
@@ -39,6 +40,7 @@ _MEANINGS = {
     "l2": "the Euclidean distance of the mean-centred logits from the clean run's",
     "cosine": "1 minus the cosine between the mean-centred logits and the clean run's",
 }
+"""What each named metric is, as a sentence goes on after its name."""
 
 
 def notable(components: Sequence[Component]) -> list[Component]:
@@ -47,39 +49,27 @@ def notable(components: Sequence[Component]) -> list[Component]:
     return [c for i, c in enumerate(components) if i == 0 or (abs(c.effect) >= least and c.effect)]
 
 
-def listed(components: Sequence[Component]) -> str:
-    """`L0.H2 0.98, L1.H1 0.41`."""
-    return ", ".join(f"{c.label} {number(c.effect)}" for c in components)
-
-
 def question(asked: Question, what: str) -> str:
     """What is asked, of which model, on what, and how it is measured."""
-    model, prepared = asked.model, asked.prepared
-    first, said = describe(model, prepared.pairs[0]), asked.said[0]
-    n = len(prepared.pairs)
+    model, prepared, n = asked.model, asked.prepared, len(asked.pairs)
+    first, said = describe(model, asked.pairs[0]), asked.predictions[0]
     pair = (
         f"{model.name} continues {first['clean']!r} with {asked.text(said.clean)!r} "
         f"(probability {number(said.clean_prob, 2)}) and {first['corrupted']!r} with "
         f"{asked.text(said.corrupted)!r} ({number(said.corrupted_prob, 2)})"
     )
     on = f"{pair}." if n == 1 else f"{n} pairs of prompts; in the first, {pair}."
-    return f"{what} {on} {measure(prepared)}"
-
-
-def measure(prepared: Prepared) -> str:
-    """What the metric is, both baselines, what an effect is a share of."""
-    name = prepared.metric.name
-    meaning = _MEANINGS.get(name, prepared.metric.direction)
+    metric = asked.metric
     return (
-        f"Measured by {name}: {meaning}. It is {number(float(prepared.clean_metric.mean()))} on clean and "
-        f"{number(float(prepared.corrupted_metric.mean()))} on corrupted"
-        f"{', as means' if len(prepared.pairs) > 1 else ''}; an effect is a share of this gap."
+        f"{what} {on} Measured by {metric.name}: {MEANINGS.get(metric.name, metric.direction)}. It is "
+        f"{number(prepared.clean_metric.mean())} on clean and {number(prepared.corrupted_metric.mean())} on "
+        f"corrupted{', as means' if n > 1 else ''}; an effect is a share of this gap."
     )
 
 
 def cautions(asked: Question) -> Iterator[str]:
     """What limits everything that was measured on these pairs."""
-    prepared, n = asked.prepared, len(asked.pairs)
+    prepared, metric, n = asked.prepared, asked.metric, len(asked.pairs)
     stated = prepared.alignment.stated
     if stated is not None:
         c, x = prepared.clean.shape[1], prepared.corrupted.shape[1]
@@ -89,10 +79,10 @@ def cautions(asked: Question) -> Iterator[str]:
             f"{', '.join(f'{a}→{b}' for a, b in stated)}). Positions outside the map were never patched, so "
             "effects there are missing. Prompts of one length need no map."
         )
-    if asked.distance:
+    if asked.is_distance:
         yield (
-            f"{prepared.metric.name} sees every change of the next-token distribution, and not only the "
-            "answer. Give answer= and foil= to measure the behaviour itself."
+            f"{metric.name} sees every change of the next-token distribution, and not only the answer. Give "
+            "answer= and foil= to measure the behaviour itself."
         )
     if n == 1:
         yield (
@@ -100,32 +90,32 @@ def cautions(asked: Question) -> Iterator[str]:
             "prompts. Give a list of PromptPair."
         )
     gaps = prepared.clean_metric - prepared.corrupted_metric
-    without = int((np.abs(gaps) <= prepared.metric.tolerance).sum())
+    without = int((np.abs(gaps) <= metric.tolerance).sum())
     if without:
-        yield f"{without} of {n} pairs have no gap of their own in {prepared.metric.name}."
+        yield f"{without} of {n} pairs have no gap of their own in {metric.name}."
     opposed = int((np.sign(gaps) == -np.sign(gaps.mean())).sum())
     if opposed:
-        yield (
-            f"In {opposed} of {n} pairs {prepared.metric.name} moves the other way from clean to corrupted."
-        )
-    if prepared.metric.name == "logit_diff":
+        yield f"In {opposed} of {n} pairs {metric.name} moves the other way from clean to corrupted."
+    if metric.name == "logit_diff":
         wrong = int((prepared.clean_metric <= 0).sum())
         if wrong:
             yield f"On {wrong} of {n} clean prompts the model itself does not prefer the answer to the foil."
 
 
-def patched(result: PatchingResult, what: str, top_k: int) -> str:
-    """What a sweep found: its strongest sites, and how many matter."""
+def patching(step: str, result: PatchingResult, what: str, top_k: int) -> Step:
+    """What a sweep found: its strongest sites, how many matter, what limits that."""
+    limits = (*small(result), *replication(result, top_k), *first_mlp(result))
     strongest = notable(result.top_components(top_k))
     if not strongest:
-        return f"{what}: no effect is a finite number."
+        return Step(step, result, f"{what}: no effect is a finite number.", limits)
     large = int((np.abs(result.effects) >= CLEAR).sum())
     verb = "recovers" if result.direction == "denoising" else "removes"
     then = f", then {listed(strongest[1:])}" if strongest[1:] else ""
-    return (
+    narrative = (
         f"{what}: {strongest[0].label} {verb} {number(strongest[0].effect)} of the gap{then}. "
         f"{large} of {result.effects.size} sites have an effect of at least {CLEAR:g}."
     )
+    return Step(step, result, narrative, limits)
 
 
 def replication(result: PatchingResult, top_k: int) -> Iterator[str]:
@@ -171,8 +161,8 @@ def small(result: PatchingResult) -> Iterator[str]:
         )
 
 
-def written(result: LogitAttributionResult, top_k: int, n: int) -> str:
-    """What direct logit attribution found."""
+def attribution(result: LogitAttributionResult, top_k: int, n: int) -> str:
+    """What direct logit attribution found on n prompts."""
     quantity = "logit" if result.foil_token_str is None else "logit difference"
     mlps = "" if result.mlp_contributions is None else f", MLPs {number(result.mlp_contributions.sum())}"
     return (
@@ -180,7 +170,7 @@ def written(result: LogitAttributionResult, top_k: int, n: int) -> str:
         f"{f' (mean of {n} pairs)' if n > 1 else ''}, written directly: "
         f"{listed(notable(result.top_components(top_k)))}. "
         f"Embedding {number(result.embed_contribution)}, attention "
-        f"{number(float(result.attn_contributions.sum()))}{mlps}. What a component does through later ones "
+        f"{number(result.attn_contributions.sum())}{mlps}. What a component does through later ones "
         "is not in this."
     )
 
@@ -210,24 +200,24 @@ def share_searched(searched: int, n_edges: int) -> str:
 FAITHFUL = 0.8
 """Below this faithfulness a circuit is said to do only part of the work."""
 _AGREES = 0.5
+_MOST_NODES = 24
 
 
-def attribution(scores: EdgeScoresResult, top_k: int) -> Step:
+def edge_attribution(scores: EdgeScoresResult, top_k: int) -> Step:
     """What the estimates say."""
-    told = (
+    narrative = (
         f"Estimated for all {len(scores.edges):,} edges, strongest: "
         f"{listed(notable(scores.top_components(top_k)))}. A score is the share of the gap that goes "
         "when the edge carries the corrupted value. The edges from the input add up to "
-        f"{number(scores.whole_input)}, "
-        "truly 1."
+        f"{number(scores.whole_input)}, truly 1."
     )
-    cautions = ["These are estimates to first order; the next steps patch."]
+    limits = ["These are estimates to first order; the next steps patch."]
     if scores.method == "eap":
-        cautions.append(
+        limits.append(
             f"Prompts of different lengths: estimated by EAP on {scores.metric} instead of EAP-IG, so edges "
             "into saturated attention can be missed."
         )
-    return Step("attribution", scores, told, tuple(cautions))
+    return Step("attribution", scores, narrative, tuple(limits))
 
 
 def agreement(steps: Sequence[Step], scores: EdgeScoresResult) -> list[Step]:
@@ -245,49 +235,48 @@ def agreement(steps: Sequence[Step], scores: EdgeScoresResult) -> list[Step]:
     if len(pairs) < 3 or not a.std() or not b.std():
         return list(steps)
     r = float(np.corrcoef(a, b)[0, 1])
-    first = steps[0]
-    told = (
-        f"{first.narrative} The estimates, added up over the edges that leave a node, correlate with this at "
-        f"{r:.2f} over {len(pairs)} nodes."
-    )
-    cautions = first.cautions
+    first, limits = steps[0], steps[0].cautions
     if r < _AGREES:
-        cautions += (
+        limits += (
             f"Estimates and patching agree poorly ({r:.2f}), so the edges to search were chosen on weak "
             'grounds. Raise candidates=, or set it to "all".',
         )
-    return [replace(first, narrative=told, cautions=cautions), *steps[1:]]
+    narrative = (
+        f"{first.narrative} The estimates, added up over the edges that leave a node, correlate with this at "
+        f"{r:.2f} over {len(pairs)} nodes."
+    )
+    return [replace(first, narrative=narrative, cautions=limits), *steps[1:]]
 
 
 def search(circuit: CircuitResult, top_k: int) -> Step:
     """What was kept, and which part of the model was searched."""
     searched = circuit.measured_on.get("searched_edges", circuit.n_edges)
-    heads = circuit.heads
-    told = (
+    nodes = circuit.nodes
+    shown = ", ".join(nodes[:_MOST_NODES])
+    named = f"{shown}, … ({len(nodes)} in all)" if len(nodes) > _MOST_NODES else shown
+    narrative = (
         f"{len(circuit.edges):,} edges are left of {share_searched(searched, circuit.n_edges)} that were "
         f"searched, at threshold {number(circuit.threshold)}; {circuit.n_tested:,} were tested one by one. "
-        "They join "
-        f"{len(circuit.nodes)} nodes, {len(heads)} of them heads: {_named(circuit.nodes)}."
+        f"They join {len(nodes)} nodes, {len(circuit.heads)} of them heads: {named}."
     )
     strong = notable(circuit.top_components(top_k))
     if strong:
-        told += f" Most is lost without {listed(strong)} ({circuit.metric})."
-    cautions = []
+        narrative += f" Most is lost without {listed(strong)} ({circuit.metric})."
+    limits = []
     if not circuit.edges:
-        cautions.append(
+        limits.append(
             f"No edge adds {number(circuit.threshold)} to the loss by itself, so none is left. Lower the "
             "threshold."
         )
     if searched < circuit.n_edges:
         before = circuit.measured_on["loss_of_all_searched_edges"]
         value = before if circuit.clean_metric < circuit.corrupted_metric else -before
-        cautions.append(
+        limits.append(
             f"{circuit.n_edges - searched:,} edges of small estimate were removed before the search, "
-            f"untested: {circuit.metric} was {number(value)} at its start, {number(circuit.clean_metric)} "
-            "in the whole "
-            'model. candidates="all" searches them too.'
+            f"untested: {circuit.metric} was {number(value)} at its start, {number(circuit.clean_metric)} in "
+            'the whole model. candidates="all" searches them too.'
         )
-    return Step("acdc", circuit, told, tuple(cautions))
+    return Step("acdc", circuit, narrative, tuple(limits))
 
 
 def missed(steps: Sequence[Step], found: Step, scores: EdgeScoresResult | None, top_k: int) -> Step:
@@ -311,37 +300,38 @@ def missed(steps: Sequence[Step], found: Step, scores: EdgeScoresResult | None, 
     return replace(found, cautions=(*found.cautions, text))
 
 
-def faithfulness(judged: FaithfulnessResult, circuit: CircuitResult) -> Step:
+def faithfulness(measured: FaithfulnessResult, circuit: CircuitResult) -> Step:
     """How well the circuit does the model's work, beside what it is compared with."""
-    own = judged.row("the circuit")
+    own, f = measured.row("the circuit"), rounded(measured.row("the circuit").faithfulness)
     interval = f" (interval {number(own.ci[0])} to {number(own.ci[1])})" if own.ci else ""
-    told = (
-        f"With these {own.n_edges:,} edges only, {judged.metric} is {number(own.value)}: faithfulness "
-        f"{shown(own.faithfulness)}{interval}, where 1 is the whole model and 0 the corrupted run. Without "
-        f"them, and with all others, it is {shown(judged.row('all but the circuit').faithfulness)}."
+    narrative = (
+        f"With these {own.n_edges:,} edges only, {measured.metric} is {number(own.value)}: faithfulness "
+        f"{f}{interval}, where 1 is the whole model and 0 the corrupted run. Without "
+        f"them, and with all others, it is {rounded(measured.row('all but the circuit').faithfulness)}."
     )
-    for row in judged.rows:
+    for row in measured.rows:
         if row.group == "comparison":
-            told += f" As many edges chosen by attribution alone: {shown(row.faithfulness)}."
-    random = judged.of("random")
+            narrative += f" As many edges chosen by attribution alone: {rounded(row.faithfulness)}."
+    random = measured.of("random")
     if random:
-        told += f" {len(random)} random sets of as many edges: {shown(min(random))} to {shown(max(random))}."
-    cautions = ["Measured on the prompts of the search: it does not show that the circuit holds on others."]
+        ends = f"{rounded(min(random))} to {rounded(max(random))}"
+        narrative += f" {len(random)} random sets of as many edges: {ends}."
+    limits = ["Measured on the prompts of the search: it does not show that the circuit holds on others."]
     if circuit.edges and own.faithfulness < 0:
-        cautions.append(
-            f"The circuit alone moves {judged.metric} away from the model's. Search more candidates."
+        limits.append(
+            f"The circuit alone moves {measured.metric} away from the model's. Search more candidates."
         )
     elif circuit.edges and own.faithfulness < FAITHFUL:
-        cautions.append(
-            f"The circuit does only part of the model's work (faithfulness {shown(own.faithfulness)}). Lower "
-            "the threshold, or search more candidates."
+        limits.append(
+            f"The circuit does only part of the model's work (faithfulness {f}). Lower the threshold, or "
+            "search more candidates."
         )
     elif own.faithfulness > 1 / FAITHFUL:
-        cautions.append(
-            f"The circuit overshoots (faithfulness {shown(own.faithfulness)}): some of what was left out "
-            "works against the behaviour."
+        limits.append(
+            f"The circuit overshoots (faithfulness {f}): some of what was left out works against the "
+            "behaviour."
         )
-    return Step("faithfulness", judged, told, tuple(cautions))
+    return Step("faithfulness", measured, narrative, tuple(limits))
 
 
 def conclusion(found: WorkflowResult, top_k: int) -> str:
@@ -353,16 +343,10 @@ def conclusion(found: WorkflowResult, top_k: int) -> str:
             return f"No circuit was found at threshold {number(circuit.threshold)}."
         searched = circuit.measured_on.get("searched_edges", circuit.n_edges)
         return (
-            f"A circuit of {len(circuit.edges):,} edges and {len(circuit.nodes)} nodes does {shown(f)} of "
-            "the "
-            "model's work on these prompts (faithfulness); "
+            f"A circuit of {len(circuit.edges):,} edges and {len(circuit.nodes)} nodes does {rounded(f)} of "
+            "the model's work on these prompts (faithfulness); "
             f"{share_searched(searched, circuit.n_edges)} were searched."
         )
     strong = notable(found.top_components(top_k))
     what = "by patching" if "activation" in found.step_names else "by estimate"
     return f"Strongest {what}: {listed(strong)} of the gap. No circuit was searched."
-
-
-def _named(nodes: Sequence[str], most: int = 24) -> str:
-    shown = ", ".join(nodes[:most])
-    return f"{shown}, … ({len(nodes)} in all)" if len(nodes) > most else shown

@@ -229,9 +229,21 @@ def supervise(
     project: Path, names: Sequence[str], *, options: Options | None = None
 ) -> tuple[Ended, list[Event], Proposals]:
     """Runs these experiments under a real supervisor, in this process."""
-    driver, events = Proposals(names), list[Event]()
-    ended = run(project, driver, options or Options(), events.append)
-    return ended, events, driver
+    researcher, events = Proposals(names), list[Event]()
+    ended = run(project, researcher, options or Options(), events.append)
+    return ended, events, researcher
+
+
+def finished_run(root: Path, names: Sequence[str]) -> tuple[Path, list[Event], Proposals]:
+    """A project in `root` after a run of these experiments, its private state in `root/state`. For fixtures
+    of a whole module."""
+    import pytest  # not in the processes that `supervise_apart` starts
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AUTOINTERP_STATE_DIR", str(root / "state"))
+        project = make_project(root / "project")
+        _, events, researcher = supervise(project, names)
+    return project, events, researcher
 
 
 def supervise_apart(project: Path, names: Sequence[str], *, fault: str = "") -> subprocess.Popen[str]:

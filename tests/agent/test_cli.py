@@ -320,7 +320,7 @@ def test_an_unknown_scaffold_is_answered_with_those_there_are(autointerp, tmp_pa
 
 
 @pytest.mark.parametrize("agent", ["claude", "api"])
-def test_a_researcher_of_a_later_version_is_refused_in_words(autointerp, tmp_path, agent):
+def test_a_researcher_of_a_later_version_is_refused(autointerp, tmp_path, agent):
     said = autointerp("start", tmp_path / "new", "--agent", agent)
 
     assert said.code == exit_codes.RESEARCHER

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from mlxterp.auto_interp import FeatureLabel, auto_label_feature, auto_label_features, labels_result
+from mlxterp.auto_interp.label import Proposal, Score, with_scores
 from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import LabelingError, OfflineLabels, StoreError
 from mlxterp.results import AnalysisResult
@@ -121,7 +122,8 @@ def test_more_scores_can_be_asked_for(model, sae, store):
     label = auto_label_features(model, sae, store=store, feature_ids=[0], scorers=[Ones()])[0]
 
     assert set(label.scores) == {"rule", "random_label", "ours", "detection"}
-    assert label.confidence == label.scores["detection"].confidence < 0.01
+    assert label.scores["detection"].confidence < 0.01
+    assert (label.status, label.label, label.confidence) == ("uninterpretable", None, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -193,3 +195,35 @@ def test_a_label_contradicts_neither_its_status_nor_probability():
         FeatureLabel(feature_id=1, status="dead", confidence=0.5)
     with pytest.raises(LabelingError, match="fields"):
         FeatureLabel.from_dict({"feature_id": 1, "colour": "red"})
+
+
+def scored(confidence: float | None) -> Score:
+    return Score(0.7, (0.6, 0.8), confidence, 35, 15, 35, 15, details={"reason": "3 of 9 texts"})
+
+
+@pytest.mark.parametrize(
+    ("confidences", "status", "confidence"),
+    [
+        ({"detection": 0.1}, "ok", 0.1),
+        ({"detection": np.nextafter(0.1, 0)}, "uninterpretable", 0.0),
+        ({"detection": 0.9, "fuzzing": 0.05}, "uninterpretable", 0.0),
+        ({"detection": 0.9, "surprisal": 0.01}, "ok", 0.9),
+        ({"detection": None, "fuzzing": 0.8}, "ok", 0.8),
+        ({"detection": None}, "error", 0.0),
+        ({}, "uninterpretable", 0.0),
+    ],
+)
+def test_a_label_is_given_from_a_confidence_of_a_tenth_on(confidences, status, confidence):
+    blank = FeatureLabel(feature_id=3, status="uninterpretable")
+    scores = {name: scored(value) for name, value in confidences.items()}
+
+    label = with_scores(blank, Proposal("plural endings", "", "affix"), scores)
+
+    assert (label.status, label.confidence) == (status, confidence)
+    assert (label.label is None) is (status != "ok")
+    assert label.scores == scores
+    assert FeatureLabel.from_dict(json.loads(json.dumps(label.to_dict()))) == label
+    if status == "error":
+        assert label.error == "no score: detection: 3 of 9 texts"
+    elif status != "ok":
+        assert "plural endings" in label.description

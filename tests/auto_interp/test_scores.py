@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -92,9 +94,23 @@ def test_answers_become_counts():
     score = score_from_answers([0.9, 0.5, 0.2], [0.1, 0.7])
 
     counts = (score.true_positives, score.false_negatives, score.true_negatives, score.false_positives)
-    assert counts == (2, 1, 1, 1)
-    assert score.balanced_accuracy == pytest.approx((2 / 3 + 1 / 2) / 2)
-    assert score == score_from_counts(2, 1, 1, 1, auroc=score.auroc, auroc_interval=score.auroc_interval)
+    assert counts == (1, 1, 1, 1)
+    assert score.balanced_accuracy == 0.5
+    assert score.coverage == 0.8  # the text at 0.5 counts neither as yes nor as no
+    expected = score_from_counts(1, 1, 1, 1, auroc=score.auroc, auroc_interval=score.auroc_interval)
+    assert replace(score, coverage=1.0) == expected
+
+
+@pytest.mark.parametrize(
+    ("positive", "negative"),
+    [([0.9, 0.5, 0.5], [0.1, 0.7]), ([0.9] * 8 + [0.8], [0.5] * 2), ([], [])],
+    ids=["fewer than 80 % decided", "no negative decided", "no texts"],
+)
+def test_answers_that_decide_too_little_are_no_score(positive, negative):
+    score = score_from_answers(positive, negative)
+
+    assert (score.balanced_accuracy, score.confidence) == (None, None)
+    assert "a score needs 80%" in score.details["reason"]
 
 
 def test_the_calibration_error_is_the_mean_gap():

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from mlxterp.autointerpret import ExperimentEntry, ExperimentLog
-from mlxterp.autointerpret.contract import outbox
+from mlxterp.autointerpret.log import outbox
 from mlxterp.errors import OutboxClosed
 from tests.autointerpret.conftest import an_entry
 

@@ -14,8 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlxterp.autointerpret import ExperimentLog
-from mlxterp.autointerpret.encoding import MAX_LINE, decode_object, encode_object, plain
-from mlxterp.autointerpret.numbers import count, vector_digest
+from mlxterp.autointerpret.encoding import (
+    MAX_LINE,
+    count,
+    decode_object,
+    encode_object,
+    plain,
+    vector_digest,
+)
 from mlxterp.errors import EntryError
 from mlxterp.results import PatchingResult
 from tests.autointerpret.conftest import an_entry
@@ -192,7 +198,7 @@ def test_an_entry_of_too_many_small_values_is_logged_without_them(tmp_path):
         ({"record": "x"}, "record is 'x'"),
     ],
 )
-def test_a_field_of_the_wrong_type_is_refused_in_words(changes, says):
+def test_a_field_of_the_wrong_type_is_refused(changes, says):
     with pytest.raises(EntryError) as refused:
         an_entry(**changes)
 

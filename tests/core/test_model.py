@@ -7,7 +7,7 @@ import pytest
 
 from mlxterp.core import interventions as iv
 from mlxterp.core.architecture.families import COMMON
-from mlxterp.core.hook_points import LAYER_NAMES
+from mlxterp.core.hook_points import LAYER_NAMES, HookPoint
 from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import (
     CapabilityUnavailable,
@@ -179,16 +179,17 @@ def test_logits_and_the_final_norm_can_be_edited(tiny_llama):
 
 
 @pytest.mark.parametrize("capture", [["resid_post"], "all"])
-def test_nothing_is_computed_before_it_is_looked_at(tiny_llama, capture):
-    tiny_llama.logits(TEXT * 20).shape  # noqa: B018 - whatever the first run sets up
+def test_a_run_computes_nothing_before_it_is_read(tiny_llama, capture):
+    tokens = tiny_llama.to_tokens(TEXT * 20)
+    tiny_llama.run(tokens)[0].shape  # noqa: B018 - whatever the first run sets up
     before = mx.get_active_memory()
 
-    t = tiny_llama.trace(TEXT * 20, capture=capture)
-    unlooked = mx.get_active_memory() - before
-    mx.eval(t["L0.resid_post"])
+    _, captured = tiny_llama.run(tokens, capture=capture)
+    unread = mx.get_active_memory() - before
+    activation = captured[HookPoint("resid_post", 0)]
+    mx.eval(activation)
 
-    one_activation = 4 * t["L0.resid_post"].size
-    assert unlooked < one_activation <= mx.get_active_memory() - before
+    assert unread < 4 * activation.size <= mx.get_active_memory() - before
 
 
 def test_a_captured_activation_is_not_changed_by_what_the_model_does_later(tiny_llama):

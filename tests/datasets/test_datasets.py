@@ -9,14 +9,20 @@ from mlxterp.causal import PromptPair, behaviour
 from mlxterp.core.model import InterpretableModel
 from mlxterp.datasets import (
     CAPITALS,
+    EVENTS,
     LANDMARKS,
+    LANGUAGES,
+    by_length,
     capitals_pairs,
+    clusters,
     docstring_pairs,
     factual_recall_pairs,
     greater_than_pairs,
     ioi_pairs,
+    languages_pairs,
     repeated_random_pairs,
 )
+from mlxterp.datasets.making import filter_by_behavior
 from mlxterp.errors import LengthMismatch, PromptPairError
 from mlxterp.models.toy import WordTokenizer
 from tests.tiny_models import tiny_module
@@ -64,9 +70,7 @@ def test_a_fact_that_the_model_does_not_know_is_left_out(toy):
 
 
 def test_the_token_length_with_the_most_couples_is_chosen(toy):
-    shorter = [("lake leaf lake", "leaf"), ("rain road rain", "road")]
-
-    pairs = factual_recall_pairs(toy, [*shorter, *FACTS], template="{}")
+    pairs = factual_recall_pairs(toy, [*SHORTER, *FACTS], template="{}")
 
     assert tokens_of(toy, pairs, "clean").shape == (4, 4)
 
@@ -75,6 +79,34 @@ def test_an_attribute_that_is_not_one_token_is_left_out(toy):
     pairs = factual_recall_pairs(toy, [*FACTS, ("salt ship salt", "ship stone")], template="{}")
 
     assert not any("salt" in pair.clean for pair in pairs)
+
+
+SHORTER = [("lake leaf lake", "leaf"), ("rain road rain", "road")]
+
+
+def test_pooled_facts_are_couples_of_every_length_each_of_which_is_measured_by_itself(toy):
+    pairs = factual_recall_pairs(toy, [*SHORTER, *FACTS], template="{}", one_length=False)
+
+    groups = by_length(toy, pairs)
+    assert {length: len(group) for length, group in groups.items()} == {4: 4, 3: 2}
+    assert all(behaviour(toy, group).totals for group in groups.values())
+    assert len(clusters(pairs)) == 3
+
+
+def test_unselected_facts_are_couples_whatever_the_model_says_of_them(toy):
+    wrong = [("flag glass horse flag", "house"), ("door wind fire door", "stone")]
+
+    candidates = factual_recall_pairs(toy, [*wrong, *FACTS], template="{}", shown=False)
+
+    assert len(candidates) == 6
+    assert candidates[0].name == "flag glass horse flag / door wind fire door"
+
+
+def test_a_couple_is_one_cluster_under_every_template(toy):
+    plain, longer = (factual_recall_pairs(toy, FACTS, template=t) for t in ("{}", "rain {}"))
+
+    assert [pair.cluster for pair in plain] == [pair.cluster for pair in longer]
+    assert len(clusters([*plain, *longer])) == 2
 
 
 def test_two_facts_with_the_same_attribute_make_no_couple(toy):
@@ -89,8 +121,12 @@ def test_a_model_that_knows_nothing_of_it_is_told_what_to_do(toy):
         factual_recall_pairs(toy)
 
 
-def test_no_landmark_gives_its_city_away():
-    assert [name for name, city in LANDMARKS if city.lower() in name.lower()] == []
+@pytest.mark.parametrize("facts", [LANDMARKS, CAPITALS, LANGUAGES])
+def test_no_subject_gives_its_attribute_away_or_is_there_twice(facts):
+    subjects = [subject for subject, _ in facts]
+
+    assert [fact for fact in facts if fact[1].lower() in fact[0].lower()] == []
+    assert len(set(subjects)) == len(subjects) >= 100
 
 
 def test_a_corrupted_repetition_holds_the_same_words_and_changes_the_same_two_positions(toy):
@@ -126,6 +162,27 @@ def test_the_model_shows_the_behaviour_on_every_pair(toy):
 def test_the_same_seed_gives_the_same_pairs_and_another_gives_others(toy):
     assert repeated_random_pairs(toy, n=4) == repeated_random_pairs(toy, n=4)
     assert repeated_random_pairs(toy, n=4) != repeated_random_pairs(toy, n=4, seed=1)
+
+
+def test_every_repetition_is_a_cluster_of_its_own_and_seeds_share_none(toy):
+    seeds = [repeated_random_pairs(toy, n=16, seed=seed) for seed in range(8)]
+
+    assert len(clusters([pair for pairs in seeds for pair in pairs])) == 8 * 16
+
+
+def test_pairs_apart_from_others_share_no_prompt_with_them_under_the_same_seed(toy):
+    explored = repeated_random_pairs(toy, n=8)
+
+    fresh = repeated_random_pairs(toy, n=8, apart_from=explored)
+
+    assert len(clusters([*explored, *fresh])) == 16
+
+
+def test_unselected_repetitions_are_the_first_ones_drawn_from_the_seed(toy):
+    drawn, shown = (repeated_random_pairs(toy, n=8, period=6, seed=3, shown=shown) for shown in (False, True))
+
+    assert len(clusters(drawn)) == 8
+    assert [pair for pair in drawn if pair in shown] == shown[: sum(pair in shown for pair in drawn)]
 
 
 @pytest.mark.parametrize("period", [5, 41])
@@ -176,6 +233,29 @@ def test_indirect_objects_of_a_tokenizer_without_names_are_refused(tiny_llama):
         ioi_pairs(tiny_llama)
 
 
+def test_lengths_are_pooled_on_request(talkative):
+    longer = "When {a} and {b} went to the {place} . {s} gave a the {thing} to"
+
+    pairs = ioi_pairs(talkative, 16, shown=False, one_length=False, templates=[*IOI["templates"], longer])
+
+    assert sorted(by_length(talkative, pairs)) == [14, 15]
+    assert len(clusters(pairs)) == 16
+
+
+def test_drawn_pairs_share_no_prompt_so_a_pair_and_its_mirror_image_are_not_both_kept(talkative):
+    few = {"names": ("Mary", "John"), "places": ("store",), "things": ("drink",)}
+
+    pairs = ioi_pairs(talkative, 2, **few, **IOI)
+
+    assert len(clusters(pairs)) == 2
+    with pytest.raises(PromptPairError, match="and 2 share no prompt with others"):
+        ioi_pairs(talkative, 3, **few, **IOI)
+
+
+def test_events_leave_room_for_thousands_of_independent_years():
+    assert len(set(EVENTS)) == len(EVENTS) >= 900
+
+
 def test_more_pairs_than_the_words_allow_are_refused(talkative):
     with pytest.raises(PromptPairError, match=r"9 pairs of indirect objects .* drawn were 4 different ones"):
         ioi_pairs(talkative, 9, names=("Mary", "John"), places=("store",), things=("drink",), **IOI)
@@ -206,7 +286,7 @@ def test_after_a_later_year_the_answer_is_later_and_the_foil_earlier_than_it(tin
 
 
 def test_the_century_is_the_one_in_which_it_began(tiny_llama):
-    for pair in greater_than_pairs(tiny_llama, 6, shown=False):
+    for pair in greater_than_pairs(tiny_llama, 6, shown=False, events=["war"]):
         assert pair.clean.partition("year ")[2][:2] == pair.clean[-2:]
 
 
@@ -229,12 +309,10 @@ def test_a_tokenizer_without_digits_is_refused(toy):
 
 
 def test_a_tokenizer_that_gives_clean_and_corrupted_other_lengths_is_refused_with_both_splits(tiny_llama):
-    from mlxterp.datasets.making import first_shown
-
     uneven = PromptPair("aa", "aaa", answer="x", foil="y")
 
     with pytest.raises(LengthMismatch, match=r"clean +a\|a\n +corrupted +a\|a\|a"):
-        first_shown(tiny_llama, [uneven], 1, shown=False, what="lengths")
+        by_length(tiny_llama, [uneven])
 
 
 def test_capitals_are_facts_about_countries(toy):
@@ -246,7 +324,8 @@ def test_capitals_are_facts_about_countries(toy):
 
 @pytest.mark.parametrize("make", [ioi_pairs, greater_than_pairs])
 def test_another_seed_draws_others(tiny_llama, talkative, make):
-    model, rest = (talkative, IOI) if make is ioi_pairs else (tiny_llama, {"shown": False})
+    rest = IOI if make is ioi_pairs else {"shown": False, "events": ["war", "siege"], "one_length": False}
+    model = talkative if make is ioi_pairs else tiny_llama
 
     assert make(model, 4, **rest) == make(model, 4, **rest)
     assert make(model, 4, **rest) != make(model, 4, seed=1, **rest)
@@ -321,6 +400,28 @@ def test_smollm2_knows_capitals(smollm2):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # 1,000 forwards, which may have to share their cores
+@pytest.mark.parametrize("make", [factual_recall_pairs, capitals_pairs, languages_pairs])
+def test_smollm2_knows_enough_facts_to_explore_8_and_to_confirm_on_24_independent_ones(smollm2, make):
+    candidates = make(smollm2, shown=False, one_length=False)
+    shown = filter_by_behavior(smollm2, candidates)
+
+    assert len(clusters(make(smollm2, one_length=False))) >= 32
+    assert len(shown) >= 0.75 * len(candidates)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [ioi_pairs, greater_than_pairs])
+def test_smollm2_shows_most_drawn_pairs_of_every_length_and_seeds_share_few(smollm2, make):
+    seeds = [make(smollm2, 48, seed=seed, shown=False, one_length=False) for seed in range(4)]
+    shown = filter_by_behavior(smollm2, seeds[0])
+
+    assert len(shown) >= 0.75 * 48
+    assert len(clusters([pair for pairs in seeds for pair in pairs])) >= 4 * 48 - 2
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_smollm2_knows_enough_landmarks_of_one_length(smollm2):
     model = smollm2
 

@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mlxterp.errors import LlmAway, LlmBudgetReached, LlmError, LlmRejected, ReplyCacheError
-from mlxterp.llm import BatchCompleter, Reply, ReplyCache, Request, run
+from mlxterp.errors import LlmAway, LlmBudgetReached, LlmRejected, ReplyCacheError
+from mlxterp.llm import BatchCompleter, Reply, ReplyCache, run
 from mlxterp.llm.batches import LONGEST
 from mlxterp.llm.prices import Tokens, price_of
-from tests.llm.test_client import (
-    GOOD,
-    MODEL,
-    Pauses,
-    ask,
-)
+from tests.llm.builders import GOOD, MODEL, Pauses, always, answers, ask
 from tests.messages_stub import MessagesStub
 
 EACH = 0.5 * price_of(MODEL).usd(Tokens(input=100, output=20))
@@ -34,31 +28,13 @@ def batches(stub: MessagesStub, path: Path, **options: Any) -> BatchCompleter:
     return BatchCompleter(ReplyCache(path), MODEL, **given)
 
 
-def answers(completer: BatchCompleter, requests: Sequence[Request]) -> list[Any]:
-    async def job() -> list[Any]:
-        try:
-            return await asyncio.gather(*map(completer.complete, requests), return_exceptions=True)
-        finally:
-            await completer.close()
-
-    found = run(job)
-    for each in found:
-        if not isinstance(each, Reply | LlmError):
-            raise each
-    return found
-
-
-def serving(step: dict[str, Any] = GOOD, **options: Any) -> MessagesStub:
-    return MessagesStub({"lanes": [{"then": step}]}, **options)
-
-
 def echo(request: Any) -> dict[str, Any]:
     return {"text": f'{{"name": "{request.last_user}", "count": 1}}'}
 
 
 def test_questions_that_wait_together_are_one_batch_at_half_the_price(path):
     requests = [ask(str(i)) for i in range(30)]
-    with serving({"thinking": "hm", "call": echo}) as stub:
+    with always({"thinking": "hm", "call": echo}) as stub:
         completer = batches(stub, path)
         replies = answers(completer, requests)
         stub.check()
@@ -72,7 +48,7 @@ def test_questions_that_wait_together_are_one_batch_at_half_the_price(path):
 
 
 def test_what_is_asked_in_a_batch_is_what_one_call_would_ask(path):
-    with serving() as stub:
+    with always() as stub:
         answers(batches(stub, path), [ask("text", effort="low")])
         body = stub.requests[0].body
 
@@ -86,7 +62,7 @@ def test_the_next_batch_has_what_the_answers_of_the_first_led_to(path):
         await completer.complete(ask(f"first {i}"))
         return await completer.complete(ask(f"second {i}"))
 
-    with serving() as stub:
+    with always() as stub:
         completer = batches(stub, path)
 
         async def job() -> None:
@@ -99,7 +75,7 @@ def test_the_next_batch_has_what_the_answers_of_the_first_led_to(path):
 
 
 def test_the_same_question_is_sent_once(path):
-    with serving() as stub:
+    with always() as stub:
         replies = answers(batches(stub, path), [ask("same"), ask("same"), ask("other")])
 
     assert len(stub.requests) == 2
@@ -108,14 +84,14 @@ def test_the_same_question_is_sent_once(path):
 
 def test_it_looks_again_until_the_batch_has_ended(path):
     pauses = Pauses()
-    with serving(batch_polls=4) as stub:
+    with always(batch_polls=4) as stub:
         answers(batches(stub, path, pause=pauses, poll_seconds=30.0), [ask()])
 
     assert pauses == [30.0] * 3
 
 
 def test_a_finished_run_makes_no_request_when_it_is_run_again(path):
-    with serving() as stub:
+    with always() as stub:
         answers(batches(stub, path), [ask(str(i)) for i in range(4)])
         before = len(stub.requests)
         again = batches(stub, path)
@@ -134,7 +110,7 @@ def test_a_run_that_was_stopped_while_it_waited_fetches_what_it_had_sent(path):
         raise Stopped
 
     requests = [ask(str(i)) for i in range(6)]
-    with serving(batch_polls=2) as stub:
+    with always(batch_polls=2) as stub:
         with pytest.raises(Stopped):
             answers(batches(stub, path, pause=stop), requests)
         sent = len(stub.requests)
@@ -156,7 +132,7 @@ def test_a_batch_that_is_gone_is_asked_for_anew(path):
     kept = ReplyCache(path)
     kept.add_batch("msgbatch_of_another_account", [ask("0").digest(MODEL)], model=MODEL)
     kept.close()
-    with serving() as stub:
+    with always() as stub:
         replies = answers(batches(stub, path), [ask("0"), ask("1")])
 
     assert all(isinstance(reply, Reply) for reply in replies)
@@ -168,7 +144,7 @@ def test_a_question_that_failed_or_expired_is_sent_again_and_given_up_after_thre
     def sometimes(request: Any) -> dict[str, Any]:
         return fault if request.last_user == "bad" else dict(GOOD)
 
-    with serving({"call": sometimes}) as stub:
+    with always({"call": sometimes}) as stub:
         completer = batches(stub, path)
         bad, good = answers(completer, [ask("bad"), ask("good")])
 
@@ -181,7 +157,7 @@ def test_a_question_that_failed_or_expired_is_sent_again_and_given_up_after_thre
 
 def test_a_question_that_is_not_valid_is_rejected_at_once(path):
     invalid = {"status": 400, "error": "invalid_request_error", "message": "too long"}
-    with serving(invalid) as stub:
+    with always(invalid) as stub:
         (problem,) = answers(batches(stub, path), [ask()])
 
     assert isinstance(problem, LlmRejected)
@@ -190,14 +166,14 @@ def test_a_question_that_is_not_valid_is_rejected_at_once(path):
 
 
 def test_a_refusal_is_a_reply(path):
-    with serving({"text": "", "stop_reason": "refusal"}) as stub:
+    with always({"text": "", "stop_reason": "refusal"}) as stub:
         (reply,) = answers(batches(stub, path), [ask()])
 
     assert reply.stop_reason == "refusal"
 
 
 def test_a_batch_holds_what_fits_into_the_budget_and_the_rest_comes_after(path):
-    with serving() as stub:
+    with always() as stub:
         completer = batches(stub, path, max_usd=0.012)
         replies = answers(completer, [ask(str(i)) for i in range(40)])
 
@@ -209,7 +185,7 @@ def test_a_batch_holds_what_fits_into_the_budget_and_the_rest_comes_after(path):
 
 
 def test_a_service_that_never_ends_a_batch_is_given_up(path):
-    with serving(batch_polls=10**9) as stub:
+    with always(batch_polls=10**9) as stub:
         completer = batches(stub, path, poll_seconds=LONGEST / 4)
         (problem,) = answers(completer, [ask()])
 
@@ -222,7 +198,7 @@ def test_what_breaks_while_all_wait_reaches_all(path, monkeypatch):
         raise ReplyCacheError("the disk is full")
 
     monkeypatch.setattr(ReplyCache, "add_batch", full)
-    with serving() as stub:
+    with always() as stub:
         replies = answers(batches(stub, path), [ask("0"), ask("1")])
 
     assert [str(each) for each in replies] == ["the disk is full"] * 2

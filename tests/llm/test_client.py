@@ -5,18 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import os
-import subprocess
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import httpx2
 import pytest
-from pydantic import BaseModel
 
 from mlxterp.errors import (
     DeprecatedModel,
@@ -26,14 +22,12 @@ from mlxterp.errors import (
     LlmRejected,
     LlmUnavailable,
     PromptNotCached,
-    ReplyCacheError,
 )
 from mlxterp.llm import (
     AnthropicCompleter,
     CachedCompleter,
     Reply,
     ReplyCache,
-    Request,
     ScriptedCompleter,
     Unusable,
     read,
@@ -41,53 +35,8 @@ from mlxterp.llm import (
 )
 from mlxterp.llm.client import PATIENCE
 from mlxterp.llm.prices import Tokens, price_of
+from tests.llm.builders import GOOD, MODEL, READ, Answer, Pauses, always, answer, answers, ask, completer
 from tests.messages_stub import MessagesStub
-
-ROOT = Path(__file__).resolve().parents[2]
-MODEL = "claude-sonnet-5-5"
-GOOD: dict[str, Any] = {"text": '{"name": "x", "count": 3}'}
-READ = {"usage": {"cache_read_input_tokens": 50}}
-
-
-class Answer(BaseModel):
-    name: str
-    count: int
-
-
-def ask(user: str = "a b", **changes: Any) -> Request:
-    return Request(**{"system": "Count.", "user": user, "schema": Answer, "max_tokens": 100, **changes})
-
-
-class Pauses(list[float]):
-    """Waits that are written down instead of waited."""
-
-    async def __call__(self, seconds: float) -> None:
-        self.append(seconds)
-
-
-def completer(stub: MessagesStub, **options: Any) -> AnthropicCompleter:
-    given: dict[str, Any] = {"api_key": stub.key, "base_url": stub.url, "pause": Pauses(), **options}
-    return AnthropicCompleter(given.pop("model", MODEL), **given)
-
-
-def answers(claude: Any, requests: Sequence[Request]) -> list[Reply | LlmError]:
-    """All asked at once; an error stands in the place of its reply."""
-
-    async def job() -> list[Any]:
-        try:
-            return await asyncio.gather(*map(claude.complete, requests), return_exceptions=True)
-        finally:
-            await claude.close()
-
-    found = run(job)
-    for each in found:
-        if not isinstance(each, Reply | LlmError):
-            raise each
-    return found
-
-
-def answer(claude: Any, request: Request | None = None) -> Reply | LlmError:
-    return answers(claude, [request or ask()])[0]
 
 
 def test_the_answer_is_the_text_after_the_thinking_with_what_it_cost():
@@ -183,8 +132,8 @@ def test_a_wait_that_makes_no_sense_is_replaced_by_our_own(nonsense):
     assert 0 <= pauses[0] <= 60
 
 
-def test_a_service_that_stays_away_is_given_up_after_so_many_tries():
-    with MessagesStub({"lanes": [{"then": {"status": 529, "error": "overloaded_error"}}]}) as stub:
+def test_a_service_that_never_answers_is_given_up_after_so_many_tries():
+    with always({"status": 529, "error": "overloaded_error"}) as stub:
         claude = completer(stub, attempts=4)
         problem = answer(claude)
 
@@ -205,7 +154,7 @@ def test_a_wait_longer_than_the_patience_is_not_begun():
 
 
 @pytest.mark.parametrize("status", [400, 401, 402, 403, 404, 413, 422])
-def test_what_no_repetition_mends_is_an_error_at_once(status):
+def test_a_fault_that_no_repetition_changes_is_an_error_at_once(status):
     pauses = Pauses()
     with MessagesStub([{"status": status, "message": "not like this"}]) as stub:
         claude = completer(stub, pause=pauses)
@@ -219,7 +168,7 @@ def test_what_no_repetition_mends_is_an_error_at_once(status):
 
 
 class Failing(httpx2.AsyncBaseTransport):
-    """The real transport, but for the first requests, which end as told."""
+    """The real transport, but for the first requests, which end in the given faults."""
 
     def __init__(self, *faults: Callable[[], Exception]) -> None:
         self._faults = list(faults)
@@ -307,7 +256,7 @@ def test_the_limit_on_calls_under_way_is_the_one_that_was_asked_for():
 def test_never_more_than_max_usd_is_spent_and_no_call_is_made_beyond_it():
     step = {**GOOD, "usage": {"input_tokens": 500, "cache_read_input_tokens": 50, "output_tokens": 100}}
     each = price_of(MODEL).usd(Tokens(input=500, cache_read=50, output=100))
-    with MessagesStub({"lanes": [{"then": step}]}) as stub:
+    with always(step) as stub:
         claude = completer(stub, max_usd=0.02)
         replies = answers(claude, [ask(str(i)) for i in range(40)])
 
@@ -348,165 +297,24 @@ def test_it_works_inside_a_running_loop():
 # the service's cache
 
 
-def test_instructions_that_are_never_read_from_the_cache_are_told_once():
+def test_instructions_that_are_never_read_from_the_cache_are_warned_of_once():
     with MessagesStub([GOOD] * 12) as stub:
         claude = completer(stub, max_concurrency=1)
-        with pytest.warns(PromptNotCached, match="read none of them") as told:
+        with pytest.warns(PromptNotCached, match="read none of them") as caught:
             answers(claude, [ask(str(i)) for i in range(12)])
 
-    assert len(told) == 1
+    assert len(caught) == 1
 
 
-def test_instructions_that_are_read_from_the_cache_are_not_told():
+def test_instructions_that_are_read_from_the_cache_are_not_warned_of():
     steps = [GOOD, *[{**GOOD, "usage": {"cache_read_input_tokens": 900}}] * 11]
     with MessagesStub(steps) as stub:
         answers(completer(stub, max_concurrency=1), [ask(str(i)) for i in range(12)])
 
 
-def test_questions_with_instructions_of_their_own_are_not_told():
+def test_questions_with_instructions_of_their_own_are_not_warned_of():
     with MessagesStub([GOOD] * 12) as stub:
         answers(completer(stub, max_concurrency=1), [ask(system=f"Count {i}.") for i in range(12)])
-
-
-# kept replies
-
-
-def test_what_was_asked_once_is_not_asked_again(tmp_path):
-    requests = [ask(str(i)) for i in range(5)]
-    with MessagesStub([{**GOOD, "thinking": "hm"}] * 5) as stub:
-        for path in (tmp_path / "deep" / "replies.sqlite",) * 2:
-            cache = ReplyCache(path)
-            claude = completer(stub)
-            replies = answers(CachedCompleter(claude, cache), requests)
-            cache.close()
-
-    assert len(stub.requests) == 5
-    assert claude.spending.spent == 0
-    assert [reply.cached for reply in replies] == [True] * 5
-    assert replies[0].text == GOOD["text"]
-    assert replies[0].usd > 0
-    assert replies[0].paid == 0
-
-
-@pytest.mark.parametrize(
-    "reply", [Reply("", "refusal"), Reply("{", "max_tokens"), Reply("no"), Reply("🦄 ä\n")]
-)
-def test_a_kept_reply_comes_back_as_it_was(tmp_path, reply):
-    cache = ReplyCache(tmp_path / "replies.sqlite")
-    cache.put("k", reply, model="m", version="1")
-
-    kept = cache.get("k")
-    cache.close()
-
-    assert kept is not None
-    assert (kept.text, kept.stop_reason, kept.cached) == (reply.text, reply.stop_reason, True)
-
-
-def test_a_killed_run_goes_on_with_no_more_than_it_had_under_way(tmp_path):
-    requests, under_way, answered = [ask(str(i)) for i in range(40)], 8, []
-
-    class Killed(BaseException):
-        pass
-
-    async def until_killed(request: Request) -> str:
-        if len(answered) == 20:
-            raise Killed
-        answered.append(request)
-        await asyncio.sleep(0)
-        return GOOD["text"]
-
-    path = tmp_path / "replies.sqlite"
-    cache = ReplyCache(path)
-    places = asyncio.Semaphore(under_way)
-    first = CachedCompleter(ScriptedCompleter(until_killed), cache)
-
-    async def one(request: Request) -> None:
-        async with places:
-            await first.complete(request)
-
-    async def job() -> None:
-        tasks = [asyncio.ensure_future(one(request)) for request in requests]
-        try:
-            await asyncio.gather(*tasks)
-        finally:
-            for task in tasks:
-                task.cancel()
-
-    with pytest.raises(Killed):
-        asyncio.run(job())
-    cache.close()
-
-    cache = ReplyCache(path)
-    second = ScriptedCompleter(lambda request: GOOD["text"])
-    answers(CachedCompleter(second, cache), requests)
-    cache.close()
-
-    assert 20 <= len(second.requests) <= 20 + under_way
-    assert len(answered) + len(second.requests) <= 40 + under_way
-
-
-@pytest.mark.slow
-def test_a_process_that_is_killed_loses_what_it_had_under_way_and_no_more(tmp_path):
-    """kill -9 while the 30th of 60 questions is being answered, eight at a time."""
-    program = """
-import asyncio, os, sys
-from mlxterp.llm import AnthropicCompleter, CachedCompleter, ReplyCache, run
-from tests.llm.test_client import ask
-claude = CachedCompleter(AnthropicCompleter(base_url=sys.argv[1]), ReplyCache(sys.argv[2]))
-async def job():
-    await asyncio.gather(*(claude.complete(ask(str(i))) for i in range(60)))
-run(job)
-"""
-    path = tmp_path / "replies.sqlite"
-    child: list[subprocess.Popen[bytes]] = []
-    seen: list[str] = []
-
-    def answer(request: Any) -> dict[str, Any]:
-        seen.append(request.last_user)
-        if len(seen) == 30:
-            child[0].kill()
-        return {**GOOD, **READ}
-
-    with MessagesStub({"lanes": [{"then": {"call": answer}}]}) as stub:
-        environment = {**os.environ, "ANTHROPIC_API_KEY": stub.key}
-        arguments = [sys.executable, "-c", program, stub.url, str(path)]
-        child.append(subprocess.Popen(arguments, env=environment, cwd=ROOT, stderr=subprocess.DEVNULL))
-        assert child[0].wait(timeout=120) == -9
-        before = len(seen)
-        cache = ReplyCache(path)
-        replies = answers(CachedCompleter(completer(stub), cache), [ask(str(i)) for i in range(60)])
-
-    assert all(isinstance(reply, Reply) for reply in replies)
-    assert 30 <= before <= 37
-    assert 60 <= len(seen) <= 60 + 8
-
-
-def test_two_runs_may_share_a_file(tmp_path):
-    path = tmp_path / "replies.sqlite"
-    one, other = ReplyCache(path), ReplyCache(path)
-    one.put("a", Reply("1"), model="m", version="")
-    other.put("b", Reply("2"), model="m", version="")
-
-    assert one.get("b") == Reply("2", cached=True)
-    assert len(other) == 2
-    one.close()
-    other.close()
-
-
-def test_a_file_that_is_something_else_is_not_touched(tmp_path):
-    import sqlite3
-
-    text, foreign = tmp_path / "notes.txt", tmp_path / "other.sqlite"
-    text.write_text("These are notes, and long enough to be no empty database at all." * 20)
-    with sqlite3.connect(foreign) as db:
-        db.execute("CREATE TABLE mine (x)")
-    db.close()
-
-    for path in (text, foreign, tmp_path):
-        before = path.read_bytes() if path.is_file() else b""
-        with pytest.raises(ReplyCacheError, match="Choose"):
-            ReplyCache(path)
-        assert (path.read_bytes() if path.is_file() else b"") == before
 
 
 # the key
@@ -572,7 +380,7 @@ def test_a_deprecated_model_is_used_as_asked_with_a_warning_that_names_the_next(
     assert stub.requests[0].body["model"] == "claude-sonnet-4-20250514"
 
 
-def test_a_model_whose_service_has_ended_is_told_with_its_successor():
+def test_a_model_whose_service_has_ended_is_named_with_its_successor():
     with (
         MessagesStub([{"status": 404, "message": "model: claude-sonnet-4-20250514"}]) as stub,
         pytest.warns(DeprecatedModel),

@@ -1,4 +1,4 @@
-"""The Messages API as a script on loopback: what a researcher hears from the service, without the service.
+"""The Messages API as a script on loopback: the answers of the service, without the service.
 
     with MessagesStub([{"tool": "Read", "input": {"file_path": "a.md"}}, {"text": "done"}]) as stub:
         client = anthropic.Anthropic(base_url=stub.url, api_key=stub.key)

@@ -105,7 +105,7 @@ class Scenario:
     """All lanes, safe to ask from several threads.
 
     Attributes:
-        failures: expectations that did not hold, in words.
+        failures: a sentence for each expectation that did not hold.
     """
 
     def __init__(
@@ -150,7 +150,7 @@ class Scenario:
 
 
 def unmet(conditions: Any, request: Request) -> list[str]:
-    """Which conditions a request does not meet, in words."""
+    """A sentence for each condition that a request does not meet."""
     if callable(conditions):
         return [] if conditions(request) else ["`when` said no"]
     wrong: list[str] = []

@@ -67,7 +67,7 @@ def test_a_cell_that_is_pointed_at_tells_what_its_title_says(tab, tmp_path):
 
     assert "layer L" in title
     assert "position" in title
-    assert "Tower" in tab.eval("document.querySelector('.words').textContent")
+    assert "Tower" in tab.eval("document.querySelector('.tokens').textContent")
     assert_quiet(tab, scripts=1)
 
 

@@ -90,17 +90,17 @@ def entry(word="cat", **changes):
 def test_a_feature_is_shown_where_it_fires_with_its_activations(tmp_path, model, sae, store):
     data = saved(tmp_path / "new" / "page.html", model, sae, store, features=[0, 1])
 
-    words, (cat, bird) = data["words"], data["features"]
+    texts, (cat, bird) = data["texts"], data["features"]
     assert (cat["id"], bird["id"]) == (0, 1)
-    assert [words[word] for word, _ in cat["tokens"]] == [" cat"]
+    assert [texts[text] for text, _ in cat["tokens"]] == [" cat"]
     assert cat["tokens"][0][1] == 1.0
     assert sum(cat["counts"]) == store.counts[0]
     _, activations = store.feature(0)
     assert cat["max"] == pytest.approx(activations.max(), rel=1e-2)
     for _, excerpts in cat["examples"]:
         for tokens, fired, peak, _ in excerpts:
-            assert words[tokens[peak]] == " cat"
-            assert {words[tokens[at]] for at, _ in fired} == {" cat"}
+            assert texts[tokens[peak]] == " cat"
+            assert {texts[tokens[at]] for at, _ in fired} == {" cat"}
             assert [at for at, value in fired if value == max(v for _, v in fired)].count(peak) == 1
 
 
@@ -108,7 +108,7 @@ def test_the_text_of_an_excerpt_is_that_of_the_corpus(tmp_path, model, sae, stor
     data = saved(tmp_path / "page.html", model, sae, store, features=[0])
 
     excerpts = [each for _, group in data["features"][0]["examples"] for each in group]
-    shown = ["".join(data["words"][i] for i in tokens) for tokens, *_ in excerpts]
+    shown = ["".join(data["texts"][i] for i in tokens) for tokens, *_ in excerpts]
     assert shown
     assert all(any(text in " " + whole for whole in TEXTS) for text in shown)
 
@@ -119,7 +119,7 @@ def test_a_label_comes_with_its_scores_and_a_feature_without_one_says_why(tmp_pa
     assert cat["label"] == 'token " cat"'
     assert cat["accuracies"] == [["detection", "0.9", "0.8 to 0.95", "0.93"]]
     assert (cat["sensitivity"], cat["sensitivityDetails"]) == ("passed", "19 of 20")
-    assert ["confidence", "97 %"] in cat["told"]
+    assert ["confidence", "97 %"] in cat["numbers"]
     assert (dead["label"], dead["status"], dead["counts"], dead["examples"]) == (None, "dead", [], [])
 
 

@@ -18,27 +18,17 @@ from mlxterp.errors import ResultError
 from mlxterp.plots import cell_title
 from mlxterp.reports import generate_report, interactive, save_report, write_investigation_report
 from mlxterp.reports.investigation import investigation
-from mlxterp.results import AblationResult, AblationRow, MetricsResult, MetricsRow, PatchingResult
+from mlxterp.results import AblationResult, AblationRow, MetricsResult, MetricsRow
 from tests.payloads import PAYLOADS, Seen, assert_harmless, assert_harmless_markdown, rendered
+from tests.results import every_kind
 from tests.results.every_kind import EXAMPLES
 
 
 def patching(text=" Tower", **changes):
     effects = np.zeros((4, 3))
     effects[1, 1] = 0.75
-    given = {
-        "effects": effects,
-        "axes": ("layer", "pos"),
-        "component": "resid_pre",
-        "by": "layer_pos",
-        "direction": "denoising",
-        "metric": "logit_diff",
-        "clean_metric": 4.0,
-        "corrupted_metric": -2.0,
-        "labels": {"pos": ["The", text, " is"]},
-        "measured_on": {"model": "tiny", "prompts": ["The Tower is"], "blas": "reference BLAS"},
-    }
-    return PatchingResult(**(given | changes))
+    plain = {"effects": effects, "labels": {"pos": ["The", text, " is"]}, "ci_low": None, "ci_high": None}
+    return every_kind.patching(**(plain | {"per_example": None, "cautions": ()} | changes))
 
 
 def ablation(text="found heads"):

@@ -107,22 +107,23 @@ def _lens() -> r.LogitLensResult:
     )
 
 
-def _attribution() -> r.LogitAttributionResult:
+def attribution(**changes: Any) -> r.LogitAttributionResult:
     heads = _matrix(2, 3)
-    return r.LogitAttributionResult(
-        head_contributions=heads,
-        attn_contributions=heads.sum(axis=1),
-        mlp_contributions=[2.0, -1.5],
-        embed_contribution=0.25,
-        bias_contribution=0.1,
-        total=float(heads.sum()) + 0.85,
-        logit=float(heads.sum()) + 0.85,
-        target_token=7,
-        target_token_str=" Paris",
-        foil_token=9,
-        foil_token_str=" Rome",
-        tokens=TOKENS,
-    )
+    given = {
+        "head_contributions": heads,
+        "attn_contributions": heads.sum(axis=1),
+        "mlp_contributions": [2.0, -1.5],
+        "embed_contribution": 0.25,
+        "bias_contribution": 0.1,
+        "total": float(heads.sum()) + 0.85,
+        "logit": float(heads.sum()) + 0.85,
+        "target_token": 7,
+        "target_token_str": " Paris",
+        "foil_token": 9,
+        "foil_token_str": " Rome",
+        "tokens": TOKENS,
+    }
+    return r.LogitAttributionResult(**(given | changes))
 
 
 def _neurons() -> r.NeuronAttributionResult:
@@ -350,7 +351,7 @@ def _causal_tracing() -> r.CausalTracingResult:
 
 def _workflow() -> r.WorkflowResult:
     steps = [
-        r.Step("dla", _attribution(), "MLPs write most. They are late.", ("One prompt.",)),
+        r.Step("dla", attribution(), "MLPs write most. They are late.", ("One prompt.",)),
         r.Step("patch_mlp", patching()),
     ]
     return r.WorkflowResult(
@@ -379,7 +380,7 @@ EXAMPLES: dict[str, Callable[[], r.AnalysisResult]] = {
     "feature_labels": _feature_labels,
     "generation": _generation,
     "head_scores": _scores,
-    "logit_attribution": _attribution,
+    "logit_attribution": attribution,
     "logit_lens": _lens,
     "metrics": _metrics,
     "neuron_attribution": _neurons,

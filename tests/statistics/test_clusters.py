@@ -1,4 +1,4 @@
-"""Clusters of pairs, means over them, and splits by them."""
+"""Means over clusters, and splits by them; `tests/datasets/test_clusters.py` has which pairs are one."""
 
 from __future__ import annotations
 
@@ -6,36 +6,7 @@ import numpy as np
 import pytest
 
 from mlxterp.errors import StatisticsError
-from mlxterp.statistics.clusters import clusters_of_pairs, halves, hashed_order, mean_by_cluster
-
-
-def test_a_couple_in_both_directions_is_one_cluster():
-    assert clusters_of_pairs(["A", "B", "C"], ["B", "A", "D"]).tolist() == [0, 0, 1]
-
-
-def test_pairs_that_share_a_clean_or_a_corrupted_prompt_are_one_cluster():
-    assert clusters_of_pairs(["A", "A", "C", "D"], ["x", "y", "z", "z"]).tolist() == [0, 0, 1, 1]
-
-
-def test_pairs_are_joined_through_others_whatever_their_order():
-    assert clusters_of_pairs(["A", "C", "A", "B"], ["x", "y", "y", "z"]).tolist() == [0, 0, 0, 1]
-    assert clusters_of_pairs(["C", "A", "B", "A"], ["y", "x", "z", "y"]).tolist() == [0, 0, 1, 0]
-
-
-def test_a_prompt_that_is_clean_here_and_corrupted_there_joins_only_a_couple():
-    assert clusters_of_pairs(["A", "B"], ["B", "C"]).tolist() == [0, 1]
-
-
-def test_stated_clusters_take_the_place_of_the_prompts():
-    assert clusters_of_pairs(["A", "B", "A"], ["x", "y", "z"], ["s", "s", None]).tolist() == [0, 0, 1]
-    assert clusters_of_pairs(["A", "A"], ["x", "x"], ["s", "t"]).tolist() == [0, 1]
-
-
-def test_lists_of_unequal_length_are_refused_with_their_lengths():
-    with pytest.raises(StatisticsError, match="2 clean prompts, 1 corrupted ones and 2 clusters"):
-        clusters_of_pairs(["A", "B"], ["x"])
-    with pytest.raises(StatisticsError, match="and 1 clusters"):
-        clusters_of_pairs(["A", "B"], ["x", "y"], ["s"])
+from mlxterp.statistics.clusters import halves, hashed_order, mean_by_cluster
 
 
 def test_each_cluster_counts_once_however_many_members_it_has():
@@ -44,6 +15,7 @@ def test_each_cluster_counts_once_however_many_members_it_has():
     assert mean_by_cluster(values, [5, 5, 2]).tolist() == [[8.0, 80.0], [2.0, 20.0]]
     assert mean_by_cluster([1.0, 2.0, 6.0], [0, 1, 1]).tolist() == [1.0, 4.0]
     assert mean_by_cluster([1.0, 2.0], [1, 0]).tolist() == [2.0, 1.0]
+    assert mean_by_cluster([1.0, 2.0, 6.0], ["b", "a", "b"]).tolist() == [2.0, 3.5]
 
 
 def test_a_missing_cluster_label_and_an_empty_dataset_are_refused():

@@ -16,7 +16,7 @@ from mlxterp.sae import JumpRelu, feature_effects
 from mlxterp.sae.analysis.examples import feature_examples
 from mlxterp.sae.feature_store.build import build_store, store_from_arrays
 from mlxterp.workflows.features import feature_investigation
-from mlxterp.workflows.request import StepProgress
+from mlxterp.workflows.progress import StepProgress
 from tests.sae.planted import ALL, NO, NOTHING, ONLY_C, YES, A, C, planted_model, planted_sae, random_sae
 from tests.tiny_models import ByteTokenizer, tiny_module
 

@@ -7,7 +7,7 @@ import io
 from rich.console import Console
 
 from mlxterp.workflows import StepProgress
-from mlxterp.workflows.progress import printer, progress_of
+from mlxterp.workflows.progress import ProgressReporter, printer
 
 
 def told(*, terminal: bool) -> str:
@@ -35,10 +35,18 @@ def test_a_terminal_gets_one_line_that_changes():
     assert text.rstrip().endswith("200 of 200 edges")
 
 
-def test_a_callable_of_ones_own_hears_it_instead():
-    def mine(_):
-        """Somebody's own."""
+def test_a_callable_of_the_callers_own_gets_the_steps_instead_of_the_printer(capsys):
+    seen = []
 
-    assert progress_of(mine, verbose=True) is mine
-    assert progress_of(None, verbose=False) is None
-    assert progress_of(None, verbose=True) is not None
+    ProgressReporter("circuit_discovery", seen.append, verbose=True).counter("acdc", "edges")(3, 10)
+
+    assert seen == [StepProgress("circuit_discovery", "acdc", 3, 10, "3 of 10 edges")]
+    assert capsys.readouterr().err == ""
+
+
+def test_what_a_workflow_ran_is_counted_whether_it_is_reported_or_not():
+    reporter = ProgressReporter("circuit_discovery", None)
+
+    reporter.counter("acdc", "edges")(3, 10)
+
+    assert reporter.ran == {"acdc edges": 10}

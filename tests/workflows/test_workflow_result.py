@@ -4,39 +4,35 @@ from __future__ import annotations
 
 import json
 
-import numpy as np
 import pytest
 
 from mlxterp.errors import ResultError
 from mlxterp.results import AnalysisResult, MetricsResult, PatchingResult, Step, WorkflowResult
+from tests.results.every_kind import patching
+
+ON = {"model": "tiny", "prompts": [{"clean": "a"}]}
+
+
+def sweep(effects, axes, component, **facts) -> PatchingResult:
+    return patching(
+        effects=effects,
+        axes=axes,
+        component=component,
+        labels={},
+        per_example=None,
+        ci_low=None,
+        ci_high=None,
+        cautions=(),
+        measured_on=ON | facts,
+    )
 
 
 def heads(effects=((0.0, 0.9), (0.25, 0.0))) -> PatchingResult:
-    return PatchingResult(
-        effects=np.array(effects),
-        axes=("layer", "head"),
-        component="z",
-        by="layer_head",
-        direction="denoising",
-        metric="logit_diff",
-        clean_metric=4.0,
-        corrupted_metric=-2.0,
-        measured_on={"model": "tiny", "prompts": [{"clean": "a"}], "seed": 3},
-    )
+    return sweep(effects, ("layer", "head"), "z", seed=3)
 
 
 def mlps() -> PatchingResult:
-    return PatchingResult(
-        effects=np.array([0.5, -0.75]),
-        axes=("layer",),
-        component="mlp_out",
-        by="layer",
-        direction="denoising",
-        metric="logit_diff",
-        clean_metric=4.0,
-        corrupted_metric=-2.0,
-        measured_on={"model": "tiny", "prompts": [{"clean": "a"}]},
-    )
+    return sweep([0.5, -0.75], ("layer",), "mlp_out")
 
 
 def workflow(**changes) -> WorkflowResult:
@@ -49,7 +45,7 @@ def workflow(**changes) -> WorkflowResult:
         ),
         "conclusion": "L0.H1 does most.",
         "cautions": ("Lengths differ.",),
-        "measured_on": {"model": "tiny", "prompts": [{"clean": "a"}]},
+        "measured_on": ON,
     }
     return WorkflowResult(**(given | changes))
 

@@ -1,17 +1,15 @@
-"""Tells a person who is elsewhere: a desktop notice, ntfy, or any webhook, for the few things worth a look.
+"""Notifications for a person who is not at the screen: on the desktop, over ntfy, or to any webhook.
 
 Covers: a finding, a retraction, a violated contract, 80 % of a budget, and why a run stopped. Nothing else is
 ever sent. Each target has a thread and a short queue of its own, so a slow or broken one costs the run
-nothing: it is named once, and the run goes on. Does not cover: delivery. What a target did not take is not
-kept, and nothing here is written down.
+nothing: its failure is shown once, and the run continues. Does not cover: delivery. A notice that a target
+did not accept is dropped, and nothing here is stored.
 """
 
 from __future__ import annotations
 
 import contextlib
 import html
-import http.client
-import json
 import queue
 import re
 import shutil
@@ -19,13 +17,12 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.error
 import urllib.parse
-import urllib.request
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from types import TracebackType
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from mlxterp_agent.events import (
     Decided,
@@ -42,11 +39,14 @@ from mlxterp_agent.researchers.base import BudgetState
 from mlxterp_agent.storage.record import tier_of, verdict_of
 from mlxterp_agent.text import duration, one_line
 
+if TYPE_CHECKING:
+    import httpx2
+
 FLUSH = 2.0
 """Seconds that the end of a run waits for notices, over all targets."""
 
 SHARE = 0.8
-"""Of a budget: when this much is used, it is told once."""
+"""The share of a budget at which one notice is sent."""
 
 _TIMEOUT = 5.0
 _QUEUE = 16
@@ -66,7 +66,7 @@ class Notice(NamedTuple):
 
 
 class NotSent(Exception):
-    """A target did not take a notice; the message says why, without the target's address."""
+    """A target did not accept a notice; the message says why, without the target's address."""
 
 
 @dataclass(frozen=True)
@@ -74,9 +74,9 @@ class Target:
     """Where notices go.
 
     Attributes:
-        name: how it is called on the screen. An address is often a secret, so only its host is in here.
-        send: gives it one notice; raises what `_FAULTS` lists.
-        missing: why it cannot work here, in words; or "".
+        name: what the screen calls it. An address is often a secret, so only its host is in here.
+        send: sends one notice; raises what `_FAULTS` lists.
+        missing: why it cannot work on this machine; or "".
     """
 
     name: str
@@ -84,7 +84,7 @@ class Target:
     missing: str = ""
 
 
-_FAULTS = (NotSent, OSError, ValueError, http.client.HTTPException, subprocess.SubprocessError)
+_FAULTS = (NotSent, OSError, ValueError, subprocess.SubprocessError)
 
 
 def targets_of(asked: Iterable[str]) -> tuple[Target, ...]:
@@ -101,19 +101,19 @@ class Notices:
     way out it waits for what is under way, at most `FLUSH` seconds.
 
     Args:
-        show: where every event goes on to, and the complaints about targets.
+        show: gets every event, and a `Waiting` for each target that fails.
         project: what the investigation is called in a notice.
     """
 
     def __init__(self, show: Emit, targets: Sequence[Target], *, project: str) -> None:
         self._show = show
         self._project = one_line(project, 60)
-        self._troubles: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._failures: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._missing = [target.missing for target in targets if target.missing]
-        self._channels = [_Channel(each, self._troubles.put) for each in targets if not each.missing]
+        self._channels = [_Channel(each, self._failures.put) for each in targets if not each.missing]
         self._began = self._ended = False
         self._used_before: frozenset[str] | None = None
-        self._told_budget = threading.Lock()
+        self._budget_lock = threading.Lock()
         self._timer: threading.Timer | None = None
 
     def __enter__(self) -> Notices:
@@ -135,7 +135,7 @@ class Notices:
             self._began = True
             for words in self._missing:
                 self._show(Waiting(words))
-        self._complain()
+        self._show_failures()
 
     def __exit__(
         self,
@@ -152,7 +152,7 @@ class Notices:
         until = time.monotonic() + FLUSH
         for channel in self._channels:
             channel.wait(until - time.monotonic())
-        self._complain()
+        self._show_failures()
 
     def _decided(self, event: Decided) -> None:
         entry, tier = event.entry, tier_of(event.entry)
@@ -163,7 +163,7 @@ class Notices:
             self._send("retraction", f"{entry.experiment_id} retracted", words)
 
     def _spent(self, budget: BudgetState) -> None:
-        """Tells of the first budget that passes the mark while this run goes on."""
+        """Sends a notice for the first budget that passes `SHARE` during this run."""
         used = _used(budget)
         if self._used_before is None:
             self._used_before = frozenset(name for name, part in used.items() if part.share >= SHARE)
@@ -173,9 +173,9 @@ class Notices:
             if name in self._used_before:
                 continue
             if SHARE <= part.share < 1:
-                self._budget_is_short(part.words)
+                self._budget_is_short(part.text)
             elif name == "time" and part.share < SHARE:
-                # Time passes without events, too.
+                # Time also passes without events.
                 total = budget.seconds + (budget.seconds_left or 0.0)
                 words = f"{duration(SHARE * total)} of {duration(total)}"
                 seconds = min(SHARE * total - budget.seconds, threading.TIMEOUT_MAX)
@@ -184,8 +184,8 @@ class Notices:
                 self._timer.start()
 
     def _budget_is_short(self, words: str) -> None:
-        """Once in a run: the lock is never released."""
-        if self._told_budget.acquire(blocking=False):
+        """Sends one notice in a run: the lock is never released."""
+        if self._budget_lock.acquire(blocking=False):
             self._send("budget", f"{SHARE:.0%} of the budget is used", words)
 
     def _send(self, kind: Kind, what: str, text: str) -> None:
@@ -193,20 +193,20 @@ class Notices:
         for channel in self._channels:
             channel.put(Notice(title, one_line(text, 300), self._project, kind))
 
-    def _complain(self) -> None:
-        """On the supervisor's own thread, as the screen expects."""
+    def _show_failures(self) -> None:
+        """Shows the failures of the targets, on the supervisor's own thread, as the screen expects."""
         with contextlib.suppress(queue.Empty):
             while True:
-                self._show(Waiting(self._troubles.get_nowait()))
+                self._show(Waiting(self._failures.get_nowait()))
 
 
 class _Channel:
-    """One target, its queue and its thread. What does not fit pushes out the oldest."""
+    """One target, its queue and its thread. A notice that does not fit replaces the oldest."""
 
-    def __init__(self, target: Target, complain: Callable[[str], None]) -> None:
+    def __init__(self, target: Target, report: Callable[[str], None]) -> None:
         self._target = target
-        self._tell = complain
-        self._told = False
+        self._report = report
+        self._reported = False
         self._waiting: queue.Queue[Notice | None] = queue.Queue(_QUEUE)
         self._thread = threading.Thread(target=self._work, name=f"notices to {target.name}", daemon=True)
         self._thread.start()
@@ -219,7 +219,7 @@ class _Channel:
             except queue.Full:
                 with contextlib.suppress(queue.Empty):
                     self._waiting.get_nowait()
-                    self._complain("it is too slow")
+                    self._fail("it is too slow")
             else:
                 return
 
@@ -231,41 +231,41 @@ class _Channel:
         """Until everything is sent, or the time is up."""
         self._thread.join(max(0.0, seconds))
         if self._thread.is_alive():
-            self._complain(f"it did not answer within {duration(FLUSH)}")
+            self._fail(f"it did not answer within {duration(FLUSH)}")
 
     def _work(self) -> None:
         while (notice := self._waiting.get()) is not None:
             try:
                 self._target.send(notice)
             except _FAULTS as problem:
-                self._complain(one_line(str(problem) or type(problem).__name__, 160))
+                self._fail(one_line(str(problem) or type(problem).__name__, 160))
 
-    def _complain(self, why: str) -> None:
-        if not self._told:
-            self._told = True
-            self._tell(
+    def _fail(self, why: str) -> None:
+        if not self._reported:
+            self._reported = True
+            self._report(
                 f"a notice to {self._target.name} was not delivered ({why}); the run goes on, and further "
-                "failures there are not told"
+                "failures there are not shown"
             )
 
 
 class _Used(NamedTuple):
     share: float
-    words: str
+    text: str
 
 
 def _used(budget: BudgetState) -> dict[str, _Used]:
     """How much of each limited budget is used."""
     used: dict[str, _Used] = {}
 
-    def look(name: str, spent: float, left: float | None, words: Callable[[float], str]) -> None:
+    def note(name: str, spent: float, left: float | None, words: Callable[[float], str]) -> None:
         if left is not None and spent + left > 0:
             used[name] = _Used(spent / (spent + left), f"{words(spent)} of {words(spent + left)}")
 
-    look("experiments", budget.experiments, budget.experiments_left, "{:.0f} experiments".format)
-    look("time", budget.seconds, budget.seconds_left, duration)
-    look("dollars", budget.usd or 0.0, budget.usd_left, "${:.2f}".format)
-    look("tokens", budget.tokens or 0, budget.tokens_left, "{:,.0f} tokens".format)
+    note("experiments", budget.experiments, budget.experiments_left, "{:.0f} experiments".format)
+    note("time", budget.seconds, budget.seconds_left, duration)
+    note("dollars", budget.usd or 0.0, budget.usd_left, "${:.2f}".format)
+    note("tokens", budget.tokens or 0, budget.tokens_left, "{:,.0f} tokens".format)
     return used
 
 
@@ -275,7 +275,7 @@ def _target(asked: str) -> Target:
     if asked.startswith("ntfy:"):
         return _ntfy(asked.removeprefix("ntfy:"), asked)
     parts = _address(asked, asked)
-    return Target(f"the webhook at {parts.hostname}", lambda notice: _post(asked, notice._asdict()))
+    return _http_target(f"the webhook at {parts.hostname}", lambda notice: _post(asked, notice._asdict()))
 
 
 def _ntfy(named: str, asked: str) -> Target:
@@ -289,14 +289,14 @@ def _ntfy(named: str, asked: str) -> Target:
             "ntfy:my-topic-7f3a, or ntfy:https://ntfy.example.org/my-topic-7f3a."
         )
     root = urllib.parse.urlunsplit((parts.scheme, parts.netloc, "/", parts.query, ""))
-    return Target(
+    return _http_target(
         f"ntfy at {parts.hostname}",
         lambda notice: _post(root, {"topic": topic, "title": notice.title, "message": notice.text}),
     )
 
 
 def _address(address: str, asked: str) -> urllib.parse.SplitResult:
-    """An http(s) address that can be used as it is."""
+    """The parts of an http(s) address; UsageError if it cannot be used as it is."""
     wrong = "is neither desktop, nor ntfy:TOPIC, nor an address that begins with http:// or https://"
     try:
         parts = urllib.parse.urlsplit(address)
@@ -310,37 +310,37 @@ def _address(address: str, asked: str) -> urllib.parse.SplitResult:
     return parts
 
 
+@cache
+def _client() -> httpx2.Client:
+    """Made before the run starts, because the import and the certificates take a moment."""
+    import httpx2
+
+    limits = httpx2.Limits(max_keepalive_connections=0)
+    return httpx2.Client(headers={"User-Agent": "autointerp"}, timeout=_TIMEOUT, limits=limits)
+
+
+def _http_target(name: str, send: Callable[[Notice], None]) -> Target:
+    try:
+        _client()
+    except ImportError as problem:  # a proxy that needs a package
+        return Target(name, send, f"no notices to {name}: {one_line(str(problem), 160)}; the run continues")
+    return Target(name, send)
+
+
 def _post(address: str, body: dict[str, str]) -> None:
     """Sends JSON to exactly this address: a redirect is a failure, so that no answer can lead elsewhere."""
-    headers = {"Content-Type": "application/json", "User-Agent": "autointerp"}
-    request = urllib.request.Request(address, json.dumps(body).encode(), headers, method="POST")
+    import httpx2
+
     try:
-        with _opener().open(request, timeout=_TIMEOUT):
+        # The answer's body is not read: a server could send it for ever.
+        with _client().stream("POST", address, json=body) as answer:
             pass
-    except urllib.error.HTTPError as problem:
-        problem.close()
-        elsewhere = 300 <= problem.code < 400
+    except httpx2.HTTPError as problem:
+        raise NotSent(str(problem) or type(problem).__name__) from None
+    if not answer.is_success:
+        elsewhere = answer.has_redirect_location
         hint = "; redirects are not followed, so name the last address" if elsewhere else ""
-        raise NotSent(f"it answered {problem.code}{hint}") from None
-
-
-def _opener() -> urllib.request.OpenerDirector:
-    """http and https only, through the machine's proxies; no redirects, files or ftp."""
-    proxies = {
-        scheme: proxy
-        for scheme, proxy in urllib.request.getproxies().items()
-        if scheme in ("http", "https") and proxy.startswith(("http://", "https://"))
-    }
-    opener = urllib.request.OpenerDirector()
-    for handler in (
-        urllib.request.ProxyHandler(proxies),
-        urllib.request.HTTPHandler(),
-        urllib.request.HTTPSHandler(),
-        urllib.request.HTTPErrorProcessor(),
-        urllib.request.HTTPDefaultErrorHandler(),
-    ):
-        opener.add_handler(handler)
-    return opener
+        raise NotSent(f"it answered {answer.status_code}{hint}")
 
 
 def _desktop() -> Target:
@@ -351,12 +351,12 @@ def _desktop() -> Target:
 
     def send(notice: Notice) -> None:
         line = (_osascript if sys.platform == "darwin" else _notify_send)(str(found), notice)
-        said = subprocess.run(
+        ended = subprocess.run(
             line, stdin=subprocess.DEVNULL, capture_output=True, timeout=_TIMEOUT, check=False
         )
-        if said.returncode != 0:
-            words = one_line(said.stderr.decode(errors="replace"), 100)
-            raise NotSent(f"{program} ended with {said.returncode}{f': {words}' if words else ''}")
+        if ended.returncode != 0:
+            words = one_line(ended.stderr.decode(errors="replace"), 100)
+            raise NotSent(f"{program} ended with {ended.returncode}{f': {words}' if words else ''}")
 
     return Target("the desktop", send, missing)
 
@@ -367,7 +367,7 @@ def _notify_send(program: str, notice: Notice) -> list[str]:
 
 
 def _osascript(program: str, notice: Notice) -> list[str]:
-    # The words are arguments of a fixed script, never part of it. The title begins with a letter, so it ends
+    # The texts are arguments of a fixed script, never part of it. The title begins with a letter, so it ends
     # the options.
     show = "display notification (item 2 of argv) with title (item 1 of argv)"
     return [program, "-e", "on run argv", "-e", show, "-e", "end run", notice.title, notice.text]

@@ -108,7 +108,7 @@ def compare(before: Marks, after: Marks) -> list[Violation]:
 def restore(
     project: Path, state: State, sealed: Sealed, log: bytes, violations: Sequence[Violation]
 ) -> list[str]:
-    """Restores what the supervisor owns, and gives a sentence for each thing it did.
+    """Restores the supervisor's files, and returns a sentence for each thing it did.
 
     What was found goes to quarantine first. setup.py and its seal come from `sealed`, results.jsonl is `log`,
     a findings/ that is no directory is replaced by one. Nothing else is changed: branches, configuration and
@@ -144,7 +144,7 @@ def restore(
 
 
 ALLOWED = 1
-"""Violations after which a run goes on. One more, and it pauses."""
+"""Violations after which a run continues. One more, and it pauses."""
 
 _BETWEEN_RUNS = ("setup", "seal", "journal", "findings")
 

@@ -17,8 +17,8 @@ from mlxterp.autointerpret.contract import EXPERIMENT, LOG, SETUP, digest
 from mlxterp.autointerpret.entry import ExperimentEntry
 from mlxterp.autointerpret.log import ExperimentLog
 from mlxterp.autointerpret.log_file import Seal
-from mlxterp_agent.platform import NotRegular, read_regular
-from mlxterp_agent.storage.findings import entry_json, folder_of
+from mlxterp_agent.platform import read_or_none
+from mlxterp_agent.storage.findings import folder_of
 from mlxterp_agent.storage.git import Committer
 from mlxterp_agent.storage.journal import Event, Journal
 from mlxterp_agent.storage.record import (
@@ -39,7 +39,7 @@ class Check:
 
     name: str
     result: Literal["ok", "problem", "unchecked"]
-    words: str
+    text: str
 
 
 def verify(project: Path, state: State) -> list[Check]:
@@ -141,7 +141,7 @@ def _experiments(project: Path, entries: list[ExperimentEntry], events: list[Eve
             continue
         expected = digests_of(entry).get("experiment")
         source = sources.get((uid_of(entry) or "").rpartition(".")[0])
-        copy = _read(project / RUNS / str(record.get("run")) / EXPERIMENT)
+        copy = read_or_none(project / RUNS / str(record.get("run")) / EXPERIMENT)
         if source is None and copy is None:
             yield None
         if source is not None and digest(source) != expected:
@@ -159,7 +159,7 @@ def _findings(project: Path, entries: list[ExperimentEntry]) -> Iterator[str | N
         if _digest_of(folder / EXPERIMENT) != digests_of(entry).get("experiment"):
             yield f"{entry.experiment_id}: {folder_of(entry)}/{EXPERIMENT} is not what ran"
         try:
-            same = json.loads(_read(folder / "result.json") or b"null") == entry_json(entry)
+            same = json.loads(read_or_none(folder / "result.json") or b"null") == entry.to_dict()
         except ValueError:
             same = False
         if not same:
@@ -188,13 +188,6 @@ def _git(project: Path, entries: list[ExperimentEntry], log: ExperimentLog) -> I
         yield f"commit {commits[unknown][:10]} claims experiment {unknown}, which the log does not keep"
 
 
-def _read(path: Path) -> bytes | None:
-    try:
-        return read_regular(path)
-    except (OSError, NotRegular):
-        return None
-
-
 def _digest_of(path: Path) -> str | None:
-    data = _read(path)
+    data = read_or_none(path)
     return None if data is None else digest(data)

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from mlxterp.autointerpret.encoding import count
 from mlxterp.autointerpret.entry import ExperimentEntry
 from mlxterp.autointerpret.keep_rule import Evidence, Verdict, decide
-from mlxterp.autointerpret.numbers import count
 from mlxterp_agent.storage.record import Experiment, JudgedEntry, Judgement, entries_of, judged_entry
 
 

@@ -1,0 +1,1 @@
+"""Who proposes experiments: Claude Code, a model of the Messages API, a script, or a person who edits."""

@@ -1,13 +1,13 @@
 """Claude Code investigates: headless turns of the user's own `claude`, each a process of its own.
 
-Lives here: when a process begins and ends, and what follows from how it ended. How it is started is
-`claude_code.py`, the process `claude_code.py`, its words `claude_events.py`. What becomes of an
-experiment is the supervisor's affair.
+Lives here: the command line and what it permits, the process, when one begins and ends, and what follows from
+how it ended. What its events mean is `claude_events.py`. The supervisor alone decides what becomes of an
+experiment.
 
-A turn lasts until the agent ends it by itself. Within it, a process that was lost, went silent or was
-refused by the service is replaced by another that resumes the same conversation. A turn that ends while
-budget remains is followed by the next one: "I am done" is sent back, until the supervisor sees that nothing
-new comes.
+A turn lasts until the agent ends it by itself. Within it, a process that was lost, went silent or was refused
+by the service is replaced by another that resumes the same conversation. A turn that ends while budget
+remains is followed by the next one: "I am done" is sent back, until the supervisor sees that nothing new
+comes.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
+import queue
 import signal
 import subprocess
 import sys
@@ -45,10 +45,15 @@ from mlxterp_agent.state_md import budget_words
 from mlxterp_agent.storage.state_dir import open_state
 from mlxterp_agent.text import duration, one_line, plain
 
-BINARY_ENV = "AUTOINTERP_CLAUDE"
-DRIVEN_ENV = "AUTOINTERP_DRIVEN"
+SUPERVISED_ENV = "AUTOINTERP_DRIVEN"
 
 Turns = Literal["fresh", "resumed"]
+
+SILENCE = 300.0
+"""Seconds without a byte, while no tool works and no retry is announced, after which a process is lost."""
+
+LINGER = 10.0
+"""Seconds that a process may go on after its last result before it is ended."""
 
 _STEPS = 60
 _NEVER_EDITED = (SETUP, PROGRAM, LOG, STATE, STEER, "CLAUDE.md", "AGENTS.md", ".mcp.json")
@@ -56,16 +61,34 @@ _NEVER_ENTERED = (FINDINGS, PRIVATE, ".claude", ".git")
 _NEVER_IN_GIT = ("--amend", "reset", "rebase", "push", "update-ref", "filter-branch", "checkout", "stash")
 _A_DAY = 24 * 3600 * 1000
 
+_STDERR_TAIL = 4000
+_DESCENDANTS_EVERY = 2.0
+_PARTIAL = b'{"type":"stream_event"'
+
+_LOST_IN_A_ROW = 6
+_RESUMED_IN_A_ROW = 3
+_FIRST_WAIT, _LONGEST_WAIT = 30.0, 900.0
+_MARGIN = 5.0
+
+# What another try cannot change: a wrong request, a refused key, an unpaid account, an unknown model.
+_FINAL = frozenset({400, 401, 402, 403, 404})
+_FULL = "max_turns", "budget_exhausted", "error_max_turns", "error_max_budget_usd"
+
+_SENT_BACK = (
+    "You ended your last turn without a new experiment, and budget remains. The investigation is not over: "
+    "test a rival explanation, or what would prove the kept entries wrong."
+)
+_WENT_ON = "Go on where you stopped: your last turn was interrupted, and what it ran is in results.jsonl."
+
 
 @dataclass(frozen=True, kw_only=True)
 class ClaudeOptions:
-    """How Claude Code is driven.
+    """How Claude Code is used.
 
     Attributes:
         binary: path of the program.
         model: what `--model` says; None leaves it to the program.
-        turns: "fresh" begins each turn with an empty mind and STATE.md, "resumed" goes on in one
-            conversation.
+        turns: "fresh" begins each turn with a new conversation and STATE.md, "resumed" goes on in one.
         shell: the agent gets Bash as well.
     """
 
@@ -73,26 +96,6 @@ class ClaudeOptions:
     model: str | None = None
     turns: Turns = "fresh"
     shell: bool = False
-
-
-def find_claude(environment: Mapping[str, str] = os.environ) -> str | None:
-    """The program: what AUTOINTERP_CLAUDE names, or `claude` on PATH; None if there is none."""
-    return shutil.which(environment.get(BINARY_ENV) or "claude", path=environment.get("PATH"))
-
-
-def logged_in(binary: str) -> bool:
-    """Whether the program says that it can reach a model; asks nobody else, in less than a second."""
-    try:
-        asked = subprocess.run(
-            [binary, "auth", "status", "--json"],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=15,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return False
-    return asked.returncode == 0
 
 
 def command(
@@ -130,10 +133,9 @@ def mcp_config(project: Path) -> dict[str, Any]:
 
 
 def environment(parent: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """The user's own, with which `claude` finds its key or login, without what would change under our
-    hands."""
+    """The user's own, with which `claude` finds its key or login, without updates and short time limits."""
     ours = {
-        DRIVEN_ENV: "1",
+        SUPERVISED_ENV: "1",
         "DISABLE_AUTOUPDATER": "1",
         "MCP_TOOL_TIMEOUT": str(_A_DAY),
         "BASH_DEFAULT_TIMEOUT_MS": str(_A_DAY),
@@ -144,7 +146,7 @@ def environment(parent: Mapping[str, str] = os.environ) -> dict[str, str]:
 
 
 def prompt(situation: Situation, *, again: str = "") -> str:
-    """What the agent is told at the beginning of a turn. What it must know about the files is in CLAUDE.md.
+    """The prompt at the beginning of a turn. What the agent must know about the files is in CLAUDE.md.
 
     Args:
         again: why a turn begins although the last one was ended, or a process was lost.
@@ -157,42 +159,34 @@ def prompt(situation: Situation, *, again: str = "") -> str:
     ]
     if again:
         parts.insert(0, again)
-    if situation.facts.get("capabilities"):
-        able = one_line(f"{situation.facts.get('size')}. It has {situation.facts['capabilities']}", 1_500)
+    facts, last = situation.facts, situation.last
+    if facts.get("capabilities"):
+        able = one_line(f"{facts.get('size')}. It has {facts['capabilities']}", 1_500)
         parts.append(f"The loaded model: {able}. What each analysis takes: library_help.")
-    if situation.last is not None:
-        parts.append(f"The newest entry is {situation.last.experiment_id}: {_newest(situation)}")
+    if last is not None:
+        verdict = (last.record or {}).get("verdict", "logged by hand")
+        found = one_line(last.conclusion or last.hypothesis, 200)
+        parts.append(f"The newest entry is {last.experiment_id}: {verdict}, {found}")
     if situation.steer:
         parts.append(f"Guidance from the researcher (steer.md):\n{situation.steer}")
     return "\n\n".join(parts)
 
 
-def _newest(situation: Situation) -> str:
-    assert situation.last is not None
-    verdict = (situation.last.record or {}).get("verdict", "logged by hand")
-    return f"{verdict}, {one_line(situation.last.conclusion or situation.last.hypothesis, 200)}"
-
-
-_KEPT_STDERR = 4000
-_LOOK_EVERY = 2.0
-_PARTIAL = b'{"type":"stream_event"'
-
-
 class ClaudeProcess:
-    """A running process and what it said.
+    """A running process. Two threads read its pipes; `read` takes what came.
 
     Attributes:
-        stream: the fold of its events; read it under `lock`.
-        last_word: monotonic time of the last byte it said.
+        stream: what its events say, up to the last `read`.
+        last_byte: monotonic time of the last byte it wrote.
     """
 
     def __init__(
         self, command: Sequence[str], *, directory: Path, environment: Mapping[str, str], transcript: Path
     ) -> None:
         self.stream = Stream()
-        self.lock = threading.Lock()
-        self.last_word = time.monotonic()
-        self._said_wrong = b""
+        self.last_byte = time.monotonic()
+        self._lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        self._stderr = b""
         self._looked = 0.0
         transcript.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._lifeline: int | None
@@ -223,44 +217,44 @@ class ClaudeProcess:
             thread.start()
 
     @property
-    def pid(self) -> int:
-        return self._process.pid
-
-    @property
-    def ended(self) -> bool:
-        """Whether it is gone and everything it said is read."""
-        return self._process.poll() is not None and not self._threads[0].is_alive()
-
-    @property
     def gone(self) -> bool:
         """Whether the process itself is gone; something it started may still hold its pipes."""
         return self._process.poll() is not None
 
     @property
-    def how(self) -> str:
-        """How it ended, in words."""
+    def ended(self) -> bool:
+        """Whether it is gone and wrote all that it ever will."""
+        return self.gone and not self._threads[0].is_alive()
+
+    @property
+    def ending(self) -> str:
+        """How it ended."""
         code = self._process.returncode
         if code is None:
             return "it still runs"
         return f"it was ended by {signal.Signals(-code).name}" if code < 0 else f"it ended with code {code}"
 
+    @property
     def complaint(self) -> str:
         """The end of what it wrote to standard error."""
-        with self.lock:
-            return plain(self._said_wrong.decode("utf-8", "replace")).strip()
+        return plain(self._stderr.decode("utf-8", "replace")).strip()
 
-    def read_project(self) -> None:
-        """Remembers what it has started, so that it can be ended too; a walk over the processes every few
-        seconds."""
-        if time.monotonic() - self._looked > _LOOK_EVERY:
+    def read(self) -> Stream:
+        """Takes the events that came. Every few seconds it also notes what the process has started, so that
+        this can be ended too."""
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self.stream.take(self._lines.get_nowait())
+        if not self.gone and time.monotonic() - self._looked > _DESCENDANTS_EVERY:
             self._looked = time.monotonic()
             self._left.observe()
+        return self.stream
 
     def end(self, *, patience: float = 1.0) -> None:
         """Ends it: asked to twice, then killed; and whatever it has started, wherever that went."""
         self._left.observe()
         for order, seconds in ((b"I", patience), (b"T", 0.4), (b"K", 5.0)):
-            if self._process.poll() is not None:
+            if self.gone:
                 break
             self._order(order)
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -273,6 +267,7 @@ class ClaudeProcess:
             self._lifeline = None
         for thread in self._threads:
             thread.join(0.5)
+        self.read()
 
     def _order(self, order: bytes) -> None:
         with contextlib.suppress(BrokenPipeError):
@@ -284,9 +279,8 @@ class ClaudeProcess:
     def _read_events(self, pipe: IO[bytes], log: BinaryIO) -> None:
         with log, pipe:
             for line in pipe:
-                with self.lock:
-                    self.last_word = time.monotonic()
-                    self.stream.take(line)
+                self.last_byte = time.monotonic()
+                self._lines.put(line)
                 if not line.startswith(_PARTIAL):
                     # The transcript is a convenience; a full disk must not end the reading.
                     with contextlib.suppress(OSError):
@@ -296,31 +290,8 @@ class ClaudeProcess:
     def _read_errors(self, pipe: IO[bytes]) -> None:
         with pipe:
             while chunk := os.read(pipe.fileno(), 4096):
-                with self.lock:
-                    self.last_word = time.monotonic()
-                    self._said_wrong = (self._said_wrong + chunk)[-_KEPT_STDERR:]
-
-
-SILENCE = 300.0
-"""Seconds without a byte, while no tool works and no retry is announced, after which a process is lost."""
-
-LINGER = 10.0
-"""Seconds that a process may go on after its last result before it is ended."""
-
-_LOST_IN_A_ROW = 6
-_RESUMED_IN_A_ROW = 3
-_FIRST_WAIT, _LONGEST_WAIT = 30.0, 900.0
-_MARGIN = 5.0
-
-# What another try cannot change: the request is wrong, the key is refused, nobody pays, the model is unknown.
-_FINAL = frozenset({400, 401, 402, 403, 404})
-_FULL = "max_turns", "budget_exhausted", "error_max_turns", "error_max_budget_usd"
-
-_SENT_BACK = (
-    "You ended your last turn without a new experiment, and budget remains. The investigation is not over: "
-    "test a rival explanation, or what would prove the kept entries wrong."
-)
-_WENT_ON = "Go on where you stopped: your last turn was interrupted, and what it ran is in results.jsonl."
+                self.last_byte = time.monotonic()
+                self._stderr = (self._stderr + chunk)[-_STDERR_TAIL:]
 
 
 class _Cost(NamedTuple):
@@ -330,20 +301,11 @@ class _Cost(NamedTuple):
 
 class _Wait(NamedTuple):
     until: float
-    words: str
-
-
-class _Last(NamedTuple):
-    """What is left of a process: its last result, whether it ever began, how it ended, its complaint."""
-
-    result: Result | None
-    began: bool
-    how: str
-    complaint: str
+    reason: str
 
 
 class ClaudeCode:
-    """The driver. Every method returns at once, except `close`, which ends a process within two seconds.
+    """The researcher. Every method returns at once, except `close`, which ends a process within two seconds.
 
     Args:
         options: which program, and how it is used.
@@ -367,142 +329,132 @@ class ClaudeCode:
         self._clock: Clock = clock or SystemClock()
         self._silence = silence
         self._linger = linger
+        self._state: ResearcherState = IDLE
+        # Of the turn:
         self._situation: Situation | None = None
-        self._process: ClaudeProcess | None = None
-        self._wait: _Wait | None = None
-        self._over: ResearcherState = IDLE
-        self._known = False
         self._began = 0.0
-        self._entries = 0
-        self._turns = 0
         self._lost = 0
         self._refused = 0
+        self._wait: _Wait | None = None
+        # Of the conversation: whether the program has announced it, and what its ended processes cost.
+        self._announced = False
+        self._spent = _Cost()
+        # Of the process:
+        self._process: ClaudeProcess | None = None
         self._resumed = False
-        self._session, self._charged = _Cost(), _Cost()
-        self._ended_at: float | None = None
+        self._charged = _Cost()
+        self._through_at: float | None = None
 
     def begin_turn(self, situation: Situation) -> None:
-        empty = self._turns > 0 and len(situation.entries) == self._entries
-        self._situation, self._entries = situation, len(situation.entries)
-        self._turns += 1
+        entries = None if self._situation is None else len(self._situation.entries)
+        self._situation = situation
         self._began = self._clock.elapsed()
         self._lost = self._refused = 0
         if self._options.turns == "fresh":
             self._forget()
-        self._launch(_SENT_BACK if empty else "")
+        self._launch(_SENT_BACK if len(situation.entries) == entries else "")
 
     def poll(self) -> ResearcherState:
         if self._wait is not None:
             if self._clock.elapsed() < self._wait.until:
-                return Working(self._wait.words, offers=False)
+                return Working(self._wait.reason, offers=False)
             self._wait = None
             self._launch(_WENT_ON)
         if self._process is None:
-            return self._over
-        with self._process.lock:
-            stream = self._process.stream
-            doing, offers, result = stream.doing, stream.waits_for_run, stream.result
-            if stream.session is not None:
-                self._known, self.session = True, stream.session
-            self.model = stream.model or self.model
-        self._process.read_project()
-        self._charge(result)
-        lost = self._lost_because(result)
-        if lost is None and not self._through(result):
-            return Working(doing, offers=offers)
-        self._settle(lost)
-        return self._over if self._wait is None else Working(self._wait.words, offers=False)
+            return self._state
+        stream = self._process.read()
+        if stream.session is not None:
+            self._announced, self.session = True, stream.session
+        self.model = stream.model or self.model
+        self._charge(self._process)
+        silent = self._silent_for(self._process)
+        if silent is None and not self._is_through(self._process):
+            return Working(stream.doing, offers=stream.waits_for_run)
+        self._settle(self._process, silent)
+        return self._state if self._wait is None else Working(self._wait.reason, offers=False)
 
-    def tell(self, told: ExperimentOutcome) -> None:
+    def tell(self, outcome: ExperimentOutcome) -> None:
         """The verdict reaches the agent as the answer of run_experiment."""
 
     def close(self) -> None:
         if self._process is not None:
-            self._end()
+            self._end(self._process)
 
     def _launch(self, again: str) -> None:
         assert self._situation is not None
-        left = self._situation.budget_now().usd_left
-        resume = self._known and self.session is not None
+        situation, resume = self._situation, self._announced and self.session is not None
         session = self.session if resume and self.session is not None else str(uuid.uuid4())
         self.session, self._resumed = session, resume
-        self._charged, self._ended_at = _Cost(), None
-        project = self._situation.project
+        self._charged, self._through_at = _Cost(), None
         line = command(
             self._options,
-            project,
-            prompt(self._situation, again=again),
+            situation.project,
+            prompt(situation, again=again),
             session=session,
             resume=resume,
-            usd_left=left,
+            usd_left=situation.budget_now().usd_left,
         )
         try:
             self._process = ClaudeProcess(
                 line,
-                directory=project,
+                directory=situation.project,
                 environment=environment(),
-                transcript=_transcripts(project) / f"{session}.jsonl",
+                transcript=open_state(situation.project).root / "agent" / f"{session}.jsonl",
             )
         except OSError as problem:
-            self._over = Failed(f"{self._options.binary} could not be started: {problem.strerror or problem}")
+            why = problem.strerror or problem
+            self._state = Failed(f"{self._options.binary} could not be started: {why}")
 
-    def _through(self, result: Result | None) -> bool:
-        """Whether the process has said its last word: a later `result` replaces an earlier one."""
-        assert self._process is not None
-        if self._process.ended:
+    def _is_through(self, process: ClaudeProcess) -> bool:
+        """Whether the process has given its last result: a later one replaces an earlier one."""
+        if process.ended:
             return True
-        if result is None and not self._process.gone:
+        if process.stream.result is None and not process.gone:
             return False
         now = time.monotonic()
-        self._ended_at = max(self._ended_at or now, self._process.last_word)
-        return now - self._ended_at > (1.0 if self._process.gone else self._linger)
+        self._through_at = max(self._through_at or now, process.last_byte)
+        return now - self._through_at > (1.0 if process.gone else self._linger)
 
-    def _lost_because(self, result: Result | None) -> str | None:
-        """Why the process is given up, or None."""
-        assert self._process is not None
-        if result is not None or self._process.gone:
+    def _silent_for(self, process: ClaudeProcess) -> str | None:
+        """Why the process is given up, or None. A silence while a tool works is the tool's."""
+        stream, silent = process.stream, time.monotonic() - process.last_byte
+        if stream.result is not None or process.gone or stream.calls_tools:
             return None
-        with self._process.lock:
-            stream = self._process.stream
-            allowed = self._silence + (stream.retry_seconds or 0.0)
-            busy, silent = stream.calls_tools, time.monotonic() - self._process.last_word
-        return f"it said nothing for {duration(silent)}" if silent > allowed and not busy else None
+        allowed = self._silence + (stream.retry_seconds or 0.0)
+        return f"it said nothing for {duration(silent)}" if silent > allowed else None
 
-    def _settle(self, lost: str | None) -> None:
+    def _settle(self, process: ClaudeProcess, silent: str | None) -> None:
         """The process is over: the turn ends, goes on in another process, waits, or cannot go on."""
-        assert self._process is not None
-        with self._process.lock:
-            resets_at = self._process.stream.resets_at
-        last = self._end()
-        result = None if lost else last.result
+        self._end(process)
+        resets_at = process.stream.resets_at
+        result = None if silent else process.stream.result
         if result is None:
-            self._start_over(lost or last.how, last)
+            self._start_over(silent or process.ending, process)
         elif not result.error or result.why in _FULL:
-            self._over = IDLE
+            self._state = IDLE
         elif result.status in _FINAL or "/login" in result.text:
-            self._over = Failed(f"Claude Code cannot go on: {one_line(result.text or last.how, 300)}")
+            why = one_line(result.text or process.ending, 300)
+            self._state = Failed(f"Claude Code cannot go on: {why}")
         elif result.why == "api_error" or result.status is not None or resets_at is not None:
             self._wait_for_service(result, resets_at)
         else:
-            self._start_over(result.text or result.why or last.how, last)
+            self._start_over(result.text or result.why or process.ending, process)
 
-    def _start_over(self, how: str, last: _Last) -> None:
-        """Replaces a lost process: resumed at first, then with a fresh mind, and at last not at all."""
+    def _start_over(self, why: str, process: ClaudeProcess) -> None:
+        """Replaces a lost process: resumed at first, then in a new conversation, and at last not at all."""
         assert self._situation is not None
         self._lost += 1
-        if self._resumed and not last.began:
+        if (self._resumed and process.stream.session is None) or self._lost > _RESUMED_IN_A_ROW:
             self._forget()
         if self._lost >= _LOST_IN_A_ROW:
-            words = f"Claude Code was lost {self._lost} times in a row: {one_line(how, 200)}"
-            said = f". {one_line(last.complaint, 200)}" if last.complaint else ""
-            self._over = Failed(words + said)
+            said = f". {one_line(process.complaint, 200)}" if process.complaint else ""
+            lost = f"Claude Code was lost {self._lost} times in a row"
+            self._state = Failed(f"{lost}: {one_line(why, 200)}{said}")
             return
-        if self._lost > _RESUMED_IN_A_ROW:
-            self._forget()
         pause = min(_LONGEST_WAIT, 2.0 ** (self._lost - 1) - 1)
-        words = f"Claude Code was lost ({one_line(how, 80)}); starts it again"
-        self._wait = _Wait(self._clock.elapsed() + pause, words)
-        self._situation.note(words)
+        reason = f"Claude Code was lost ({one_line(why, 80)}); starts it again"
+        self._wait = _Wait(self._clock.elapsed() + pause, reason)
+        self._situation.note(reason)
 
     def _wait_for_service(self, result: Result, resets_at: float | None) -> None:
         """Waits until a rate limit resets or the service is back, unless the time is up before."""
@@ -511,50 +463,41 @@ class ClaudeCode:
         pause = min(_LONGEST_WAIT, _FIRST_WAIT * 2 ** (self._refused - 1))
         if resets_at is not None:
             pause = max(_MARGIN, resets_at - self._clock.wall() + _MARGIN)
-        why = f"status {result.status}" if result.status else "no connection"
-        why = f"({why}: {one_line(result.text, 80)})"
+        status = f"status {result.status}" if result.status else "no connection"
+        why = f"({status}: {one_line(result.text, 80)})"
         now, left = self._clock.elapsed(), self._situation.deadline_left
         if left is not None and pause > left - (now - self._began):
-            words = f"Claude's service stays away for {duration(pause)} {why}, and the time is up before"
-            self._over = Done(words)
+            self._state = Done(
+                f"Claude's service does not answer for {duration(pause)} {why}, and the time is up before"
+            )
             return
         self._wait = _Wait(now + pause, f"waits {duration(pause)} for Claude's service {why}")
-        self._situation.note(self._wait.words)
+        self._situation.note(self._wait.reason)
 
-    def _charge(self, result: Result | None) -> None:
-        """Hands to the budget what was not charged yet: by our own prices while a process runs, and by its
-        own words when it has ended. Those are a running sum of the session."""
+    def _charge(self, process: ClaudeProcess) -> None:
+        """Charges what was not charged yet: by our own prices while a process runs, and by its own sum when
+        it has ended. That is a running sum of the conversation."""
         assert self._situation is not None
-        assert self._process is not None
-        with self._process.lock:
-            usd, tokens = self._process.stream.usd, self._process.stream.tokens
-        said = result is not None and result.usd is not None
-        if result is not None and result.usd is not None:
-            usd = result.usd - self._session.usd if result.usd >= self._session.usd else result.usd
+        stream, result, before = process.stream, process.stream.result, self._spent
+        usd, tokens = stream.usd, stream.tokens
+        stated = None if result is None else result.usd
+        if stated is not None:
+            usd = stated - before.usd if stated >= before.usd else stated
         if result is not None and result.tokens is not None:
-            tokens = max(tokens, result.tokens - self._session.tokens)
+            tokens = max(tokens, result.tokens - before.tokens)
         more = _Cost(usd - self._charged.usd, tokens - self._charged.tokens)
         if abs(more.usd) > 1e-9 or more.tokens > 0:
             self._charged = _Cost(usd, max(tokens, self._charged.tokens))
-            details = {"estimated": not said, "session": self.session, "model": self.model}
+            details = {"estimated": stated is None, "session": self.session, "model": self.model}
             self._situation.charge(more.usd, max(more.tokens, 0), details=details)
 
-    def _end(self) -> _Last:
-        """Ends the process and takes what it says at the end into account."""
-        assert self._process is not None
-        process = self._process
+    def _end(self, process: ClaudeProcess) -> None:
+        """Ends the process and charges what it says at the end."""
         process.end()
-        with process.lock:
-            result, began = process.stream.result, process.stream.session is not None
-        self._charge(result)
-        if result is not None:
-            self._session = _Cost(result.usd or self._session.usd, result.tokens or self._session.tokens)
+        self._charge(process)
+        if (result := process.stream.result) is not None:
+            self._spent = _Cost(result.usd or self._spent.usd, result.tokens or self._spent.tokens)
         self._process = None
-        return _Last(result, began, process.how, process.complaint())
 
     def _forget(self) -> None:
-        self._known, self.session, self._session = False, None, _Cost()
-
-
-def _transcripts(project: Path) -> Path:
-    return open_state(project).root / "agent"
+        self._announced, self.session, self._spent = False, None, _Cost()

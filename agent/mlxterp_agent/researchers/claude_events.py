@@ -1,7 +1,7 @@
-"""What a `claude -p --output-format stream-json` process has said so far, folded into a few values.
+"""The events of a `claude -p --output-format stream-json` process, folded into a few values.
 
-Lives here: the meaning of its events. Does not live here: the process (`claude_code.py`) and what follows
-from its end (`claude_code.py`). Unknown events change nothing: the client adds kinds with its versions.
+Does not live here: the process, and what follows from its end (`claude_code.py`). Unknown events change
+nothing: the client adds kinds with its versions.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from mlxterp_agent.text import duration, one_line
 RUN_TOOL = "mcp__autointerp__run_experiment"
 
 _DOING = {
-    "Read": ("reads", "having read"),
-    "Edit": ("edits", "having edited"),
-    "MultiEdit": ("edits", "having edited"),
-    "Write": ("writes", "having written"),
-    "NotebookEdit": ("edits", "having edited"),
-    "Glob": ("looks for", "having looked for"),
-    "Grep": ("searches for", "having searched for"),
-    "Bash": ("runs", "having run"),
-    "mcp__autointerp__status": ("asks for the status", "having heard the status"),
-    "mcp__autointerp__search_log": ("searches the log for", "having searched the log for"),
-    "mcp__autointerp__library_help": ("looks up", "having looked up"),
-    RUN_TOOL: ("waits for run_experiment", "having heard the verdict"),
+    "Read": "reads",
+    "Edit": "edits",
+    "MultiEdit": "edits",
+    "Write": "writes",
+    "NotebookEdit": "edits",
+    "Glob": "looks for",
+    "Grep": "searches for",
+    "Bash": "runs",
+    "mcp__autointerp__status": "asks for the status",
+    "mcp__autointerp__search_log": "searches the log for",
+    "mcp__autointerp__library_help": "looks up",
+    RUN_TOOL: "waits for run_experiment",
 }
 _NAMED_BY = ("file_path", "notebook_path", "pattern", "query", "name", "command", "description")
 
@@ -43,8 +43,8 @@ class Result:
         error: by `is_error`; the exit code and `subtype` say "success" also after a failed request.
         why: `terminal_reason`, for instance "completed", "max_turns", "budget_exhausted", "api_error".
         status: of the failed request, if one failed.
-        usd, tokens: what the session has cost so far, by all its processes that came to an end; None if it
-            does not say.
+        usd, tokens: what the conversation has cost so far, by all its processes that came to an end; None if
+            it does not say.
         text: its last words.
     """
 
@@ -57,22 +57,19 @@ class Result:
 
 
 class _Used(NamedTuple):
-    tokens: int
-    usd: float
+    tokens: int = 0
+    usd: float = 0.0
 
 
 class Stream:
-    """The fold. `take` is fed with each line of standard output.
+    """The fold: `take` is given each line of standard output.
 
     Attributes:
-        doing: what the agent is at, in one line.
+        doing: what the agent does, in one line.
         session, model: as the process announces them; None before it does.
-        tokens: of this process, as far as its answers tell: input, cached input and output.
-        usd: what they cost by our own table: an estimate, until there is a result.
         retry_seconds: how long the client said it waits before it repeats a request; None if it does not
             wait.
         resets_at: wall time at which a rate limit ends, if one was announced.
-        waits_for_run: a call of run_experiment (or of `autointerp run` in a shell) is under way.
         result: the last one; None while there is none.
     """
 
@@ -83,51 +80,55 @@ class Stream:
         self.retry_seconds: float | None = None
         self.resets_at: float | None = None
         self.result: Result | None = None
-        self._calls: dict[str, bool] = {}
-        self._before = _Used(0, 0.0)
-        self._answer = _Used(0, 0.0)
+        self._runs_by_call: dict[str, bool] = {}
+        self._earlier, self._answer = _Used(), _Used()
         self._answering = ""
         self._last_call = ""
 
     @property
+    def calls_tools(self) -> bool:
+        """Whether any tool is at work: the silence is then the tool's, and not the model's."""
+        return bool(self._runs_by_call)
+
+    @property
     def waits_for_run(self) -> bool:
-        return any(self._calls.values())
+        """Whether a call of run_experiment (or of `autointerp run` in a shell) is under way."""
+        return any(self._runs_by_call.values())
 
     @property
     def tokens(self) -> int:
-        return self._before.tokens + self._answer.tokens
+        """Of this process, as far as its answers tell: input, cached input and output."""
+        return self._earlier.tokens + self._answer.tokens
 
     @property
     def usd(self) -> float:
-        return self._before.usd + self._answer.usd
-
-    @property
-    def calls_tools(self) -> bool:
-        """Whether any tool is at work: the silence is then the tool's, and not the model's."""
-        return bool(self._calls)
+        """What they cost by our own table: an estimate, until there is a result."""
+        return self._earlier.usd + self._answer.usd
 
     def take(self, line: bytes) -> None:
         """One line of standard output."""
         try:
-            event = json.loads(line)
+            event = _object(json.loads(line))
         except (ValueError, RecursionError):
             return
-        if not isinstance(event, dict):
-            return
-        kind = event.get("type")
-        if kind == "stream_event":
-            self._streamed(_object(event.get("event")))
-        elif kind == "system":
-            self._system(event)
-        elif kind == "assistant":
-            self._said(event)
-        elif kind == "user":
-            self._answered(event)
-        elif kind == "rate_limit_event":
-            self._limited(_object(event.get("rate_limit_info")))
-        elif kind == "result":
-            self.result = _result(event)
-            self._calls.clear()
+        match event.get("type"):
+            case "stream_event":
+                self._part_of_answer(_object(event.get("event")))
+            case "system":
+                self._system(event)
+            case "assistant":
+                self._answer_blocks(_blocks(event))
+            case "user":
+                for block in _blocks(event):
+                    if block.get("type") == "tool_result":
+                        self._runs_by_call.pop(str(block.get("tool_use_id")), None)
+                self._thinks()
+            case "rate_limit_event":
+                info = _object(event.get("rate_limit_info"))
+                self.resets_at = _number(info.get("resetsAt")) if info.get("status") == "rejected" else None
+            case "result":
+                self.result = _result(event)
+                self._runs_by_call.clear()
 
     def _system(self, event: Mapping[str, Any]) -> None:
         if event.get("subtype") == "init":
@@ -140,59 +141,45 @@ class Stream:
             wait = duration(self.retry_seconds)
             self.doing = f"the API fails ({one_line(str(status), 40)}); asks again in {wait}"
 
-    def _streamed(self, event: Mapping[str, Any]) -> None:
+    def _part_of_answer(self, event: Mapping[str, Any]) -> None:
         """Parts of a message while it is written: a sign of life, and the only exact count of its tokens."""
         self.retry_seconds = None
-        if event.get("type") == "message_start":
-            message = _object(event.get("message"))
-            self._before = _Used(self.tokens, self.usd)
-            self._answering = _text(message.get("model")) or self.model or ""
-            self._answer = _used(self._answering, _object(message.get("usage")))
-            self._thinks()
-        elif event.get("type") == "message_delta":
-            now = _used(self._answering, _object(event.get("usage")))
-            self._answer = max(self._answer, now)
-        elif event.get("type") == "content_block_start":
-            block = _object(event.get("content_block"))
-            if block.get("type") == "tool_use":
-                self.doing = f"prepares {str(block.get('name')).rpartition('__')[2]}"
+        match event.get("type"):
+            case "message_start":
+                message = _object(event.get("message"))
+                self._earlier = _Used(self.tokens, self.usd)
+                self._answering = _text(message.get("model")) or self.model or ""
+                self._answer = _used(self._answering, _object(message.get("usage")))
+                self._thinks()
+            case "message_delta":
+                self._answer = max(self._answer, _used(self._answering, _object(event.get("usage"))))
+            case "content_block_start":
+                block = _object(event.get("content_block"))
+                if block.get("type") == "tool_use":
+                    self.doing = f"prepares {str(block.get('name')).rpartition('__')[2]}"
 
-    def _said(self, event: Mapping[str, Any]) -> None:
+    def _answer_blocks(self, blocks: list[Mapping[str, Any]]) -> None:
         self.retry_seconds = None
-        message = _object(event.get("message"))
-        for block in _blocks(message):
+        for block in blocks:
             if block.get("type") == "tool_use":
                 name, asked = str(block.get("name")), _object(block.get("input"))
-                runs = name == RUN_TOOL or (
-                    name == "Bash" and "autointerp run" in str(asked.get("command", ""))
-                )
-                self._calls[str(block.get("id"))] = runs
-                self.doing = doing(name, asked)
-                self._last_call = doing(name, asked, over=True)
-            elif block.get("type") == "text" and not self._calls:
+                in_shell = name == "Bash" and "autointerp run" in str(asked.get("command", ""))
+                self._runs_by_call[str(block.get("id"))] = name == RUN_TOOL or in_shell
+                self.doing = self._last_call = doing(name, asked)
+            elif block.get("type") == "text" and not self.calls_tools:
                 self.doing = f"says: {one_line(str(block.get('text', '')), 100)}"
 
-    def _answered(self, event: Mapping[str, Any]) -> None:
-        for block in _blocks(_object(event.get("message"))):
-            if block.get("type") == "tool_result":
-                self._calls.pop(str(block.get("tool_use_id")), None)
-        self._thinks()
-
     def _thinks(self) -> None:
-        if not self._calls:
-            self.doing = f"thinks, {self._last_call}" if self._last_call else "thinks"
-
-    def _limited(self, info: Mapping[str, Any]) -> None:
-        self.resets_at = _number(info.get("resetsAt")) if info.get("status") == "rejected" else None
+        if not self.calls_tools:
+            self.doing = f"thinks (last: {self._last_call})" if self._last_call else "thinks"
 
 
-def doing(tool: str, asked: Mapping[str, Any], *, over: bool = False) -> str:
-    """A tool call in one line: "edits experiment.py"; when it is over, "having edited experiment.py"."""
+def doing(tool: str, asked: Mapping[str, Any]) -> str:
+    """A tool call in one line, such as "edits experiment.py"."""
     named = next((str(asked[name]) for name in _NAMED_BY if asked.get(name)), "")
     if "file_path" in asked or "notebook_path" in asked:
         named = os.path.basename(named)
-    words = _DOING.get(tool, (f"calls {tool}", f"having called {tool}"))[over]
-    return one_line(f"{words} {named}".strip(), 100)
+    return one_line(f"{_DOING.get(tool, f'calls {tool}')} {named}".strip(), 100)
 
 
 def _result(event: Mapping[str, Any]) -> Result:
@@ -222,8 +209,8 @@ def _used(model: str, usage: Mapping[str, Any]) -> _Used:
     return _Used(tokens.total, price_of(model).usd(tokens))
 
 
-def _blocks(message: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    content = message.get("content")
+def _blocks(event: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    content = _object(event.get("message")).get("content")
     return [block for block in content if isinstance(block, dict)] if isinstance(content, list) else []
 
 

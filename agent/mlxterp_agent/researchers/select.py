@@ -6,23 +6,20 @@ Nothing is started here. Each choice says why it was made.
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
+from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
 from mlxterp_agent.exit_codes import ResearcherUnavailable
 from mlxterp_agent.researchers.base import Researcher
-from mlxterp_agent.researchers.claude_code import (
-    BINARY_ENV,
-    ClaudeCode,
-    ClaudeOptions,
-    Turns,
-    find_claude,
-    logged_in,
-)
+from mlxterp_agent.researchers.claude_code import ClaudeCode, ClaudeOptions, Turns
 from mlxterp_agent.researchers.external import External
 
 Agent = Literal["auto", "scripted", "claude", "api", "none"]
 
 KEY_ENV = "ANTHROPIC_API_KEY"
+BINARY_ENV = "AUTOINTERP_CLAUDE"
 
 
 class Choice(NamedTuple):
@@ -66,6 +63,26 @@ def choose(
             return _api("asked for", wishes)
         case "auto":
             return _automatic(wishes)
+
+
+def find_claude(environment: Mapping[str, str] = os.environ) -> str | None:
+    """The program: what AUTOINTERP_CLAUDE names, or `claude` on PATH; None if there is none."""
+    return shutil.which(environment.get(BINARY_ENV) or "claude", path=environment.get("PATH"))
+
+
+def logged_in(binary: str) -> bool:
+    """Whether the program says that it can reach a model; asks no service, in less than a second."""
+    try:
+        asked = subprocess.run(
+            [binary, "auth", "status", "--json"],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=15,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return asked.returncode == 0
 
 
 def _automatic(wishes: _Wishes) -> Choice:

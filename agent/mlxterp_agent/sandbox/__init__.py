@@ -1,0 +1,1 @@
+"""One experiment in a child process: its warden, its pipes, its limits, and what it reports."""

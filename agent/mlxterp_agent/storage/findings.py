@@ -1,8 +1,8 @@
 """The folder of a kept entry: finding.md, result.json, the experiment.py that ran, and a figure.
 
-The files are made from one log line and the bytes that ran, so a folder that is missing after a crash is
-made again with the same bytes. Writing is careful about links: `findings/` must be a real directory. Nothing
-here decides what is kept, and nothing commits.
+The files are made from one log line and the bytes that ran, so a folder that is missing after a crash is made
+again with the same bytes. No link is followed: `findings/` must be a real directory. Nothing here decides
+what is kept, and nothing commits.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def finding_files(entry: ExperimentEntry, source: bytes) -> dict[str, bytes]:
     files = {
         "finding.md": _finding_text(entry, tuple(figures), tuple(notes)).encode(),
         "result.json": (
-            json.dumps(entry_json(entry), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+            json.dumps(entry.to_dict(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
         ).encode(),
         "experiment.py": source,
         **figures,
@@ -62,29 +62,12 @@ def missing(project: Path, entry: ExperimentEntry) -> bool:
     return not (project / folder_of(entry) / "finding.md").is_file()
 
 
-def entry_json(entry: ExperimentEntry) -> dict[str, Any]:
-    """The log line as plain values, the guide's fields first."""
-    return entry.to_dict()
-
-
-def analyses(value: Any) -> Iterator[dict[str, Any]]:
-    """The analysis results inside an entry's `result`, outermost first."""
-    from mlxterp.results import is_result
-
-    if is_result(value):
-        yield value
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from analyses(item)
-    elif isinstance(value, list):
-        for item in value:
-            yield from analyses(item)
-
-
 def _figures(entry: ExperimentEntry) -> tuple[dict[str, bytes], list[str]]:
+    from mlxterp.results.logged import analyses
+
     drawn: dict[str, bytes] = {}
     notes: list[str] = []
-    for count, found in enumerate(analyses(entry.result), start=1):
+    for count, (_, found) in enumerate(analyses(entry.result), start=1):
         if count > _FIGURES:
             notes.append(f"more than {_FIGURES} analyses; the others are in result.json")
             break
@@ -96,7 +79,7 @@ def _figures(entry: ExperimentEntry) -> tuple[dict[str, bytes], list[str]]:
     return drawn, notes
 
 
-def _draw(found: dict[str, Any]) -> bytes:
+def _draw(found: Mapping[str, Any]) -> bytes:
     import matplotlib
 
     from mlxterp.results import AnalysisResult
@@ -111,7 +94,7 @@ def _draw(found: dict[str, Any]) -> bytes:
 def _finding_text(entry: ExperimentEntry, figures: tuple[str, ...], notes: tuple[str, ...]) -> str:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    page = Environment(  # the output is Markdown; every foreign text passes the `prose` filter
+    page = Environment(  # the output is Markdown; every text of an agent passes the `prose` filter
         loader=FileSystemLoader(str(locate("templates"))),
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -134,7 +117,7 @@ def _finding_text(entry: ExperimentEntry, figures: tuple[str, ...], notes: tuple
 
 
 def prose(text: object) -> str:
-    """Foreign text on one line, with nothing in it that Markdown or HTML would act on."""
+    """Text of an agent on one line, with everything escaped that Markdown or HTML would interpret."""
     flat = escape(" ".join(plain(str(text)).split()), quote=False)
     for mark in ("\\", "`", "*", "_", "[", "]", "|", "#", "!"):
         flat = flat.replace(mark, f"\\{mark}")
@@ -142,6 +125,7 @@ def prose(text: object) -> str:
 
 
 def _numbers(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """The plain values of a result by their path, without those inside an analysis."""
     if isinstance(value, dict) and "kind" in value:
         return
     if isinstance(value, dict):
@@ -154,8 +138,8 @@ def _numbers(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
     elif isinstance(value, str) and path:
         yield path, one_line(value, 200)
     elif isinstance(value, list) and value and all(isinstance(item, int | float | str) for item in value):
-        words = [f"{item:.4g}" if isinstance(item, float) else str(item) for item in value]
-        yield path, one_line(", ".join(words), 200)
+        items = (f"{item:.4g}" if isinstance(item, float) else str(item) for item in value)
+        yield path, one_line(", ".join(items), 200)
 
 
 def _real_folder(project: Path, folder: Path) -> None:

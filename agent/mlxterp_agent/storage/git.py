@@ -91,7 +91,7 @@ class GitDriver:
 
         Raises:
             GitUnavailable: git is not installed, or does not end within 30 seconds.
-            DiskFull: git says so.
+            DiskFull: git reports it.
         """
         environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
         environment |= _ENVIRONMENT
@@ -110,7 +110,7 @@ class GitDriver:
         """One call of git that must succeed.
 
         Raises:
-            GitUnavailable: it did not; with git's own words.
+            GitUnavailable: it did not; with git's own message.
         """
         reply = self.ask(*arguments, index=index)
         if reply.status != 0:
@@ -241,7 +241,7 @@ class Committer:
 
         Args:
             files: paths from the project's top, with "/", to content.
-            subject, body: may hold an agent's words. The subject becomes one line; each line of the body is
+            subject, body: may hold an agent's text. The subject becomes one line; each line of the body is
                 quoted with ">".
             trailers: the last paragraph; nothing in `subject` and `body` can become part of it.
         """

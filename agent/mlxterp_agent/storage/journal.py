@@ -1,5 +1,4 @@
-"""The write-ahead log of a project: one JSON line for each thing that happened, on the disk before anything
-relies on it.
+"""The write-ahead log of a project: one JSON line for each event, on the disk before anything relies on it.
 
 The journal lies outside the project and has a full copy of every result; results.jsonl, findings/ and git can
 be rebuilt from it. Lives here: the file. Does not live here: what the events mean (`recovery.py`,
@@ -32,7 +31,7 @@ from mlxterp_agent.platform import (
 )
 
 RESERVE = 1_000_000
-"""Bytes set aside beside the journal, given back when the disk is full: the end of the run still fits."""
+"""Bytes reserved beside the journal, freed when the disk is full, so that the end of the run still fits."""
 
 _STAMPS = frozenset({"event", "n", "session", "t", "elapsed"})
 
@@ -120,7 +119,7 @@ class Journal:
         self._followers.append(callback)
 
     def close(self) -> None:
-        """Gives the file descriptor back; a later `append` opens it again."""
+        """Closes the file; a later `append` opens it again."""
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
@@ -148,7 +147,7 @@ class Journal:
         if self._reserve.exists() or self.low_on_disk:
             return
         with contextlib.suppress(OSError):
-            # Random bytes: a file system that compresses would set nothing aside for zeros.
+            # Random bytes: a file system that compresses would reserve nothing for zeros.
             write_atomically(self._reserve, os.urandom(self._reserve_bytes))
 
     def _same_file(self, fd: int) -> None:

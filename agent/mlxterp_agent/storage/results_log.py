@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mlxterp.autointerpret.contract import EXPERIMENT, LOG, digest
+from mlxterp.autointerpret.encoding import vector_digest
 from mlxterp.autointerpret.entry import ExperimentEntry
 from mlxterp.autointerpret.log import ExperimentLog
 from mlxterp.autointerpret.log_file import Seal
-from mlxterp.autointerpret.numbers import vector_digest
 from mlxterp.errors import TornTail
 from mlxterp_agent.events import Committed, Decided, Emit, Repaired, Waiting
 from mlxterp_agent.exit_codes import GitUnavailable

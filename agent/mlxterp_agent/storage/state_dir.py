@@ -1,8 +1,7 @@
-"""What a supervisor keeps outside the project, where an experiment has no business: lock, seal, journal,
-quarantine.
+"""What a supervisor keeps outside the project, away from experiments: lock, seal, journal, quarantine.
 
 Lives here: the directory, the lock, the sealed copy of setup.py. Does not live here: the journal's events
-(`journal.py`), what is compared with the seal after each experiment (`snapshot.py`).
+(`journal.py`), what is compared with the seal after each experiment (`integrity/guard.py`).
 """
 
 from __future__ import annotations
@@ -112,7 +111,7 @@ class ProjectLock:
         self._fd = fd
 
     def release(self) -> None:
-        """Gives the lock back; nothing happens if it is not held."""
+        """Releases the lock, if it is held."""
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
@@ -140,8 +139,7 @@ class ProjectLock:
 
 
 def holder(state: State) -> Holder | None:
-    """Who supervises the project now, or None. Asks the lock itself: a process id alone may be somebody
-    else's."""
+    """Who supervises the project now, or None. Asks the lock itself: a process id may have been reused."""
     try:
         fd = os.open(state.lock_path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except FileNotFoundError:

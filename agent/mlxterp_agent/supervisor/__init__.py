@@ -1,0 +1,1 @@
+"""The supervised run: the loop, the life of one experiment, the watcher, the project as it stands."""

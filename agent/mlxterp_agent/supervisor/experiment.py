@@ -21,7 +21,7 @@ from mlxterp_agent.faults import point
 from mlxterp_agent.integrity.guard import Guard
 from mlxterp_agent.judge.evidence import judge_experiment
 from mlxterp_agent.messages import outcome_text
-from mlxterp_agent.platform import Clock, NotRegular, Signals, read_regular
+from mlxterp_agent.platform import Clock, Signals, read_or_none
 from mlxterp_agent.researchers.base import BudgetState, ExperimentOutcome, Researcher
 from mlxterp_agent.run_config import Options
 from mlxterp_agent.sandbox.runner import Runner
@@ -106,6 +106,7 @@ class ExperimentPipeline:
 
     def _experiment(self, candidate: Candidate, time_box: float) -> Experiment:
         declared, researcher = read_hypothesis(candidate.source), self._context.researcher
+        program = read_or_none(self._context.path / PROGRAM)
         return Experiment(
             run=self._context.results.last_run + 1,
             uid=uuid.uuid4().hex,
@@ -113,7 +114,7 @@ class ExperimentPipeline:
             time_box=time_box,
             digests={
                 "setup": self._context.setup_sha,
-                "program": _program_digest(self._context.path),
+                "program": None if program is None else digest(program),
                 "experiment": candidate.sha,
             },
             declared=None if declared is None else declared.declared(),
@@ -164,14 +165,6 @@ def _freeze(project: Path, experiment: Experiment) -> Path:
     frozen = folder / EXPERIMENT
     write_atomically(frozen, experiment.source.encode())
     return frozen
-
-
-def _program_digest(project: Path) -> str | None:
-    """The digest of program.md as it is now; None if it cannot be read."""
-    try:
-        return digest(read_regular(project / PROGRAM))
-    except (OSError, NotRegular):
-        return None
 
 
 def _difference(now: Cost, before: Cost) -> Cost:

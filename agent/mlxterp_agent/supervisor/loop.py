@@ -49,7 +49,7 @@ from mlxterp_agent.storage.results_log import ResultsLog
 from mlxterp_agent.storage.state_dir import ProjectLock, open_state, seal
 from mlxterp_agent.supervisor.experiment import ExperimentPipeline, RunContext
 from mlxterp_agent.supervisor.prepare import fetch_model, initial_files
-from mlxterp_agent.supervisor.watcher import STOP, Candidate, Doorbell, read_experiment, steer_text
+from mlxterp_agent.supervisor.watcher import STOP, Candidate, FileWatcher, read_experiment, steer_text
 from mlxterp_agent.text import line_in, one_line, plain
 
 GRACE = 1.0
@@ -151,15 +151,15 @@ class _Supervision:
         """Turn by turn, until something ends it."""
         self._context.emit(Spending(self._context.budget_state()))
         self._import_setup()
-        with Doorbell(self._context.path) as bell:
-            if bell.polling:
-                self._context.emit(Waiting(bell.polling))
+        with FileWatcher(self._context.path) as watcher:
+            if watcher.polling:
+                self._context.emit(Waiting(watcher.polling))
             while (ended := self._why_to_end()) is None:
                 state = self._context.researcher.poll()
                 self._show(state)
-                candidate = self._proposal(state, bell)
+                candidate = self._proposal(state, watcher)
                 if candidate is None:
-                    self._turn(state, bell)
+                    self._turn(state, watcher)
                 else:
                     self._try(candidate)
         self._context.results.commit_pending()
@@ -208,7 +208,7 @@ class _Supervision:
             return Ended("the disk is full; free some space, then start again", MACHINE)
         return None if budget is None else Ended(budget, FINISHED)
 
-    def _proposal(self, state: ResearcherState, bell: Doorbell) -> Candidate | None:
+    def _proposal(self, state: ResearcherState, watcher: FileWatcher) -> Candidate | None:
         """What experiment.py holds, if it is new, whole and not run yet. Each content is handled once."""
         if self._turns == 0 and isinstance(state, Idle):
             return None
@@ -216,7 +216,7 @@ class _Supervision:
             return None
         candidate = read_experiment(self._context.path)
         if isinstance(state, Working) and _key(candidate) != self._handled:
-            bell.settle()
+            watcher.settle()
             candidate = read_experiment(self._context.path)
         if _key(candidate) == self._handled:
             return None
@@ -250,11 +250,11 @@ class _Supervision:
         self._write_state()
         self._context.researcher.tell(outcome)
 
-    def _turn(self, state: ResearcherState, bell: Doorbell) -> None:
+    def _turn(self, state: ResearcherState, watcher: FileWatcher) -> None:
         """Lets the researcher continue, or ends the run because it has finished."""
         match state:
             case Working():
-                bell.wait(_TICK)
+                watcher.wait(_TICK)
                 self._stop_now()
             case Idle() if self._empty_turns >= _EMPTY_TURNS:
                 why = f"nothing is left to try: {_EMPTY_TURNS} turns in a row brought no new experiment"

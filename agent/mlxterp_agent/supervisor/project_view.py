@@ -50,7 +50,7 @@ class Overview:
         if not ends:
             return "no supervised run yet"
         if ends[-1]["event"] == "start":
-            return "ended without a last word (a crash or a kill); `autointerp start` goes on"
+            return "ended without a reason (a crash or a kill); `autointerp start` continues"
         return str(ends[-1]["reason"])
 
     def budget(self) -> BudgetState:

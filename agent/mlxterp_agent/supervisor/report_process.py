@@ -1,7 +1,7 @@
 """Makes report.md and report.html from the log, at the end of a run and on request.
 
-At the end of a run a process of its own does it, so that nothing about figures and pages can hold up or break
-the end of an investigation. What the pages say is `mlxterp.reports`.
+At the end of a run a process of its own does it, so that no fault in figures and pages can delay or break the
+end of an investigation. What the pages hold is decided in `mlxterp.reports`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _LONGEST = 120.0
 
 
 def write_report(directory: Path) -> tuple[Path, Path]:
-    """Renders both reports from what is on the disk now; gives their paths."""
+    """Renders both reports from what is on the disk now, and returns their paths."""
     from mlxterp.reports import write_investigation_report
 
     seen: Overview = read_project(directory)
@@ -33,9 +33,9 @@ def refresh_report(directory: Path, *, wait: bool = True) -> str | None:
     """Has both reports rendered by a process of its own. Returns what went wrong, or None.
 
     Args:
-        wait: until it has ended, at most two minutes. Without it the reports appear a few seconds later; that
-        is for
-            an end that must be quick.
+        wait: until it has ended, at most two minutes. Without it the reports appear a few seconds later, for
+        an
+            end that must be quick.
     """
     command = [sys.executable, "-m", "mlxterp_agent.cli", "report", str(directory)]
     process = subprocess.Popen(
@@ -49,7 +49,7 @@ def refresh_report(directory: Path, *, wait: bool = True) -> str | None:
     if not wait:
         return None
     try:
-        _, said = process.communicate(timeout=_LONGEST)
+        _, errors = process.communicate(timeout=_LONGEST)
     except subprocess.TimeoutExpired:
         process.kill()
         process.communicate()
@@ -58,4 +58,4 @@ def refresh_report(directory: Path, *, wait: bool = True) -> str | None:
         process.kill()
         process.communicate()
         return "it was interrupted; `autointerp report` writes it"
-    return None if process.returncode == 0 else said.strip() or f"exit code {process.returncode}"
+    return None if process.returncode == 0 else errors.strip() or f"exit code {process.returncode}"

@@ -27,7 +27,7 @@ _PATIENCE = 60.0
 
 
 class Answer(NamedTuple):
-    """What `autointerp run` prints, the lines it is about, and how it ends."""
+    """What `autointerp run` prints, the lines of the log that it is about, and its exit code."""
 
     text: str
     entries: tuple[ExperimentEntry, ...]

@@ -28,14 +28,14 @@ from watchdog.events import (
 from watchdog.observers import Observer
 
 from mlxterp.autointerpret.contract import EXPERIMENT, STEER, digest
-from mlxterp_agent.platform import NotRegular, read_regular
+from mlxterp_agent.platform import NotRegular, read_or_none, read_regular
 from mlxterp_agent.text import cut, plain
 
 STOP = "STOP"
 MAX_SOURCE = 256 * 1024
 """Bytes of an experiment.py that is read."""
 
-# Reading a file is an event too ("opened", "closed without writing"), and our own reading must not ring.
+# Reading a file is an event too ("opened", "closed without writing"), and our own reading is no change.
 _CHANGES = frozenset(
     {EVENT_TYPE_CREATED, EVENT_TYPE_MODIFIED, EVENT_TYPE_MOVED, EVENT_TYPE_CLOSED, EVENT_TYPE_DELETED}
 )
@@ -59,7 +59,7 @@ class Candidate:
 
 
 def read_experiment(project: Path) -> Candidate:
-    """Reads and parses experiment.py; nothing of it is executed.
+    """Reads and parses experiment.py; nothing in it is executed.
 
     A file that does not parse is not run: agents and editors save in several steps.
     """
@@ -76,10 +76,7 @@ def read_experiment(project: Path) -> Candidate:
 
 def steer_text(project: Path) -> str:
     """The guidance in steer.md, cut to 8 kB; "" if there is none."""
-    try:
-        text = read_regular(project / STEER).decode("utf-8", "replace")
-    except (OSError, NotRegular):
-        return ""
+    text = (read_or_none(project / STEER) or b"").decode("utf-8", "replace")
     return cut(plain(text), _STEER_LIMIT)
 
 
@@ -100,29 +97,30 @@ def _problem(source: bytes) -> str | None:
     return None if tree.body else f"{EXPERIMENT} has nothing to run yet"
 
 
-class Doorbell:
-    """Rings when one of a project's watched files may have changed. A context manager.
+class FileWatcher:
+    """Waits for a change of a project's watched files. A context manager.
 
     Attributes:
-        polling: why files are looked at ten times a second instead of being watched; None if they are
-        watched.
+        polling: why files are read ten times a second instead of being watched; None if they are watched.
     """
 
     def __init__(self, project: Path, names: Collection[str] = (EXPERIMENT, STOP, STEER)) -> None:
         self.polling: str | None = None
         self._project = project
         self._names = frozenset(names)
-        self._rung = threading.Event()
+        self._changed = threading.Event()
         self._observer = Observer()
-        self._seen = self._look()
+        self._seen = self._stamps()
 
-    def __enter__(self) -> Doorbell:
-        self._observer.schedule(_Ringer(self._names, self._rung), str(self._project), recursive=False)
+    def __enter__(self) -> FileWatcher:
+        self._observer.schedule(
+            _ChangeHandler(self._names, self._changed), str(self._project), recursive=False
+        )
         try:
             self._observer.start()
         except OSError as problem:
             # Watches are a limited resource of the system (fs.inotify.max_user_watches, max_user_instances).
-            self.polling = f"the system watches no more files ({problem.strerror}); looking at them instead"
+            self.polling = f"the system watches no more files ({problem.strerror}); they are polled instead"
         return self
 
     def __exit__(
@@ -133,29 +131,29 @@ class Doorbell:
             self._observer.join()
 
     def wait(self, timeout: float) -> bool:
-        """Waits for a ring at most this long; True if there was one since the last call."""
+        """Waits for a change at most this long; True if there was one since the last call."""
         if self.polling is None:
-            rung = self._rung.wait(timeout)
-            self._rung.clear()
-            return rung
+            changed = self._changed.wait(timeout)
+            self._changed.clear()
+            return changed
         until = time.monotonic() + timeout
         while True:
-            now = self._look()
+            now = self._stamps()
             if now != self._seen:
                 self._seen = now
                 return True
             left = until - time.monotonic()
             if left <= 0:
                 return False
-            self._rung.wait(min(_POLL, left))
+            self._changed.wait(min(_POLL, left))
 
     def settle(self, quiet: float = 0.1, longest: float = 2.0) -> None:
-        """Waits until there was no ring for `quiet` seconds: the steps of one save are then over."""
+        """Waits until nothing changed for `quiet` seconds: the steps of one save are then over."""
         until = time.monotonic() + longest
         while time.monotonic() < until and self.wait(quiet):
             pass
 
-    def _look(self) -> dict[str, tuple[int, int, int]]:
+    def _stamps(self) -> dict[str, tuple[int, int, int]]:
         found: dict[str, tuple[int, int, int]] = {}
         for name in self._names:
             try:
@@ -166,14 +164,14 @@ class Doorbell:
         return found
 
 
-class _Ringer(FileSystemEventHandler):  # type: ignore[misc]
-    def __init__(self, names: frozenset[str], rung: threading.Event) -> None:
+class _ChangeHandler(FileSystemEventHandler):  # type: ignore[misc]
+    def __init__(self, names: frozenset[str], changed: threading.Event) -> None:
         self._names = names
-        self._rung = rung
+        self._changed = changed
 
     def on_any_event(self, event: FileSystemEvent) -> None:
         if event.event_type not in _CHANGES:
             return
         paths = (os.fsdecode(event.src_path), os.fsdecode(event.dest_path))
         if self._names & {os.path.basename(path) for path in paths}:
-            self._rung.set()
+            self._changed.set()

@@ -1,0 +1,1 @@
+"""Labels by a language model: prompts, the labeler, scorers, contrast pairs."""

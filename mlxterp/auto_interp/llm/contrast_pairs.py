@@ -1,9 +1,7 @@
 """Test texts that a language model writes from a label alone: each with a twin that lacks what is described.
 
-Lives here: asking for the texts. Does not live here: whether the feature fires on them (`sensitivity.py`).
-
-    pairs = minimal_pairs(AnthropicCompleter(), label)
-    label = sensitivity_test(model, sae, label, positives=pairs.positives, negatives=pairs.negatives)
+pairs = minimal_pairs(AnthropicCompleter(), label)
+label = sensitivity_test(model, sae, label, positives=pairs.positives, negatives=pairs.negatives)
 """
 
 from __future__ import annotations
@@ -13,10 +11,10 @@ from dataclasses import dataclass
 from pydantic import BaseModel
 
 from mlxterp.auto_interp.label import FeatureLabel, Usage
+from mlxterp.auto_interp.llm.asking import Invalid, ask
 from mlxterp.auto_interp.llm.prompts import VERSION, block, instructions
-from mlxterp.auto_interp.llm.scorers import used
 from mlxterp.errors import LabelingError
-from mlxterp.llm import Completer, Request, Unusable, read, run
+from mlxterp.llm import Completer, Request, run
 
 _TOKENS_EACH = 200
 _MOST_TOKENS = 16_000
@@ -45,13 +43,13 @@ class MinimalPairs:
 
 
 def minimal_pairs(completer: Completer, label: FeatureLabel, *, n: int = 20) -> MinimalPairs:
-    """New texts to test a label on, written from its words alone, blind to the feature.
+    """New texts to test a label on, written from the label alone, blind to the feature.
 
     One question, a second one if the answer cannot be used. Pairs whose halves are equal or empty, and texts
     that were given before, are left out, so there may be fewer than `n`.
 
     Args:
-        completer: who writes; its replies may be kept.
+        completer: the model that writes; its replies may be cached.
         label: one whose status is "ok".
         n: pairs; about 70 fit into one answer.
 
@@ -72,42 +70,36 @@ def minimal_pairs(completer: Completer, label: FeatureLabel, *, n: int = 20) -> 
 
     async def job() -> MinimalPairs:
         try:
-            return await _asked(completer, label, n)
+            return await _ask(completer, label, n)
         finally:
             await completer.close()
 
     return run(job)
 
 
-async def _asked(completer: Completer, label: FeatureLabel, n: int) -> MinimalPairs:
-    data = {"label": label.label, "description": label.description, "wanted": n}
-    usage, why = Usage(), ""
-    for attempt in range(2):
-        request = Request(
-            system=instructions("pairs"),
-            user=block(data),
-            schema=_Pairs,
-            max_tokens=min(_MOST_TOKENS, 1_000 + _TOKENS_EACH * n),
-            version=VERSION,
-            attempt=attempt,
+async def _ask(completer: Completer, label: FeatureLabel, n: int) -> MinimalPairs:
+    request = Request(
+        system=instructions("pairs"),
+        user=block({"label": label.label, "description": label.description, "wanted": n}),
+        schema=_Pairs,
+        max_tokens=min(_MOST_TOKENS, 1_000 + _TOKENS_EACH * n),
+        version=VERSION,
+    )
+
+    def accept(value: _Pairs) -> list[_Pair] | Invalid:
+        distinct = _distinct(value.pairs)[:n]
+        return distinct or Invalid(f"none of {len(value.pairs)} pairs has two different texts")
+
+    answer = await ask(completer, request, _Pairs, accept)
+    if answer.value is None:
+        raise LabelingError(
+            f"{completer.model} was asked for {n} pairs of texts on {label.label!r}; it gave none: "
+            f"{answer.reason}. Give positives and negatives yourself, or another label."
         )
-        reply = await completer.complete(request)
-        usage += used(reply)
-        value = read(reply, _Pairs)
-        if isinstance(value, Unusable):
-            why = str(value)
-            if value.kind == "refused":
-                break
-            continue
-        kept = _distinct(value.pairs)[:n]
-        if kept:
-            return MinimalPairs(
-                tuple(pair.positive for pair in kept), tuple(pair.negative for pair in kept), usage
-            )
-        why = f"none of {len(value.pairs)} pairs has two different texts"
-    raise LabelingError(
-        f"{completer.model} was asked for {n} pairs of texts on {label.label!r}; it gave none: {why}. "
-        "Give positives and negatives yourself, or another label."
+    return MinimalPairs(
+        tuple(pair.positive for pair in answer.value),
+        tuple(pair.negative for pair in answer.value),
+        answer.usage,
     )
 
 

@@ -1,20 +1,19 @@
 """Labels by a language model: several candidates from one question, the best of them by what it detects.
 
-Lives here: the question made of a feature's evidence, and what becomes of the answer. Does not live here: the
-words (`prompts.py`), the held-out score of the label (`scorers.py`), labels without such a model
-(`fitting.py`).
+Prompts and forms of answers are in `prompts.py`, the held-out score of the label in `scorers.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from mlxterp.auto_interp.evidence.evidence import FeatureEvidence, Weighted
 from mlxterp.auto_interp.label import Abstention, LabelingFailure, Proposal, Usage
+from mlxterp.auto_interp.llm.asking import Invalid, ask
 from mlxterp.auto_interp.llm.prompts import (
     DESCRIPTION_WORDS,
     LABEL_WORDS,
@@ -26,15 +25,10 @@ from mlxterp.auto_interp.llm.prompts import (
     instructions,
     marked,
 )
-from mlxterp.auto_interp.llm.scorers import (
-    PER_CALL,
-    Item,
-    detection,
-    judge,
-    used,
-)
+from mlxterp.auto_interp.llm.scorers import PER_CALL, Item, detection, judge
+from mlxterp.auto_interp.scores import UNDECIDED
 from mlxterp.errors import LlmAway, LlmBudgetReached
-from mlxterp.llm import Completer, Request, Unusable, read, together
+from mlxterp.llm import Completer, Request, together
 
 _MAX_TOKENS = 6_000
 _CUES = 5
@@ -55,7 +49,7 @@ class LlmLabeler:
         seed: of the choice and order of training texts that candidates are tried on.
 
     A feature takes 1 + `candidates` questions (1 with a single one), and 2 more for each revision. The model
-    may say that it sees nothing, which is an abstention. Its own confidence is kept as `llm_confidence`.
+    may find nothing, which is an abstention. Its own confidence becomes `llm_confidence`.
 
     Source: Paulo et al. 2024, arXiv:2410.13928; choosing among candidates by score: Choi et al. 2024,
     "Scaling Automatic Neuron Description" (simulation there, detection here).
@@ -73,11 +67,11 @@ class LlmLabeler:
     async def propose(self, evidence: FeatureEvidence) -> Proposal | Abstention | LabelingFailure:
         """A label from the training half, no label, or why there is none.
 
-        A feature without evidence is not asked about. Refusals, answers that are unusable twice, a service
-        that stays away and a spent budget are failures of this feature.
+        No question is asked about a feature without evidence. Refusals, answers that are unusable twice, a
+        service that stays away and a spent budget are failures of this feature.
 
         Raises:
-            LlmRejected: the service will not answer any question of ours.
+            LlmRejected: the service rejects every question, as with a wrong key.
         """
         if evidence.status != "ok":
             return Abstention(
@@ -109,7 +103,7 @@ class _Labeling:
     usage: Usage = field(default_factory=Usage)
 
     async def run(self) -> Proposal | Abstention | LabelingFailure:
-        first = await self._ask("label", {"wanted": self.by.candidates, **shown(self.evidence)})
+        first = await self._ask("label", {"wanted": self.by.candidates, **evidence_data(self.evidence)})
         if isinstance(first, LabelingFailure):
             return first
         real = [each for each in first if each.kind != "unclear"]
@@ -127,33 +121,30 @@ class _Labeling:
                 best = better
         return self._with_usage(best.proposal)
 
-    async def _ask(self, what: Any, data: dict[str, Any]) -> list[Candidate] | LabelingFailure:
+    async def _ask(
+        self, task: Literal["label", "revise"], data: dict[str, Any]
+    ) -> list[Candidate] | LabelingFailure:
         """The candidates that keep to the limits; asked for a second time if none does."""
-        why: Unusable | str = ""
-        for attempt in range(2):
-            request = Request(
-                system=instructions(what),
-                user=block(data),
-                schema=Candidates,
-                max_tokens=_MAX_TOKENS,
-                version=VERSION,
-                attempt=attempt,
-            )
-            reply = await self.by.completer.complete(request)
-            self.usage += used(reply)
-            value = read(reply, Candidates)
-            if isinstance(value, Unusable):
-                if value.kind == "refused":
-                    return LabelingFailure("refused", str(value), self.usage)
-                why = value
-                continue
+        request = Request(
+            system=instructions(task),
+            user=block(data),
+            schema=Candidates,
+            max_tokens=_MAX_TOKENS,
+            version=VERSION,
+        )
+
+        def accept(value: Candidates) -> list[Candidate] | Invalid:
             kept = [each for each in value.candidates if each.kind == "unclear" or _keeps_limits(each)]
-            if kept:
-                return kept
-            why = (
-                f"none of {len(value.candidates)} labels keeps to {LABEL_WORDS} and {DESCRIPTION_WORDS} words"
-            )
-        return LabelingFailure("error", str(why), self.usage)
+            limits = f"{LABEL_WORDS} and {DESCRIPTION_WORDS} words"
+            return kept or Invalid(f"none of {len(value.candidates)} labels keeps to {limits}")
+
+        answer = await ask(self.by.completer, request, Candidates, accept, on_usage=self._count)
+        if answer.value is not None:
+            return answer.value
+        return LabelingFailure("refused" if answer.refused else "error", answer.reason, self.usage)
+
+    def _count(self, usage: Usage) -> None:
+        self.usage += usage
 
     async def _try(self, candidate: Candidate) -> _Tried:
         proposal = _proposal(candidate)
@@ -181,7 +172,7 @@ class _Labeling:
             "label": before,
             "missed": best.missed,
             "false_alarms": best.false_alarms,
-            **shown(self.evidence),
+            **evidence_data(self.evidence),
         }
         found = await self._ask("revise", data)
         if isinstance(found, LabelingFailure) or found[0].kind == "unclear":
@@ -204,8 +195,8 @@ class _Labeling:
         )
 
 
-def shown(evidence: FeatureEvidence) -> dict[str, Any]:
-    """What a model is shown of a feature: of the training half only."""
+def evidence_data(evidence: FeatureEvidence) -> dict[str, Any]:
+    """A feature's evidence from the training half, as data of a question."""
     return {
         "examples": [example(window, evidence.max_activation) for window in evidence.train_positives],
         "counterexamples": [marked(window.tokens, ()) for window in evidence.train_negatives],
@@ -221,7 +212,7 @@ def _weighted(tokens: Weighted) -> list[list[Any]]:
 
 
 def _credit(probability: float, fires: bool) -> float:  # noqa: FBT001 - a truth value, not an option
-    if probability == 0.5:
+    if probability == UNDECIDED:
         return 0.5
     return float((probability > 0.5) is fires)
 
@@ -250,5 +241,5 @@ def _keeps_limits(candidate: Candidate) -> bool:
 
 
 def _one_line(text: str) -> str:
-    """Without line breaks and other characters that do not print."""
+    """The text without line breaks and other unprintable characters."""
     return " ".join("".join(each if each.isprintable() else " " for each in text).split())

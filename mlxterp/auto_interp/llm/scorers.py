@@ -1,8 +1,6 @@
 """Labels judged by a language model that sees the label and texts, and does not know where the feature fires.
 
-Lives here: detection (does the text have it?), fuzzing (are the marked tokens the right ones?). Does not live
-here: scores from answers (`scores.py`), what the model is told (`prompts.py`), scorers that need no such
-model (`model_scorers.py`, `fitting.py`).
+Detection asks whether a text has what the label says; fuzzing, whether the marked tokens are the right ones.
 """
 
 from __future__ import annotations
@@ -17,6 +15,7 @@ import numpy as np
 
 from mlxterp.auto_interp.evidence.evidence import FeatureEvidence, Window
 from mlxterp.auto_interp.label import Proposal, Score, Usage
+from mlxterp.auto_interp.llm.asking import Invalid, ask
 from mlxterp.auto_interp.llm.prompts import (
     DECOYS,
     VERSION,
@@ -27,14 +26,11 @@ from mlxterp.auto_interp.llm.prompts import (
     instructions,
     marked,
 )
-from mlxterp.auto_interp.scores import auroc, score_from_counts
-from mlxterp.llm import Completer, Reply, Request, Unusable, read, together
+from mlxterp.auto_interp.scores import UNDECIDED, score_from_answers
+from mlxterp.llm import Completer, Request, together
 
 PER_CALL = 20
 """Texts in one question: 100 positives and 100 negatives take 10 questions."""
-
-UNDECIDED = 0.5
-"""What a text counts that got no judgement twice."""
 
 _MAX_TOKENS = 3_000
 
@@ -50,11 +46,11 @@ class Item(NamedTuple):
 
 @dataclass(frozen=True)
 class Answers:
-    """What the model said of some texts.
+    """A model's judgements of some texts.
 
     Attributes:
         probabilities: one per text, in the order of the texts; `UNDECIDED` where `failed`.
-        failed: which texts got no usable answer, and why.
+        failed: the texts without a usable answer, with the reason.
     """
 
     probabilities: tuple[float, ...]
@@ -64,20 +60,22 @@ class Answers:
 
 @dataclass(frozen=True)
 class LlmScorer:
-    """Scores a label by a language model's judgement of held-out texts it has not been labelled from.
+    """Scores a label by a language model's judgement of held-out texts.
 
     Args:
         completer: the judge. It may be another model than the labeler's.
         tasks: "detection" asks whether a text has what the label says; "fuzzing" marks tokens, the right ones
             or others, and asks whether they are the right ones.
-        per_call: texts in one question, about half of them positive; the model is not told how many.
+        per_call: texts in one question, about half of them positive; how many, the question does not say.
         seed: of the order of the texts, of wrong marks and of the decoy, together with the feature's number.
         decoys: labels and descriptions of other features. One of them is judged by one question of detection,
-            as "random_label": what a label gets that was not written for this feature. None: not done.
+            as "random_label": the score of a label that was not written for this feature. Empty: none is.
 
-    A question takes about 1,000 tokens of texts besides the instructions, which the service keeps. An answer
-    that cannot be used is asked for once more; then its texts count as undecided (0.5) and are reported under
-    `details["failed"]`. `details["usage"]` says what the score took.
+    A question takes about 1,000 tokens of texts besides the instructions, which the service caches. An
+    answer that cannot be used is asked for once more; then its texts are undecided, as those with a
+    probability of 0.5 are, and reported under `details["failed"]`. Undecided texts count neither as yes nor
+    as no; with fewer than 80 % decided there is no score (`score_from_answers`). `details["usage"]` is the
+    cost.
 
     Source: Paulo et al. 2024, "Automatically Interpreting Millions of Features in Large Language Models",
     arXiv:2410.13928. Deviations: probabilities are asked for rather than read from logits; half of the wrong
@@ -114,7 +112,7 @@ class LlmScorer:
             [windows[i] for i in random.permutation(len(windows))[: self.per_call // 2]]
             for windows in (evidence.test_positives, evidence.test_negatives)
         )
-        score = await self._asked("detection", detection(positives, negatives), decoy, random)
+        score = await self._judged("detection", detection(positives, negatives), decoy, random)
         return replace(score, details={**score.details, "label": decoy.label})
 
     async def _score(self, task: Task, evidence: FeatureEvidence, proposal: Proposal) -> Score:
@@ -123,9 +121,9 @@ class LlmScorer:
         items = (
             detection(positives, negatives) if task == "detection" else fuzzing(positives, negatives, random)
         )
-        return await self._asked(task, items, proposal, random)
+        return await self._judged(task, items, proposal, random)
 
-    async def _asked(
+    async def _judged(
         self, task: Task, items: Sequence[Item], proposal: Proposal, random: np.random.Generator
     ) -> Score:
         questions = dealt(items, self.per_call, random)
@@ -143,7 +141,7 @@ class LlmScorer:
 
 
 def detection(positives: Sequence[Window], negatives: Sequence[Window]) -> list[Item]:
-    """Texts without any mark."""
+    """The texts without marks."""
     return [
         Item(marked(window.tokens, ()), fires, source, window.quantile)
         for source, (window, fires) in enumerate(
@@ -222,66 +220,45 @@ async def judge(completer: Completer, task: Task, proposal: Proposal, texts: Seq
         "description": proposal.description,
         "texts": [{"i": i, "text": text} for i, text in enumerate(texts, 1)],
     }
-    usage, why = Usage(), ""
-    for attempt in range(2):
-        request = Request(
-            system=instructions(task),
-            user=block(data),
-            schema=Judgement,
-            max_tokens=_MAX_TOKENS,
-            effort="low",
-            version=VERSION,
-            attempt=attempt,
-        )
-        reply = await completer.complete(request)
-        usage += used(reply)
-        value = read(reply, Judgement)
-        if isinstance(value, Unusable):
-            why = str(value)
-            continue
-        found = {each.i: each.prob / 100 for each in value.p}
-        if sorted(each.i for each in value.p) == list(range(1, len(texts) + 1)):
-            return Answers(tuple(found[i] for i in range(1, len(texts) + 1)), usage=usage)
-        why = f"{len(value.p)} judgements of other texts than the {len(texts)} that were shown"
-    return Answers((UNDECIDED,) * len(texts), dict.fromkeys(range(len(texts)), why), usage)
-
-
-def used(reply: Reply) -> Usage:
-    """What a reply took now: nothing, if it was kept."""
-    if reply.cached:
-        return Usage(usd=0.0)
-    tokens = reply.tokens
-    return Usage(
-        input_tokens=tokens.input,
-        output_tokens=tokens.output,
-        cache_read_tokens=tokens.cache_read,
-        cache_write_tokens=tokens.cache_write + tokens.cache_write_1h,
-        usd=None if reply.estimated else reply.usd,
-        calls=1,
+    request = Request(
+        system=instructions(task),
+        user=block(data),
+        schema=Judgement,
+        max_tokens=_MAX_TOKENS,
+        effort="low",
+        version=VERSION,
     )
+
+    def accept(value: Judgement) -> tuple[float, ...] | Invalid:
+        found = {each.i: each.prob / 100 for each in value.p}
+        if sorted(each.i for each in value.p) != list(range(1, len(texts) + 1)):
+            return Invalid(f"{len(value.p)} judgements of other texts than the {len(texts)} in the question")
+        return tuple(found[i] for i in range(1, len(texts) + 1))
+
+    answer = await ask(completer, request, Judgement, accept, retry_refusal=True)
+    if answer.value is not None:
+        return Answers(answer.value, usage=answer.usage)
+    failed = dict.fromkeys(range(len(texts)), answer.reason)
+    return Answers((UNDECIDED,) * len(texts), failed, answer.usage)
 
 
 def _score(
     items: Sequence[Item], probabilities: Sequence[float], failed: Mapping[int, str], usage: Usage
 ) -> Score:
-    fires = np.array([item.fires for item in items], dtype=bool)
-    said = np.array(probabilities)
-    hits, alarms = int((said[fires] >= 0.5).sum()), int((said[~fires] >= 0.5).sum())
-    curve = auroc(said[fires], said[~fires])
     by_quantile: defaultdict[str, list[float]] = defaultdict(list)
     for item, probability in zip(items, probabilities, strict=True):
-        if item.fires and item.quantile is not None:
-            by_quantile[str(item.quantile)].append(float(probability >= 0.5))
+        if item.fires and item.quantile is not None and probability != UNDECIDED:
+            by_quantile[str(item.quantile)].append(float(probability > UNDECIDED))
     details: dict[str, object] = {"usage": asdict(usage), "failed": len(failed)}
     if failed:
         details["failures"] = sorted(set(failed.values()))
-    return score_from_counts(
-        hits,
-        int(fires.sum()) - hits,
-        int((~fires).sum()) - alarms,
-        alarms,
+    positive, negative = (
+        [p for item, p in zip(items, probabilities, strict=True) if item.fires is fires]
+        for fires in (True, False)
+    )
+    return score_from_answers(
+        positive,
+        negative,
         by_quantile={each: float(np.mean(found)) for each, found in sorted(by_quantile.items())},
-        auroc=curve.value,
-        auroc_interval=curve.interval,
         details=details,
     )

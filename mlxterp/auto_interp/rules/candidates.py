@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlxterp.auto_interp.evidence.corpus import Corpus
-from mlxterp.auto_interp.evidence.sampling import Draw
+from mlxterp.auto_interp.evidence.token_draw import Draw
 from mlxterp.auto_interp.evidence.token_view import CLASSES, Bools, Indices
 from mlxterp.auto_interp.rules.rules import (
     At,

@@ -17,9 +17,18 @@ from numpy.typing import NDArray
 
 from mlxterp.auto_interp.evidence.corpus import Corpus
 from mlxterp.auto_interp.evidence.evidence import FeatureEvidence, Sampling, Weighted, shown_evidence
-from mlxterp.auto_interp.evidence.sampling import draw
+from mlxterp.auto_interp.evidence.token_draw import draw
 from mlxterp.auto_interp.evidence.token_view import Bools
-from mlxterp.auto_interp.label import Abstention, FeatureLabel, Kind, LabelingFailure, Proposal, Score, Status
+from mlxterp.auto_interp.label import (
+    Abstention,
+    FeatureLabel,
+    Kind,
+    LabelingFailure,
+    Proposal,
+    Score,
+    Status,
+    with_scores,
+)
 from mlxterp.auto_interp.promoted_tokens import Promotion
 from mlxterp.auto_interp.rules.candidates import Background, simple_rules, topics
 from mlxterp.auto_interp.rules.rules import (
@@ -291,23 +300,16 @@ class OfflineRun:
             return unlabelled(evidence, "uninterpretable", provenance, description=found.reason)
         assert found.rule is not None
         scores = score_rule(self.corpus, feature_id, found.rule, decoys=self.decoys(feature_id, found.rule))
-        if scores["rule"].interval[0] < WEAK:
+        low = (scores["rule"].interval or (0.0,))[0]
+        if low < WEAK:
             reason = (
                 f"the best rule ({found.label}) does not hold on held-out texts: its balanced accuracy there "
-                f"is {scores['rule'].balanced_accuracy:.2f}, and may be {scores['rule'].interval[0]:.2f}"
+                f"is {scores['rule'].balanced_accuracy:.2f}, and may be {low:.2f}"
             )
-            blank = unlabelled(evidence, "uninterpretable", provenance, description=reason)
-            return replace(blank, scores=scores)
-        return replace(
-            unlabelled(evidence, "uninterpretable", provenance),
-            status="ok",
-            label=found.label,
-            description=found.description,
-            kind=found.kind,
-            rule=found.rule,
-            scores=scores,
-            confidence=scores["rule"].confidence,
-        )
+            return replace(
+                unlabelled(evidence, "uninterpretable", provenance, description=reason), scores=scores
+            )
+        return with_scores(unlabelled(evidence, "uninterpretable", provenance), found, scores)
 
 
 def unlabelled(

@@ -1,8 +1,7 @@
-"""What a feature does where its label holds: taken out, and added once more, beside random features.
+"""The causal part of `sensitivity_test`: what taking a feature out, and adding it once more, does where its
+label holds, compared with random features.
 
-Lives here: the causal part of `sensitivity_test`. Does not live here: where the label holds
-(`items.py`), the test of firing (`sensitivity.py`), effects on a prompt of one's own
-(`mlxterp.sae.feature_effects`), steering whole windows (`local_scoring.InterventionScorer`).
+For effects on a prompt of one's own see `mlxterp.sae.feature_effects`.
 """
 
 from __future__ import annotations
@@ -21,8 +20,7 @@ from mlxterp.causal.batching import sweep
 from mlxterp.causal.batching.rows import Row
 from mlxterp.core import interventions
 from mlxterp.core.model import InterpretableModel
-from mlxterp.sae.analysis.effects import shape_at
-from mlxterp.sae.analysis.runs import decoder_norms
+from mlxterp.sae.analysis.runs import decoder_norms, percentiles, shape_at
 from mlxterp.sae.feature_store.store import FeatureStore
 from mlxterp.sae.sae import SAE
 
@@ -30,10 +28,10 @@ MIN_PERCENTILE = 0.95
 """The share of random features that a causal one must exceed, taken out and added."""
 
 MIN_CONTROLS = 19
-"""Random features without which that share cannot be told: the greatest of 20 is so by chance once in 20."""
+"""Random features needed for that share: the greatest of 20 is so by chance once in 20."""
 
 MOST = 24
-"""Positives that are looked at."""
+"""Positives that are measured."""
 
 _SIGNS = {"removed": -1.0, "added": 1.0}
 _NUMBERS = ("promoted", "kl")
@@ -54,9 +52,10 @@ def causal_effect(
 
     At each of at most 24 positives at which the feature fires it is taken out, and added once more. The
     change of the log probability that the next token is one of the ten that the feature promotes
-    (`promotion.promoted_ids`) and the KL divergence from the unchanged prediction are averaged. The same is
-    done with `controls` random other features, those that fire in the store first, at the same tokens and of
-    the same norm ‖a_f W_dec[f]‖; a percentile is the share of them that do less, ties counting half.
+    (`promoted_tokens.promoted_ids`) and the KL divergence from the unchanged prediction are averaged. The
+    same is done with `controls` random other features, those that fire in the store first, at the same
+    tokens and of the same norm ‖a_f W_dec[f]‖; a percentile is the share of them that do less, ties
+    counting half.
 
     Args:
         store: whose tokens and activations `places` are of.
@@ -68,8 +67,8 @@ def causal_effect(
         plain values. "passed" is True if taking the feature out makes the promoted tokens less likely and
         adding it more likely, each more than 95 % of the random features do; without promoted tokens (the
         feature does not write to the residual stream, or the unembedding cannot be read), if its KL
-        divergences are as far out. The promoted tokens are the feature's own, so close to the logits a
-        feature that writes at all should pass; that its KL is as large as others' is the harder thing.
+        divergences are that large. The promoted tokens are the feature's own, so close to the logits almost
+        any feature passes; a KL as large as that of random features is the harder criterion.
 
     Costs a forward of each positive's row up to it, and 2 · (1 + controls) rows of one token from where the
     SAE writes on.
@@ -82,10 +81,7 @@ def causal_effect(
     if len(chosen) < max(n_min, 1) or not others:
         return found
     promoted = promoted_ids(model, sae, feature_id)
-    activation = np.zeros(store.n_tokens, dtype=np.float32)
-    firing = store.feature(feature_id)
-    activation[firing.token_index] = firing.activation
-    changes = _changes(model, sae, store, chosen, activation, [feature_id, *others], promoted)
+    changes = _changes(model, sae, store, chosen, [feature_id, *others], promoted)
     means = changes.mean(axis=0)  # [sign, direction, number]
     for s, (name, sign) in enumerate(_SIGNS.items()):
         for i, number in enumerate(_NUMBERS):
@@ -93,7 +89,7 @@ def causal_effect(
                 continue
             values = means[s, :, i] * (sign if number == "promoted" else 1.0)
             found[f"{number}_{name}"] = float(means[s, 0, i])
-            found[f"{number}_{name}_percentile"] = _percentile(values)
+            found[f"{number}_{name}_percentile"] = float(percentiles(values[None])[0])
     found["promoted_tokens"] = _names(model, promoted)
     return found | {"passed": _passed(found) if len(others) >= MIN_CONTROLS else None}
 
@@ -104,8 +100,8 @@ def _names(model: InterpretableModel, tokens: NDArray[np.int64]) -> list[str]:
     return [model.to_str_tokens([int(token)])[0] for token in tokens]
 
 
-def in_words(found: Mapping[str, Any]) -> str:
-    """The outcome, to stand behind that of the test."""
+def causal_text(found: Mapping[str, Any]) -> str:
+    """The outcome as a sentence."""
     if "kl_added" not in found:
         few = found["n"] < max(found["n_min"], 1)
         why = (
@@ -114,12 +110,12 @@ def in_words(found: Mapping[str, Any]) -> str:
         return f" Causal: not tested, {why}."
     parts = []
     for name, verb in (("removed", "taking it out"), ("added", "adding it once more")):
-        said = f"{verb} changes the next prediction by a KL of {found[f'kl_{name}']:.3g} nats"
-        said += _more(found[f"kl_{name}_percentile"])
+        text = f"{verb} changes the next prediction by a KL of {found[f'kl_{name}']:.3g} nats"
+        text += _more(found[f"kl_{name}_percentile"])
         if f"promoted_{name}" in found:
-            said += f" and the log probability of the tokens it promotes by {found[f'promoted_{name}']:+.3g}"
-            said += _more(found[f"promoted_{name}_percentile"])
-        parts.append(said)
+            text += f" and the log probability of the tokens it promotes by {found[f'promoted_{name}']:+.3g}"
+            text += _more(found[f"promoted_{name}_percentile"])
+        parts.append(text)
     undecided = f"undecided, for {MIN_CONTROLS} random features are needed"
     verdict = {True: "yes", False: "not shown", None: undecided}[found["passed"]]
     return (
@@ -156,11 +152,14 @@ def _changes(
     sae: SAE,
     store: FeatureStore,
     places: NDArray[np.int64],
-    activation: NDArray[np.float32],
     directions: Sequence[int],
     promoted: NDArray[np.int64],
 ) -> NDArray[np.float64]:
-    """[n, 2 signs, directions, 2 numbers]: log probability of the promoted tokens, KL, each as a change."""
+    """[n, 2 signs, directions, 2 numbers]: the change of the promoted tokens' log probability, and the KL.
+
+    The first direction is the feature's own.
+    """
+    activation = store.activations_of(directions[0])
     rows_of_W = np.array(sae.W_dec[mx.array(list(directions))], dtype=np.float64)
     norms = np.linalg.norm(rows_of_W, axis=1)
     unit = rows_of_W * (norms[0] / np.where(norms > 0, norms, 1.0))[:, None]
@@ -213,9 +212,3 @@ def _log_prob(logits: NDArray[np.float32], tokens: NDArray[np.int64]) -> NDArray
         return np.zeros(len(logits))
     every = logits.astype(np.float64)
     return np.asarray(logsumexp(every[:, tokens], axis=1) - logsumexp(every, axis=1))
-
-
-def _percentile(values: NDArray[np.float64]) -> float:
-    """The share of the others that are smaller than the first, ties counting half."""
-    own, others = values[0], values[1:]
-    return float(((others < own) + 0.5 * (others == own)).mean())

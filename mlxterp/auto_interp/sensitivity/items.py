@@ -1,14 +1,12 @@
-"""Texts, windows or tokens that have or lack what a label says, decided from the label alone.
-
-Lives here: the items of `sensitivity_test`, with the feature's activation in each. Does not live here: the
-test on them (`sensitivity.py`), the words of a label (`items.py`).
-"""
+"""Texts, windows or tokens that have or lack what a label says, decided from the label alone, with the
+feature's activation in each: what `sensitivity_test` tests on."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,7 +42,7 @@ _ENDINGS = ("ingly", "edly", "ing", "ies", "ied", "ers", "est", "ed", "es", "er"
 
 
 def content_words(label: str) -> tuple[str, ...]:
-    """The words of a label that say what it is about, in lower case, without endings."""
+    """The content words of a label, in lower case, without endings."""
     words = (word.casefold() for word in _WORD.findall(label))
     return tuple(dict.fromkeys(stem(word) for word in words if word not in _EMPTY))
 
@@ -94,16 +92,16 @@ _MOST = 200  # items of a class
 
 @dataclass(frozen=True, eq=False)
 class Items:
-    """What the test is made of: the feature's activation where the label's concept is, and where it is not.
+    """The feature's activation where the label's concept is, and where it is not.
 
     Attributes:
         positive, negative: [n] the strongest activation in each item.
         unit: what an item is: "text", "window" or "token".
-        source: who decided, in words.
-        name: of an item, positives counted first, to be shown as an example of an error.
+        source: what decided the classes.
+        name: an item as a text, positives counted first, for examples of errors.
         store: whose tokens they are.
-        places: [n] the token at which each positive is strongest, −1 where the feature is silent.
-        removed: texts left out because the labeler has seen part of them.
+        places: [n] the token at which each positive is strongest, −1 where the feature does not fire.
+        removed: texts left out because the label was made from part of them.
     """
 
     positive: NDArray[np.float64]
@@ -116,57 +114,63 @@ class Items:
     removed: int = 0
 
 
-def dense(store: FeatureStore, feature_id: int) -> NDArray[np.float32]:
-    """[n] the feature's activation at every token."""
-    result = np.zeros(store.n_tokens, dtype=np.float32)
-    fires = store.feature(feature_id)
-    result[fires.token_index] = fires.activation
-    return result
+@dataclass(frozen=True, eq=False)
+class FreshTexts:
+    """The documents of a store that one feature's label is tested on.
+
+    Attributes:
+        fresh: [n_documents] False for those that are left out.
+        random: the source of draws.
+    """
+
+    store: FeatureStore
+    feature_id: int
+    fresh: Bools
+    random: np.random.Generator
+
+    @cached_property
+    def activation(self) -> NDArray[np.float32]:
+        """[n] the feature's activation at every token."""
+        return self.store.activations_of(self.feature_id)
+
+    @property
+    def removed(self) -> int:
+        return int((~self.fresh).sum())
+
+    def strongest(self, spans: Sequence[slice]) -> tuple[NDArray[np.float64], Indices]:
+        """([n], [n]) the largest activation of each span, and the token that has it, −1 where all are 0."""
+        values = np.array([self.activation[span].max(initial=0.0) for span in spans], dtype=np.float64)
+        places = np.full(len(spans), -1, dtype=np.int64)
+        for i in np.flatnonzero(values > 0).tolist():
+            places[i] = spans[i].start + int(self.activation[spans[i]].argmax())
+        return values, places
 
 
-def by_list(store: FeatureStore, feature_id: int, n_positive: int, name: Callable[[int], str]) -> Items:
-    """Texts whose classes were given: the first `n_positive` documents of the store, and the others."""
-    activation = dense(store, feature_id)
-    spans = [store.document_span(i) for i in range(store.n_documents)]
-    strongest = np.array([activation[span].max(initial=0.0) for span in spans], dtype=np.float64)
-    places = _strongest(activation, spans[:n_positive])
-    return Items(
-        strongest[:n_positive], strongest[n_positive:], "text", "the lists given", name, store, places
-    )
-
-
-def _strongest(activation: NDArray[np.float32], spans: Sequence[slice]) -> Indices:
-    """The token of each span with the largest activation, −1 where all are 0."""
-    found = np.full(len(spans), -1, dtype=np.int64)
-    for i, span in enumerate(spans):
-        if activation[span].max(initial=0.0) > 0:
-            found[i] = span.start + int(activation[span].argmax())
-    return found
-
-
-def unseen(store: FeatureStore, label: FeatureLabel) -> Bools:
+def fresh_documents(store: FeatureStore, label: FeatureLabel) -> Bools:
     """[n_documents] False where a window that the label was made from occurs."""
     seen = {window.text for window in label.evidence}
     return np.array([not any(each in text for each in seen) for text in store.document_texts], dtype=bool)
 
 
-def by_rule(
-    store: FeatureStore,
-    feature_id: int,
-    rule: Rule,
-    fresh: Bools,
-    random: np.random.Generator,
-    removed: int = 0,
-) -> Items:
+def by_list(texts: FreshTexts, n_positive: int, name: Callable[[int], str]) -> Items:
+    """Texts whose classes were given: the first `n_positive` documents of the store, and the others."""
+    spans = [texts.store.document_span(i) for i in range(texts.store.n_documents)]
+    values, places = texts.strongest(spans)
+    positive, negative = values[:n_positive], values[n_positive:]
+    return Items(positive, negative, "text", "the lists given", name, texts.store, places[:n_positive])
+
+
+def by_rule(texts: FreshTexts, rule: Rule) -> Items:
     """Tokens where a rule holds, and tokens where it does not, half of them near misses."""
+    store, random = texts.store, texts.random
     view = view_of_store(store)
-    index = np.flatnonzero(store.counted & fresh[store.document])
+    index = np.flatnonzero(store.counted & texts.fresh[store.document])
     holds = rule.holds(view, index)
     positive = random.permutation(index[holds])[:_MOST]
     near = random.permutation(near_misses(rule, view, index, holds))[: _MOST // 2]
     others = np.setdiff1d(index[~holds], near)
     negative = np.concatenate([near, random.permutation(others)[: _MOST - len(near)]])
-    activation = dense(store, feature_id).astype(np.float64)
+    activation = texts.activation.astype(np.float64)
     every = np.concatenate([positive, negative])
     return Items(
         activation[positive],
@@ -176,41 +180,33 @@ def by_rule(
         lambda i: _around(store, int(every[i])),
         store,
         np.where(activation[positive] > 0, positive, -1),
-        removed,
+        texts.removed,
     )
 
 
-def by_words(
-    store: FeatureStore,
-    feature_id: int,
-    label: str,
-    fresh: Bools,
-    embedding: NDArray[np.float32] | None,
-    random: np.random.Generator,
-    removed: int = 0,
-) -> Items:
+def by_words(texts: FreshTexts, label: str, embedding: NDArray[np.float32] | None) -> Items:
     """Windows that have a word of the label, and windows that have none."""
-    windows = windows_by_words(store, label, fresh, embedding)
-    activation = dense(store, feature_id)
-    strongest = np.array([activation[span].max() for span, _ in windows], dtype=np.float64)
+    store = texts.store
+    windows = windows_by_words(store, label, texts.fresh, embedding)
+    spans = [span for span, _ in windows]
+    values, places = texts.strongest(spans)
     has = np.array([found for _, found in windows], dtype=bool)
-    yes, no = (random.permutation(np.flatnonzero(each))[:_MOST] for each in (has, ~has))
+    yes, no = (texts.random.permutation(np.flatnonzero(each))[:_MOST] for each in (has, ~has))
     every = np.concatenate([yes, no])
-    source = "the label's words (a lexical proxy)"
     return Items(
-        strongest[yes],
-        strongest[no],
+        values[yes],
+        values[no],
         "window",
-        source,
-        lambda i: quoted(_text(store, windows[every[i]][0])),
+        "the label's words (a lexical proxy)",
+        lambda i: quoted(_text(store, spans[every[i]])),
         store,
-        _strongest(activation, [windows[i][0] for i in yes]),
-        removed,
+        places[yes],
+        texts.removed,
     )
 
 
 def near_misses(rule: Rule, view: TokenView, index: Indices, holds: Bools) -> Indices:
-    """Tokens where a rule fails by one condition; for a rule of one condition, tokens beside a positive."""
+    """Tokens that fail a rule by one condition; for a rule of one condition, tokens beside a positive."""
     if isinstance(rule, AllOf):
         parts = np.stack([each.holds(view, index) for each in rule.rules])
         but_one: Indices = index[parts.sum(axis=0) == len(rule.rules) - 1]
@@ -227,7 +223,7 @@ def _text(store: FeatureStore, span: slice) -> str:
 
 
 def _around(store: FeatureStore, at: int) -> str:
-    """A token with those around it, itself between marks."""
+    """A token between marks, with the tokens around it."""
     span = store.window(at, 4, 2)
     before, own, after = slice(span.start, at), slice(at, at + 1), slice(at + 1, span.stop)
     return quoted(f"{_text(store, before)}«{_text(store, own)}»{_text(store, after)}")

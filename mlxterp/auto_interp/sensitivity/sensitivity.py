@@ -1,14 +1,15 @@
-"""`sensitivity_test`: does a feature fire where its label's concept is, and only there, on other texts?
+"""`sensitivity_test` and `sensitivity_tests`: does a feature fire where its label's concept is, and only
+there, on other texts?
 
-Lives here: the test of one label. Does not live here: that of many (`sensitivity.py`), which texts or
-tokens have what a label says (`items.py`), what the feature does there (`causal.py`),
-making labels (`api.py`).
+`items.py` decides which texts or tokens have what a label says, `causal.py` measures what the feature does
+there.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import mlx.core as mx
@@ -17,18 +18,19 @@ from numpy.typing import NDArray
 
 from mlxterp.auto_interp.label import FeatureLabel
 from mlxterp.auto_interp.rules.rules import quoted
-from mlxterp.auto_interp.scores import GOOD, auroc, balanced_accuracy
-from mlxterp.auto_interp.sensitivity.causal import causal_effect, in_words
+from mlxterp.auto_interp.scores import GOOD, Auroc, auroc, balanced_accuracy
+from mlxterp.auto_interp.sensitivity.causal import causal_effect, causal_text
 from mlxterp.auto_interp.sensitivity.items import (
+    FreshTexts,
     Items,
     by_list,
     by_rule,
     by_words,
-    unseen,
+    fresh_documents,
 )
 from mlxterp.core.model import InterpretableModel
 from mlxterp.core.tokens import Prompt
-from mlxterp.errors import LabelingError
+from mlxterp.errors import LabelingError, TrainingTexts
 from mlxterp.results.shows import percent
 from mlxterp.sae.analysis.effects import CONTROLS
 from mlxterp.sae.feature_store.build import build_store, same_texts
@@ -38,13 +40,14 @@ from mlxterp.statistics import significance
 from mlxterp.statistics.multiple import benjamini_hochberg
 
 MIN_AUROC, MAX_P = 0.6, 0.01
-"""With a balanced accuracy of 0.75 (`scoring.GOOD`): what a label must exceed, and may not."""
+"""The lower bound of a label's area under the curve is above the one, its p below the other; its balanced
+accuracy is at least `scores.GOOD`."""
 
 FIRES_FROM = 0.1
 """A feature fires at this share of its strongest activation in the test, or above."""
 
 DRAWS = 999
-"""Deals of the classes; a p is no smaller than one by these and one."""
+"""Permutations of the classes; the smallest p is 1 / (1 + these)."""
 
 _NUMBERS_AT_ONCE = 1 << 21
 _EXAMPLES = 3
@@ -73,9 +76,10 @@ def sensitivity_test(
 
     - `positives` and `negatives`, if given, are texts that have and lack the concept; `minimal_pairs` has a
       language model write some from the label;
-    - a label that is its rule in words marks the tokens where the rule holds. Half of the negatives are near
+    - of a label that is the text of its rule, the rule marks the tokens where it holds. Half of the
+    negatives are near
       misses: tokens that meet all of its conditions but one, or stand beside a positive;
-    - any other label is taken by its words ("lexical proxy"): windows of 32 tokens that have a word of the
+    - of any other label its words decide ("lexical proxy"): windows of 32 tokens that have a word of the
       label, or a token whose embedding has a cosine of 0.5 or more with one, are positives; windows without
       are negatives. Weaker than a reader; the details say so.
 
@@ -87,19 +91,19 @@ def sensitivity_test(
 
     With `causal`, the feature is also taken out, and added once more, where the label holds and it fires, the
     SAE's error kept, and what that does to the next prediction is compared with random features of the same
-    size (`sensitivity_causal.causal_effect` says how, and what it costs). The outcome is
+    size (`causal.causal_effect` says how, and what it costs). The outcome is
     `label.sensitivity["causal"]` and a sentence of the details; it does not change `sensitivity_passed`.
 
     Args:
         model, sae: as for labelling.
         label: stays as it is. Texts in which its evidence occurs are left out.
         test_texts: texts that the label was not made from.
-        layer, component: where the SAE reads, to be sure.
-        positives, negatives: to decide yourself; then `test_texts` is not needed.
+        layer, component: where the caller believes the SAE reads; another place is an error.
+        positives, negatives: classes decided by the caller; then `test_texts` is not needed.
         store: of `test_texts`, to test many labels with one pass.
         tau: the activation from which on the feature fires.
         n_min: items of a class that are needed.
-        causal: whether to look at what the feature does, too.
+        causal: whether to measure what the feature does, too.
         controls: random features that its effect is compared with.
         seed: of the draws.
 
@@ -107,17 +111,39 @@ def sensitivity_test(
         LabelingError: no label to test, nothing to test on, a layer that is not the SAE's.
         StoreError, SAEError: as `build_store`.
 
+    Warns:
+        TrainingTexts: the test texts hold texts that the label was made from.
+
     Source: the question is that of "sensitivity" in arXiv:2509.23717, where texts are generated from
     examples; here they come from the label, and specificity is tested too.
     """
     check(sae, layer, component, label, controls)
-    items = items_of(model, sae, label, test_texts, positives, negatives, store, seed)
-    found = measured(items, tau=tau, n_min=n_min, seed=seed)
-    if causal:
-        found["causal"] = causal_effect(
-            model, sae, items.store, label.feature_id, items.places, controls=controls, n_min=n_min, seed=seed
-        )
-    return outcome(label, found, items)
+    material = _Material(test_texts, positives, negatives, store)
+    options = _Options(tau, n_min, causal, controls, seed)
+    items = _items(model, sae, label, material, seed)
+    _warn_of_training_texts([(label, items)])
+    return _outcome(model, sae, label, items, _measure(items, options), options)
+
+
+@dataclass(frozen=True)
+class _Material:
+    """What a caller gives to test on."""
+
+    texts: Sequence[Prompt] | None
+    positives: Sequence[Prompt] | None = None
+    negatives: Sequence[Prompt] | None = None
+    store: FeatureStore | None = None
+
+
+@dataclass(frozen=True)
+class _Options:
+    """As in `sensitivity_test`."""
+
+    tau: float | None
+    n_min: int
+    causal: bool
+    controls: int
+    seed: int
 
 
 def check(sae: SAE, layer: int | None, component: str | None, label: FeatureLabel, controls: int) -> None:
@@ -134,48 +160,74 @@ def check(sae: SAE, layer: int | None, component: str | None, label: FeatureLabe
         raise LabelingError(f"controls={controls}: an effect is compared with one random feature or more.")
 
 
-def outcome(label: FeatureLabel, found: dict[str, Any], items: Items) -> FeatureLabel:
-    """The label with what was found, in numbers and in words."""
+def _warn_of_training_texts(tested: Sequence[tuple[FeatureLabel, Items]]) -> None:
+    """Warns once, naming the features whose labels were made from texts of this test."""
+    found = []
+    for label, items in tested:
+        digest = label.provenance.get("texts_digest")
+        if items.removed or (digest is not None and digest == items.store.facts.get("texts_digest")):
+            found.append(label.feature_id)
+    if found:
+        shown = ", ".join(map(str, found[:5])) + (f" and {len(found) - 5} more" if len(found) > 5 else "")
+        warnings.warn(
+            f"The test texts hold texts that the labels of these features were made from: {shown}. Those "
+            "with a window of the evidence are left out, and the others may have been fitted or scored on. "
+            "Give texts that the labels have not seen.",
+            TrainingTexts,
+            stacklevel=3,
+        )
+
+
+def _outcome(
+    model: InterpretableModel,
+    sae: SAE,
+    label: FeatureLabel,
+    items: Items,
+    found: dict[str, Any],
+    options: _Options,
+) -> FeatureLabel:
+    """The label with the outcome, as numbers and as a text."""
+    if options.causal:
+        found["causal"] = causal_effect(
+            model,
+            sae,
+            items.store,
+            label.feature_id,
+            items.places,
+            controls=options.controls,
+            n_min=options.n_min,
+            seed=options.seed,
+        )
     return replace(
         label,
         sensitivity_passed=found["passed"],
-        sensitivity_details=details(found, items),
+        sensitivity_details=_details(found, items),
         sensitivity=found,
     )
 
 
-def items_of(
-    model: InterpretableModel,
-    sae: SAE,
-    label: FeatureLabel,
-    test_texts: Sequence[Prompt] | None,
-    positives: Sequence[Prompt] | None,
-    negatives: Sequence[Prompt] | None,
-    store: FeatureStore | None,
-    seed: int,
-) -> Items:
+def _items(model: InterpretableModel, sae: SAE, label: FeatureLabel, material: _Material, seed: int) -> Items:
     """What the label is tested on, as `sensitivity_test` says."""
-    if positives is not None or negatives is not None:
-        yes, no = list(positives or ()), list(negatives or ())
+    random = np.random.default_rng([seed, label.feature_id, 7])
+    if material.positives is not None or material.negatives is not None:
+        yes, no = list(material.positives or ()), list(material.negatives or ())
         if not yes and not no:
             raise LabelingError("positives and negatives are both empty. Give some of each, or test_texts.")
         every = (*yes, *no)
-        read = build_store(model, sae, every)
-        return by_list(read, label.feature_id, len(yes), lambda i: quoted(str(every[i])[:60]))
-    if store is None and test_texts is None:
-        raise LabelingError("Nothing to test on. Give test_texts=, or positives= and negatives=.")
-    if store is None:
-        assert test_texts is not None
-        store = build_store(model, sae, test_texts)
+        given = build_store(model, sae, every)
+        texts = FreshTexts(given, label.feature_id, np.ones(len(every), dtype=bool), random)
+        return by_list(texts, len(yes), lambda i: quoted(str(every[i])[:60]))
+    store = material.store
+    if store is not None:
+        same_texts(store, sae, material.texts)
+    elif material.texts is not None:
+        store = build_store(model, sae, material.texts)
     else:
-        same_texts(store, sae, test_texts)
-    fresh = unseen(store, label)
-    removed = int((~fresh).sum())
-    random = np.random.default_rng([seed, label.feature_id, 7])
+        raise LabelingError("Nothing to test on. Give test_texts=, or positives= and negatives=.")
+    texts = FreshTexts(store, label.feature_id, fresh_documents(store, label), random)
     if label.rule is not None and label.label == label.rule.words():
-        return by_rule(store, label.feature_id, label.rule, fresh, random, removed)
-    embedding = _embedding(model, store)
-    return by_words(store, label.feature_id, label.label or "", fresh, embedding, random, removed)
+        return by_rule(texts, label.rule)
+    return by_words(texts, label.label or "", _embedding(model, store))
 
 
 def _embedding(model: InterpretableModel, store: FeatureStore) -> NDArray[np.float32] | None:
@@ -188,7 +240,7 @@ def _embedding(model: InterpretableModel, store: FeatureStore) -> NDArray[np.flo
     return np.array(unit)
 
 
-def measured(items: Items, *, tau: float | None, n_min: int, seed: int) -> dict[str, Any]:
+def _measure(items: Items, options: _Options) -> dict[str, Any]:
     """The numbers of the test, as plain values; "passed" is None where a class has too few items."""
     yes, no = items.positive, items.negative
     found: dict[str, Any] = {
@@ -199,20 +251,20 @@ def measured(items: Items, *, tau: float | None, n_min: int, seed: int) -> dict[
         "source": items.source,
         "removed": items.removed,
     }
-    if min(len(yes), len(no)) < max(n_min, 1):
-        return found | {"n_min": n_min}
+    if min(len(yes), len(no)) < max(options.n_min, 1):
+        return found | {"n_min": options.n_min}
     strongest = float(max(yes.max(), no.max()))
-    threshold = FIRES_FROM * strongest if tau is None else tau
+    threshold = FIRES_FROM * strongest if options.tau is None else options.tau
     fires_yes, fires_no = ((each >= threshold) & (each > 0) for each in (yes, no))
     accuracy = balanced_accuracy(
         int(fires_yes.sum()), int((~fires_yes).sum()), int((~fires_no).sum()), int(fires_no.sum())
     )
-    p = permutation_p(yes, no, np.random.default_rng([seed, 8]))
+    p = permutation_p(yes, no, np.random.default_rng([options.seed, 8]))
     area = auroc(yes, no)
     missed = np.flatnonzero(~fires_yes)[:_EXAMPLES]
     alarms = len(yes) + np.flatnonzero(fires_no)[:_EXAMPLES]
     return found | {
-        "passed": bool(area.interval[0] > MIN_AUROC and accuracy >= GOOD and p < MAX_P),
+        "passed": holds(area, accuracy, p),
         "auroc": area.value,
         "auroc_interval": list(area.interval),
         "balanced_accuracy": accuracy,
@@ -224,15 +276,20 @@ def measured(items: Items, *, tau: float | None, n_min: int, seed: int) -> dict[
     }
 
 
+def holds(area: Auroc, accuracy: float, p: float) -> bool:
+    """Whether a label passes: by the lower bound of the area under the curve, not by its value."""
+    return bool(area.interval[0] > MIN_AUROC and accuracy >= GOOD and p < MAX_P)
+
+
 def permutation_p(
     yes: NDArray[np.float64], no: NDArray[np.float64], random: np.random.Generator, draws: int = DRAWS
 ) -> float:
-    """How often classes dealt at random are as far apart as these, these included."""
+    """The share of random permutations of the classes that are at least as far apart, these included."""
     return significance.permutation_p(yes, no, seed=random, draws=draws)
 
 
-def details(found: Mapping[str, Any], items: Items) -> str:
-    """The outcome in words."""
+def _details(found: Mapping[str, Any], items: Items) -> str:
+    """The outcome as a text."""
     left_out = f" {items.removed} texts were left out: the label was made from them." if items.removed else ""
     counts = f"{len(items.positive)} positive and {len(items.negative)} negative {items.unit}s"
     if found["passed"] is None:
@@ -260,7 +317,7 @@ def _adjusted(found: Mapping[str, Any]) -> str:
 
 
 def _causal(found: Mapping[str, Any]) -> str:
-    return in_words(found["causal"]) if "causal" in found else ""
+    return causal_text(found["causal"]) if "causal" in found else ""
 
 
 _MOST_DRAWS = 99_999
@@ -283,10 +340,10 @@ def sensitivity_tests(
 ) -> list[FeatureLabel]:
     """`sensitivity_test` of many labels, with one pass over the texts and a correction for their number.
 
-    A label passes only if it would alone, and if its p, adjusted after Benjamini and Hochberg for all labels
-    that could be tested, is below `alpha` too: of the labels that pass, no more than that share is expected
-    to say nothing of their feature. Where no deal of the classes came as far as they are, and the correction
-    needs a smaller p than 999 deals can give, up to 99,999 are made: enough for one true label among 1,000.
+    A label passes only if it would alone, and if its p, adjusted after Benjamini and Hochberg for all
+    labels that could be tested, is below `alpha` too: of the labels that pass, no more than that share is
+    expected to be wrong. Where no permutation came as far as the classes are, and the correction needs a
+    smaller p than 999 permutations can give, up to 99,999 are drawn: enough for one true label among 1,000.
 
     Args:
         labels: those without a label (`status` is not "ok") come back as they are.
@@ -300,6 +357,9 @@ def sensitivity_tests(
     Raises:
         LabelingError, StoreError, SAEError: as `sensitivity_test`.
 
+    Warns:
+        TrainingTexts: as `sensitivity_test`, once for all labels.
+
     Source: Benjamini and Hochberg 1995, "Controlling the false discovery rate".
     """
     if not 0 < alpha < 1:
@@ -308,26 +368,17 @@ def sensitivity_tests(
     for i in asked:
         check(sae, layer, component, labels[i], controls)
     if asked and store is None and test_texts is not None:
-        store = build_store(model, sae, test_texts)
-        test_texts = None
-    tested = {i: items_of(model, sae, labels[i], test_texts, None, None, store, seed) for i in asked}
-    outcomes = {i: measured(items, tau=None, n_min=n_min, seed=seed) for i, items in tested.items()}
-    able = [i for i in asked if outcomes[i]["passed"] is not None]
-    _adjust([outcomes[i] for i in able], [tested[i] for i in able], alpha, seed)
+        store, test_texts = build_store(model, sae, test_texts), None
+    material = _Material(test_texts, store=store)
+    options = _Options(None, n_min, causal, controls, seed)
+    tested = {i: _items(model, sae, labels[i], material, seed) for i in asked}
+    _warn_of_training_texts([(labels[i], items) for i, items in tested.items()])
+    found = {i: _measure(items, options) for i, items in tested.items()}
+    able = [i for i in asked if found[i]["passed"] is not None]
+    _adjust([found[i] for i in able], [tested[i] for i in able], alpha, seed)
     result = list(labels)
-    for i in asked:
-        if causal:
-            outcomes[i]["causal"] = causal_effect(
-                model,
-                sae,
-                tested[i].store,
-                labels[i].feature_id,
-                tested[i].places,
-                controls=controls,
-                n_min=n_min,
-                seed=seed,
-            )
-        result[i] = outcome(labels[i], outcomes[i], tested[i])
+    for i, items in tested.items():
+        result[i] = _outcome(model, sae, labels[i], items, found[i], options)
     return result
 
 

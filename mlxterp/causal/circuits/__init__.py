@@ -1,0 +1,1 @@
+"""The computational graph: edges, patching and removing them, ACDC, faithfulness."""

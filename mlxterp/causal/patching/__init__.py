@@ -1,0 +1,1 @@
+"""Activation patching, path patching, ablation, causal tracing: interventions that are really run."""

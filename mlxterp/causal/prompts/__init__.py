@@ -1,0 +1,1 @@
+"""Prompt pairs, how their positions correspond, and prompts as tokens."""

@@ -1,8 +1,4 @@
-"""Prompts as tokens, and back to what a reader sees: rows of one length, single tokens, facts for results.
-
-What lives here: what every causal method needs to know of a prompt. What doesn't: pairs and baselines
-(`pair.py`), which position corresponds to which (`alignment.py`).
-"""
+"""Prompts as tokens, and tokens as text: rows of one length, single tokens, facts for results."""
 
 from __future__ import annotations
 

@@ -1,0 +1,1 @@
+"""How model families differ: their parts, norms, attention functions and linear layers."""

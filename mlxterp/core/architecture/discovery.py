@@ -27,7 +27,7 @@ from mlxterp.errors import UnsupportedArchitecture
 
 
 def describe(model: nn.Module, family: Family | None = None) -> Architecture:
-    """Finds the parts of a model; `probe.verify` then checks what was found.
+    """Finds the parts of a model; `self_check.py` then checks what was found.
 
     Raises:
         UnsupportedArchitecture: the module has no list of layers.
@@ -53,9 +53,16 @@ def describe(model: nn.Module, family: Family | None = None) -> Architecture:
         logit_scale=family.logit_scale(args),
         softcap=family.softcap(args),
         takes_cache=_has_parameter(type(model), "cache"),
+        max_positions=_max_positions(chain),
     )
     found.capabilities = dict(_structural(found))
     return found
+
+
+def _max_positions(chain: Iterable[nn.Module]) -> int | None:
+    """How many rows a table of learned positions has; None where positions are computed."""
+    table = _first_of(chain, families.POSITIONS)
+    return None if table is None or "weight" not in table else int(table["weight"].shape[0])
 
 
 def _structural(found: Architecture) -> Iterator[tuple[str, Capability]]:

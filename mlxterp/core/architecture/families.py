@@ -26,6 +26,7 @@ EMBEDDING = (
     "embedding",
     "embed",
 )
+POSITIONS = ("wpe", "embed_positions", "position_embeddings", "position_embedding", "embed_pos", "pos_embed")
 UNEMBEDDING = ("lm_head", "embed_out", "output", "unembed", "head")
 N_HEADS = ("n_heads", "num_heads", "num_attention_heads", "n_head")
 N_KV_HEADS = ("n_kv_heads", "num_key_value_heads", "num_kv_heads", "n_kv_head")

@@ -19,8 +19,8 @@ from mlxterp.core.architecture import linear
 from mlxterp.core.architecture.families import Family
 from mlxterp.core.architecture.norms import IDENTITY, Norm, read_norm
 from mlxterp.core.hook_points import GLOBAL_NAMES, LAYER_NAMES, HookPoint
-from mlxterp.core.taps import tapped
-from mlxterp.errors import CapabilityUnavailable, UnknownHookPoint
+from mlxterp.core.taps import RunLock, run_lock, tapped
+from mlxterp.errors import CapabilityUnavailable, TokenError, UnknownHookPoint
 
 T = TypeVar("T")
 
@@ -92,14 +92,17 @@ class Architecture:
     d_model: int = 0
     d_vocab: int = 0
     capabilities: dict[str, Capability] = field(default_factory=dict)
-    running: bool = False  # a hooked run is under way
+    max_positions: int | None = None  # rows of a table of learned positions; None where there is none
 
     @property
     def name(self) -> str:
         """The family's name: that of the Python module which defines the blocks."""
         return type(self.layers[0].block).__module__.rsplit(".", 1)[-1]
 
-    # what can be asked of it
+    @property
+    def lock(self) -> RunLock:
+        """Held by whoever runs the model."""
+        return run_lock(self.model)
 
     def require(self, *names: str) -> None:
         """Raises CapabilityUnavailable for the first of these that this model does not have."""
@@ -210,7 +213,7 @@ class Architecture:
             calls.append((rest, named))
             return h
 
-        with tapped([(layer.block, skip) for layer in self.layers]):
+        with self.lock.part_of_run(), tapped([(layer.block, skip) for layer in self.layers]):
             self.forward(tokens, cache)
         return Prologue(first[0], tuple(calls))
 
@@ -239,12 +242,29 @@ class Architecture:
         return logits if self.softcap is None else mx.tanh(logits / self.softcap) * self.softcap
 
     def forward(self, tokens: mx.array, cache: list[Any] | None = None) -> mx.array:
-        """The model's own logits, [batch, pos, d_vocab]."""
-        if cache is None and not self.needs_cache_argument:
-            out: mx.array = self.model(tokens)
-            return out
-        cached: mx.array = self.model(tokens, cache=cache)
-        return cached
+        """The model's own logits, [batch, pos, d_vocab].
+
+        Raises:
+            TokenError: more tokens than the model has learned positions.
+        """
+        self._refuse_missing_positions(tokens, cache)
+        with self.lock.part_of_run():
+            if cache is None and not self.needs_cache_argument:
+                out: mx.array = self.model(tokens)
+                return out
+            cached: mx.array = self.model(tokens, cache=cache)
+            return cached
+
+    def _refuse_missing_positions(self, tokens: mx.array, cache: list[Any] | None) -> None:
+        if self.max_positions is None:
+            return
+        # An embedding that is indexed behind its last row reads whatever memory comes after it.
+        stop = tokens.shape[-1] + (cache[0].offset if cache and cache[0] is not None else 0)
+        if stop > self.max_positions:
+            raise TokenError(
+                f"{stop} tokens are too many: this model has {self.max_positions} learned positions. "
+                "Use a shorter prompt, or ask for fewer new tokens."
+            )
 
     @cached_property
     def needs_cache_argument(self) -> bool:

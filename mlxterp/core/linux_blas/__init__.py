@@ -1,0 +1,1 @@
+"""A fast BLAS and a fast SwiGLU for MLX on Linux CPUs."""

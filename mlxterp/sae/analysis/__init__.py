@@ -1,0 +1,1 @@
+"""What the features of an SAE do: activity, effects, attribution, circuits, interventions."""

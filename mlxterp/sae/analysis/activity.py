@@ -9,19 +9,8 @@ from mlxterp.core.selection import Positions
 from mlxterp.errors import SAEError
 from mlxterp.metrics import Floats
 from mlxterp.results import ActiveFeaturesResult
-from mlxterp.sae.analysis.runs import (
-    Ablation,
-    activity,
-    decoder_norms,
-    deltas,
-    view,
-)
-from mlxterp.sae.analysis.texts import (
-    Given,
-    Texts,
-    read_texts,
-    shown_tokens,
-)
+from mlxterp.sae.analysis.runs import Ablation, activity, decoder_norms, deltas, view
+from mlxterp.sae.analysis.texts import Given, Texts, read_texts, shown_tokens
 from mlxterp.sae.sae import SAE
 from mlxterp.sae.texts import OUTLIER
 
@@ -38,9 +27,9 @@ def active_features(
 
     Args:
         text: a text or token ids, or several; of prompt pairs, the clean prompts.
-        top_k: how many features; only such that fire, so there may be fewer.
-        positions: which count; by default all but the first, where a beginning-of-sequence token stands or
-            attention sinks, so that features there tell little of the text.
+        top_k: how many features; fewer if fewer fire.
+        positions: which count; by default all but the first, where there is a beginning-of-sequence token or
+            an attention sink, so that features there say little about the text.
 
     Returns:
         features by their size, the largest activation times ‖W_dec[f]‖, with largest and mean activation
@@ -82,13 +71,12 @@ def active_features(
 
 
 class FiredFeatures:
-    """What fires on some texts, feature by feature, at the positions that count.
+    """How each feature fires on some texts, at the positions that count.
 
     Attributes:
         maxima, totals: `[d_sae]`, the largest activation and the sum of all; fired: at how many positions.
         where: `[d_sae, 2]`, example and position of the largest.
-        changes: the largest change that the ablation makes, in magnitude: of zero ablation, the largest
-            activation.
+        changes: the largest change by the ablation, in magnitude; for zero ablation, the largest activation.
         sinks: counted positions with an activation longer than ten times the median: attention sinks, which
             SAEs are trained without.
         fvu: error over variance, both summed over positions and dimensions; None without variance.
@@ -116,7 +104,7 @@ class FiredFeatures:
         return [int(f) for f in np.flatnonzero((self.fired > 0) & (self._norms > 0))]
 
     def strongest(self, k: int) -> list[int]:
-        """The k features whose ablation changes the activation most, strongest first; only such that do."""
+        """The k features whose ablation changes the activation most, strongest first; fewer if fewer do."""
         order = np.argsort(-self.sizes, kind="stable")
         return [int(f) for f in order[:k] if self.sizes[f] > 0]
 

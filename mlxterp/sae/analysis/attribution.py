@@ -1,8 +1,7 @@
-"""What ablating each feature would do, estimated by gradients: all features of an SAE for the price of one
-backward pass, or of a few.
+"""The effect of ablating each feature, estimated by gradients: all features of an SAE for one backward
+pass, or a few.
 
-What lives here: gradient × change, integrated gradients, and the metric of the run in which everything is
-ablated. What doesn't: exact ablations (`effects.py`), edges between features (`circuits.py`).
+`effects.py` has exact ablations, `circuits.py` edges between features.
 """
 
 from __future__ import annotations
@@ -32,6 +31,7 @@ from mlxterp.sae.analysis.runs import (
     difference,
     intervals,
     prepare,
+    shape_at,
     view,
 )
 from mlxterp.sae.analysis.texts import BATCH_TOKENS, Batch, Given
@@ -66,11 +66,11 @@ def feature_attribution(
     with the error held where it is while a feature moves, as in `feature_effects`, whose sign this has.
 
     Args:
-        text, answer, foil, ablation, positions, seed: as for `feature_effects`. Where nothing says what the
-            answer is, it is the token the model itself finds likeliest.
+        text, answer, foil, ablation, positions, seed: as for `feature_effects`. Without an answer, it is the
+            model's likeliest next token.
         method: "gradient": ∂m/∂x in the unchanged run. "ig": its mean along the straight path from there to
             the run in which all features and the error are ablated, at the middle of each step; the scores
-            then add up to the change that this run makes.
+            then add up to the metric's change from the one run to the other.
         steps: of "ig"; 10 by default.
         metric: "logit_diff" with a foil, else "log_prob".
         progress: called with (examples done, examples in all).
@@ -84,7 +84,7 @@ def feature_attribution(
 
     Source: Marks et al. 2024 (2403.19647), equations 3 and 4; their steps begin at the ablated end.
     """
-    refuse_method(method, steps)
+    points = path(method, steps)
     refuse_behind_the_blocks(sae)
     runs = prepare(
         model, text, metric, answer=answer, foil=foil, positions=positions, own_answer=metric is None
@@ -92,7 +92,6 @@ def feature_attribution(
     chosen = chosen_ablation(ablation, runs.texts)
     if method == "gradient":
         refuse_at_its_minimum(runs.metric, "clean")
-    points = path(STEPS if steps is None else steps) if method == "ig" else (0.0,)
     n = len(runs.texts.examples)
     scores = np.zeros((n, sae.d_sae))
     errors, ablated = np.zeros(n), np.zeros(n)
@@ -128,12 +127,18 @@ def feature_attribution(
     )
 
 
-def refuse_method(method: str, steps: int | None) -> None:
-    """Raises SAEError for an unknown method, and for steps that mean nothing."""
+def path(method: str, steps: int | None) -> tuple[float, ...]:
+    """How far along the path each gradient is taken: 0 is the unchanged run, 1 the ablated one.
+
+    Raises:
+        SAEError: an unknown method, or steps that mean nothing for it.
+    """
     if method not in get_args(Method):
         raise SAEError(f"method={method!r} is not known. Choose one of: {', '.join(get_args(Method))}.")
     if steps is not None and (method != "ig" or steps < 1):
         raise SAEError(f"steps={steps} with method={method!r}: one step or more, and only with method='ig'.")
+    n = STEPS if steps is None else steps
+    return tuple((k + 0.5) / n for k in range(n)) if method == "ig" else (0.0,)
 
 
 def refuse_behind_the_blocks(sae: SAE) -> None:
@@ -145,17 +150,12 @@ def refuse_behind_the_blocks(sae: SAE) -> None:
         )
 
 
-def path(steps: int) -> tuple[float, ...]:
-    """How far along the path each gradient is taken: 0 is the unchanged run, 1 the ablated one."""
-    return tuple((k + 0.5) / steps for k in range(steps))
-
-
 @dataclass(frozen=True, eq=False)
 class Move:
-    """How ablating everything changes an SAE's nodes, 0 at positions that do not count.
+    """The change of an SAE's nodes when all are ablated, 0 at positions that do not count.
 
     Attributes:
-        seen: what the SAE sees of the unchanged run.
+        seen: the unchanged run, split.
         acts: change of the features, float32 `[n, length, d_sae]`; error: of the error `[n, length, d_out]`.
         written: both together, where the SAE writes `[n, length, d_out]`.
     """
@@ -173,7 +173,7 @@ class Move:
 
 
 def move(model: InterpretableModel, sae: SAE, batch: Batch, ablation: Ablation) -> Move:
-    """The change of each node that `ablation` makes."""
+    """The change of each node by `ablation`."""
     seen = view(model, batch.clean, sae)
     counts = mx.array(batch.counted[..., None])
     acts, error = -seen.acts, -seen.error
@@ -208,11 +208,7 @@ def mean_slope(
 
 def as_written(model: InterpretableModel, sae: SAE, x: mx.array) -> mx.array:
     """`[n, length, d_out]` with the axes of the hook point: heads apart where it has heads."""
-    name = sae.point_out.name
-    if name not in ("q", "k", "v", "z"):
-        return x
-    n_heads = model.n_kv_heads if name in ("k", "v") else model.n_heads
-    return x.reshape(*x.shape[:2], n_heads, -1)
+    return x.reshape(*x.shape[:2], *shape_at(model, sae))
 
 
 def _run(model: InterpretableModel, sae: SAE, batch: Batch, moved: Move) -> NDArray[np.float32]:

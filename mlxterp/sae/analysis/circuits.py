@@ -1,9 +1,5 @@
-"""Feature circuits: which features of several SAEs do the work, and through which others.
-
-What lives here: putting a circuit together. What doesn't: choosing its nodes and edges (`circuits.py`),
-running the model with only some nodes kept (`circuits.py`), features of one SAE (`effects.py`,
-`attribution.py`).
-"""
+"""Feature circuits: the features of several SAEs that a behaviour goes through, the edges between them, and
+the faithfulness of running the model with these alone."""
 
 from __future__ import annotations
 
@@ -32,7 +28,6 @@ from mlxterp.errors import SAEError
 from mlxterp.metrics import Floats, Metric, MetricFunction
 from mlxterp.results import FeatureCircuitResult, FeatureEdge, FeatureNode
 from mlxterp.sae.analysis.attribution import (
-    STEPS,
     Method,
     Move,
     as_written,
@@ -40,7 +35,6 @@ from mlxterp.sae.analysis.attribution import (
     move,
     path,
     refuse_behind_the_blocks,
-    refuse_method,
 )
 from mlxterp.sae.analysis.interventions import flat, refuse_transcoder
 from mlxterp.sae.analysis.runs import Ablation, Runs, chosen_ablation, intervals, prepare
@@ -49,88 +43,85 @@ from mlxterp.sae.sae import SAE
 
 
 @dataclass(frozen=True)
-class Keep:
-    """Which nodes of one SAE are kept: these features or, if `inverted`, all others; and the error or not."""
+class NodeSet:
+    """Nodes of one SAE: these features or, if `inverted`, all others; and the error or not."""
 
     features: frozenset[int]
     error: bool
     inverted: bool = False
 
     @classmethod
-    def of(cls, nodes: Sequence[FeatureNode], sae: SAE) -> Keep:
-        """The nodes of a circuit that are this SAE's."""
+    def of(cls, nodes: Sequence[FeatureNode], sae: SAE) -> NodeSet:
+        """The nodes of a circuit that belong to this SAE."""
         own = [node.feature for node in nodes if node.hook_point == sae.hook_point]
         return cls(frozenset(f for f in own if f is not None), None in own)
 
-    @classmethod
-    def nothing(cls) -> Keep:
-        return cls(frozenset(), error=False)
-
-    def others(self) -> Keep:
-        """What this leaves out."""
+    def complement(self) -> NodeSet:
+        """All nodes that are not in this set."""
         return replace(self, error=not self.error, inverted=not self.inverted)
 
     def mask(self, d_sae: int) -> mx.array:
-        """`[d_sae]`, True where a feature is kept."""
-        kept = np.isin(np.arange(d_sae), list(self.features))
-        return mx.array(~kept if self.inverted else kept)
+        """`[d_sae]`, True for the features in the set."""
+        inside = np.isin(np.arange(d_sae), list(self.features))
+        return mx.array(~inside if self.inverted else inside)
 
 
-def kept_metric(
+def metric_of_nodes(
     model: InterpretableModel,
     saes: Sequence[SAE],
     runs: Runs,
-    keep: Sequence[Keep] | None,
+    nodes: Sequence[NodeSet] | None,
     ablation: Ablation,
 ) -> Floats:
-    """The metric of each example `[n]` with every node outside of `keep` ablated, at the counted positions.
+    """The metric of each example `[n]` with all other nodes ablated, at the counted positions.
 
-    A kept node has the value that it takes in this very run. None: everything is kept, which is the model.
-    One forward per example, besides looking at what the ablated nodes are to be.
+    The nodes given have the values that they take in this very run. None: all nodes, which is the model. One
+    forward per example, besides those for the values of the ablated nodes.
     """
     values = np.empty(len(runs.texts.examples))
     for batch in runs.texts.batches:
         edits = []
-        if keep is not None:
-            for sae, each in zip(saes, keep, strict=True):
+        if nodes is not None:
+            for sae, own in zip(saes, nodes, strict=True):
                 moved = move(model, sae, batch, ablation)
-                edits.append(interventions.edit(sae.point, _keeping(sae, each, batch, moved)))
+                edits.append(interventions.edit(sae.point, _ablate_others(sae, own, batch, moved)))
         with fast_math.used(model.architecture), last_position_only(model, ()):
             logits, _ = model.run(mx.array(batch.clean), interventions=edits)
             values[batch.examples] = runs.read(last(logits), batch.examples)
     return values
 
 
-def _keeping(sae: SAE, keep: Keep, batch: Batch, moved: Move) -> Callable[[mx.array], mx.array]:
-    mask, counts = keep.mask(sae.d_sae), mx.array(batch.counted[..., None])
+def _ablate_others(sae: SAE, nodes: NodeSet, batch: Batch, moved: Move) -> Callable[[mx.array], mx.array]:
+    mask, counts = nodes.mask(sae.d_sae), mx.array(batch.counted[..., None])
     ablated_acts, ablated_error = moved.seen.acts + moved.acts, moved.seen.error + moved.error
 
     def edit(x: mx.array) -> mx.array:
         vectors = flat(x, sae).astype(mx.float32)
         acts = sae.encode(vectors)
         new = mx.where(mask, acts, ablated_acts)
-        # With the error kept only the features' terms change, so that keeping everything changes nothing.
-        kept = vectors + (new - acts) @ sae.W_dec if keep.error else sae.decode(new) + ablated_error
-        return mx.where(counts, kept, vectors).reshape(x.shape)
+        # With the error among the nodes only the features' terms change, so that all nodes change nothing.
+        edited = vectors + (new - acts) @ sae.W_dec if nodes.error else sae.decode(new) + ablated_error
+        return mx.where(counts, edited, vectors).reshape(x.shape)
 
     return edit
 
 
 BOTTLENECKS = ("embed", "resid_pre", "resid_mid", "resid_post")
-"""Hook points that everything before must pass: nothing goes around them."""
+"""Hook points that no path goes around."""
 
 
 @dataclass(frozen=True, eq=False)
-class _Seen:
-    """A batch in the unchanged run: per SAE, how ablation moves its nodes, and the metric's slope there."""
+class _BatchSlopes:
+    """A batch in the unchanged run: per SAE, the change of its nodes by ablation, and the metric's slope
+    there."""
 
     batch: Batch
     moved: list[Move]
     slopes: list[mx.array]
 
 
-class Search:
-    """One search: what is measured once and read by nodes and edges."""
+class CircuitSearch:
+    """Measures once what nodes and edges are computed from."""
 
     def __init__(
         self,
@@ -141,19 +132,20 @@ class Search:
         points: Sequence[float],
     ) -> None:
         self._model, self._stages, self._runs, self._points = model, stages, runs, points
-        self._seen = [self._look(batch, ablation) for batch in runs.texts.batches]
+        self._seen = [self._slopes(batch, ablation) for batch in runs.texts.batches]
 
-    def _look(self, batch: Batch, ablation: Ablation) -> _Seen:
+    def _slopes(self, batch: Batch, ablation: Ablation) -> _BatchSlopes:
         moved = [move(self._model, sae, batch, ablation) for sae in self._stages]
         found = [
             mean_slope(self._model, sae, self._runs, batch, each, self._points)
             for sae, each in zip(self._stages, moved, strict=True)
         ]
-        return _Seen(batch, moved, found)
+        return _BatchSlopes(batch, moved, found)
 
     def nodes(self, threshold: float, most: int) -> tuple[tuple[FeatureNode, ...], int, int]:
-        """The nodes kept, how many more were above the threshold, and how many have an effect at all."""
-        kept: list[FeatureNode] = []
+        """The nodes of the circuit, how many more are above the threshold, and how many have an effect at
+        all."""
+        found: list[FeatureNode] = []
         left_out = n_nodes = 0
         n = len(self._runs.texts.examples)
         for i, sae in enumerate(self._stages):
@@ -169,7 +161,7 @@ class Search:
             left_out += max(0, len(features) - most)
             for f in [*features[:most], *([sae.d_sae] if sae.d_sae in order else [])]:
                 ci = None if bounds is None else (float(bounds[0][f]), float(bounds[1][f]))
-                kept.append(
+                found.append(
                     FeatureNode(
                         hook_point=sae.hook_point,
                         feature=f if f < sae.d_sae else None,
@@ -177,7 +169,7 @@ class Search:
                         ci=ci,
                     )
                 )
-        return tuple(kept), left_out, n_nodes
+        return tuple(found), left_out, n_nodes
 
     def edges(
         self,
@@ -208,7 +200,7 @@ class Search:
         return tuple(found)
 
     def _blocked(self, i: int, j: int) -> bool:
-        """Whether everything from SAE i to SAE j passes an SAE between them."""
+        """Whether every path from SAE i to SAE j passes an SAE between them."""
         return any(sae.point.name in BOTTLENECKS for sae in self._stages[i + 1 : j])
 
     def _held(self, i: int, j: int) -> list[Intervention]:
@@ -250,7 +242,7 @@ class Search:
                     )
         return total / (len(self._runs.texts.examples) * len(self._points))
 
-    def _reading(self, seen: _Seen, j: int, node: FeatureNode) -> mx.array:
+    def _reading(self, seen: _BatchSlopes, j: int, node: FeatureNode) -> mx.array:
         """∂m/∂d · ∂d/∂x `[n, length, d_in]` of a receiver d, at the activation x that its SAE reads.
 
         A feature that fires is linear in x. What all features leave of ∂m/∂x is the error's, because
@@ -265,7 +257,9 @@ class Search:
             return mx.where(counts, by_feature[..., None] * sae.W_enc[:, f], 0.0)
         return mx.where(counts, slope - ((slope @ sae.W_dec.T) * fires) @ sae.W_enc.T, 0.0)
 
-    def _back(self, i: int, j: int, seen: _Seen, points: Sequence[float], reading: mx.array) -> mx.array:
+    def _back(
+        self, i: int, j: int, seen: _BatchSlopes, points: Sequence[float], reading: mx.array
+    ) -> mx.array:
         """The gradient `[rows, length, d]` at SAE i of what is read at SAE j, at these points of i's path."""
         start, end = self._stages[i], self._stages[j]
         edits = self._held(i, j)
@@ -325,11 +319,11 @@ def feature_circuit(
     Args:
         saes: at different hook points, in any order; two or more, or one.
         text, answer, foil, ablation, positions, method, steps, metric, seed: as for `feature_attribution`.
-        node_threshold, edge_threshold: the least magnitude kept, in units of the metric; the paper's values.
-        max_nodes: at most this many features of one SAE; what is left out is counted.
+        node_threshold, edge_threshold: the least magnitude, in units of the metric; the paper's values.
+        max_nodes: at most this many features of one SAE; the result counts those beyond it.
         progress: called with (passes done, passes in all).
 
-    Costs a node attribution per SAE, a forward and a backward for every kept node and every SAE before it
+    Costs a node attribution per SAE, a forward and a backward for every node and every SAE before it
     (each once per step), and three forwards for the faithfulness.
 
     Raises:
@@ -339,7 +333,7 @@ def feature_circuit(
     the unchanged run has no slope, so no edges into it, as there. Faithfulness is between the unchanged run
     and the run with all nodes ablated; what is ablated is "zero" or "corrupted", not a mean.
     """
-    refuse_method(method, steps)
+    points = path(method, steps)
     stages = in_order(saes)
     runs = prepare(
         model, text, metric, answer=answer, foil=foil, positions=positions, own_answer=metric is None
@@ -347,14 +341,14 @@ def feature_circuit(
     chosen = chosen_ablation(ablation, runs.texts)
     if method == "gradient":
         refuse_at_its_minimum(runs.metric, "clean")
-    points = path(STEPS if steps is None else steps) if method == "ig" else (0.0,)
-    search = Search(model, stages, runs, chosen, points)
+    search = CircuitSearch(model, stages, runs, chosen, points)
     nodes, left_out, n_nodes = search.nodes(node_threshold, max_nodes)
     edges = search.edges(nodes, edge_threshold, progress)
-    keep = [Keep.of(nodes, sae) for sae in stages]
+    sets = [NodeSet.of(nodes, sae) for sae in stages]
+    nothing = [NodeSet.of((), sae) for sae in stages]
     clean, empty, circuit, rest = (
-        float(kept_metric(model, stages, runs, each, chosen).mean())
-        for each in (None, [Keep.nothing()] * len(stages), keep, [each.others() for each in keep])
+        float(metric_of_nodes(model, stages, runs, each, chosen).mean())
+        for each in (None, nothing, sets, [each.complement() for each in sets])
     )
     options: dict[str, Any] = {"ablation": chosen, "method": method, "steps": len(points)}
     return FeatureCircuitResult(
@@ -377,7 +371,7 @@ def feature_circuit(
 
 
 def in_order(saes: Sequence[SAE]) -> list[SAE]:
-    """The SAEs as a forward comes to them; SAEError for two at one hook point, or a transcoder."""
+    """The SAEs in the order of a forward; SAEError for two at one hook point, or a transcoder."""
     if not saes:
         raise SAEError("a feature circuit without SAEs. Pass at least one, in a list.")
     for sae in saes:

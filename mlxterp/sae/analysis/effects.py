@@ -1,8 +1,8 @@
-"""What single features do: ablate one at a time, keep the error, and compare with random features.
+"""The effects of single features: exact ablations, one feature at a time with the error held, and random
+features as controls.
 
-What lives here: the exact ablations, many rows in one pass that restarts at the SAE's layer, and their
-controls. What doesn't: estimates by gradients (`attribution.py`), features of several layers (`circuits.py`),
-edits for runs and generations of one's own (`interventions.py`).
+Many ablations share a pass that restarts at the SAE's layer. `attribution.py` estimates the same by
+gradients.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from mlxterp.core import interventions
 from mlxterp.core.model import InterpretableModel
 from mlxterp.core.selection import Positions
 from mlxterp.errors import SAEError
-from mlxterp.metrics import Floats, Metric, MetricFunction
+from mlxterp.metrics import Metric, MetricFunction
 from mlxterp.results import FeatureEffectsResult
 from mlxterp.sae.analysis.activity import FiredFeatures, fired_features
 from mlxterp.sae.analysis.interventions import checked_features
@@ -32,7 +32,9 @@ from mlxterp.sae.analysis.runs import (
     decoder_norms,
     deltas,
     intervals,
+    percentiles,
     prepare,
+    shape_at,
     view,
 )
 from mlxterp.sae.analysis.texts import Batch, Given
@@ -67,14 +69,14 @@ def feature_effects(
 
         x' = x + (new_a − a_f) W_dec[f]       at every counted position where new_a ≠ a_f
 
-    so the SAE's error is charged to no feature, and a feature that does not fire has an effect of exactly 0.
+    so the SAE's error counts towards no feature, and a feature that does not fire has an effect of exactly 0.
     Each feature is compared with `controls` random ones put in its place: the same positions, the same
     amount ‖(new_a − a_f) W_dec[f]‖, another feature's decoder direction, drawn from those that fire on these
     texts (and from the others, if these are too few, which the result says).
 
     Args:
         text: a text or token ids; several; a PromptPair or several, with their answers and foils.
-        features: which; by default the `top_k` that write most on these texts.
+        features: their indices; by default the `top_k` that write most on these texts.
         metric: by default "logit_diff" with a foil, "log_prob" with an answer, else "kl" from the unchanged
             run, in nats.
         ablation: "zero" takes a feature out; "corrupted" gives it its activation on the corrupted prompt. By
@@ -100,17 +102,17 @@ def feature_effects(
     runs = prepare(model, text, metric, answer=answer, foil=foil, positions=positions)
     chosen = chosen_ablation(ablation, runs.texts)
     fired = fired_features(model, sae, runs.texts, chosen)
-    wanted = fired.strongest(top_k) if features is None else checked_features(sae, features)
-    table = _Directions.draw(sae, fired, wanted, controls, seed)
-    changes = np.zeros((len(runs.texts.examples), len(wanted), 1 + controls))
+    measured = fired.strongest(top_k) if features is None else checked_features(sae, features)
+    table = _Directions.draw(sae, fired, measured, controls, seed)
+    changes = np.zeros((len(runs.texts.examples), len(measured), 1 + controls))
     changes[:, table.ids < 0] = np.nan
-    counts = np.zeros(len(wanted), dtype=np.int64)
-    total = len(runs.texts.examples) * len(wanted) * (1 + controls)
+    counts = np.zeros(len(measured), dtype=np.int64)
+    total = changes.size
     done = 0
     for batch in runs.texts.batches:
-        edits = _edits(model, sae, batch, wanted, table, chosen)
+        edits = _edits(model, sae, batch, table, chosen)
         counts += edits.counts
-        done += len(batch.clean) * len(wanted) * (1 + controls) - len(edits.cells)  # what changes nothing
+        done += len(batch.clean) * table.ids.size - len(edits.cells)  # cells without a change
         for some in edits.chunks():
             values = sweep.run_rows(
                 model,
@@ -122,16 +124,36 @@ def feature_effects(
             done += len(some)
             for cell, value in zip(some, values, strict=True):
                 changes[batch.examples[cell.example], cell.feature, cell.direction] = value
-    return _result(model, sae, runs, fired, wanted, changes, counts, table, chosen, seed)
+    own, means = changes[:, :, 0], changes.mean(axis=0)
+    bounds = intervals(own)
+    options: dict[str, Any] = {"ablation": chosen, "seed": seed, "controls": controls}
+    return FeatureEffectsResult(
+        features=tuple(measured),
+        effects=means[:, 0],
+        fired=tuple(counts.tolist()),
+        maxima=fired.maxima[list(measured)],
+        controls=means[:, 1:],
+        percentiles=percentiles(np.abs(means)),
+        ablation=chosen,
+        metric=runs.metric.name,
+        clean_metric=float(runs.clean_metric.mean()),
+        hook_point=sae.hook_point,
+        tolerance=runs.metric.tolerance,
+        inactive_controls=table.inactive,
+        per_example=own if len(own) > 1 else None,
+        ci_low=None if bounds is None else bounds[0],
+        ci_high=None if bounds is None else bounds[1],
+        measured_on=runs.measured_on(model, sae) | options,
+    )
 
 
 @dataclass(frozen=True, eq=False)
 class _Directions:
-    """Which decoder rows each feature is ablated along: its own first, then its random ones.
+    """The decoder rows that each feature is ablated along: its own first, then random ones.
 
     Attributes:
         ids: `[n_features, 1 + controls]`, −1 where there is none.
-        inactive: whether features that do not fire are among the random ones.
+        inactive: whether some of the random ones do not fire.
     """
 
     ids: NDArray[np.int64]
@@ -139,14 +161,14 @@ class _Directions:
 
     @classmethod
     def draw(
-        cls, sae: SAE, fired: FiredFeatures, wanted: Sequence[int], controls: int, seed: int
+        cls, sae: SAE, fired: FiredFeatures, features: Sequence[int], controls: int, seed: int
     ) -> _Directions:
         active = np.array(fired.active, dtype=np.int64)
         silent = np.setdiff1d(np.flatnonzero(decoder_norms(sae) > 0), active)
-        ids = np.full((len(wanted), 1 + controls), -1, dtype=np.int64)
-        ids[:, 0] = wanted
+        ids = np.full((len(features), 1 + controls), -1, dtype=np.int64)
+        ids[:, 0] = features
         inactive = False
-        for i, f in enumerate(wanted):
+        for i, f in enumerate(features):
             # Seeded by the feature, so that its controls do not depend on which others are measured.
             rng = np.random.default_rng([seed, f])
             drawn = rng.permutation(active[active != f])[:controls]
@@ -218,12 +240,11 @@ def _edits(
     model: InterpretableModel,
     sae: SAE,
     batch: Batch,
-    wanted: Sequence[int],
     table: _Directions,
     ablation: Ablation,
 ) -> _Edits:
     seen = view(model, batch.clean, sae)
-    change = deltas(model, sae, batch, seen, ablation)[..., list(wanted)]
+    change = deltas(model, sae, batch, seen, ablation)[..., table.ids[:, 0]]
     needed = np.unique(table.ids[table.ids >= 0])
     rows = np.array(sae.W_dec[mx.array(needed)]) if len(needed) else ()
     changed = (change != 0).any(axis=1)
@@ -243,63 +264,9 @@ def _edits(
     )
 
 
-def shape_at(model: InterpretableModel, sae: SAE) -> tuple[int, ...]:
-    """The shape of one position's activation where the SAE writes: (d,), or (heads, d_head)."""
-    name = sae.point_out.name
-    if name not in ("q", "k", "v", "z"):
-        return (sae.d_out,)
-    n_heads = sweep.n_heads_of(model, name)
-    return n_heads, sae.d_out // n_heads
-
-
 def _reader(runs: Runs, batch: Batch) -> sweep.Read:
     return lambda logits, bases: runs.changes(logits, batch.examples[bases])
 
 
 def _from(progress: Callable[[int, int], None], before: int, total: int) -> Callable[[int, int], None]:
     return lambda done, _: progress(before + done, total)
-
-
-def _result(
-    model: InterpretableModel,
-    sae: SAE,
-    runs: Runs,
-    fired: FiredFeatures,
-    wanted: Sequence[int],
-    changes: Floats,
-    counts: NDArray[np.int64],
-    table: _Directions,
-    ablation: Ablation,
-    seed: int,
-) -> FeatureEffectsResult:
-    own, means = changes[:, :, 0], changes.mean(axis=0)
-    bounds = intervals(own)
-    options: dict[str, Any] = {"ablation": ablation, "seed": seed, "controls": table.ids.shape[1] - 1}
-    return FeatureEffectsResult(
-        features=tuple(wanted),
-        effects=means[:, 0],
-        fired=tuple(counts.tolist()),
-        maxima=fired.maxima[list(wanted)],
-        controls=means[:, 1:],
-        percentiles=_percentiles(means),
-        ablation=ablation,
-        metric=runs.metric.name,
-        clean_metric=float(runs.clean_metric.mean()),
-        hook_point=sae.hook_point,
-        tolerance=runs.metric.tolerance,
-        inactive_controls=table.inactive,
-        per_example=own if len(own) > 1 else None,
-        ci_low=None if bounds is None else bounds[0],
-        ci_high=None if bounds is None else bounds[1],
-        measured_on=runs.measured_on(model, sae) | options,
-    )
-
-
-def _percentiles(means: Floats) -> Floats:
-    """The share of each feature's controls with a smaller effect in magnitude, ties counting half."""
-    own, others = np.abs(means[:, :1]), np.abs(means[:, 1:])
-    known = np.isfinite(others)
-    below = (others < own) + 0.5 * (others == own)
-    n = known.sum(axis=1)
-    smaller = np.where(known, below, 0.0).sum(axis=1)
-    return np.asarray(np.where(n > 0, smaller / np.maximum(n, 1), np.nan), dtype=np.float64)

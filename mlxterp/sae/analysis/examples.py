@@ -26,7 +26,7 @@ def feature_examples(
     Args:
         store: of one pass over a corpus (`build_store`); it serves all features.
         features: their indices.
-        per_feature: at most so many places each. They do not overlap, and no two have the same text.
+        per_feature: at most this many places each. They do not overlap, and no two have the same text.
         before, after: tokens shown around the one where the feature fires.
 
     Returns:
@@ -37,16 +37,16 @@ def feature_examples(
     """
     if per_feature < 1:
         raise SAEError(f"per_feature={per_feature}: ask for at least one example.")
-    wanted = [int(f) for f in features]
-    examples = [e for f in wanted for e in _of_feature(store, f, per_feature, before, after)]
+    chosen = [int(f) for f in features]
+    examples = [e for f in chosen for e in _of_feature(store, f, per_feature, before, after)]
     facts = {
         name: store.facts[name] for name in ("model", "sae_digest", "texts_digest") if name in store.facts
     }
     return FeatureExamplesResult(
-        features=tuple(wanted),
+        features=tuple(chosen),
         examples=tuple(examples),
-        densities=store.density[wanted],
-        maxima=store.max_activation[wanted].astype(np.float64),
+        densities=store.density[chosen],
+        maxima=store.max_activation[chosen].astype(np.float64),
         n_tokens=store.n_tokens,
         n_documents=store.n_documents,
         forwards=store.forwards,

@@ -1,11 +1,11 @@
-"""Features as things to edit: zero, clamp, scale or add one, as an `Intervention` for any run or generation.
+"""Edits of features: zero, clamp, scale or add one, as an `Intervention` for any run or generation.
 
 An activation is x = Σ_f a_f W_dec[f] + b_dec + error. Every edit here changes only the feature's own term:
 
     x' = x + (new_a − a) W_dec[f]
 
 so the error, and every other feature, stays as it was, and a feature that does not fire is edited into
-exactly the same x. What lives here: the edits as values. What doesn't: measuring what they do (`effects.py`).
+exactly the same x. `effects.py` measures what single edits do.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def feature_zero(
     """Takes a feature out of the activation: x' = x − a_f W_dec[f] (feature ablation).
 
     Args:
-        feature: its index, or several: all of them are taken out, by their activations before the edit.
+        feature: its index, or several, which are taken out together.
         positions, rows: as for every intervention (`mlxterp.core.interventions`); all by default.
 
     Costs one encoding of the tokens it sees: 2 · d_in · d_sae operations a token.

@@ -1,7 +1,5 @@
-"""The unchanged runs of texts, and the metric: what every analysis of features begins with.
-
-`prepare` is the door. What doesn't live here: the texts (`texts.py`), activations split into features and
-error (`views.py`), what is done to them (`effects.py`, `attribution.py`, `circuits.py`).
+"""What the analyses of features share: the unchanged runs with their metric (`prepare`), activations split
+into features and error (`view`), and numbers made of changes.
 """
 
 from __future__ import annotations
@@ -33,7 +31,7 @@ ROUNDING = 1e-5
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """What an SAE sees of some prompts: written = reconstruction + error.
+    """Activations of some prompts, split by an SAE: written = reconstruction + error.
 
     Attributes:
         written: the activation where the SAE writes, float32 `[n, length, d_out]`.
@@ -50,7 +48,7 @@ def view(model: InterpretableModel, tokens: Ids, sae: SAE) -> View:
     """Activations, features and errors of these prompts `[n, length]`; one forward, as deep as the SAE.
 
     Raises:
-        SAEError: the model is of another width there than the SAE.
+        SAEError: the model's width there is not the SAE's.
     """
     with fast_math.used(model.architecture):
         _, seen = model.run(mx.array(tokens), capture=[sae.point, sae.point_out])
@@ -72,7 +70,7 @@ def view(model: InterpretableModel, tokens: Ids, sae: SAE) -> View:
 def activity(
     model: InterpretableModel, sae: SAE, texts: Texts
 ) -> Iterator[tuple[Batch, View, NDArray[np.float32]]]:
-    """Each batch with what the SAE sees of it, and its features as numpy with 0 where nothing counts."""
+    """Each batch, split, and its features as numpy with 0 at positions that do not count."""
     for batch in texts.batches:
         seen = view(model, batch.clean, sae)
         yield batch, seen, np.where(batch.counted[..., None], np.array(seen.acts), np.float32(0.0))
@@ -81,7 +79,7 @@ def activity(
 def deltas(
     model: InterpretableModel, sae: SAE, batch: Batch, seen: View, ablation: Ablation
 ) -> NDArray[np.float32]:
-    """How an ablation changes each feature, `[n, length, d_sae]`; 0 where nothing counts."""
+    """The change of each feature by an ablation `[n, length, d_sae]`; 0 at positions that do not count."""
     if ablation == "zero":
         change = -seen.acts
     else:
@@ -91,7 +89,7 @@ def deltas(
 
 
 def difference(new: mx.array, old: mx.array) -> mx.array:
-    """new − old of activations, 0 where they differ by rounding only."""
+    """new − old of activations, 0 where they differ only by rounding."""
     change = new - old
     return mx.where(mx.abs(change) > ROUNDING * mx.maximum(mx.abs(new), mx.abs(old)), change, 0.0)
 
@@ -106,13 +104,13 @@ Ablation: TypeAlias = Literal["zero", "corrupted"]
 
 @dataclass(frozen=True, eq=False)
 class Runs:
-    """The unchanged run of every example, and how logits become numbers.
+    """The unchanged run of every example, and its metric.
 
     Attributes:
-        given_metric: the metric as the caller wrote it.
+        given_metric: the metric as the caller gave it.
         targets: answers, foils and clean logits of all examples.
         clean_metric: the metric of each unchanged run, `[n]`; a distance is 0 there.
-        said, said_probs: the token that each unchanged run finds likeliest, and its probability.
+        said, said_probs: the likeliest next token of each unchanged run, and its probability.
     """
 
     texts: Texts
@@ -130,11 +128,11 @@ class Runs:
         return np.maximum(values, 0.0) if "clean_logits" in self.metric.needs else values
 
     def changes(self, logits: NDArray[np.float32], examples: Ids) -> metrics.Floats:
-        """How far the metric is from its value in the unchanged run."""
+        """The metric minus its value in the unchanged run."""
         return self.read(logits, examples) - self.clean_metric[examples]
 
     def measured_on(self, model: InterpretableModel, *saes: SAE) -> dict[str, Any]:
-        """Everything the numbers depend on, for a result."""
+        """The facts that the numbers depend on, for a result."""
         metric = {"metric": self.metric.name, "metric_direction": self.metric.direction}
         return self.texts.measured_on(model, *saes) | metric
 
@@ -153,7 +151,7 @@ def prepare(
 
     Args:
         metric, answer, foil: as for `mlxterp.metrics.resolve`.
-        own_answer: where nothing says what the answer is, it is the model's own likeliest next token.
+        own_answer: without an answer in the texts or in `answer`, take the model's likeliest next token.
     """
     texts = read_texts(model, given, answer=answer, foil=foil, positions=positions)
     logits = _clean_logits(model, texts.batches, len(texts.examples))
@@ -185,7 +183,7 @@ def _clean_logits(model: InterpretableModel, batches: Sequence[Batch], n: int) -
 
 
 def chosen_ablation(ablation: str | None, texts: Texts) -> Ablation:
-    """What stands in for an ablated feature: by default "corrupted" for pairs, "zero" for texts.
+    """The value of an ablated feature: by default "corrupted" for pairs, "zero" for texts.
 
     Raises:
         SAEError: an unknown one; "corrupted" for texts.
@@ -198,6 +196,28 @@ def chosen_ablation(ablation: str | None, texts: Texts) -> Ablation:
             "texts without one. Pass PromptPair values, or ablation='zero'."
         )
     return "corrupted" if texts.paired and ablation != "zero" else "zero"
+
+
+def shape_at(model: InterpretableModel, sae: SAE) -> tuple[int, ...]:
+    """The shape of one position's activation where the SAE writes: (d,), or (heads, d_head)."""
+    name = sae.point_out.name
+    if name not in ("q", "k", "v", "z"):
+        return (sae.d_out,)
+    n_heads = sweep.n_heads_of(model, name)
+    return n_heads, sae.d_out // n_heads
+
+
+def percentiles(values: metrics.Floats) -> metrics.Floats:
+    """Of each row `[n, 1 + others]`, the share of the others that are smaller than the first, ties counting
+    half.
+
+    NaN stands for none; NaN where a row has no others.
+    """
+    own, others = values[:, :1], values[:, 1:]
+    known = np.isfinite(others)
+    below = np.where(known, (others < own) + 0.5 * (others == own), 0.0).sum(axis=1)
+    n = known.sum(axis=1)
+    return np.asarray(np.where(n > 0, below / np.maximum(n, 1), np.nan), dtype=np.float64)
 
 
 def intervals(per_example: metrics.Floats) -> tuple[metrics.Floats, metrics.Floats] | None:

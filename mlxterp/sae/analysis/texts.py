@@ -1,8 +1,5 @@
-"""Texts or prompt pairs to look at through an SAE: their tokens, and which positions count.
-
-What lives here: tokens in batches of one length, so that nothing is padded. What doesn't: running them
-(`runs.py`), activations split into features and error (`views.py`).
-"""
+"""Texts or prompt pairs for an analysis of features: tokens in batches of one length, so that nothing is
+padded, and the positions that count."""
 
 from __future__ import annotations
 
@@ -53,7 +50,7 @@ class Batch:
     Attributes:
         examples: their indices among all examples, `[n]`.
         clean, corrupted: token ids `[n, length]`; corrupted is None for texts.
-        counted: `[n, length]`, the positions at which features are looked at and edited.
+        counted: `[n, length]`, the positions at which features are measured and edited.
     """
 
     examples: Ids
@@ -64,7 +61,7 @@ class Batch:
 
 @dataclass(frozen=True, eq=False)
 class Texts:
-    """Every example, in batches; `counting` says in words which positions count."""
+    """Every example, in batches; `counting` describes the positions that count."""
 
     examples: tuple[Example, ...]
     batches: tuple[Batch, ...]
@@ -76,7 +73,7 @@ class Texts:
         return self.examples[0].corrupted is not None
 
     def measured_on(self, model: InterpretableModel, *saes: SAE) -> dict[str, Any]:
-        """What numbers read off these texts depend on, for a result."""
+        """The facts that numbers measured on these texts depend on, for a result."""
         return facts_of(model) | {
             "prompts": [_described(model, each) for each in self.examples],
             "positions": self.counting,
@@ -181,8 +178,8 @@ def counted(positions: Positions, length: int) -> Mask:
     elif isinstance(positions, slice):
         mask[positions] = True
     else:
-        wanted = [positions] if isinstance(positions, int | np.integer) else list(positions)
-        mask[[position_index(int(p), length) for p in wanted]] = True
+        listed = [positions] if isinstance(positions, int | np.integer) else list(positions)
+        mask[[position_index(int(p), length) for p in listed]] = True
     if not mask.any():
         raise TokenError(f"positions={positions!r} names none of the {length} positions. Name one of them.")
     return mask
@@ -203,7 +200,7 @@ def _described(model: InterpretableModel, example: Example) -> str | dict[str, A
 
 
 def describe_sae(sae: SAE) -> dict[str, Any]:
-    """What tells one SAE from another, as plain values."""
+    """The facts that identify an SAE, as plain values."""
     return {
         "hook_point": sae.hook_point,
         "hook_point_out": sae.hook_point_out,

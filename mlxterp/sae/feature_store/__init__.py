@@ -1,0 +1,1 @@
+"""Which feature fires at which token of a corpus: building, reading and resuming a store."""

@@ -1,0 +1,1 @@
+"""Training SAEs: activations, objective, steps, checkpoints, the learning-rate search."""

@@ -92,6 +92,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    notices._client.cache_clear()
     for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
     with Server() as server:
@@ -188,7 +189,7 @@ def test_only_what_is_worth_a_look_is_sent(server):
     assert sent[-1]["text"] == "the budget of 40 experiments is used up"
 
 
-def test_the_budget_is_told_once_and_not_when_it_was_short_before_the_start(server):
+def test_the_budget_is_sent_once_and_not_when_it_was_short_before_the_start(server):
     play(
         targets_of([server.url]),
         Spending(BudgetState(experiments=9, experiments_left=1, usd=0.0, usd_left=5.0)),
@@ -238,7 +239,7 @@ def test_the_desktop_program_gets_plain_words_as_arguments_and_never_a_shell(des
     assert complaints(shown) == []
 
 
-def test_a_machine_without_desktop_notices_is_told_so_once_and_the_run_goes_on(monkeypatch, tmp_path):
+def test_a_machine_without_desktop_notices_shows_it_once_and_the_run_goes_on(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
 
     shown = play(targets_of(["desktop"]), STARTED, decided("finding"), Violated("x"), STOPPED)
@@ -256,7 +257,7 @@ def test_a_desktop_program_that_fails_is_quoted(desktop, tmp_path):
     assert f"{DESKTOP} ended with 3: cannot open display" in complaints(shown)[0]
 
 
-def test_a_refusing_server_is_named_once_by_its_host_only_and_the_others_are_told(server, desktop):
+def test_a_refusing_server_is_named_once_by_its_host_only_and_the_others_get_theirs(server, desktop):
     server.status = 500
     targets = targets_of([f"{server.url}/services/s3cr3t-token", "desktop"])
 
@@ -318,11 +319,11 @@ def test_a_slow_target_loses_the_oldest_notices_and_never_the_last():
     assert sent[-1].kind == "stopped"
     assert complaints(shown) == [
         "a notice to a slow one was not delivered (it is too slow); the run goes on, and further failures "
-        "there are not told"
+        "there are not shown"
     ]
 
 
-def test_an_error_that_ends_a_run_is_told_too(server):
+def test_an_error_that_ends_a_run_is_sent_too(server):
     def run() -> None:
         with Notices(lambda _: None, targets_of([server.url]), project="p") as emit:
             emit(STARTED)
@@ -364,7 +365,7 @@ def test_a_target_that_means_nothing_is_refused_before_anything_starts(asked, tm
     assert not (tmp_path / "new").exists()
 
 
-def test_a_real_run_tells_of_a_violation_and_of_its_end_and_remembers_no_target(
+def test_a_real_run_notifies_of_a_violation_and_of_its_end_and_remembers_no_target(
     server, project, tmp_path, monkeypatch, capsys
 ):
     from mlxterp_agent.supervisor import report_process as reporting

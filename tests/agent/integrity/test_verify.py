@@ -12,19 +12,14 @@ import pytest
 from mlxterp.autointerpret.contract import state_dir
 from mlxterp_agent.integrity.verify import verify
 from mlxterp_agent.storage.state_dir import State
-from tests.agent.fakes import git, supervise
+from tests.agent.fakes import finished_run, git
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An investigation that has ended, with its private state beside it."""
-    from tests.agent.fakes import make_project
-
-    root = tmp_path_factory.mktemp("finished")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AUTOINTERP_STATE_DIR", str(root / "state"))
-        supervise(make_project(root / "project"), ["alpha", "dull", "beta"])
-    return root
+    project, _, _ = finished_run(tmp_path_factory.mktemp("finished"), ["alpha", "dull", "beta"])
+    return project.parent
 
 
 @pytest.fixture
@@ -36,10 +31,10 @@ def investigation(finished: Path, tmp_path: Path) -> tuple[Path, State]:
 
 
 def problems(investigation: tuple[Path, State]) -> list[str]:
-    return [f"{check.name}: {check.words}" for check in verify(*investigation) if check.result == "problem"]
+    return [f"{check.name}: {check.text}" for check in verify(*investigation) if check.result == "problem"]
 
 
-def test_an_investigation_that_nobody_touched_agrees_with_itself(investigation):
+def test_an_investigation_that_was_not_changed_agrees_with_itself(investigation):
     assert [check.result for check in verify(*investigation)] == ["ok"] * 6
 
 

@@ -1,7 +1,7 @@
 """A program that stands in for `claude`: it plays one list of actions for each time it is started.
 
-Each start is noted with its command line, so that a test can look at what the driver asked for. The events it
-prints have the form of the real ones (`test_claude_code.py` drives the real program too).
+Each start is noted with its command line, so that a test can look at what the researcher asked for. The
+events it prints have the form of the real ones (`test_claude_code.py` runs the real program too).
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def asks(tool: str, given: dict[str, Any] | None = None, *, id: str = "t1") -> A
 
 
 def gets(*, id: str = "t1") -> Action:
-    block = {"type": "tool_result", "tool_use_id": id, "content": "told"}
+    block = {"type": "tool_result", "tool_use_id": id, "content": "done"}
     return ("say", {"type": "user", "message": {"content": [block]}})
 
 

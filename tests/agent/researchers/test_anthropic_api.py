@@ -56,7 +56,7 @@ def both(name: str) -> dict[str, Any]:
     return {"tools": [["write_experiment", {"source": source(name)}], ["run_experiment", {}]]}
 
 
-def researcher(stub: MessagesStub, **options: Any) -> ApiResearcher:
+def connected(stub: MessagesStub, **options: Any) -> ApiResearcher:
     given: dict[str, Any] = {"model": MODEL, "api_key": stub.key, "base_url": stub.url, **options}
     return ApiResearcher(**given)
 
@@ -78,20 +78,20 @@ class RunContext:
         self.entries: list[ExperimentEntry] = []
         self.ran: list[str] = []
 
-    def turn(self, driver: ApiResearcher, *, longest: float = 20.0) -> ResearcherState:
+    def turn(self, researcher: ApiResearcher, *, longest: float = 120.0) -> ResearcherState:
         """One whole turn; gives the state after it."""
-        driver.begin_turn(self.situation())
+        researcher.begin_turn(self.situation())
         until = time.monotonic() + longest
-        while isinstance(state := driver.poll(), Working):
+        while isinstance(state := researcher.poll(), Working):
             assert time.monotonic() < until, f"the turn does not end; it is {state.doing}"
             if state.doing not in self.doing[-1:]:
                 self.doing.append(state.doing)
             if state.offers:
-                self.read_project(driver)
+                self.run_what_is_new(researcher)
             time.sleep(0.002)
         return state
 
-    def read_project(self, driver: ApiResearcher) -> None:
+    def run_what_is_new(self, researcher: ApiResearcher) -> None:
         """Runs what is new in experiment.py, as a supervisor would."""
         text = (self.project / "experiment.py").read_text()
         if self.ran[-1:] == [text]:
@@ -109,7 +109,7 @@ class RunContext:
             record={"verdict": "lead", "tier": "lead", "reasons": ["clean"]},
         )
         self.entries.append(entry)
-        driver.tell(ExperimentOutcome(len(self.ran), (entry,), f"{number} lead: found"))
+        researcher.tell(ExperimentOutcome(len(self.ran), (entry,), f"{number} lead: found"))
 
     def situation(self) -> Situation:
         return Situation(
@@ -165,11 +165,11 @@ def running(
         context = RunContext(project, clock, **(limits or {}))
         if isinstance(clock, FakeClock):
             options = {"clock": clock, "pause": passing(clock), **options}
-        driver = researcher(stub, **options)
+        researcher = connected(stub, **options)
         try:
-            yield context, stub, driver
+            yield context, stub, researcher
         finally:
-            driver.close()
+            researcher.close()
     stub.check()
 
 
@@ -192,15 +192,15 @@ def unmarked(request: Request) -> list[Any]:
 # --- the turn
 
 
-def test_a_turn_reads_writes_runs_and_hears_the_verdict(project):
+def test_a_turn_reads_writes_runs_and_gets_the_verdict(project):
     script = [
         {"tool": "read_file", "input": {"path": "program.md"}},
         {**write("alpha"), "expect": {"last_result_has": "What is the mean?"}},
         {**RUN, "expect": {"last_result_has": "is written"}},
         {**END, "expect": {"last_result_has": "0001 lead"}},
     ]
-    with running(project, script) as (context, stub, driver):
-        state = context.turn(driver)
+    with running(project, script) as (context, stub, researcher):
+        state = context.turn(researcher)
 
     assert isinstance(state, Idle)
     assert context.ran == [source("alpha")]
@@ -220,8 +220,8 @@ def test_a_turn_reads_writes_runs_and_hears_the_verdict(project):
 def test_the_beginning_stays_the_same_and_is_marked_for_the_cache(project):
     usage = {"input_tokens": 10, "cache_read_input_tokens": 90}
     script = [{**both("alpha"), "usage": usage}, {**both("beta"), "usage": usage}, {**END, "usage": usage}]
-    with running(project, script) as (context, stub, driver):
-        context.turn(driver)
+    with running(project, script) as (context, stub, researcher):
+        context.turn(researcher)
 
     first, *rest = stub.requests
     assert first.body["system"][-1]["cache_control"] == {"type": "ephemeral"}
@@ -230,19 +230,19 @@ def test_the_beginning_stays_the_same_and_is_marked_for_the_cache(project):
         assert after.body["tools"] == first.body["tools"]
         assert unmarked(after)[: len(unmarked(before))] == unmarked(before)
         assert after.body["messages"][-1]["content"][-1]["cache_control"] == {"type": "ephemeral"}
-    assert driver.usage.cache_share == pytest.approx(0.9)
+    assert researcher.usage.cache_share == pytest.approx(0.9)
     assert "90% of the input tokens were read from the cache" in context.notes[-1]
 
 
 def test_an_experiment_is_offered_only_while_its_verdict_is_awaited(project):
     offers: list[str] = []
-    with running(project, [write("alpha"), write("beta"), RUN, END]) as (context, _, driver):
-        read_project = context.read_project
-        context.read_project = lambda d: (
+    with running(project, [write("alpha"), write("beta"), RUN, END]) as (context, _, researcher):
+        run_what_is_new = context.run_what_is_new
+        context.run_what_is_new = lambda d: (
             offers.append((project / "experiment.py").read_text()),
-            read_project(d),
+            run_what_is_new(d),
         )  # type: ignore
-        context.turn(driver)
+        context.turn(researcher)
 
     assert context.ran == [source("beta")]
     assert set(offers) == {source("beta")}
@@ -250,8 +250,8 @@ def test_an_experiment_is_offered_only_while_its_verdict_is_awaited(project):
 
 def test_running_unchanged_bytes_is_answered_instead_of_waited_for(project):
     script = [both("alpha"), RUN, {**END, "expect": {"last_result_has": "has not changed"}}]
-    with running(project, script) as (context, _, driver):
-        assert isinstance(context.turn(driver), Idle)
+    with running(project, script) as (context, _, researcher):
+        assert isinstance(context.turn(researcher), Idle)
 
     assert len(context.ran) == 1
 
@@ -274,8 +274,8 @@ def test_running_unchanged_bytes_is_answered_instead_of_waited_for(project):
 def test_a_tool_that_cannot_be_used_says_so_and_the_turn_goes_on(project, step, answer):
     script = [step, {**END, "expect": {"last_result_has": answer, "last_is_error": True}}]
     before = (project / "experiment.py").read_bytes()
-    with running(project, script) as (context, stub, driver):
-        assert isinstance(context.turn(driver), Idle)
+    with running(project, script) as (context, stub, researcher):
+        assert isinstance(context.turn(researcher), Idle)
 
     assert (project / "experiment.py").read_bytes() == before
     assert context.spent()[0] == pytest.approx(billed(stub), abs=1e-12)
@@ -283,8 +283,8 @@ def test_a_tool_that_cannot_be_used_says_so_and_the_turn_goes_on(project, step, 
 
 def test_what_the_model_writes_is_plain_text_where_it_is_shown(project):
     step = {"tool": "search_log", "input": {"query": "\x1b]0;owned\x07\x1b[31mred\nnext"}}
-    with running(project, [step, END]) as (context, _, driver):
-        context.turn(driver)
+    with running(project, [step, END]) as (context, _, researcher):
+        context.turn(researcher)
 
     shown = next(doing for doing in context.doing if doing.startswith("searching"))
     assert shown == "searching the log for red next"
@@ -292,9 +292,9 @@ def test_what_the_model_writes_is_plain_text_where_it_is_shown(project):
 
 def test_a_model_that_is_done_too_early_is_sent_back(project):
     script = [both("alpha"), END, END, {**END, "expect": {"last_user_has": "the budget is not used up"}}]
-    with running(project, script) as (context, stub, driver):
+    with running(project, script) as (context, stub, researcher):
         for _ in range(3):
-            context.turn(driver)
+            context.turn(researcher)
 
     assert "the budget is not used up" not in stub.requests[2].last_user
 
@@ -308,8 +308,8 @@ def test_an_answer_cut_at_its_limit_is_asked_for_again_shorter(project):
         {**both("beta"), "expect": {"last_user_has": "too long"}},
         END,
     ]
-    with running(project, script) as (context, stub, driver):
-        assert isinstance(context.turn(driver), Idle)
+    with running(project, script) as (context, stub, researcher):
+        assert isinstance(context.turn(researcher), Idle)
 
     assert context.ran == [source("beta")]
     assert all(m["role"] == "user" for m in stub.requests[1].body["messages"])
@@ -321,9 +321,9 @@ def test_a_refusal_begins_a_new_conversation_and_three_end_the_investigation(pro
     with running(project, [refusal, refusal, both("alpha"), refusal, refusal, refusal]) as (
         context,
         _,
-        driver,
+        researcher,
     ):
-        state = context.turn(driver)
+        state = context.turn(researcher)
 
     assert context.ran == [source("alpha")]
     assert isinstance(state, Failed)
@@ -331,8 +331,8 @@ def test_a_refusal_begins_a_new_conversation_and_three_end_the_investigation(pro
 
 
 def test_ten_empty_answers_in_a_row_end_it(project):
-    with running(project, [{"stop_reason": "end_turn", "times": 10}]) as (context, stub, driver):
-        state = context.turn(driver)
+    with running(project, [{"stop_reason": "end_turn", "times": 10}]) as (context, stub, researcher):
+        state = context.turn(researcher)
 
     assert isinstance(state, Failed)
     assert "10 answers in a row" in state.reason
@@ -341,16 +341,16 @@ def test_ten_empty_answers_in_a_row_end_it(project):
 
 def test_a_paused_turn_is_taken_up_again(project):
     script = [{"text": "so far", "stop_reason": "pause_turn"}, END]
-    with running(project, script) as (context, stub, driver):
-        context.turn(driver)
+    with running(project, script) as (context, stub, researcher):
+        context.turn(researcher)
 
     assert stub.requests[1].body["messages"][-1]["role"] == "assistant"
 
 
 def test_a_model_that_only_reads_is_sent_home(project):
     script = {"lanes": [{"then": {"tool": "search_log", "input": {"query": ""}}}]}
-    with running(project, script) as (context, stub, driver):
-        assert isinstance(context.turn(driver), Idle)
+    with running(project, script) as (context, stub, researcher):
+        assert isinstance(context.turn(researcher), Idle)
 
     assert len(stub.requests) == 40
 
@@ -367,9 +367,9 @@ def test_a_model_that_only_reads_is_sent_home(project):
         (400, "invalid_request_error", "refused the request (400"),
     ],
 )
-def test_what_no_wait_can_mend_ends_it_at_once_and_costs_nothing(project, status, error, words):
-    with running(project, [{"status": status, "error": error}]) as (context, stub, driver):
-        state = context.turn(driver)
+def test_a_fault_that_no_wait_changes_ends_it_at_once_and_costs_nothing(project, status, error, words):
+    with running(project, [{"status": status, "error": error}]) as (context, stub, researcher):
+        state = context.turn(researcher)
 
     assert isinstance(state, Failed)
     assert words in state.reason
@@ -395,9 +395,10 @@ def test_what_passes_is_waited_out_and_no_experiment_is_lost_or_doubled(project,
     step, paid = FAULTS[fault]
     clock = FakeClock()
     script = [both("alpha"), {**step, "times": 3}, both("beta"), END]
-    with running(project, script, clock=clock, read_seconds=0.3) as (context, stub, driver):
+    patience = {"read_seconds": 2.0} if fault == "hang" else {}
+    with running(project, script, clock=clock, **patience) as (context, stub, researcher):
         before = clock.elapsed()
-        assert isinstance(context.turn(driver), Idle)
+        assert isinstance(context.turn(researcher), Idle)
 
     assert context.ran == [source("alpha"), source("beta")]
     assert len(context.notes) == 4
@@ -413,16 +414,16 @@ def test_what_passes_is_waited_out_and_no_experiment_is_lost_or_doubled(project,
 
 
 def test_a_body_that_drips_ends_at_the_deadline_of_the_call(project):
-    script = [{**both("alpha"), "drip": 0.02}, both("beta"), END]
-    options: dict[str, Any] = {"call_seconds": 0.3, "read_seconds": 5.0, "pause": passing(FakeClock())}
+    script = [{**both("alpha"), "drip": 1.0}, both("beta"), END]
+    options: dict[str, Any] = {"call_seconds": 2.0, "read_seconds": 60.0, "pause": passing(FakeClock())}
     with MessagesStub(script) as stub:
         context, ticking = RunContext(project), _Hasty()
-        driver = researcher(stub, clock=ticking, **options)
+        researcher = connected(stub, clock=ticking, **options)
         began = time.monotonic()
-        context.turn(driver)
-        driver.close()
+        context.turn(researcher)
+        researcher.close()
 
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 60  # the body takes minutes
     assert context.ran == [source("beta")]
     assert "longer than" in context.notes[0]
 
@@ -441,8 +442,8 @@ class _Hasty(SystemClock):
 def test_an_hour_of_rate_limit_is_waited_out_and_said(project):
     clock = FakeClock()
     script = [{"status": 429, "error": "rate_limit_error", "retry_after": 3600}, both("alpha"), END]
-    with running(project, script, clock=clock, limits={"seconds": 8 * 3600}) as (context, _, driver):
-        assert isinstance(context.turn(driver), Idle)
+    with running(project, script, clock=clock, limits={"seconds": 8 * 3600}) as (context, _, researcher):
+        assert isinstance(context.turn(researcher), Idle)
 
     assert 3600 <= clock.elapsed() <= 3602
     assert context.ran == [source("alpha")]
@@ -452,22 +453,37 @@ def test_an_hour_of_rate_limit_is_waited_out_and_said(project):
 def test_the_end_of_the_time_wins_over_waiting(project):
     clock = FakeClock()
     script = [{"status": 429, "error": "rate_limit_error", "retry_after": 3600}]
-    with running(project, script, clock=clock, limits={"seconds": 600}) as (context, _, driver):
-        state = context.turn(driver)
+    with running(project, script, clock=clock, limits={"seconds": 600}) as (context, _, researcher):
+        state = context.turn(researcher)
 
     assert isinstance(state, Done)
     assert "the time ends before it is back" in state.reason
     assert clock.elapsed() <= 600
 
 
-def test_a_service_that_stays_away_all_night_ends_as_unavailable(project):
+def test_until_the_deadline_a_service_is_waited_for_however_long_it_fails(project):
+    clock = FakeClock()
+    limited = {"status": 429, "error": "rate_limit_error", "retry_after": 3600, "times": 20}
+    limits = {"seconds": 24 * 3600}
+    with running(project, [limited, both("alpha"), END], clock=clock, limits=limits) as (
+        context,
+        _,
+        researcher,
+    ):
+        assert isinstance(context.turn(researcher), Idle)
+
+    assert context.ran == [source("alpha")]
+    assert clock.elapsed() >= 20 * 3600
+
+
+def test_a_service_that_does_not_answer_all_night_ends_as_unavailable(project):
     clock = FakeClock()
     script = {"lanes": [{"then": {"status": 529, "error": "overloaded_error", "retry_after": 1800}}]}
-    with running(project, script, clock=clock) as (context, _, driver):
-        state = context.turn(driver)
+    with running(project, script, clock=clock) as (context, _, researcher):
+        state = context.turn(researcher)
 
     assert isinstance(state, Failed)
-    assert "stayed away for 12 h" in state.reason
+    assert "did not answer for 12 h" in state.reason
     assert context.spent() == (0.0, 0)
 
 
@@ -477,27 +493,27 @@ def test_a_prompt_that_is_too_long_is_begun_anew_once(project):
         "error": "invalid_request_error",
         "message": "prompt is too long: 9 > 8 tokens",
     }
-    with running(project, [both("alpha"), too_long, END]) as (context, stub, driver):
-        assert isinstance(context.turn(driver), Idle)
+    with running(project, [both("alpha"), too_long, END]) as (context, stub, researcher):
+        assert isinstance(context.turn(researcher), Idle)
     assert len(stub.requests[2].body["messages"]) == 1
     assert "0001 lead" in stub.requests[2].last_user
 
-    with running(project, [too_long, too_long]) as (context, _, driver):
-        assert isinstance(context.turn(driver), Failed)
+    with running(project, [too_long, too_long]) as (context, _, researcher):
+        assert isinstance(context.turn(researcher), Failed)
 
 
 def test_closing_ends_a_wait_and_a_call_and_charges_what_was_reserved_for_it(project):
     refused = {"status": 429, "retry_after": 3600, "error": "rate_limit_error"}
     for step, lost in ((refused, []), ({"hang": 30}, ["given up"])):
         with MessagesStub([step]) as stub:
-            context, driver = RunContext(project), researcher(stub)
-            driver.begin_turn(context.situation())
-            until = time.monotonic() + 5
-            while not stub.requests and time.monotonic() < until:
-                driver.poll()
+            context, researcher = RunContext(project), connected(stub)
+            researcher.begin_turn(context.situation())
+            until = time.monotonic() + 30
+            while not (context.notes if step is refused else stub.requests) and time.monotonic() < until:
+                researcher.poll()
                 time.sleep(0.01)
             began = time.monotonic()
-            driver.close()
+            researcher.close()
 
         assert time.monotonic() - began < 2.5
         assert not context.held
@@ -506,11 +522,11 @@ def test_closing_ends_a_wait_and_a_call_and_charges_what_was_reserved_for_it(pro
 
 def test_a_bug_in_the_researchers_thread_is_raised_on_the_supervisors(project, monkeypatch):
     with MessagesStub([END]) as stub:
-        driver, context = researcher(stub), RunContext(project)
+        researcher, context = connected(stub), RunContext(project)
         monkeypatch.setattr(client_module, "accumulate_stream", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            context.turn(driver)
-        driver.close()
+            context.turn(researcher)
+        researcher.close()
 
 
 # --- money
@@ -524,8 +540,8 @@ def test_dollars_and_tokens_are_the_usage_times_the_price_to_the_cent(project):
         "cache_read_input_tokens": 23456,
     }
     script = [{**both(name), "usage": usage} for name in ("alpha", "beta", "gamma")] + [END]
-    with running(project, script) as (context, stub, driver):
-        context.turn(driver)
+    with running(project, script) as (context, stub, researcher):
+        context.turn(researcher)
 
     by_hand = 3 * (1234 * 2 + 567 * 10 + 8901 * 2.5 + 23456 * 0.1) / 1e6 + (100 * 2 + 20 * 10) / 1e6
     assert context.spent()[0] == pytest.approx(by_hand, abs=1e-9) == billed(stub)
@@ -535,8 +551,8 @@ def test_dollars_and_tokens_are_the_usage_times_the_price_to_the_cent(project):
 
 
 def test_an_unknown_model_is_priced_as_the_dearest_and_said_to_be_estimated(project):
-    with running(project, [END], model="house-llm-7b") as (context, _, driver):
-        context.turn(driver)
+    with running(project, [END], model="house-llm-7b") as (context, _, researcher):
+        context.turn(researcher)
 
     assert context.charges[0]["details"]["estimated"] is True
     assert context.spent()[0] == pytest.approx((100 * 15 + 20 * 75) / 1e6)
@@ -555,9 +571,9 @@ def test_max_usd_is_never_exceeded_however_greedy_the_answers_are(project, fault
     with running(project, script, limits={"usd": limit}, clock=FakeClock()) as (
         context,
         stub,
-        driver,
+        researcher,
     ):
-        state = context.turn(driver)
+        state = context.turn(researcher)
 
     assert isinstance(state, Done)
     assert "does not pay for another question" in state.reason
@@ -576,9 +592,9 @@ def test_an_answer_is_shortened_to_what_is_left_before_it_is_not_asked_for(proje
     with running(project, {"lanes": [{"then": step}]}, limits={"usd": 0.30}) as (
         context,
         stub,
-        driver,
+        researcher,
     ):
-        assert isinstance(context.turn(driver), Done)
+        assert isinstance(context.turn(researcher), Done)
 
     allowed = [request.body["max_tokens"] for request in stub.requests]
     assert allowed[0] == 16_000
@@ -596,9 +612,9 @@ def test_max_tokens_is_never_exceeded_either(project):
     with running(project, {"lanes": [{"then": step}]}, limits={"tokens": 80_000}) as (
         context,
         stub,
-        driver,
+        researcher,
     ):
-        state = context.turn(driver)
+        state = context.turn(researcher)
 
     assert isinstance(state, Done)
     assert 40_000 < context.spent()[1] <= 80_000
@@ -618,8 +634,8 @@ def test_the_context_stays_under_its_bound_over_200_experiments(project, monkeyp
         return {"tools": [["write_experiment", {"source": text}], ["run_experiment", {}]]}
 
     script = {"lanes": [{"turns": [{"call": one, "times": 200}], "then": END}]}
-    with running(project, script) as (context, stub, driver):
-        assert isinstance(context.turn(driver, longest=120), Idle)
+    with running(project, script) as (context, stub, researcher):
+        assert isinstance(context.turn(researcher, longest=120), Idle)
 
     assert len(context.ran) == 200
     sizes = [request.size for request in stub.requests]
@@ -635,10 +651,10 @@ def test_the_context_stays_under_its_bound_over_200_experiments(project, monkeyp
 def test_the_same_log_begins_the_same_conversation(project):
     said = []
     for _ in range(2):
-        with running(project, [both("alpha"), END, END]) as (context, stub, driver):
-            context.turn(driver)
+        with running(project, [both("alpha"), END, END]) as (context, stub, researcher):
+            context.turn(researcher)
             context.charges.clear()
-            context.turn(driver)
+            context.turn(researcher)
         said.append(stub.requests[2].body["messages"])
 
     assert said[0] == said[1]
@@ -667,7 +683,7 @@ def test_a_supervised_investigation_is_logged_with_model_money_and_tokens(projec
     }
     events: list[Event] = []
     with MessagesStub(script) as stub:
-        ended = run(project, researcher(stub), Options(max_experiments=3, usd=5.0), events.append)
+        ended = run(project, connected(stub), Options(max_experiments=3, usd=5.0), events.append)
     stub.check(through=True)
 
     assert (ended.exit_code, ended.reason) == (0, "the budget of 3 experiments is used up")
@@ -701,25 +717,25 @@ def test_a_crash_between_asking_and_accounting_leaves_what_was_held_as_spent(tmp
 
 
 def test_what_still_waits_at_the_end_is_not_done_unless_it_was_paid_for():
-    handover, done = SupervisorQueue(), list[str]()
+    work_queue, done = SupervisorQueue(), list[str]()
 
     def work() -> None:
         for what, paid in (("charge", True), ("hold", False)):
             with contextlib.suppress(Closed):
-                handover.ask(lambda what=what: done.append(what), always=paid)
+                work_queue.ask(lambda what=what: done.append(what), always=paid)
 
     thread = threading.Thread(target=work)
     thread.start()
-    handover.closed.set()
+    work_queue.closed.set()
     thread.join(5)
-    handover.serve()
+    work_queue.serve()
 
     assert done == ["charge"]
 
 
 def test_no_thread_is_left_behind(project):
-    with running(project, [END]) as (context, _, driver):
-        context.turn(driver)
+    with running(project, [END]) as (context, _, researcher):
+        context.turn(researcher)
 
     assert [thread for thread in threading.enumerate() if thread.name == "researcher"] == []
 
@@ -853,6 +869,6 @@ def test_a_run_killed_in_the_middle_of_a_call_goes_on_and_counts_the_call_as_spe
     settled = {event["call"] for event in events if event["event"] == "charge"}
     open_calls = [usd for call, usd in held.items() if call not in settled]
     assert len(open_calls) == 1
-    told = [json.loads(line) for line in done.stdout.splitlines()]
-    spendings = [each["budget"]["usd"] for each in told if each.get("event") == "spending"]
+    shown = [json.loads(line) for line in done.stdout.splitlines()]
+    spendings = [each["budget"]["usd"] for each in shown if each.get("event") == "spending"]
     assert spendings[0] == pytest.approx(open_calls[0] + (100 * 2 + 20 * 10) / 1e6)

@@ -1,7 +1,7 @@
 """Claude Code as the researcher: what follows from how its process ends, what it may do, what it costs.
 
-The first part drives a program that stands in for `claude`. The second, marked `claude`, drives the real
-program against a script of the Messages API on loopback; it may not be skipped where CI is "true".
+The first part runs a program that stands in for `claude`. The second, marked `claude`, runs the real program
+against a script of the Messages API on loopback; it may not be skipped where CI is "true".
 """
 
 from __future__ import annotations
@@ -38,12 +38,11 @@ from mlxterp_agent.researchers.base import (
 from mlxterp_agent.researchers.claude_code import (
     ClaudeCode,
     ClaudeOptions,
-    find_claude,
     prompt,
     settings,
 )
 from mlxterp_agent.researchers.claude_events import Stream
-from mlxterp_agent.researchers.select import choose
+from mlxterp_agent.researchers.select import choose, find_claude
 from mlxterp_agent.run_config import Options
 from mlxterp_agent.supervisor.loop import run
 from tests.agent.fakes import ROOT, entries, git, source
@@ -73,73 +72,75 @@ def situation(project: Path, charges: list[tuple[float | None, int | None]], **m
     return Situation(project=project, charge=charge, **fields)
 
 
-class Driven:
-    """A driver with its stand-in, outside a supervisor."""
+class FakedClaude:
+    """The researcher with a program that stands in for `claude`, outside a supervisor."""
 
     def __init__(self, project: Path, plays: list[list[Action]], clock: Clock | None, **options: Any) -> None:
         self.project = project
         self.program = FakeClaude(project.parent / "bin", plays)
         chosen = {name: options.pop(name) for name in ("turns", "model", "shell") if name in options}
-        self.driver = ClaudeCode(ClaudeOptions(binary=self.program.path, **chosen), clock=clock, **options)
+        self.researcher = ClaudeCode(
+            ClaudeOptions(binary=self.program.path, **chosen), clock=clock, **options
+        )
         self.charges: list[tuple[float | None, int | None]] = []
 
     def begin(self, **more: Any) -> None:
-        self.driver.begin_turn(situation(self.project, self.charges, **more))
+        self.researcher.begin_turn(situation(self.project, self.charges, **more))
 
     def until(self, arrived: Callable[[ResearcherState], bool], *, seconds: float = 20.0) -> ResearcherState:
         end = time.monotonic() + seconds
         while time.monotonic() < end:
-            state = self.driver.poll()
+            state = self.researcher.poll()
             if arrived(state):
                 return state
             time.sleep(0.02)
-        raise AssertionError(f"it stayed {self.driver.poll()}")
+        raise AssertionError(f"it stayed {self.researcher.poll()}")
 
     def through(self) -> ResearcherState:
         return self.until(lambda state: not isinstance(state, Working))
 
 
 @pytest.fixture
-def driven(project: Path) -> Iterator[Callable[..., Driven]]:
-    made: list[Driven] = []
+def faked(project: Path) -> Iterator[Callable[..., FakedClaude]]:
+    made: list[FakedClaude] = []
 
-    def make(*plays: list[Action], clock: Clock | None = None, **options: Any) -> Driven:
-        made.append(Driven(project, list(plays), clock, **options))
+    def make(*plays: list[Action], clock: Clock | None = None, **options: Any) -> FakedClaude:
+        made.append(FakedClaude(project, list(plays), clock, **options))
         return made[-1]
 
     yield make
     for each in made:
-        each.driver.close()
+        each.researcher.close()
 
 
 def waits(state: ResearcherState) -> bool:
     return isinstance(state, Working) and state.doing.startswith("waits ")
 
 
-def supervise(project: Path, driver: ClaudeCode, **limits: Any) -> tuple[Ended, list[Event]]:
+def supervise(project: Path, researcher: ClaudeCode, **limits: Any) -> tuple[Ended, list[Event]]:
     events: list[Event] = []
-    return run(project, driver, Options(**limits), events.append), events
+    return run(project, researcher, Options(**limits), events.append), events
 
 
 # --- turns -----------------------------------------------------------------------------------------------
 
 
-def test_experiment_py_runs_when_the_agent_asks_for_it_and_not_half_written(project, driven):
+def test_experiment_py_runs_when_the_agent_asks_for_it_and_not_half_written(project, faked):
     path = str(project / "experiment.py")
     halves = [("write", [path, source("alpha")]), asks("Edit", {"file_path": path}), ("sleep", 0.7), gets()]
     whole = [("write", [path, source("beta")]), asks(RUN), ("entries", 1), gets(), ends()]
-    each = driven([BEGIN, *halves, *whole])
+    each = faked([BEGIN, *halves, *whole])
 
-    ended, _ = supervise(project, each.driver, max_experiments=1)
+    ended, _ = supervise(project, each.researcher, max_experiments=1)
 
     assert ended.exit_code == exit_codes.FINISHED
     assert [entry.hypothesis for entry in entries(project)] == ["beta holds"]
 
 
-def test_i_am_done_is_sent_back_while_budget_remains_and_an_idle_agent_is_let_go(project, driven):
-    each = driven([BEGIN, ends()])
+def test_i_am_done_is_sent_back_while_budget_remains_and_an_idle_agent_is_let_go(project, faked):
+    each = faked([BEGIN, ends()])
 
-    ended, _ = supervise(project, each.driver, max_experiments=5)
+    ended, _ = supervise(project, each.researcher, max_experiments=5)
 
     first, *later = each.program.calls
     assert "budget remains" in later[0].prompt
@@ -150,8 +151,8 @@ def test_i_am_done_is_sent_back_while_budget_remains_and_an_idle_agent_is_let_go
     )
 
 
-def test_each_turn_has_a_fresh_mind_unless_one_conversation_is_asked_for(driven):
-    fresh, kept = driven([BEGIN, ends()]), driven([BEGIN, ends()], turns="resumed")
+def test_each_turn_begins_a_conversation_unless_one_conversation_is_asked_for(faked):
+    fresh, kept = faked([BEGIN, ends()]), faked([BEGIN, ends()], turns="resumed")
     for each in (fresh, kept):
         for _ in range(2):
             each.begin()
@@ -162,17 +163,17 @@ def test_each_turn_has_a_fresh_mind_unless_one_conversation_is_asked_for(driven)
 
 
 @pytest.mark.slow
-def test_the_live_screen_hears_what_the_agent_does(project, driven):
+def test_the_live_screen_shows_what_the_agent_does(project, faked):
     path = str(project / "program.md")
-    each = driven([BEGIN, asks("Read", {"file_path": path}), ("sleep", 0.6), gets(), ends()])
+    each = faked([BEGIN, asks("Read", {"file_path": path}), ("sleep", 0.6), gets(), ends()])
 
-    _, events = supervise(project, each.driver)
+    _, events = supervise(project, each.researcher)
 
     assert Turn("reads program.md") in events
 
 
-def test_the_last_result_ends_a_turn_and_then_the_process(driven):
-    each = driven([BEGIN, ends(usd=0.1), ends(usd=0.3), ("deaf", None), ("sleep", 60)], linger=0.3)
+def test_the_last_result_ends_a_turn_and_then_the_process(faked):
+    each = faked([BEGIN, ends(usd=0.1), ends(usd=0.3), ("deaf", None), ("sleep", 60)], linger=0.3)
     each.begin()
 
     assert each.through() == Idle()
@@ -183,8 +184,8 @@ def test_the_last_result_ends_a_turn_and_then_the_process(driven):
 # --- processes that are lost -----------------------------------------------------------------------------
 
 
-def test_a_process_killed_midway_is_resumed(driven):
-    each = driven([BEGIN, asks("Read"), ("die", signal.SIGKILL)], [BEGIN, ends()])
+def test_a_process_killed_midway_is_resumed(faked):
+    each = faked([BEGIN, asks("Read"), ("die", signal.SIGKILL)], [BEGIN, ends()])
     each.begin()
 
     assert each.through() == Idle()
@@ -193,8 +194,8 @@ def test_a_process_killed_midway_is_resumed(driven):
 
 
 @pytest.mark.slow
-def test_a_silent_process_is_ended_and_resumed(driven):
-    each = driven([BEGIN, ("sleep", 60)], [BEGIN, ends()], silence=2.0)
+def test_a_silent_process_is_ended_and_resumed(faked):
+    each = faked([BEGIN, ("sleep", 60)], [BEGIN, ends()], silence=2.0)
     each.begin()
 
     assert each.through() == Idle()
@@ -203,17 +204,17 @@ def test_a_silent_process_is_ended_and_resumed(driven):
 
 
 @pytest.mark.slow
-def test_a_long_experiment_is_no_silence(driven):
-    each = driven([BEGIN, asks(RUN), ("sleep", 3.0), gets(), ends()], silence=2.0)
+def test_a_long_experiment_is_no_silence(faked):
+    each = faked([BEGIN, asks(RUN), ("sleep", 3.0), gets(), ends()], silence=2.0)
     each.begin()
 
     assert each.through() == Idle()
     assert len(each.program.calls) == 1
 
 
-def test_a_process_that_never_begins_is_tried_with_a_fresh_mind_and_then_given_up(driven):
+def test_a_process_that_never_begins_is_tried_in_a_new_conversation_and_then_given_up(faked):
     clock = FakeClock()
-    each = driven([("complain", "no such conversation"), ("die", signal.SIGTERM)], clock=clock)
+    each = faked([("complain", "no such conversation"), ("die", signal.SIGTERM)], clock=clock)
     each.begin()
 
     def forward(state: ResearcherState) -> bool:
@@ -228,8 +229,8 @@ def test_a_process_that_never_begins_is_tried_with_a_fresh_mind_and_then_given_u
     assert not any(call.option("--resume") for call in each.program.calls)
 
 
-def test_close_ends_the_process_and_what_it_started_within_two_seconds(driven):
-    each = driven([BEGIN, ("deaf", None), ("spawn", None), asks("Read"), ("sleep", 60)])
+def test_close_ends_the_process_and_what_it_started_within_two_seconds(faked):
+    each = faked([BEGIN, ("deaf", None), ("spawn", None), asks("Read"), ("sleep", 60)])
     each.begin()
     each.until(lambda state: isinstance(state, Working) and "reads" in state.doing)
     family = psutil.Process(each.program.calls[0].pid)
@@ -237,7 +238,7 @@ def test_close_ends_the_process_and_what_it_started_within_two_seconds(driven):
     assert others
 
     began = time.monotonic()
-    each.driver.close()
+    each.researcher.close()
 
     assert time.monotonic() - began < 2.0
     assert all(_gone(process.pid) for process in (family, *others))
@@ -277,14 +278,14 @@ def _gone(pid: int) -> bool:
 # --- a service that refuses ------------------------------------------------------------------------------
 
 
-def test_a_rate_limit_of_an_hour_is_waited_out_and_then_the_conversation_goes_on(driven):
+def test_a_rate_limit_of_an_hour_is_waited_out_and_then_the_conversation_goes_on(faked):
     clock, notes = FakeClock(), list[str]()
-    each = driven([BEGIN, *limited(resets_at=clock.wall() + 3600)], [BEGIN, ends()], clock=clock)
+    each = faked([BEGIN, *limited(resets_at=clock.wall() + 3600)], [BEGIN, ends()], clock=clock)
     each.begin(note=notes.append)
 
     state = each.until(waits)
     clock.advance(3590)
-    assert waits(each.driver.poll())
+    assert waits(each.researcher.poll())
     assert len(each.program.calls) == 1
     clock.advance(20)
 
@@ -294,9 +295,9 @@ def test_a_rate_limit_of_an_hour_is_waited_out_and_then_the_conversation_goes_on
     assert each.program.calls[1].option("--resume") == each.program.calls[0].session
 
 
-def test_no_rate_limit_is_waited_out_past_the_end_of_the_budget(driven):
+def test_no_rate_limit_is_waited_out_past_the_end_of_the_budget(faked):
     clock = FakeClock()
-    each = driven([BEGIN, *limited(resets_at=clock.wall() + 3600)], clock=clock)
+    each = faked([BEGIN, *limited(resets_at=clock.wall() + 3600)], clock=clock)
     each.begin(deadline_left=1800.0)
 
     state = each.through()
@@ -305,10 +306,10 @@ def test_no_rate_limit_is_waited_out_past_the_end_of_the_budget(driven):
     assert "the time is up before" in state.reason
 
 
-def test_until_wins_over_waiting(project, driven):
-    each = driven([BEGIN, *limited()])
+def test_until_wins_over_waiting(project, faked):
+    each = faked([BEGIN, *limited()])
 
-    ended, _ = supervise(project, each.driver, until=time.time() + 6.0)
+    ended, _ = supervise(project, each.researcher, until=time.time() + 6.0)
 
     assert ended.exit_code == exit_codes.FINISHED
     assert len(each.program.calls) == 1
@@ -317,12 +318,12 @@ def test_until_wins_over_waiting(project, driven):
 @pytest.mark.parametrize(
     ("status", "words"), [(401, "invalid x-api-key"), (404, "no such model"), (400, "bad request")]
 )
-def test_a_request_that_no_waiting_mends_ends_the_run_with_the_words_of_the_service(
-    project, driven, status, words
+def test_a_request_that_no_waiting_changes_ends_the_run_with_the_words_of_the_service(
+    project, faked, status, words
 ):
-    each = driven([BEGIN, ends(why="api_error", api_error_status=status, result=words)])
+    each = faked([BEGIN, ends(why="api_error", api_error_status=status, result=words)])
 
-    ended, _ = supervise(project, each.driver)
+    ended, _ = supervise(project, each.researcher)
 
     assert ended.exit_code == exit_codes.RESEARCHER
     assert words in ended.reason
@@ -332,8 +333,8 @@ def test_a_request_that_no_waiting_mends_ends_the_run_with_the_words_of_the_serv
 # --- money -----------------------------------------------------------------------------------------------
 
 
-def test_dollars_of_a_resumed_session_are_charged_once(driven):
-    each = driven([BEGIN, ends(usd=0.10)], [BEGIN, ends(usd=0.25)], turns="resumed")
+def test_dollars_of_a_resumed_session_are_charged_once(faked):
+    each = faked([BEGIN, ends(usd=0.10)], [BEGIN, ends(usd=0.25)], turns="resumed")
     for _ in range(2):
         each.begin()
         each.through()
@@ -341,8 +342,8 @@ def test_dollars_of_a_resumed_session_are_charged_once(driven):
     assert [usd for usd, _ in each.charges] == [pytest.approx(0.10), pytest.approx(0.15)]
 
 
-def test_a_turn_is_charged_by_our_prices_while_it_runs_and_by_its_own_words_at_the_end(driven):
-    each = driven([BEGIN, *used(1_000_000, 20), ("sleep", 0.5), ends(usd=4.5, tokens=1_000_020)])
+def test_a_turn_is_charged_by_our_prices_while_it_runs_and_by_its_own_words_at_the_end(faked):
+    each = faked([BEGIN, *used(1_000_000, 20), ("sleep", 0.5), ends(usd=4.5, tokens=1_000_020)])
     each.begin()
     each.through()
 
@@ -352,17 +353,17 @@ def test_a_turn_is_charged_by_our_prices_while_it_runs_and_by_its_own_words_at_t
     assert sum(tokens) == 1_000_020
 
 
-def test_what_a_killed_process_has_used_is_charged_beside_the_session_that_goes_on(driven):
+def test_what_a_killed_process_has_used_is_charged_beside_the_session_that_goes_on(faked):
     lost = [BEGIN, *used(500_000, 10), asks("Read"), ("die", signal.SIGKILL)]
-    each = driven(lost, [BEGIN, ends(usd=1.0, tokens=100)])
+    each = faked(lost, [BEGIN, ends(usd=1.0, tokens=100)])
     each.begin()
     each.through()
 
     assert sum(usd or 0.0 for usd, _ in each.charges) == pytest.approx(3.0, abs=0.01)
 
 
-def test_a_turn_may_cost_no_more_than_is_left(driven):
-    each = driven([BEGIN, ends(usd=0.5)])
+def test_a_turn_may_cost_no_more_than_is_left(faked):
+    each = faked([BEGIN, ends(usd=0.5)])
     each.begin(budget=BudgetState(usd=1.0, usd_left=0.75))
 
     each.through()
@@ -384,8 +385,8 @@ def test_the_live_screen_shows_what_it_cost_so_far_also_without_a_limit():
 # --- what it may do --------------------------------------------------------------------------------------
 
 
-def test_without_a_shell_only_experiment_py_may_be_written(driven):
-    each = driven([BEGIN, ends()])
+def test_without_a_shell_only_experiment_py_may_be_written(faked):
+    each = faked([BEGIN, ends()])
     each.begin()
     each.through()
     call = each.program.calls[0]
@@ -400,12 +401,12 @@ def test_without_a_shell_only_experiment_py_may_be_written(driven):
     ]
 
 
-def test_the_agent_is_told_what_the_loaded_model_can(tmp_path):
+def test_the_prompt_says_what_the_loaded_model_has(tmp_path):
     facts = {"size": "n_layers 2, n_heads 4", "capabilities": "z; missing: mlp_out (a block has no MLP)"}
 
-    told = prompt(Situation(tmp_path, [], BudgetState(), None, facts=facts))
+    text = prompt(Situation(tmp_path, [], BudgetState(), None, facts=facts))
 
-    assert "n_layers 2, n_heads 4. It has z; missing: mlp_out (a block has no MLP)" in told
+    assert "n_layers 2, n_heads 4. It has z; missing: mlp_out (a block has no MLP)" in text
 
 
 def test_a_shell_is_opted_into_and_may_not_rewrite_history():
@@ -458,9 +459,9 @@ def only_claude(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[in
 def test_auto_takes_claude_if_it_can_be_used_and_says_why(only_claude, code, name, why):
     only_claude(code)
 
-    driver, words = choose("auto")
+    researcher, words = choose("auto")
 
-    assert driver.name == name
+    assert researcher.name == name
     assert why in words
 
 
@@ -577,6 +578,11 @@ class Bench:
         return {"tool": "Edit", "input": {"file_path": str(self.project / "setup.py"), **change}}
 
 
+def playing(steps: list[dict[str, Any]]) -> MessagesStub:
+    """A service that plays the steps and has nothing to say afterwards."""
+    return MessagesStub({"lanes": [{"turns": steps, "then": {"text": "Nothing more."}}]})
+
+
 def shell(command: str) -> dict[str, Any]:
     return {"tool": "Bash", "input": {"command": command, "description": "a command"}}
 
@@ -618,7 +624,7 @@ def test_the_real_program_investigates_to_the_end_of_its_budget(bench):
         {**bench.writes("experiment.py", experiments[2]), "expect": {"last_result_has": "0002 lead"}},
         RUNS,
     ]
-    with MessagesStub({"lanes": [{"turns": steps, "then": {"text": "Nothing more."}}]}) as stub:
+    with playing(steps) as stub:
         said = bench.start(stub, "--max-experiments", "3")
         failures, probes = stub.failures, stub.probes
 
@@ -642,7 +648,7 @@ def test_the_real_program_with_a_shell_may_not_rewrite_history(bench):
         shell("autointerp run"),
         {"text": "done", "expect": {"last_result_has": "0001 lead"}},
     ]
-    with MessagesStub({"lanes": [{"turns": steps, "then": {"text": "Nothing more."}}]}) as stub:
+    with playing(steps) as stub:
         said = bench.start(stub, "--max-experiments", "1", "--agent-shell")
         failures = stub.failures
 
@@ -691,14 +697,14 @@ def test_the_real_program_opened_by_hand_works_from_the_files_of_the_scaffold_al
 def test_the_real_program_killed_midway_resumes_its_conversation(bench):
     steps = [
         bench.reads("experiment.py"),
-        {"text": "never heard", "hang": 60},
+        {"text": "never read", "hang": 60},
         {
             **bench.writes("experiment.py", asked_for("attn", "layer", 1)),
             "expect": {"messages_have": ["Read program.md and STATE.md", "your last turn was interrupted"]},
         },
         RUNS,
     ]
-    with MessagesStub({"lanes": [{"turns": steps, "then": {"text": "Nothing more."}}]}) as stub:
+    with playing(steps) as stub:
         arguments = ("--scaffold", "induction", "--agent", "claude", "--max-experiments", "1")
         supervisor = bench.autointerp(stub, "start", str(bench.project), *arguments)
         end = time.monotonic() + 60
@@ -721,7 +727,7 @@ def test_the_real_program_killed_midway_resumes_its_conversation(bench):
 @real
 def test_the_dollars_in_the_journal_are_those_of_the_real_program(bench):
     steps = [bench.reads("experiment.py"), {"text": "I am done.", "usage": {"input_tokens": 1_000_000}}]
-    with MessagesStub({"lanes": [{"turns": steps, "then": {"text": "Nothing more."}}]}) as stub:
+    with playing(steps) as stub:
         said = bench.start(stub, "--max-usd", "3", "--max-experiments", "5")
         usages = [request.usage or {} for request in stub.requests]
 

@@ -178,7 +178,7 @@ def test_a_setup_that_never_ends_is_stopped(bench: Bench):
     assert bench.runner.check_setup().error == "setup.py was not imported within 0.2 seconds"
 
 
-def test_while_setup_is_imported_its_last_line_of_output_is_told(bench: Bench):
+def test_while_setup_is_imported_its_last_line_of_output_is_shown(bench: Bench):
     bench.seal(
         "import sys\nprint('\\rfetching 10 %\\rfetching 20 %', end='', file=sys.stderr, flush=True)\n" + HANG
     )

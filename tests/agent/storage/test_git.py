@@ -210,7 +210,7 @@ def test_a_merge_in_progress_is_left_in_progress(users: Path):
 
 
 @pytest.mark.parametrize("how", ["whole directory", "configured"])
-def test_a_bare_repository_is_refused_in_words(project: Path, how: str):
+def test_a_bare_repository_is_refused(project: Path, how: str):
     if how == "configured":
         git(project, "init", "--quiet")
         git(project, "config", "core.bare", "true")

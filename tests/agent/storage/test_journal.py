@@ -86,7 +86,7 @@ def test_lines_that_are_no_events_are_counted_and_kept(path: Path):
     assert b"\xff" in path.read_bytes()
 
 
-def test_a_follower_hears_the_past_and_the_future_alike(path: Path):
+def test_a_follower_gets_the_past_and_the_future_alike(path: Path):
     Journal(path).append("one")
     journal = Journal(path)
     heard: list[str] = []
@@ -194,7 +194,7 @@ def test_after_a_failed_sync_the_event_is_written_again_through_a_new_descriptor
     assert names(journal) == ["one", "two"]
 
 
-def test_a_disk_that_keeps_nothing_ends_the_run_in_words(path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_disk_that_keeps_nothing_ends_the_run(path: Path, monkeypatch: pytest.MonkeyPatch):
     journal = Journal(path)
     journal.append("one")
     monkeypatch.setattr(

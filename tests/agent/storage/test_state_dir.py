@@ -70,7 +70,7 @@ def test_a_state_directory_that_cannot_be_made_is_named(project: Path, monkeypat
         open_state(project)
 
 
-def test_a_second_supervisor_hears_who_is_first(project: Path, state: State):
+def test_a_second_supervisor_is_refused_with_the_name_of_the_first(project: Path, state: State):
     with subprocess.Popen(
         [sys.executable, "-c", HOLD, str(project)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as first:
@@ -151,7 +151,7 @@ def test_the_program_may_change_between_starts(project: Path, state: State):
 @pytest.mark.parametrize(
     ("spoil", "words"), [("missing", "is missing"), ("link", "symbolic link"), ("pipe", "regular")]
 )
-def test_a_setup_that_is_no_file_is_refused_in_words(project: Path, state: State, spoil: str, words: str):
+def test_a_setup_that_is_no_file_is_refused(project: Path, state: State, spoil: str, words: str):
     setup = project / "setup.py"
     setup.unlink()
     if spoil == "link":

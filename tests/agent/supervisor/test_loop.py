@@ -47,6 +47,7 @@ from tests.agent.fakes import (
     Proposals,
     digest_of,
     entries,
+    finished_run,
     git,
     make_project,
     source,
@@ -63,12 +64,7 @@ def journal(project: Path) -> list[dict[str, object]]:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Event], Proposals]:
     """A run that kept, did not keep, and kept two entries of one experiment. To look at, not to change."""
-    root = tmp_path_factory.mktemp("finished")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AUTOINTERP_STATE_DIR", str(root / "state"))
-        project = make_project(root / "project")
-        _, events, driver = supervise(project, ["alpha", "dull", "two"])
-    return project, events, driver
+    return finished_run(tmp_path_factory.mktemp("finished"), ["alpha", "dull", "two"])
 
 
 def test_a_kept_entry_has_a_line_a_folder_and_a_commit_that_touches_nothing_else(finished):
@@ -135,7 +131,7 @@ def test_one_run_may_report_several_entries_and_counts_once(finished):
     assert git(project, "log", "--format=%s").count("of two was found") == 2
 
 
-def test_a_decided_line_is_told_to_the_screen_once(finished):
+def test_a_decided_line_is_shown_once(finished):
     told = [event.entry.experiment_id for event in finished[1] if isinstance(event, Decided)]
 
     assert told == ["0001", "0002", "0003", "0004"]
@@ -182,7 +178,7 @@ def test_the_numbers_of_another_experiment_are_a_no_op(project):
     assert "0001" in entries(project)[1].record["reasons"][0]
 
 
-def test_bytes_that_ran_are_not_run_again_and_the_researcher_hears_what_came_of_them(project):
+def test_bytes_that_ran_are_not_run_again_and_the_researcher_gets_what_came_of_them(project):
     supervise(project, ["alpha"])
     driver = Proposals(["alpha"], again=True)
 
@@ -245,7 +241,7 @@ def test_a_setup_py_that_changed_between_two_runs_is_put_back_before_the_next(pr
     assert (project / "setup.py").read_text() == SETUP
 
 
-def test_lines_logged_by_hand_between_two_runs_stay_and_are_nobodys_violation(project):
+def test_lines_logged_by_hand_between_two_runs_stay_and_are_no_violation(project):
     def by_hand(name: str, where: Path) -> None:
         if name == "beta":
             environment = {**os.environ, "PYTHONPATH": str(where)}
@@ -365,7 +361,7 @@ def test_each_line_records_program_md_as_it_was_then(project):
     assert programs == [digest(b"# alpha\n"), digest(b"# beta\n")]
 
 
-def test_the_researcher_hears_the_guidance_the_facts_and_what_is_left(project):
+def test_the_researcher_gets_the_guidance_the_facts_and_what_is_left(project):
     (project / "steer.md").write_text("look at \x1b[31mlayer 3\x1b[0m\n")
     driver = Proposals(["alpha"])
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from watchdog.observers import Observer
 
-from mlxterp_agent.supervisor.watcher import Doorbell, read_experiment
+from mlxterp_agent.supervisor.watcher import FileWatcher, read_experiment
 
 
 @pytest.fixture
@@ -37,38 +37,38 @@ def fake_times(project: Path, text: str) -> None:
 
 @pytest.mark.parametrize("save", [rewrite, replace, fake_times])
 def test_the_bell_rings_however_the_file_is_saved(project: Path, save):
-    with Doorbell(project) as bell:
+    with FileWatcher(project) as watcher:
         save(project, "y = 22\n")
 
-        assert bell.wait(5)
+        assert watcher.wait(5)
 
 
 def test_the_bell_rings_for_a_stop_file(project: Path):
-    with Doorbell(project) as bell:
+    with FileWatcher(project) as watcher:
         (project / "STOP").touch()
 
-        assert bell.wait(5)
+        assert watcher.wait(5)
 
 
 def test_reading_the_file_and_writing_others_does_not_ring(project: Path):
-    with Doorbell(project) as bell:
+    with FileWatcher(project) as watcher:
         read_experiment(project)
         (project / "results.jsonl").write_text("{}\n")
 
-        assert not bell.wait(0.2)
+        assert not watcher.wait(0.2)
 
 
 def test_settling_waits_for_the_last_step_of_a_save(project: Path):
-    with Doorbell(project) as bell:
+    with FileWatcher(project) as watcher:
         rewrite(project, "y = ")
         rewrite(project, "y = 2\n")
-        assert bell.wait(5)
-        bell.settle(quiet=0.05)
+        assert watcher.wait(5)
+        watcher.settle(quiet=0.05)
 
-        assert not bell.wait(0.1)
+        assert not watcher.wait(0.1)
 
 
-def test_when_the_system_watches_no_more_files_they_are_looked_at(
+def test_when_the_system_watches_no_more_files_they_are_polled(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ):
     def exhausted(self: object) -> None:
@@ -76,15 +76,15 @@ def test_when_the_system_watches_no_more_files_they_are_looked_at(
 
     monkeypatch.setattr(Observer, "start", exhausted)
 
-    with Doorbell(project) as bell:
+    with FileWatcher(project) as watcher:
         assert (
-            bell.polling
-            == "the system watches no more files (inotify watch limit reached); looking at them instead"
+            watcher.polling
+            == "the system watches no more files (inotify watch limit reached); they are polled instead"
         )
-        assert not bell.wait(0.01)
+        assert not watcher.wait(0.01)
         replace(project, "y = 22\n")
-        assert bell.wait(5)
-        assert not bell.wait(0.01)
+        assert watcher.wait(5)
+        assert not watcher.wait(0.01)
 
 
 def test_a_file_that_parses_is_a_candidate_with_its_digest(project: Path):

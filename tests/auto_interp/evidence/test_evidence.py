@@ -7,7 +7,7 @@ import pytest
 
 from mlxterp.auto_interp.evidence.corpus import Corpus
 from mlxterp.auto_interp.evidence.evidence import FeatureEvidence, Sampling, gather
-from mlxterp.auto_interp.evidence.sampling import draw
+from mlxterp.auto_interp.evidence.token_draw import draw
 from mlxterp.errors import LabelingError, StoreError
 from mlxterp.sae.feature_store.build import store_from_arrays
 from tests.auto_interp import planted

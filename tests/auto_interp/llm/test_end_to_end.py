@@ -167,7 +167,7 @@ def test_in_batches_every_step_of_all_features_is_one_batch(labelled, tmp_path):
     assert sum(label.usage.usd or 0 for label in labels) == pytest.approx(sum(sizes) * 0.00284 / 2)
 
 
-def test_judges_that_talk_nonsense_leave_the_label_without_confidence(labelled):
+def test_judges_whose_answers_cannot_be_used_give_no_label_but_the_reason(labelled):
     def vague(request: Request) -> dict[str, Any]:
         return (
             reader(request) if request.system == instructions("label") else {"text": "Most of them, I think."}
@@ -177,8 +177,8 @@ def test_judges_that_talk_nonsense_leave_the_label_without_confidence(labelled):
         labels = labelled(claude(stub))
 
     for label in labels:
-        assert label.status == "ok"
-        assert label.confidence < 0.01
+        assert (label.status, label.label, label.confidence) == ("error", None, 0.0)
+        assert "no score: detection: 0 of " in label.error
         assert label.scores["detection"].details["failed"] > 0
 
 

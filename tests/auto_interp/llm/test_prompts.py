@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlxterp.auto_interp.evidence.evidence import Window
-from mlxterp.auto_interp.llm.labeler import shown as shown_evidence
+from mlxterp.auto_interp.llm.labeler import evidence_data
 from mlxterp.auto_interp.llm.prompts import (
     DESCRIPTION_WORDS,
     LABEL_WORDS,
@@ -105,14 +105,14 @@ def test_weak_tokens_beside_the_peak_are_not_marked_and_neighbours_share_a_mark(
 
 def test_a_model_is_shown_the_training_half_only():
     feature = evidence()
-    shape = json.dumps(shown_evidence(feature))
+    shape = json.dumps(evidence_data(feature))
 
     for window in (*feature.test_positives, *feature.test_negatives):
         assert window.text not in shape
-    assert len(shown_evidence(feature)["examples"]) == len(feature.train_positives)
-    assert len(shown_evidence(feature)["counterexamples"]) == len(feature.train_negatives)
+    assert len(evidence_data(feature)["examples"]) == len(feature.train_positives)
+    assert len(evidence_data(feature)["counterexamples"]) == len(feature.train_negatives)
     for name in ("tokens", "tokens_after", "promoted", "suppressed"):
-        assert shown_evidence(feature)[name]
+        assert evidence_data(feature)[name]
 
 
 def test_the_words_of_the_instructions_state_the_limits_that_are_kept():

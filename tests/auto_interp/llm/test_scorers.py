@@ -230,17 +230,36 @@ def test_judgements_are_matched_by_number_not_by_order():
     )
 
 
-def test_failed_questions_are_reported_and_count_as_undecided():
+def judged_with_failures(n: int, **options: Any) -> Score:
+    """Detection where the answers to the first n questions cannot be used."""
     fake = FakeJudge()
     answer = fake._answer
-    fake._answers = lambda request: "nonsense" if request.user == fake.requests[0].user else answer(request)
+    fake._answers = lambda request: (
+        "nonsense"
+        if request.user in list(dict.fromkeys(each.user for each in fake.requests))[:n]
+        else answer(request)
+    )
+    return score(fake, tasks=("detection",), **options)["detection"]
 
-    result: Score = score(fake, tasks=("detection",))["detection"]
+
+def test_failed_questions_are_reported_and_count_neither_as_yes_nor_as_no():
+    result = judged_with_failures(1)
 
     assert result.details["failed"] == 20
     assert result.details["failures"]
-    assert 0.85 < result.balanced_accuracy < 0.95
-    assert result.true_positives + result.false_negatives == 50
+    assert result.coverage == 0.8
+    assert result.balanced_accuracy == 1.0
+    assert result.false_negatives == result.false_positives == 0
+    assert result.true_positives + result.true_negatives == 80
+
+
+def test_too_few_decided_texts_give_no_score_but_the_reason():
+    result = judged_with_failures(2)
+
+    assert (result.balanced_accuracy, result.interval, result.confidence) == (None, None, None)
+    assert result.coverage == 0.6
+    assert "60 of 100 texts were decided" in result.details["reason"]
+    assert "a score needs 80%" in result.details["reason"]
 
 
 def test_a_rejection_ends_the_score_at_once():

@@ -9,7 +9,7 @@ import pytest
 
 from mlxterp.auto_interp.evidence.corpus import Corpus
 from mlxterp.auto_interp.evidence.evidence import Sampling, gather
-from mlxterp.auto_interp.evidence.sampling import draw
+from mlxterp.auto_interp.evidence.token_draw import draw
 from mlxterp.auto_interp.label import FeatureLabel, Proposal
 from mlxterp.auto_interp.promoted_tokens import Promotion
 from mlxterp.auto_interp.rules.candidates import Background, simple_rules

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 
+import numpy as np
 import pytest
 
-from mlxterp.auto_interp import FeatureLabel, sensitivity_test
-from mlxterp.auto_interp.sensitivity.items import by_rule, unseen
-from mlxterp.errors import LabelingError, StoreError
+from mlxterp.auto_interp import FeatureLabel, sensitivity_test, sensitivity_tests
+from mlxterp.auto_interp.scores import Auroc, auroc
+from mlxterp.auto_interp.sensitivity import sensitivity
+from mlxterp.auto_interp.sensitivity.items import FreshTexts, Items, by_rule, fresh_documents
+from mlxterp.errors import LabelingError, StoreError, TrainingTexts
 from mlxterp.sae.feature_store.build import build_store
 from tests.auto_interp import planted
 
@@ -92,10 +96,11 @@ def test_the_label_given_stays_as_it_is(model, sae, labels, held_out):
 def test_texts_that_the_label_was_made_from_are_left_out(model, sae, labels, store):
     seen = {window.document for window in labels[0].evidence}
 
-    tested = sensitivity_test(model, sae, labels[0], store=store)
+    with pytest.warns(TrainingTexts, match="labels of these features were made from: 0"):
+        tested = sensitivity_test(model, sae, labels[0], store=store)
 
     assert tested.sensitivity["removed"] >= len(seen)
-    assert not unseen(store, labels[0])[list(seen)].any()
+    assert not fresh_documents(store, labels[0])[list(seen)].any()
     assert f"{tested.sensitivity['removed']} texts were left out" in tested.sensitivity_details
 
 
@@ -111,12 +116,11 @@ def test_lists_that_are_given_decide(model, sae, labels):
 
 
 def test_half_of_the_negatives_of_a_pair_meet_one_condition_of_two(labels, held_out):
-    import numpy as np
-
     pair = next(each for each in labels if planted.plants()[each.feature_id].kind == "bigram")
     word = planted.plants()[pair.feature_id].words[0]
 
-    items = by_rule(held_out, pair.feature_id, pair.rule, np.ones(60, dtype=bool), np.random.default_rng(0))
+    texts = FreshTexts(held_out, pair.feature_id, np.ones(60, dtype=bool), np.random.default_rng(0))
+    items = by_rule(texts, pair.rule)
 
     near = [
         name
@@ -146,3 +150,71 @@ def test_a_store_and_texts_give_the_same(model, sae, labels):
     by_texts = sensitivity_test(model, sae, labels[0], test_texts=texts)
 
     assert by_texts == sensitivity_test(model, sae, labels[0], store=build_store(model, sae, texts))
+
+
+def test_labels_tested_on_the_texts_they_were_made_from_are_warned_of_once(model, sae, labels, store):
+    tested = [dataclasses.replace(label, evidence=()) for label in named(labels)[:7]]
+
+    with pytest.warns(TrainingTexts, match="and 2 more") as found:
+        sensitivity_tests(model, sae, tested, store=store)
+
+    assert len([each for each in found if each.category is TrainingTexts]) == 1
+
+
+def test_other_texts_are_not_warned_of(model, sae, labels, held_out):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sensitivity_test(model, sae, labels[0], store=held_out)
+
+
+ABOVE, AT = Auroc(0.9, (np.nextafter(sensitivity.MIN_AUROC, 1), 0.95)), Auroc(0.9, (0.6, 0.95))
+
+
+@pytest.mark.parametrize(
+    ("area", "accuracy", "p", "passes"),
+    [
+        (ABOVE, 0.75, np.nextafter(0.01, 0), True),
+        (AT, 0.75, 0.001, False),  # the value of the area is above the bar; its lower bound is not
+        (ABOVE, np.nextafter(0.75, 0), 0.001, False),
+        (ABOVE, 0.75, 0.01, False),
+    ],
+    ids=["all at their bars", "area", "balanced accuracy", "p"],
+)
+def test_each_bar_of_the_test_is_decided_at_its_value(area, accuracy, p, passes):
+    assert sensitivity.holds(area, accuracy, p) is passes
+
+
+def items(positive: list[float], negative: list[float], store) -> Items:
+    arrays = (np.array(each, dtype=np.float64) for each in (positive, negative))
+    return Items(*arrays, "text", "lists", str, store, np.zeros(len(positive), dtype=np.int64))
+
+
+def test_an_area_above_the_bar_with_a_lower_bound_below_it_fails(held_out):
+    positive, negative = [1.0] * 6 + [0.0] * 2, [0.0] * 6 + [1.0] * 2
+    area = auroc(positive, negative)
+    assert area.value > sensitivity.MIN_AUROC > area.interval[0]
+
+    found = sensitivity._measure(
+        items(positive, negative, held_out), sensitivity._Options(None, 8, causal=False, controls=1, seed=0)
+    )
+
+    assert found["balanced_accuracy"] == 0.75
+    assert found["passed"] is False
+
+
+@pytest.mark.parametrize(("n", "tested"), [(7, False), (8, True)])
+def test_eight_items_of_a_class_are_enough(held_out, n, tested):
+    options = sensitivity._Options(None, 8, causal=False, controls=1, seed=0)
+
+    found = sensitivity._measure(items([1.0] * 20, [0.0] * n, held_out), options)
+
+    assert (found["passed"] is not None) is tested
+
+
+@pytest.mark.parametrize(("activation", "fires"), [(np.nextafter(0.1, 0), 0.0), (0.1, 0.125)])
+def test_a_feature_fires_from_a_tenth_of_its_strongest_activation_on(held_out, activation, fires):
+    options = sensitivity._Options(None, 8, causal=False, controls=1, seed=0)
+
+    found = sensitivity._measure(items([1.0] * 8, [activation] + [0.0] * 7, held_out), options)
+
+    assert 1 - found["specificity"] == fires

@@ -20,10 +20,11 @@ from mlxterp.causal import (
 )
 from mlxterp.causal.circuits.edge_patching import EdgeRun
 from mlxterp.causal.circuits.graph import parse_edge
-from mlxterp.causal.prompts.pair import prepare, runs_kept
+from mlxterp.causal.prompts.pair import prepare
 from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import LengthMismatch, PositionsAligned, SweepError
-from tests.causal.circuits.test_acdc import edges_of, planted_edges, random_token_pairs
+from tests.causal.circuits.test_acdc import edges_of
+from tests.causal.conftest import planted_edges, random_token_pairs
 from tests.tiny_models import ByteTokenizer, tiny_module
 
 LONG, SHORT = "the elephant sat", "the dog sat"
@@ -154,21 +155,3 @@ def test_the_faithfulness_of_several_circuits_is_each_ones_own(toy_model):
     assert together.low.shape == (3,)
     with pytest.raises(SweepError, match="at least one"):
         faithfulnesses(toy_model, pairs, [])
-
-
-def test_runs_are_kept_inside_and_forgotten_outside(model, monkeypatch):
-    from mlxterp.causal.batching import sweep
-
-    made = []
-    run_prompts = sweep.run_prompts
-    monkeypatch.setattr(sweep, "run_prompts", lambda m, t: (made.append(len(t)), run_prompts(m, t))[1])
-    other = PromptPair("the cat sat", "the dog sat", answer="x", foil="y")
-
-    with runs_kept():
-        first, second = prepare(model, other), prepare(model, other, "kl")
-        with pytest.raises(LengthMismatch):
-            prepare(model, PAIR)
-    prepare(model, other)
-
-    assert first.clean_run is second.clean_run
-    assert made == [2, 2]

@@ -257,7 +257,7 @@ def test_names_that_do_not_exist_are_refused_with_those_that_do(tiny_llama):
 
 
 def test_heads_of_a_component_without_heads_are_refused(tiny_llama):
-    with pytest.raises(SweepError, match=r"mlp_out has none.*z \(what each head hands"):
+    with pytest.raises(SweepError, match=r"mlp_out has none.*z \(what each head passes"):
         activation_patching(tiny_llama, PAIR, component="mlp", by="layer_head")
 
 

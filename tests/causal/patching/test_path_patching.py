@@ -15,8 +15,7 @@ from mlxterp.core.interventions import add, replace
 from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import SweepError
 from mlxterp.results import AnalysisResult
-from tests.causal.circuits.test_acdc import random_token_pairs
-from tests.causal.conftest import CLEAN, CORRUPTED, PAIR, PAIRS, logit_difference
+from tests.causal.conftest import CLEAN, CORRUPTED, PAIR, PAIRS, logit_difference, random_token_pairs
 from tests.tiny_models import ByteTokenizer, tiny_module
 
 

@@ -6,28 +6,19 @@ waits until it is done; the supervisor does what is waiting each time it polls.
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as NotDone
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
 
 class Closed(Exception):
     """The supervisor wants nothing more; the thread unwinds."""
-
-
-class _Work(Generic[T]):
-    def __init__(self, do: Callable[[], T]) -> None:
-        self._do = do
-        self.given_up = False
-        self.done = threading.Event()
-        self.result: list[T] = []
-
-    def run(self) -> None:
-        self.result.append(self._do())
-        self.done.set()
 
 
 class SupervisorQueue:
@@ -39,7 +30,7 @@ class SupervisorQueue:
 
     def __init__(self) -> None:
         self.closed = threading.Event()
-        self._waiting: queue.SimpleQueue[_Work[Any]] = queue.SimpleQueue()
+        self._waiting: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = queue.SimpleQueue()
 
     def ask(self, do: Callable[[], T], *, always: bool = False) -> T:
         """Called by the researcher: has the supervisor do this, and gives its result.
@@ -49,23 +40,23 @@ class SupervisorQueue:
         Raises:
             Closed: the result is not waited for any longer.
         """
-        work = _Work(do)
-        self._waiting.put(work)
-        while not work.done.wait(0.1):
+        work: Future[T] = Future()
+        self._waiting.put((work, do))
+        while True:
+            with contextlib.suppress(NotDone):
+                return work.result(timeout=0.1)
             if self.closed.is_set():
-                work.given_up = not always
+                if not always:
+                    work.cancel()
                 raise Closed
-        return work.result[0]
 
     def serve(self) -> None:
         """Called by the supervisor: does everything that waits. What fails, fails on its side."""
-        while True:
-            try:
-                work = self._waiting.get_nowait()
-            except queue.Empty:
-                return
-            if not work.given_up:
-                work.run()
+        with contextlib.suppress(queue.Empty):
+            while True:
+                work, do = self._waiting.get_nowait()
+                if work.set_running_or_notify_cancel():
+                    work.set_result(do())
 
     def check(self) -> None:
         """Raises Closed when the researcher must end."""

@@ -9,7 +9,6 @@ refuses.
 
 from __future__ import annotations
 
-import math
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -154,7 +153,7 @@ class Turn:
         self._entries: list[ExperimentEntry] = list(situation.entries)
         self._budget = SupervisedBudget(situation, connections.queue, connections.client.model)
         left = situation.deadline_left
-        self._until = math.inf if left is None else connections.clock.elapsed() + left
+        self._until = None if left is None else connections.clock.elapsed() + left
         self._tools = Tools(situation.project, self._run_experiment, lambda: self._entries, connections.show)
         self._rounds = 0
 
@@ -167,10 +166,10 @@ class Turn:
         except LlmRejected as problem:
             return Failed(str(problem))
         except TransientError as problem:
-            if self._until < math.inf:
+            if self._until is not None:
                 return Done(f"{problem}, and the time ends before it is back")
             patience = duration(self._with.client.policy.patience)
-            return Failed(f"{problem}; the service stayed away for {patience}")
+            return Failed(f"{problem}; the service did not answer for {patience}")
         finally:
             self._note_usage()
 
@@ -228,8 +227,11 @@ class Turn:
             self._with.queue.ask(lambda: self._situation.note(message))
             self._with.show(f"waiting: {message}")
 
+        until, clock = self._until, self._with.clock
         answer = await self._with.client.call_with_retries(
-            call, seconds_left=lambda: self._until - self._with.clock.elapsed(), on_wait=note_wait
+            call,
+            seconds_left=None if until is None else lambda: until - clock.elapsed(),
+            on_wait=note_wait,
         )
         talk.count(answer.tokens)
         self._with.usage.add(answer.tokens, self._budget.cost_of(answer).usd)

@@ -6,8 +6,7 @@ here where a sentence of the conclusion states it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mlxterp_agent.researchers.scripted.study import (
@@ -19,7 +18,6 @@ from mlxterp_agent.researchers.scripted.study import (
     Values,
     listed,
     sentences,
-    value_from,
 )
 
 EXPLAINED = 0.5
@@ -37,35 +35,6 @@ ABLATED, FEWER_ABLATED = 8, 3
 
 
 # What the log says.
-
-
-@dataclass(frozen=True)
-class Survey:
-    """What the first step says about the dictionary and the texts.
-
-    Attributes:
-        explained: share of the variance about the mean that it explains on held-out texts.
-        l0: mean number of features that fire on a token.
-        silent_share: share of the features that never fire on the texts.
-        candidates: features that fire neither too rarely nor too often, the strongest first.
-        silent: some features that never fire.
-    """
-
-    hook_point: str
-    d_sae: int
-    n_tokens: int
-    n_documents: int
-    n_held_out: int
-    explained: float
-    l0: float
-    silent_share: float
-    candidates: Sequence[int]
-    silent: Sequence[int]
-
-
-def survey_of(progress: Progress) -> Survey:
-    """The numbers of the survey, which must have been made."""
-    return value_from(Survey, progress.numbers("survey"))
 
 
 def _kept_labels(progress: Progress) -> dict[int, Mapping[str, Any]]:
@@ -99,7 +68,7 @@ def _survey(_: Progress, attempt: int) -> Values:
 
 
 def _labels(progress: Progress, attempt: int) -> Values | Skip:
-    candidates = list(survey_of(progress).candidates)
+    candidates = list(progress.numbers("survey")["candidates"])
     if not candidates:
         return Skip("no feature fires often enough, and none too often", lasting=True)
     return {"features": candidates[: None if attempt == 1 else FEWER_CANDIDATES], "accuracy": ACCURACY}
@@ -118,14 +87,18 @@ def _decoys(progress: Progress, attempt: int) -> Values | Skip:
 
 
 def _effects(progress: Progress, attempt: int) -> Values | Skip:
-    chosen = _passed_labels(progress) or list(_kept_labels(progress)) or list(survey_of(progress).candidates)
+    chosen = (
+        _passed_labels(progress)
+        or list(_kept_labels(progress))
+        or list(progress.numbers("survey")["candidates"])
+    )
     if not chosen:
         return Skip("there is no feature to ablate", lasting=True)
     return {"features": chosen[: ABLATED if attempt == 1 else FEWER_ABLATED], "chance": CHANCE}
 
 
 def _silent(progress: Progress, attempt: int) -> Values | Skip:
-    silent = list(survey_of(progress).silent[: 8 // attempt])
+    silent = progress.numbers("survey")["silent"][: 8 // attempt]
     return {"features": silent} if silent else Skip("every feature fires somewhere on these texts")
 
 
@@ -133,12 +106,13 @@ def _silent(progress: Progress, attempt: int) -> Values | Skip:
 
 
 def _survey_sentence(progress: Progress) -> str:
-    survey = survey_of(progress)
-    worth = "" if survey.explained >= EXPLAINED else ", which is too little to call it a description"
+    """How much the dictionary explains, and how many features fire."""
+    numbers = progress.numbers("survey")
+    worth = "" if numbers["explained"] >= EXPLAINED else ", which is too little to call it a description"
     return (
-        f"The {survey.d_sae:,} features at {survey.hook_point} explain {survey.explained:.0%} of the "
-        f"variance on {survey.n_held_out} held-out documents{worth}; {survey.l0:.1f} of them fire on a "
-        f"token, {survey.silent_share:.0%} on none of {survey.n_tokens:,}."
+        f"The {numbers['d_sae']:,} features at {numbers['hook_point']} explain {numbers['explained']:.0%} of "
+        f"the variance on {numbers['n_held_out']} held-out documents{worth}; {numbers['l0']:.1f} of them "
+        f"fire on a token, {numbers['silent_share']:.0%} on none of {numbers['n_tokens']:,}."
     )
 
 
@@ -227,18 +201,20 @@ def _answer(progress: Progress) -> Answer:
         verdict = (
             "No feature was found whose label holds on fresh texts and which the model can be shown to use."
         )
-    limits = _limits(progress, survey_of(progress))
+    limits = _limits(progress)
     return Answer(sentences(*measured, verdict, f"Not shown: {limits[0]}"), limits, criterion_met=bool(both))
 
 
-def _limits(progress: Progress, survey: Survey) -> list[str]:
+def _limits(progress: Progress) -> list[str]:
     """What was not shown, the most serious first."""
-    limits = []
-    if survey.explained < EXPLAINED:
+    survey, limits = progress.numbers("survey"), []
+    if survey["explained"] < EXPLAINED:
         limits.append("that the dictionary describes this model: it explains too little on these texts.")
-    candidates = len(survey.candidates)
-    limits.append(f"what the other {survey.d_sae - candidates:,} features do: {candidates} were looked at.")
-    limits.append(f"that this holds for other texts than these {survey.n_documents} documents' kind.")
+    candidates = len(survey["candidates"])
+    limits.append(
+        f"what the other {survey['d_sae'] - candidates:,} features do: {candidates} were looked at."
+    )
+    limits.append(f"that this holds for other texts than these {survey['n_documents']} documents' kind.")
     if "labels" in progress.measured:
         limits.append(
             "that a rule over tokens, positions and topics says all a feature does: labels are such rules."

@@ -40,13 +40,11 @@ WORK = 1.2e11
 # When a step applies.
 
 
-def _behaviour_is_shown(progress: Progress) -> Skip | None:
-    shown = facts_of(progress).shows_behaviour
-    return None if shown else Skip("the model does not show the behaviour", lasting=True)
-
-
-def _two_pairs(progress: Progress) -> Skip | None:
-    return None if facts_of(progress).n_pairs >= 2 else Skip("one pair gives no interval", lasting=True)
+def _measurable(progress: Progress) -> Skip | None:
+    facts = facts_of(progress)
+    if not facts.shows_behaviour:
+        return Skip("the model does not show the behaviour", lasting=True)
+    return None if facts.n_pairs >= 2 else Skip("one pair gives no interval", lasting=True)
 
 
 def _found(progress: Progress) -> Skip | None:
@@ -274,7 +272,7 @@ _ATTENTION_SENTENCE, _MLP_SENTENCE = (partial(log.sites_sentence, step) for step
 
 HEADS = Study(
     name="heads",
-    applies=(_behaviour_is_shown, _two_pairs),
+    applies=(_measurable,),
     steps=(  # name, values of its template, sentence, steps it needs besides the baseline, when it applies
         Step("baseline", _baseline, log.behaviour_sentence),
         Step("attribution", _attribution, log.direct_sentence, (), (_DIRECT,)),

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
-from mlxterp_agent.researchers.scripted.study import Answer, Progress, listed, sentences, value_from
+from mlxterp_agent.researchers.scripted.study import Answer, Progress, listed, sentences
 
 ACCURACY = 0.8
 """Share of pairs on which a model must show the behaviour, for it to be investigated."""
@@ -92,7 +92,8 @@ class Facts:
 
 def facts_of(progress: Progress) -> Facts:
     """The numbers of the baseline, which must have been measured."""
-    return value_from(Facts, progress.numbers("baseline"))
+    numbers = progress.numbers("baseline")
+    return Facts(**{each.name: numbers[each.name] for each in fields(Facts)})
 
 
 def label(head: Head) -> str:

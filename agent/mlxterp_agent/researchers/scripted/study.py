@@ -9,8 +9,8 @@ here: the steps themselves (`heads.py`, `features.py`) and writing experiment.py
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
-from typing import Any, TypeVar
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from mlxterp.autointerpret.entry import ExperimentEntry
 
@@ -21,8 +21,6 @@ MOST_INTERRUPTIONS = 3
 """So many interrupted runs count as one failure."""
 FAILED = "it failed"
 NO_BUDGET = "the budget did not reach that far"
-
-_Values = TypeVar("_Values")
 
 
 @dataclass(frozen=True)
@@ -313,11 +311,6 @@ def _predictions(progress: Progress) -> str:
     """How many predictions held, in a sentence."""
     held = [progress.numbers(step).get("as_predicted") is True for step in progress.measured]
     return f"Of {len(held)} predictions, each written down before its run, {sum(held)} held."
-
-
-def value_from(kind: type[_Values], numbers: Mapping[str, Any]) -> _Values:
-    """A dataclass from the numbers of its fields' names."""
-    return kind(**{each.name: numbers[each.name] for each in fields(kind)})  # type: ignore[arg-type]
 
 
 def sentences(*texts: str) -> str:

@@ -22,15 +22,7 @@ from mlxterp.llm import (
 )
 from mlxterp.llm.prices import deprecation
 from mlxterp.llm.spending_limit import Cost, SpendingLimit
-
-
-class Answer(BaseModel):
-    name: str
-    count: int
-
-
-def ask(**changes: object) -> Request:
-    return Request(**{"system": "Count.", "user": "a b", "schema": Answer, **changes})  # type: ignore[arg-type]
+from tests.llm.builders import Answer, ask
 
 
 def test_importing_it_loads_neither_mlx_nor_the_sdk():

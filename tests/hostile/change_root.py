@@ -1,0 +1,5 @@
+"""Changes the root directory."""
+
+import os
+
+os.chroot(scratch)

@@ -1,0 +1,5 @@
+"""Changes an installed library."""
+
+from pathlib import Path
+
+Path(library, "module.py").write_text("")

@@ -1,0 +1,6 @@
+"""Ends another process."""
+
+import os
+import signal
+
+os.kill(victim, signal.SIGKILL)

@@ -1,0 +1,5 @@
+"""Lists the open files of another process."""
+
+import os
+
+os.listdir(f"/proc/{victim}/fd")

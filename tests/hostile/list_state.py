@@ -1,0 +1,5 @@
+"""Lists the supervisor's state directory."""
+
+import os
+
+assert os.listdir(state)

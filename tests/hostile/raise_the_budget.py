@@ -1,0 +1,5 @@
+"""Rewrites the budget."""
+
+from pathlib import Path
+
+Path(project, ".autointerp/config.json").write_text("{}")

@@ -1,0 +1,5 @@
+"""Removes results.jsonl."""
+
+import os
+
+os.unlink(f"{project}/results.jsonl")

@@ -1,0 +1,5 @@
+"""Removes the whole investigation."""
+
+import shutil
+
+shutil.rmtree(project)

@@ -1,0 +1,5 @@
+"""Removes setup.py."""
+
+import os
+
+os.unlink(f"{project}/setup.py")

@@ -1,0 +1,5 @@
+"""Empties results.jsonl."""
+
+import os
+
+os.truncate(f"{project}/results.jsonl", 0)
