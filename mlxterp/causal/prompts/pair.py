@@ -29,6 +29,7 @@ from mlxterp.causal.prompts.encoding import (
 )
 from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import NoGap, PromptPairError
+from mlxterp.statistics.clusters import clusters
 
 MetricLike: TypeAlias = str | metrics.MetricFunction | metrics.Metric | None
 """A metric as callers name it: see `mlxterp.metrics.resolve`."""
@@ -105,6 +106,11 @@ class Prepared:
     def gap(self) -> float:
         """Mean clean metric minus mean corrupted metric."""
         return float(self.clean_metric.mean() - self.corrupted_metric.mean())
+
+    @property
+    def clusters(self) -> tuple[str, ...]:
+        """Which pairs are one independent observation."""
+        return clusters(self.pairs).of_pair
 
     @property
     def vocabulary(self) -> Ids | None:
