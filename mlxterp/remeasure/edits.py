@@ -9,11 +9,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import mlx.core as mx
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from mlxterp.autointerpret.fingerprint import SYNONYMS, ClaimSite, parse_site
 from mlxterp.causal.batching.sweep import n_heads_of
@@ -25,6 +25,8 @@ from mlxterp.errors import SweepError, TokenError
 from mlxterp.remeasure.pairs import LengthGroup, Side
 from mlxterp.sae.analysis.interventions import feature_clamp
 from mlxterp.sae.sae import SAE
+
+Flags: TypeAlias = NDArray[np.bool_]
 
 _EITHER_RUN = ("patch", "path_patch", "steer", "clamp_feature")
 
@@ -195,15 +197,19 @@ class EditMaker:
             found.append(GroupEdit("replace", edit.point, edit.positions, edit.heads, value))
         return found
 
-    def changed(self, edits: Sequence[GroupEdit]) -> np.ndarray[Any, Any]:
-        """Per pair, whether the edits change an activation."""
-        found = np.zeros(len(self.group.indices), dtype=bool)
+    def reached(self, edits: Sequence[GroupEdit]) -> tuple[Flags, Flags]:
+        """Per pair, whether every edit found the activations it names in this pair's run, and whether one of
+        them changed any."""
+        n = len(self.group.indices)
+        fired, changed = np.ones(n, dtype=bool), np.zeros(n, dtype=bool)
         for edit in edits:
             base = self.own[edit.point]
             after = edit.for_pairs(slice(None)).apply(base)
-            if after is not None:
-                found |= np.array(mx.any((after != base).reshape(len(base), -1), axis=1))
-        return found
+            if after is None or len(base) != n:
+                fired[:] = False
+                continue
+            changed |= np.array(mx.any((after != base).reshape(n, -1), axis=1))
+        return fired, changed
 
     def _places(
         self, sites: Sequence[ClaimSite]

@@ -15,7 +15,6 @@ from typing import Any, TypeAlias
 
 import mlx.core as mx
 import numpy as np
-from numpy.typing import NDArray
 
 from mlxterp.autointerpret.contract import digest
 from mlxterp.autointerpret.fingerprint import ClaimSite, parse_site
@@ -30,6 +29,7 @@ from mlxterp.errors import SweepError
 from mlxterp.metrics import Floats, Metric, MetricFunction
 from mlxterp.remeasure.edits import (
     EditMaker,
+    Flags,
     GroupEdit,
     Operation,
     Resources,
@@ -40,8 +40,6 @@ from mlxterp.remeasure.edits import (
 from mlxterp.remeasure.pairs import LengthGroup, MeasuredPairs, prepared_pairs
 
 Progress: TypeAlias = Callable[[int, int], None]
-Flags: TypeAlias = NDArray[np.bool_]
-
 IDENTITY_TOLERANCE = 1e-3
 """Share of a pair's gap that the identity control may move the metric by."""
 _NO_RESOURCES = Resources()
@@ -70,7 +68,7 @@ class Measurement:
             Denoising: zero = corrupted, one = clean; noising and ablation the reverse.
         edited: "clean" or "corrupted": the run that is edited.
         fired: whether every hook point of the claim was computed in this pair's run, with the positions and
-            heads that are named.
+            heads that it names. One that the model never computes at all raises.
         changed: whether the intervention changed an activation there.
         identity: the metric with each site replaced with what is there already, minus zero.
         n_tokens: `[n, 2]` of the clean and the corrupted prompt.
@@ -163,16 +161,19 @@ class Measurement:
 
 @dataclass(frozen=True, eq=False)
 class SetCells:
-    """The metric with each set of sites edited `[n_sets, n_pairs]`, and whether that changed activations."""
+    """The metric with each set of sites edited `[n_sets, n_pairs]`, and for each whether all its hook points
+    fired and any activation changed."""
 
     sets: tuple[SiteSet, ...]
     patched: Floats
+    fired: Flags
     changed: Flags
 
     def to_dict(self) -> dict[str, Any]:
         return {
             "sets": [{"sites": list(s.sites), "direction_seed": s.direction_seed} for s in self.sets],
             "patched": [numbers(row) for row in self.patched],
+            "fired": self.fired.tolist(),
             "changed": self.changed.tolist(),
         }
 
@@ -223,8 +224,7 @@ def measure(
         zero=ready.metric_of[operation.edited],
         one=ready.metric_of[operation.other],
         patched=cells.patched[0],
-        # A hook point that is never computed, or has no such position, raises before any number is read.
-        fired=np.ones(len(ready), dtype=bool),
+        fired=cells.fired[0],
         changed=cells.changed[0],
         identity=identity - ready.metric_of[operation.edited],
         n_tokens=ready.n_tokens,
@@ -312,22 +312,31 @@ def _run_sets(
     """The cells of each set, and the metric of the identity control (NaN without one)."""
     sites = [read_sites(model, each.sites) for each in sets]
     patched = np.full((len(sets), len(pairs)), np.nan)
-    changed = np.zeros((len(sets), len(pairs)), dtype=bool)
+    fired = np.zeros((len(sets), len(pairs)), dtype=bool)
+    changed = np.zeros_like(fired)
     identity = np.full(len(pairs), np.nan)
     done, total = 0, (len(sets) + (identity_of is not None)) * len(pairs)
     for group in pairs.groups:
         run = _path_patched if operation.op == "path_patch" else _edited
-        values, moved, same = run(model, operation, pairs, group, sets, sites, resources)
-        patched[:, group.indices], changed[:, group.indices] = values, moved
+        found = run(model, operation, pairs, group, sets, sites, resources)
+        patched[:, group.indices] = found.patched
+        fired[:, group.indices], changed[:, group.indices] = found.fired, found.changed
         if identity_of is not None:
-            identity[group.indices] = same(sets.index(identity_of))
+            identity[group.indices] = found.identity_of(sets.index(identity_of))
         done += (len(sets) + (identity_of is not None)) * len(group.indices)
         if progress is not None:
             progress(done, total)
-    return SetCells(tuple(sets), patched, changed), identity
+    return SetCells(tuple(sets), patched, fired, changed), identity
 
 
-_GroupCells: TypeAlias = "tuple[Floats, Flags, Callable[[int], Floats]]"
+@dataclass(frozen=True, eq=False)
+class _GroupCells:
+    """Cells of one group `[n_sets, n]`, and how to run the identity control of one of the sets."""
+
+    patched: Floats
+    fired: Flags
+    changed: Flags
+    identity_of: Callable[[int], Floats]
 
 
 def _edited(
@@ -362,9 +371,11 @@ def _edited(
             rows += [Row(i, tuple(each[i] for each in listed)) for i in range(n)]
         return group.run(model, operation.edited, rows, pairs.metric).reshape(len(of_sets), n)
 
-    return (
+    reached = [maker.reached(each) for each in edits]
+    return _GroupCells(
         run(edits),
-        np.stack([maker.changed(each) for each in edits]),
+        np.stack([fired for fired, _ in reached]),
+        np.stack([changed for _, changed in reached]),
         lambda i: np.asarray(run([maker.identity(sites[i])])[0]),
     )
 
@@ -414,8 +425,9 @@ def _path_patched(
     points = points_of([_as_read(site) for each in sites for site in each])
     own, other = (group.activations(model, side, points) for side in (operation.edited, one))
     changed = np.stack([_senders_differ(each, own, other) for each in sites])
-    return (
+    return _GroupCells(
         run(range(len(sets)), group.tokens[one]),
+        np.ones_like(changed),  # the senders' activations were read above, in both runs of each pair
         changed,
         lambda i: np.asarray(run([i], group.tokens[operation.edited])[0]),
     )

@@ -30,7 +30,7 @@ def placebo_sites(
 
     One site: the same hook point, with a head if it has one, at the same position, within `NEARBY` layers,
     and from the nearest other layers where those are too few. A set: as many of each kind in each layer,
-    taken from the nearest layers where a layer has too few.
+    and from layers ever further away where these make too few different sets.
 
     What is said of a direction (steering, a feature, a projection), and what has fewer than `FEWEST_PLACEBOS`
     such sites, is compared with random directions at its own sites, each as long as the operation's change;
@@ -74,27 +74,28 @@ def _singles(model: InterpretableModel, own: ClaimSite, seed: int, n: int) -> li
 
 def _sets(model: InterpretableModel, claimed: tuple[ClaimSite, ...], seed: int, n: int) -> list[SiteSet]:
     found: dict[frozenset[ClaimSite], SiteSet] = {}
-    for draw in range(8 * n):  # draws may repeat a set where there are few
-        taken, chosen = set(claimed), []
-        for member in claimed:
-            free = [site for site in _nearest(model, member, f"{seed} {draw}") if site not in taken]
-            if not free:
+    for reach in range(model.n_layers):
+        for draw in range(4 * n):  # draws may repeat a set where there are few
+            if len(found) == n:
                 return list(found.values())
-            taken.add(free[0])
-            chosen.append(free[0])
-        found.setdefault(frozenset(chosen), SiteSet(tuple(map(str, chosen))))
-        if len(found) == n:
-            break
+            chosen: list[ClaimSite] = []
+            for member in claimed:
+                every = _nearest(model, member, f"{seed} {reach} {draw}", reach)
+                free = next((site for site in every if site not in claimed and site not in chosen), None)
+                if free is None:
+                    return list(found.values())
+                chosen.append(free)
+            found.setdefault(frozenset(chosen), SiteSet(tuple(map(str, chosen))))
     return list(found.values())
 
 
-def _nearest(model: InterpretableModel, own: ClaimSite, salt: str) -> list[ClaimSite]:
-    """All sites like this one but itself, nearest layers first, by hash within a distance."""
+def _nearest(model: InterpretableModel, own: ClaimSite, salt: str, reach: int = 0) -> list[ClaimSite]:
+    """All sites like this one but itself: those within reach by hash, then the nearest layers first."""
     heads = [None] if own.head is None else list(range(n_heads_of(model, own.name)))
     every = [replace(own, layer=layer, head=head) for layer in range(model.n_layers) for head in heads]
     return sorted(
         (site for site in every if site != own),
-        key=lambda site: (abs(_layer(site) - _layer(own)), _hash(salt, site)),
+        key=lambda site: (max(reach, abs(_layer(site) - _layer(own))), _hash(salt, site)),
     )
 
 

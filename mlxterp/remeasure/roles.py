@@ -166,6 +166,7 @@ def _copied(
         z = mx.repeat(per_kv_head, model.n_heads // model.n_kv_heads, axis=2)
         written, _ = model.architecture.head_outputs(layer, z)
         logits = np.array(model.architecture.final(written[:, 0]).astype(mx.float32))[0]
-        ranks = (logits > logits[:, answer : answer + 1]).sum(axis=1) + 1
+        # Tied tokens come before it: a head that writes nothing copies nothing.
+        ranks = (logits >= logits[:, answer : answer + 1]).sum(axis=1)
         found[layer] = ranks <= COPIED_WITHIN
     return found
