@@ -85,8 +85,10 @@ def gate_cells(
         PromptPairError: a pair without answer or foil.
     """
     with blas.pinned_threads():
-        ready = prepared_pairs(model, pairs, metric, "auto")
-        others = prepared_pairs(model, candidates, ready.metric, "auto") if len(candidates) else None
+        ready = prepared_pairs(model, pairs, metric, "auto", keep=False)
+        others = (
+            prepared_pairs(model, candidates, ready.metric, "auto", keep=False) if len(candidates) else None
+        )
     return GateCells(_cells(ready), None if others is None else _cells(others), model.d_vocab)
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mlxterp.autointerpret.fingerprint import SYNONYMS, ClaimSite, parse_site
+from mlxterp.autointerpret.hypothesis import InterventionClaim
 from mlxterp.causal.batching.sweep import n_heads_of
 from mlxterp.core import interventions
 from mlxterp.core.hook_points import HookPoint, axes
@@ -44,6 +45,7 @@ class Operation:
     """What is done at the sites: the fields of `InterventionClaim`, synonyms resolved.
 
     Attributes:
+        value: 0 for operations without one.
         seed: of the noise that "noise" adds.
     """
 
@@ -68,16 +70,20 @@ class Operation:
 
 
 def read_operation(declared: Mapping[str, Any], seed: int = 0) -> Operation:
-    """The operation of a declaration as `Hypothesis.to_dict` writes it."""
-    given = declared["intervention"]
-    op, source = SYNONYMS.get(given["op"], given["op"]), given.get("source", "clean")
+    """The operation of a declaration as `Hypothesis.to_dict` writes it.
+
+    Raises:
+        DeclarationError: one that may not be declared, as a steering without a value.
+    """
+    given = InterventionClaim(**declared["intervention"]).to_dict()
+    op, source = SYNONYMS.get(given["op"], given["op"]), given["source"]
     if op == "resample":
         op, source = "patch", "corrupted"
     return Operation(
         op=op,
         source=source,
-        value=float(given.get("value") or 0.0),
-        align=given.get("align", "strict"),
+        value=0.0 if given["value"] is None else float(given["value"]),
+        align=given["align"],
         receivers=tuple(given.get("receivers", ())),
         features=tuple(given.get("features", ())),
         vector=given.get("vector", ""),

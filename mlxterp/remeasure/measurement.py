@@ -130,11 +130,14 @@ class Measurement:
         there, that is a decrease.
 
         Raises:
-            ValueError: a direction other than "increase" and "decrease".
+            ValueError: a direction other than "increase" and "decrease"; no gap, or one that is not a number.
         """
         if direction not in ("increase", "decrease"):
             raise ValueError(f"direction {direction!r} predicts no sign. Give 'increase' or 'decrease'.")
-        towards_other = 1 if self.gap.sum() > 0 else -1
+        total = float(self.gap.sum())
+        if not (total > 0 or total < 0):
+            raise ValueError(f"the gap of these {len(self.gap)} pairs is {total}, so an effect has no sign.")
+        towards_other = 1 if total > 0 else -1
         return towards_other if direction == "increase" else -towards_other
 
     def to_dict(self) -> dict[str, Any]:

@@ -26,6 +26,10 @@ from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import PositionsAligned, PromptPairError, SweepError
 from mlxterp.metrics import Floats, Metric, MetricFunction, Targets
 
+KEPT_BYTES = 1 << 30
+"""Runs are kept for the claims that follow if all fit in this; else each claim runs the pairs anew."""
+_KEPT_PER_LAYER = 8  # vectors of d_model that a kept run holds per token and layer, about
+
 Side: TypeAlias = Literal["clean", "corrupted"]
 SIDES: tuple[Side, Side] = ("clean", "corrupted")
 
@@ -128,8 +132,13 @@ def run_pairs(
     metric: str | MetricFunction | Metric,
     *,
     align: Align = "strict",
+    keep: bool = True,
 ) -> MeasuredPairs:
     """Both runs of every pair, by length. Costs two forwards per pair.
+
+    Args:
+        keep: also the activations that claims need, within `KEPT_BYTES`; False where only the metric is
+            wanted.
 
     Raises:
         PromptPairError: no pairs; a pair without the answer or foil that the others have.
@@ -143,11 +152,13 @@ def run_pairs(
     foils = token_ids(model, [pair.foil for pair in listed], "foil")
     by_map: dict[tuple[int, int, tuple[tuple[int, int], ...]], list[int]] = {}
     tokens = [_tokens(model, pair) for pair in listed]
+    n_tokens = sum(clean.size + corrupted.size for clean, corrupted in tokens)
+    keep = keep and n_tokens * model.n_layers * model.d_model * 4 * _KEPT_PER_LAYER <= KEPT_BYTES
     for i, (clean, corrupted) in enumerate(tokens):
         found = _aligned(model, clean, corrupted, align)
         by_map.setdefault((clean.shape[1], corrupted.shape[1], found.positions), []).append(i)
     groups = tuple(
-        _run_group(model, np.array(members), tokens, align, Targets(answers, foils))
+        _run_group(model, np.array(members), tokens, align, Targets(answers, foils), keep=keep)
         for members in by_map.values()
     )
     metric_of: dict[Side, Floats] = {}
@@ -171,6 +182,8 @@ def prepared_pairs(
     pairs: Sequence[PromptPair] | MeasuredPairs,
     metric: str | MetricFunction | Metric | None,
     align: Align,
+    *,
+    keep: bool = True,
 ) -> MeasuredPairs:
     """Pairs that are run already as they are, others run now.
 
@@ -186,7 +199,7 @@ def prepared_pairs(
         return pairs
     if metric is None:
         raise SweepError("no metric was given. Name one, as in metric='logit_diff'.")
-    return run_pairs(model, pairs, metric, align=align)
+    return run_pairs(model, pairs, metric, align=align, keep=keep)
 
 
 def _tokens(model: InterpretableModel, pair: PromptPair) -> tuple[Ids, Ids]:
@@ -206,6 +219,8 @@ def _run_group(
     tokens: Sequence[tuple[Ids, Ids]],
     align: Align,
     targets: Targets,
+    *,
+    keep: bool,
 ) -> LengthGroup:
     both: dict[Side, Ids] = {
         "clean": np.concatenate([tokens[i][0] for i in members]),
@@ -215,7 +230,7 @@ def _run_group(
     parts, logits = [], {side: [] for side in SIDES}  # type: ignore[var-annotated]
     for first in range(0, len(members), at_once):
         part = slice(first, min(first + at_once, len(members)))
-        runs = {side: sweep.run_prompts(model, both[side][part]) for side in SIDES}
+        runs = {side: sweep.run_prompts(model, both[side][part]) if keep else None for side in SIDES}
         parts.append((part, runs))
         for side, run in runs.items():
             logits[side].append(sweep.answer_logits(model, both[side][part]) if run is None else run.logits)

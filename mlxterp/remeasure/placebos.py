@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -34,7 +35,8 @@ def placebo_sites(
 
     What is said of a direction (steering, a feature, a projection), and what has fewer than `FEWEST_PLACEBOS`
     such sites, is compared with random directions at its own sites, each as long as the operation's change;
-    path patches and knockouts with the sites that there are.
+    path patches and knockouts with the sites that there are; a path patch with senders that come before a
+    receiver, since others have no path into it.
     """
     claimed = read_sites(model, claim["site"])
     op = claim["intervention"]["op"]
@@ -43,7 +45,11 @@ def placebo_sites(
         if op in _WITHOUT_DIRECTIONS:
             raise SweepError(f"{op} from {claimed[0]} has no placebo: there is no other site like it.")
         return by_direction
-    found = _singles(model, claimed[0], seed, n) if len(claimed) == 1 else _sets(model, claimed, seed, n)
+    until = _last_receiver(claim["intervention"].get("receivers", ()), model.n_layers)
+    if len(claimed) == 1:
+        found = _singles(model, claimed[0], seed, n, until)
+    else:
+        found = _sets(model, claimed, seed, n, until)
     if len(found) < FEWEST_PLACEBOS and op not in _WITHOUT_DIRECTIONS:
         return by_direction
     return found
@@ -64,15 +70,17 @@ def other_heads(model: InterpretableModel, claim: Mapping[str, Any]) -> list[Sit
     return [SiteSet((str(replace(own, head=head)),)) for head in heads if head != own.head]
 
 
-def _singles(model: InterpretableModel, own: ClaimSite, seed: int, n: int) -> list[SiteSet]:
-    ordered = _nearest(model, own, f"{seed}")
+def _singles(model: InterpretableModel, own: ClaimSite, seed: int, n: int, until: int) -> list[SiteSet]:
+    ordered = _nearest(model, own, f"{seed}", until)
     near = [site for site in ordered if abs(_layer(site) - _layer(own)) <= NEARBY]
     far = ordered[len(near) :]
     drawn = (sorted(near, key=lambda site: _hash(f"{seed}", site)) + far)[:n]
     return [SiteSet((str(site),)) for site in drawn]
 
 
-def _sets(model: InterpretableModel, claimed: tuple[ClaimSite, ...], seed: int, n: int) -> list[SiteSet]:
+def _sets(
+    model: InterpretableModel, claimed: tuple[ClaimSite, ...], seed: int, n: int, until: int
+) -> list[SiteSet]:
     found: dict[frozenset[ClaimSite], SiteSet] = {}
     for reach in range(model.n_layers):
         for draw in range(4 * n):  # draws may repeat a set where there are few
@@ -80,7 +88,7 @@ def _sets(model: InterpretableModel, claimed: tuple[ClaimSite, ...], seed: int, 
                 return list(found.values())
             chosen: list[ClaimSite] = []
             for member in claimed:
-                every = _nearest(model, member, f"{seed} {reach} {draw}", reach)
+                every = _nearest(model, member, f"{seed} {reach} {draw}", until, reach)
                 free = next((site for site in every if site not in claimed and site not in chosen), None)
                 if free is None:
                     return list(found.values())
@@ -89,10 +97,19 @@ def _sets(model: InterpretableModel, claimed: tuple[ClaimSite, ...], seed: int, 
     return list(found.values())
 
 
-def _nearest(model: InterpretableModel, own: ClaimSite, salt: str, reach: int = 0) -> list[ClaimSite]:
-    """All sites like this one but itself: those within reach by hash, then the nearest layers first."""
+def _last_receiver(receivers: Sequence[str], n_layers: int) -> int:
+    """The layer of the last receiver: no sender of this layer or a later one is a placebo."""
+    layers = [re.match(r"L(\d+)\.", name) for name in receivers]
+    return max((int(layer[1]) if layer else n_layers for layer in layers), default=n_layers)
+
+
+def _nearest(
+    model: InterpretableModel, own: ClaimSite, salt: str, until: int, reach: int = 0
+) -> list[ClaimSite]:
+    """All sites like this one but itself, in layers before `until`: those within reach by hash, then the
+    nearest layers first."""
     heads = [None] if own.head is None else list(range(n_heads_of(model, own.name)))
-    every = [replace(own, layer=layer, head=head) for layer in range(model.n_layers) for head in heads]
+    every = [replace(own, layer=layer, head=head) for layer in range(until) for head in heads]
     return sorted(
         (site for site in every if site != own),
         key=lambda site: (max(reach, abs(_layer(site) - _layer(own))), _hash(salt, site)),

@@ -10,7 +10,7 @@ import pytest
 from mlxterp import InterpretableModel, PromptPair
 from mlxterp.core import interventions
 from mlxterp.datasets import repeated_random_pairs
-from mlxterp.errors import LengthMismatch, SweepError, TokenError
+from mlxterp.errors import DeclarationError, LengthMismatch, SweepError, TokenError
 from mlxterp.remeasure import Resources, drop_one, measure, measure_placebos, run_pairs
 from mlxterp.remeasure.measurement import SiteSet
 from mlxterp.sae.sae import SAE, Relu
@@ -333,6 +333,27 @@ def test_the_same_measurement_twice_has_the_same_bits(llama, pairs):
     assert once == again
 
 
+def test_runs_that_are_too_large_to_keep_are_run_anew_with_the_same_numbers(llama, pairs, monkeypatch):
+    claims = [_claim("patch", "L1.H2", source=source) for source in ("clean", "corrupted")]
+    kept = [measure(llama, claim, pairs, "logit_diff") for claim in claims]
+    monkeypatch.setattr("mlxterp.remeasure.pairs.KEPT_BYTES", 0)
+
+    for claim, expected in zip(claims, kept, strict=True):
+        found = measure(llama, claim, pairs, "logit_diff")
+        assert found.patched == pytest.approx(expected.patched, **_near())
+        assert found.identity_holds.all()
+
+
+def test_a_gap_of_zero_gives_an_effect_no_sign(llama, pairs):
+    same = [PromptPair(p.clean, p.clean, answer=p.answer, foil=p.foil) for p in pairs]
+
+    found = measure(llama, _claim("zero", "L1.H2"), same, "logit_diff")
+
+    assert np.isnan(found.effect)
+    with pytest.raises(ValueError, match="an effect has no sign"):
+        found.sign_of("increase")
+
+
 def test_placebos_are_measured_as_claims_of_their_own(llama, pairs):
     claim = _claim("patch", "L1.H2@-1")
     sets = [SiteSet(("L0.z.h0@-1",)), SiteSet(("L2.z.h3@-1",))]
@@ -396,6 +417,7 @@ def test_prompts_of_unequal_lengths_need_a_stated_map(llama):
         (_claim("clamp_feature", "L1.resid_post", features=[1], value=1.0), SweepError, "no `sae`"),
         (_claim("attention_knockout", "L1.pattern", from_positions=[9]), TokenError, "names 9"),
         ({"site": ["L1.H1"], "role": "name mover"}, SweepError, "measure_role"),
+        (_claim("scale", "L1.mlp"), DeclarationError, "scale needs value"),
     ],
 )
 def test_what_cannot_be_measured_is_refused_with_what_there_is(llama, pairs, claim, error, says):

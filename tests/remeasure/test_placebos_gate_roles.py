@@ -86,6 +86,15 @@ def test_a_claim_about_a_direction_is_compared_with_random_directions(deep, op):
     assert all(each.direction_seed is not None for each in sets)
 
 
+def test_placebos_of_a_path_send_from_before_its_receivers(deep):
+    claim = {
+        "site": ["L2.H1"],
+        "intervention": {"op": "path_patch", "receivers": ["L1.mlp", "L3.H0.q"]},
+    }
+
+    assert set(_layers(placebo_sites(deep, claim, seed=1, n=99))) == {(0,), (1,), (2,)}
+
+
 def test_the_other_heads_of_a_layer_are_all_but_the_claimed_one(deep):
     assert [each.sites for each in other_heads(deep, _claim("L4.H1@-1"))] == [
         ("L4.z.h0@-1",),
