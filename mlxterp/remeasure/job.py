@@ -58,7 +58,7 @@ ERROR_KINDS = {
     "setup_changed": "the bytes of setup.py do not have the digest of the job",
     "setup_failed": "setup.py raised, or lacks `model`, `dataset`, `confirm_pairs` or the metric",
     "bad_claim": "a claim is no valid declaration",
-    "cannot_measure": "the model, the pairs or the metric do not allow the measurement",
+    "cannot_measure": "the model, the pairs or the metric do not allow the measurement, or raised in it",
     "out_of_memory": "memory ran out",
 }
 MEASURES = ("gate", "claim", "placebos", "replay")
@@ -116,6 +116,11 @@ def read_job(text: str) -> Job:
         raise JobError(
             "bad_job", f"pairs names {sorted(given['pairs'])}. Name one of: dataset, confirm, heldout."
         )
+    ((how, what),) = given["pairs"].items()
+    fresh = isinstance(what, dict) and all(type(what.get(name)) is int for name in ("n", "seed"))
+    if not (fresh if how == "confirm" else isinstance(what, list)):
+        wanted_form = '{"n": 24, "seed": 7}' if how == "confirm" else "a list"
+        raise JobError("bad_job", f"pairs.{how} is {what!r}; it must be {wanted_form}.")
     claims = given.get("claims", [])
     if not isinstance(claims, list):
         raise JobError("bad_job", f"claims is {claims!r}; it must be a list of declarations.")
@@ -174,10 +179,14 @@ def run_job(job: Job) -> dict[str, Any]:
             runs: dict[tuple[str, str], MeasuredPairs] = {}
             for claim in job.claims:
                 result["claims"].append(_measured(setup, model, pairs, claim, job, runs))
-    except (MlxterpError, ValueError, TypeError, IndexError) as problem:
-        raise JobError("cannot_measure", f"{type(problem).__name__}: {problem}") from problem
-    except (MemoryError, RuntimeError) as problem:
-        short = isinstance(problem, MemoryError) or "alloc" in str(problem).lower()
+    except JobError:
+        raise
+    except (Exception, SystemExit) as problem:
+        # Metrics and `confirm_pairs` of setup.py run here, and may raise anything. mlx says with a
+        # RuntimeError that it could not allocate.
+        short = isinstance(problem, MemoryError) or (
+            isinstance(problem, RuntimeError) and "alloc" in str(problem).lower()
+        )
         kind = "out_of_memory" if short else "cannot_measure"
         raise JobError(kind, f"{type(problem).__name__}: {problem}") from problem
     return result
@@ -255,7 +264,7 @@ def _pairs_of(setup: types.ModuleType, chosen: Mapping[str, Any]) -> list[Prompt
         draw = getattr(setup, "confirm_pairs", None)
         if not callable(draw):
             raise JobError("setup_failed", "setup.py has no `confirm_pairs(n, seed)`. Define it.")
-        found = list(draw(int(what["n"]), int(what["seed"])))
+        found = list(draw(what["n"], what["seed"]))
     else:
         dataset = getattr(setup, "dataset", None)
         if not isinstance(dataset, Sequence):

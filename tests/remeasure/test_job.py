@@ -180,6 +180,15 @@ def test_a_result_is_strict_json_with_numbers_that_are_not_finite_as_texts(job):
         ({"claims": [_claim(["L7.H1"])]}, "cannot_measure", "layers 0 to 1"),
         ({"pairs": {"dataset": [99]}}, "bad_job", "setup.dataset has 4 pairs"),
         ({"pairs": {"heldout": [{"clean": "a"}]}}, "bad_job", "Give clean and corrupted"),
+        ({"pairs": {"confirm": {"n": 3}}}, "bad_job", "pairs.confirm is"),
+        (
+            {
+                "setup": SETUP.replace("return list(toy_induction(n, seed).pairs)", "raise KeyError(n)"),
+                "pairs": {"confirm": {"n": 1, "seed": 1}},
+            },
+            "cannot_measure",
+            "KeyError: 1",
+        ),
         ({"pairs": {}}, "bad_job", "Name one of: dataset, confirm, heldout"),
         ({"measure": ["everything"]}, "bad_job", "List some of: gate, claim"),
         ({"measure": ["claim"], "claims": []}, "bad_job", "there is no claim"),
@@ -189,7 +198,7 @@ def test_a_result_is_strict_json_with_numbers_that_are_not_finite_as_texts(job):
 )
 def test_a_job_that_cannot_be_done_says_why_by_kind(job, changes, kind, says):
     assert kind in ERROR_KINDS
-    with pytest.raises(JobError, match=None) as refused:
+    with pytest.raises(JobError) as refused:
         run_job(read_job(job(**changes)))
 
     assert refused.value.kind == kind
