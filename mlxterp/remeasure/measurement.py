@@ -17,7 +17,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlxterp.autointerpret.contract import digest
-from mlxterp.autointerpret.fingerprint import ClaimSite, parse_site
+from mlxterp.autointerpret.fingerprint import ClaimSite
 from mlxterp.causal.batching.rows import Ids, Row
 from mlxterp.causal.patching.path_patching import path_patching
 from mlxterp.causal.prompts.encoding import facts_of
@@ -474,18 +474,3 @@ def _node(site: ClaimSite) -> str:
         return f"L{site.layer}.mlp"
     assert site.layer is not None, "a head is in a layer"
     return head_label(site.layer, site.head if site.head is not None else 0)
-
-
-def heads_named(claim: Mapping[str, Any]) -> list[tuple[int, int]]:
-    """(layer, head) of the heads that a claim names.
-
-    Raises:
-        SweepError: a site that is no head.
-    """
-    found = []
-    for text in claim["site"]:
-        site = parse_site(text)
-        if site.layer is None or site.head is None:
-            raise SweepError(f"{text} is no head. Name heads, as in 'L9.H6'.")
-        found.append((site.layer, site.head))
-    return found

@@ -19,6 +19,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from mlxterp.autointerpret.fingerprint import parse_site
 from mlxterp.causal.attention_patterns import attention_scores
 from mlxterp.causal.prompts.encoding import Ids, token_id, token_rows
 from mlxterp.causal.prompts.pair import PromptPair
@@ -28,7 +29,7 @@ from mlxterp.core.linux_blas import blas
 from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import PromptPairError, SweepError
 from mlxterp.metrics import Floats
-from mlxterp.remeasure.measurement import heads_named, numbers
+from mlxterp.remeasure.measurement import numbers
 
 N_TEXTS = 24
 PERIOD = 16
@@ -86,7 +87,7 @@ def measure_role(
         PromptPairError: a name mover without pairs, or with an answer that its prompt does not hold.
         CapabilityUnavailable: this model's attention patterns cannot be read.
     """
-    role, claimed = claim.get("role"), heads_named(claim)
+    role, claimed = claim.get("role"), _heads_named(claim)
     absent = [h for h in claimed if not (h[0] < model.n_layers and h[1] < model.n_heads)]
     if absent:
         raise SweepError(
@@ -120,6 +121,17 @@ def measure_role(
         if others
         else np.empty((len(masses), 0)),
     )
+
+
+def _heads_named(claim: Mapping[str, Any]) -> list[tuple[int, int]]:
+    """(layer, head) of the heads that a claim names; SweepError for a site that is no head."""
+    found = []
+    for text in claim["site"]:
+        site = parse_site(text)
+        if site.layer is None or site.head is None:
+            raise SweepError(f"{text} is no head. Name heads, as in 'L9.H6'.")
+        found.append((site.layer, site.head))
+    return found
 
 
 def _name_mover_masses(

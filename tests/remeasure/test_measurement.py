@@ -220,6 +220,47 @@ def test_replacing_a_site_with_what_is_there_changes_nothing_beyond_rounding(lla
     assert found.identity_holds.all()
 
 
+@pytest.mark.parametrize("source", ["clean", "corrupted"])
+def test_without_a_named_vector_steering_adds_the_mean_difference_of_clean_and_corrupted(
+    llama, pairs, source
+):
+    claim = _claim("steer", "L1.resid_post@-1", value=0.5, source=source)
+
+    found = measure(llama, claim, pairs, "logit_diff")
+
+    def last(prompt):
+        return llama.trace(prompt, capture=["L1.resid_post"])["L1.resid_post"][:, -1:]
+
+    edited = "corrupted" if source == "clean" else "clean"
+    assert found.edited == edited
+    for i, pair in enumerate(pairs):
+        same = [p for p in pairs if len(p.clean) == len(pair.clean)]
+        difference = mx.mean(mx.concatenate([last(p.clean) - last(p.corrupted) for p in same]), axis=0)
+        edit = interventions.add("L1.resid_post", 0.5 * difference[None], positions=-1)
+        assert found.patched[i] == pytest.approx(
+            _by_hand(llama, getattr(pair, edited), pair, [edit]), **_near()
+        )
+
+
+def test_noise_follows_its_seed(llama, pairs):
+    claim = _claim("noise", "L1.mlp", value=0.5)
+
+    once, again, other = (measure(llama, claim, pairs, "logit_diff", seed=s).patched for s in (1, 1, 2))
+
+    assert np.array_equal(once, again)
+    assert not np.allclose(once, other)
+
+
+def test_a_destination_that_loses_all_its_sources_attends_to_nothing(llama, pairs):
+    """Position 0 sees itself only; what its head hands on is then 0."""
+    knocked = measure(
+        llama, _claim("attention_knockout", "L1.pattern.h2@0", from_positions=[0]), pairs, "logit_diff"
+    )
+
+    zeroed = measure(llama, _claim("zero", "L1.z.h2@0"), pairs, "logit_diff")
+    assert knocked.patched == pytest.approx(zeroed.patched, **_near())
+
+
 def test_pairs_of_two_lengths_come_back_in_their_order(llama, pairs):
     claim = _claim("patch", "L1.H2@-1")
 
