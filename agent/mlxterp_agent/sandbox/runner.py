@@ -1,7 +1,7 @@
 """Runs one experiment in a child process and says how it ended.
 
 Covers: the time box, the size of the output, the environment, processes left behind, a hot spare that has
-imported setup.py already. Does not cover: a hostile program; until there is a jail it can reach the network
+imported setup.py already. Does not cover: a hostile program, which can reach the network
 and the disk.
 
 The order is that of a run: take the spare (or start a worker), wait until setup.py is imported, start the

@@ -129,7 +129,7 @@ def _own_tokens(background: Background, feature_id: int) -> Iterator[TokenIn]:
     """Tokens that gain more true positives than they cost in false ones, exactly and folded.
 
     For each token, h of its c occurrences fire. Taking it in adds h true positives of n. Of the n false ones
-    that could be, hard negatives make up about h/2 · (1 − h/c) (`sampling.py`), and of those drawn anywhere
+    that could be, hard negatives make up about h/2 · (1 − h/c) (`token_draw.py`), and of those drawn anywhere
     it adds its share of all occurrences without firing. h/c is pulled towards the feature's density, so that
     a token that was seen once proves little.
     """

@@ -15,7 +15,6 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import false_discovery_control, rankdata
 
 from mlxterp.auto_interp.label import FeatureLabel
 from mlxterp.auto_interp.rules.rules import quoted
@@ -38,6 +37,8 @@ from mlxterp.sae.analysis.effects import CONTROLS
 from mlxterp.sae.feature_store.build import build_store, same_texts
 from mlxterp.sae.feature_store.store import FeatureStore
 from mlxterp.sae.sae import SAE
+from mlxterp.statistics import significance
+from mlxterp.statistics.multiple import benjamini_hochberg
 
 MIN_AUROC, MAX_P = 0.6, 0.01
 """The lower bound of a label's area under the curve is above the one, its p below the other; its balanced
@@ -265,13 +266,7 @@ def permutation_p(
     yes: NDArray[np.float64], no: NDArray[np.float64], random: np.random.Generator, draws: int = DRAWS
 ) -> float:
     """The share of random permutations of the classes that are at least as far apart, these included."""
-    ranks = rankdata(np.concatenate([yes, no]))
-    own = ranks[: len(yes)].sum() - 1e-9
-    as_far, size = 0, max(1, _NUMBERS_AT_ONCE // len(ranks))
-    for done in range(0, draws, size):
-        draw = np.tile(ranks, (min(size, draws - done), 1))
-        as_far += int((random.permuted(draw, axis=1)[:, : len(yes)].sum(axis=1) >= own).sum())
-    return (1 + as_far) / (1 + draws)
+    return significance.permutation_p(yes, no, seed=random, draws=draws)
 
 
 def _details(found: Mapping[str, Any], items: Items) -> str:
@@ -374,12 +369,12 @@ def _adjust(outcomes: Sequence[dict[str, Any]], items: Sequence[Items], alpha: f
         return
     p = np.array([each["p"] for each in outcomes])
     floor = 1 / (1 + DRAWS)
-    if (false_discovery_control(p)[p <= floor] >= alpha).any():
+    if (benjamini_hochberg(p)[p <= floor] >= alpha).any():
         draws = min(int(np.ceil(len(p) / alpha)), _MOST_DRAWS)
         for i in np.flatnonzero(p <= floor).tolist():
             p[i] = permutation_p(
                 items[i].positive, items[i].negative, np.random.default_rng([seed, 10]), draws
             )
-    for found, own, adjusted in zip(outcomes, p.tolist(), false_discovery_control(p).tolist(), strict=True):
+    for found, own, adjusted in zip(outcomes, p.tolist(), benjamini_hochberg(p).tolist(), strict=True):
         found |= {"p": own, "p_adjusted": adjusted, "tested_with": len(p), "alpha": alpha}
         found["passed"] = bool(found["passed"] and adjusted < alpha)

@@ -343,6 +343,7 @@ class _Pass:
 
     def _logits(self, ends: mx.array, vocabulary: Ids | None) -> mx.array:
         architecture = self._architecture
+        ends = ends.astype(mx.float32)  # as `last_position_only` reads every other run
         if vocabulary is None:
             return architecture.final(ends)
         x = ends if architecture.norm_module is None else architecture.norm_module(ends)

@@ -69,7 +69,9 @@ def _first_position(edit: Intervention, length: int) -> int:
 
 @contextmanager
 def last_position_only(model: InterpretableModel, rows: Sequence[Row]) -> Iterator[None]:
-    """While the block runs, norm and unembedding see the last position only: logits are [batch, 1, d_vocab].
+    """While the block runs, norm and unembedding see the last position only, in float32: [batch, 1, d_vocab].
+
+    In float32 whatever the weights are, so that clean, corrupted and patched runs are read at one precision.
 
     Not where an edit is made behind the last block, which may name any position.
     """
@@ -81,7 +83,7 @@ def last_position_only(model: InterpretableModel, rows: Sequence[Row]) -> Iterat
 
 
 def _sees_last(call: Callable[..., Any], h: mx.array, *args: Any, **kwargs: Any) -> Any:
-    return call(h[:, -1:], *args, **kwargs)
+    return call(h[:, -1:].astype(mx.float32), *args, **kwargs)
 
 
 def last(logits: mx.array) -> Logits:

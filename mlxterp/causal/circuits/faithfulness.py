@@ -69,7 +69,7 @@ class Evaluation:
     def effects(self, removed: Mask, *, seed: int = 0) -> Effects:
         """f of each row of removed edges."""
         one, zero = self.prepared.clean_metric, self.nothing
-        return effects(self.metric(removed), one=one, zero=zero, seed=seed)
+        return effects(self.metric(removed), one=one, zero=zero, clusters=self.prepared.clusters, seed=seed)
 
     def metric(self, removed: Mask) -> NDArray[np.float64]:
         """The metric `[n_examples, rows]` with each row of edges removed."""
@@ -131,7 +131,7 @@ def faithfulness(
     token_budget: int | None = None,
     seed: int = 0,
 ) -> Effects:
-    """f(C) as a ratio of means over pairs, with each pair's own value and a bootstrap interval.
+    """f(C) as a ratio of means over pairs, with each pair's own value and an interval.
 
     Its arrays have one entry, for the circuit: `faithfulness(…).effects[0]`.
 
@@ -140,7 +140,7 @@ def faithfulness(
         metric: see `mlxterp.metrics.resolve`.
         align: as for `activation_patching`; as in `acdc`, positions without a counterpart are not ablated.
         ablation: what removed edges carry, as for `acdc`; f is 0 where all carry that.
-        seed: of the bootstrap.
+        seed: kept for callers of earlier versions; intervals are no longer drawn.
 
     Raises:
         SweepError: an edge that this model does not have.

@@ -198,7 +198,7 @@ def attribution_patching(
             drawn at random; what is measured replaces what was estimated (`measured` says where). The
             cautions say how far off the estimates were, and how many of the sites left may have a larger
             effect than the random ones (95 % confidence). Costs a patched run for each of them, per pair.
-        seed: of the bootstrap, and of that draw.
+        seed: of that draw.
 
     Over heads (z) of SmolLM2-135M, three single IOI pairs and two sets of 8, both directions, against
     patching all 270: Pearson correlation, and how many of the ten strongest heads are the same.
@@ -294,7 +294,7 @@ def attribution_patchings(
         )
     subject = Subject(model, prepared, runs, whole_input=not runs.mapped)
     estimated: Estimates = estimates(subject, wanted, grad_drop=grad_drop, steps=steps)
-    facts = prepared.measured_on(model) | {"direction": direction, "bootstrap_seed": seed, "steps": steps}
+    facts = prepared.measured_on(model) | {"direction": direction, "seed": seed, "steps": steps}
     gap = float(runs.source_metric.mean() - runs.base_metric.mean())
     if subject.whole_input:
         facts["estimate_of_patching_the_whole_input"] = float(estimated.of_input.mean() / gap)
@@ -308,6 +308,9 @@ def attribution_patchings(
     results = []
     for i, (each, request, checked) in enumerate(zip(planned, wanted, checks, strict=True)):
         final = values[i] if checked is None else checked.values
+        found = effects(
+            final, one=runs.source_metric, zero=runs.base_metric, clusters=prepared.clusters, seed=seed
+        )
         limits = [*cautions(request, facts, grad_drop=grad_drop, checked=checked)]
         if estimated.by_step:
             limits += unsteady(request, estimated.by_step[i].mean(axis=0) / gap, checked=checked)
@@ -321,9 +324,9 @@ def attribution_patchings(
                 prepared,
                 runs,
                 each,
-                effects(final, one=runs.source_metric, zero=runs.base_metric, seed=seed),
+                found,
                 method="attribution patching" + (f" with {' and '.join(options)}" if options else ""),
-                cautions=tuple(limits),
+                cautions=(*limits, *found.cautions),
                 measured=None if checked is None else checked.measured,
                 measured_on=facts if checked is None else facts | {"verified": checked.facts()},
             )

@@ -99,14 +99,14 @@ def differentiable(given: Any, metric: Metric, targets: Targets) -> Differentiab
     Raises:
         MetricError: a metric that cannot be differentiated.
     """
-    if metrics.METRICS.get(metric.name) is metric:
+    if metric.name in _NAMED and metrics.METRICS.get(metric.name) is metric:
         return _NAMED[metric.name](targets)
     own = given if callable(given) and not isinstance(given, Metric) else metric.function
     if own is not None:
         return _own(metrics.asked(own, targets), metric.name)
     raise MetricError(
         f"metric {metric.name!r} cannot be differentiated: it computes on numpy arrays. Use one of "
-        f"{', '.join(metrics.METRICS)}, or pass a function that also takes mlx arrays [n, d_vocab]."
+        f"{', '.join(_NAMED)}, or pass a function that also takes mlx arrays [n, d_vocab]."
     )
 
 

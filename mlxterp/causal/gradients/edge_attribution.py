@@ -303,8 +303,9 @@ def edge_attribution(
         if progress is not None:
             progress(int(examples[-1]) + 1, len(prepared.clean))
     one, zero = prepared.corrupted_metric, prepared.clean_metric
-    found = effects(zero[:, None] + np.concatenate(changes), one=one, zero=zero, seed=seed)
-    options = {"method": method, "direction": "noising", "ablation": ablation, "bootstrap_seed": seed}
+    patched = zero[:, None] + np.concatenate(changes)
+    found = effects(patched, one=one, zero=zero, clusters=prepared.clusters, seed=seed)
+    options = {"method": method, "direction": "noising", "ablation": ablation}
     return EdgeScoresResult(
         edges=tuple(str(edge) for edge in graph.edges()),
         scores=found.effects,
@@ -316,7 +317,7 @@ def edge_attribution(
         per_example=found.per_example if len(prepared.pairs) > 1 else None,
         ci_low=found.low,
         ci_high=found.high,
-        measured_on=prepared.measured_on(model) | options,
+        measured_on=prepared.measured_on(model) | options | found.facts(),
     )
 
 

@@ -39,6 +39,7 @@ from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import MetricError, NoGap, SweepError
 from mlxterp.metrics import Floats, Metric
 from mlxterp.results import AblationResult, AblationRow
+from mlxterp.statistics.clusters import clusters
 from mlxterp.statistics.effects import effects
 
 Member: TypeAlias = str | tuple[int, int]
@@ -162,6 +163,13 @@ class _Subjects:
     run: sweep.BaseRun | None  # of the prompts, and of the corrupted ones, if they were kept
     others_run: sweep.BaseRun | None
 
+    @property
+    def clusters(self) -> tuple[str, ...]:
+        """Which prompts, or pairs of them, are one independent observation."""
+        others = self.tokens if self.others is None else self.others
+        rows = zip(self.tokens.tolist(), others.tolist(), strict=True)
+        return clusters([{"clean": clean, "corrupted": corrupted} for clean, corrupted in rows]).of_pair
+
 
 def ablate(
     model: InterpretableModel,
@@ -196,7 +204,7 @@ def ablate(
         group: of the given sets, for the result: "found", or "null" for sets predicted not to matter.
         random_sets: this many random sets of heads, as large as the first set and disjoint from all of them.
         exclude: heads that random sets leave out too.
-        seed: of the random sets and the bootstrap.
+        seed: of the random sets.
 
     Returns:
         one row per set. What is left of the metric, as a share: m / m_clean for mean and zero ablation and a
@@ -221,7 +229,7 @@ def ablate(
     ablated = [complement_of(model, parts) if keep else parts for _, _, parts in sets]
     values = _measure(model, subjects, ablated, kind, progress)
     zero = np.zeros_like(subjects.clean_metric) if nothing_left is None else nothing_left
-    found = effects(values, one=subjects.clean_metric, zero=zero, seed=seed)
+    found = effects(values, one=subjects.clean_metric, zero=zero, clusters=subjects.clusters, seed=seed)
     rows = [
         AblationRow(
             label=name,
@@ -242,7 +250,7 @@ def ablate(
         metric=subjects.metric.name,
         clean_metric=float(subjects.clean_metric.mean()),
         corrupted_metric=None if nothing_left is None else float(nothing_left.mean()),
-        measured_on=subjects.measured_on | {"ablation": kind, "seed": seed},
+        measured_on=subjects.measured_on | {"ablation": kind, "seed": seed} | found.facts(),
     )
 
 

@@ -67,9 +67,9 @@ def activation_patching(
         denoising  (m_patched − m_corrupted) / (m_clean − m_corrupted)
         noising    (m_clean − m_patched) / (m_clean − m_corrupted)
 
-    Over several pairs an effect is the ratio of means, with every pair's own effect beside it and a 95 %
-    bootstrap interval. Positions before the first token that differs have an effect of exactly 0 and are not
-    run.
+    Over several pairs an effect is the ratio of means, with every pair's own effect beside it and, from four
+    independent pairs on, a 95 % interval (`mlxterp.statistics.ratio`). Positions before the first token that
+    differs have an effect of exactly 0 and are not run.
 
     Args:
         clean, corrupted: two prompts; or one PromptPair, or a list of them, or what `prepare` made of these,
@@ -84,7 +84,7 @@ def activation_patching(
         align: how positions of prompts of different lengths correspond, see `alignment.py`.
         layers, positions: sweep only these; positions are the patched run's, negative ones count from the
             end.
-        seed: of the bootstrap.
+        seed: kept for callers of earlier versions; intervals are no longer drawn.
         progress: called with (rows done, rows in all).
 
     Returns:
@@ -149,12 +149,16 @@ def activation_patchings(
     measured = patched_metrics(
         model, prepared, runs, [(each.component, each.grid.sites()) for each in planned], progress
     )
-    facts = prepared.measured_on(model) | {"direction": direction, "bootstrap_seed": seed}
+    facts = prepared.measured_on(model) | {"direction": direction}
     results = []
     for each, values in zip(planned, measured, strict=True):
         on_grid = values.reshape(len(values), *each.grid.shape)
-        found = effects(on_grid, one=runs.source_metric, zero=runs.base_metric, seed=seed)
-        results.append(patching_result(model, prepared, runs, each, found, measured_on=facts))
+        found = effects(
+            on_grid, one=runs.source_metric, zero=runs.base_metric, clusters=prepared.clusters, seed=seed
+        )
+        results.append(
+            patching_result(model, prepared, runs, each, found, cautions=found.cautions, measured_on=facts)
+        )
     return tuple(results)
 
 

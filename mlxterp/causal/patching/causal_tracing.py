@@ -32,6 +32,7 @@ from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import NoGap, PromptPairError, SweepError, TokenError
 from mlxterp.metrics import Floats, Metric
 from mlxterp.results import CausalTracingResult
+from mlxterp.statistics.ratio import mean_of
 
 EMBED = HookPoint("embed")
 
@@ -140,8 +141,6 @@ ROLES = (
 )
 """The columns that prompts are averaged over (Meng et al. 2022, figure 2)."""
 
-_DRAWS = 1000
-
 
 @dataclass(frozen=True)
 class TracedPrompt:
@@ -197,7 +196,7 @@ def causal_tracing(
         samples: draws of ε per prompt.
         metric: "prob" as in the paper, or any other of `mlxterp.metrics` that needs no corrupted prompt.
         layers: restore at these only.
-        seed: of the noise, `seed + i` for prompt i, and of the bootstrap.
+        seed: of the noise, `seed + i` for prompt i.
 
     Returns:
         effects [n_layers, n_positions], or [n_layers, n_roles], in units of the metric.
@@ -260,8 +259,8 @@ def causal_tracing(
             "there is nothing to restore. Give more noise, or prompts whose answer depends on the subject."
         )
     if len(read) == 1:
-        return _result_of_one(model, read[0], measured[0], common, seed)
-    return _result_of_several(read, measured, common, seed)
+        return _result_of_one(model, read[0], measured[0], common)
+    return _result_of_several(read, measured, common)
 
 
 def _component_and_window(model: InterpretableModel, component: str, window: int | None) -> tuple[str, int]:
@@ -334,11 +333,10 @@ def _result_of_one(
     subject: Subject,
     measured: tuple[Floats, Floats],
     common: Mapping[str, Any],
-    seed: int,
 ) -> CausalTracingResult:
     base, values = measured
     gains = values - base[:, None, None]
-    low, high = _interval(gains, seed)
+    low, high = _intervals(gains)
     return CausalTracingResult(
         effects=gains.mean(axis=0),
         columns=tuple(str_tokens(model, subject.tokens[0])),
@@ -354,7 +352,6 @@ def _result_of_several(
     subjects: Sequence[Subject],
     measured: Sequence[tuple[Floats, Floats]],
     common: Mapping[str, Any],
-    seed: int,
 ) -> CausalTracingResult:
     """Means over prompts by role; a prompt without a role (no middle token) does not count for it."""
     per_prompt = np.full((len(subjects), len(common["layers"]), len(ROLES)), np.nan)
@@ -364,7 +361,7 @@ def _result_of_several(
             if positions:
                 per_prompt[i, :, role] = gains[:, positions].mean(axis=1)
     there = [role for role in range(len(ROLES)) if np.isfinite(per_prompt[:, 0, role]).any()]
-    low, high = _interval(per_prompt[:, :, there], seed)
+    low, high = _intervals(per_prompt[:, :, there])
     return CausalTracingResult(
         effects=np.nanmean(per_prompt[:, :, there], axis=0),
         columns=tuple(ROLES[role] for role in there),
@@ -384,15 +381,16 @@ def _positions_by_role(subject: Subject) -> tuple[list[int], ...]:
     return first, inside[1:-1], inside[-1:], after[:1] if len(after) > 1 else [], after[1:-1], after[-1:]
 
 
-def _interval(values: Floats, seed: int) -> tuple[Floats | None, Floats | None]:
-    """95 % of the means of resampled rows of `values` [n, …], NaN left out; None for a single row."""
-    n = len(values)
-    if n < 2:
+def _intervals(values: Floats) -> tuple[Floats | None, Floats | None]:
+    """95 % intervals of the means over the rows of `values` [n, …], NaN left out; NaN where fewer than four
+    rows are known, None where that is so everywhere."""
+    flat = values.reshape(len(values), -1)
+    low, high = np.full((2, flat.shape[1]), np.nan)
+    for i, column in enumerate(flat.T):
+        known = column[np.isfinite(column)]
+        found = mean_of(known) if len(known) else None
+        if found is not None and found.low is not None and found.high is not None:
+            low[i], high[i] = float(found.low), float(found.high)
+    if not np.isfinite(low).any():
         return None, None
-    counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=_DRAWS).astype(np.float64)
-    known = np.isfinite(values)
-    weight = np.tensordot(counts, known, axes=1)
-    total = np.tensordot(counts, np.where(known, values, 0.0), axes=1)
-    means = np.divide(total, weight, out=np.full(total.shape, np.nan), where=weight > 0)
-    low, high = np.nanpercentile(means, [2.5, 97.5], axis=0)
-    return low, high
+    return low.reshape(values.shape[1:]), high.reshape(values.shape[1:])

@@ -64,7 +64,7 @@ def path_patching(
         positions: where the senders are replaced; all by default.
         metric: see `mlxterp.metrics.resolve`.
         token_budget: bounds the memory of a batch.
-        seed: of the bootstrap.
+        seed: kept for callers of earlier versions; intervals are no longer drawn.
         progress: called with (senders done, senders in all).
 
     Returns:
@@ -93,7 +93,9 @@ def path_patching(
             progress(first + len(some), len(sets))
     # The clean run as these runs compute it, so that a change that reaches no receiver is exactly 0.
     unchanged = prepared.metric(run.logits([()])[0], prepared.targets)
-    found = effects(values, one=prepared.corrupted_metric, zero=unchanged, seed=seed)
+    found = effects(
+        values, one=prepared.corrupted_metric, zero=unchanged, clusters=prepared.clusters, seed=seed
+    )
     return PathPatchingResult(
         senders=tuple(" + ".join(str(node) for node in nodes) for nodes in sets),
         effects=found.effects,
@@ -106,7 +108,8 @@ def path_patching(
         ci_low=found.low,
         ci_high=found.high,
         measured_on=prepared.measured_on(model)
-        | {"direction": "noising", "positions": "all" if positions is None else where.tolist()},
+        | {"direction": "noising", "positions": "all" if positions is None else where.tolist()}
+        | found.facts(),
     )
 
 

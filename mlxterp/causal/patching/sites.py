@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeAlias, get_args
 import numpy as np
 
 from mlxterp.causal.batching import sweep
-from mlxterp.causal.prompts.encoding import Ids, str_tokens
+from mlxterp.causal.prompts.encoding import Ids, require_model, str_tokens
 from mlxterp.causal.prompts.pair import Prepared
 from mlxterp.core.hook_points import HookPoint, axes, component_name
 from mlxterp.core.model import InterpretableModel
@@ -108,6 +108,7 @@ def check_sweeps(
         SweepError: an unknown direction, no sweep, or axes that a component does not have.
         CapabilityUnavailable: this model has no such component.
     """
+    require_model(model)
     if direction not in get_args(Direction):
         raise SweepError(
             f"direction {direction!r} is not known. Choose one of: {', '.join(get_args(Direction))}."
@@ -228,6 +229,8 @@ def within(chosen: Sequence[int] | None, size: int, what: str) -> tuple[int, ...
     """The chosen numbers below `size`, ascending and counted from the start; all of them for None."""
     if chosen is None:
         return tuple(range(size))
+    if isinstance(chosen, int):
+        raise SweepError(f"{what}={chosen} is one number. Pass a list, as in {what}=[{chosen}].")
     outside = [i for i in chosen if not -size <= i < size]
     if outside or not len(chosen):
         raise SweepError(

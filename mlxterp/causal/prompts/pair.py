@@ -23,12 +23,14 @@ from mlxterp.causal.prompts.encoding import (
     facts_of,
     frozen,
     prompt_text,
+    require_model,
     shortened,
     token_ids,
     token_rows,
 )
 from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import NoGap, PromptPairError
+from mlxterp.statistics.clusters import clusters
 
 MetricLike: TypeAlias = str | metrics.MetricFunction | metrics.Metric | None
 """A metric as callers name it: see `mlxterp.metrics.resolve`."""
@@ -107,6 +109,11 @@ class Prepared:
         return float(self.clean_metric.mean() - self.corrupted_metric.mean())
 
     @property
+    def clusters(self) -> tuple[str, ...]:
+        """Which pairs are one independent observation."""
+        return clusters(self.pairs).of_pair
+
+    @property
     def vocabulary(self) -> Ids | None:
         """The token ids that the metric reads, ascending; None if it reads all."""
         return vocabulary_of(self.metric, self.targets)
@@ -126,6 +133,36 @@ class Prepared:
             "corrupted_metric": float(self.corrupted_metric.mean()),
             "alignment": self.alignment.to_dict(),
         }
+
+
+def _several_prompts(clean: Any, corrupted: Any) -> list[tuple[Prompt, Prompt]] | None:
+    """Clean and corrupted prompts of two lists, side by side; None where `clean` is no list of prompts.
+
+    Raises:
+        PromptPairError: a prompt is of no kind that has tokens, or the lists do not match.
+    """
+    for name, given in (("clean", clean), ("corrupted", corrupted)):
+        if given is not None and (
+            isinstance(given, int | float | bool | dict) or not hasattr(given, "__len__")
+        ):
+            raise PromptPairError(
+                f"{name}={given!r} is no prompt. Pass a text, token ids, a PromptPair, or a list of these."
+            )
+        if isinstance(given, str) and not given:
+            raise PromptPairError(f"{name} is an empty text. Give a prompt of at least one token.")
+    if not _is_list_of_prompts(clean) and not _is_list_of_prompts(corrupted):
+        return None
+    if not _is_list_of_prompts(clean) or not _is_list_of_prompts(corrupted) or len(clean) != len(corrupted):
+        counts = [len(each) if _is_list_of_prompts(each) else "one" for each in (clean, corrupted)]
+        raise PromptPairError(
+            f"{counts[0]} clean and {counts[1]} corrupted prompts were given. Give each clean one "
+            "its corrupted one, in the same order."
+        )
+    return list(zip(clean, corrupted, strict=True))
+
+
+def _is_list_of_prompts(given: Any) -> bool:
+    return isinstance(given, list | tuple) and bool(given) and isinstance(given[0], str | list | tuple)
 
 
 def vocabulary_of(metric: metrics.Metric, targets: metrics.Targets) -> Ids | None:
@@ -152,15 +189,20 @@ Pairs: TypeAlias = PromptPair | Sequence[PromptPair] | Prepared
 
 
 def as_pairs(
-    clean: Prompt | Pairs,
-    corrupted: Prompt | None = None,
+    clean: Prompt | Pairs | Sequence[Prompt],
+    corrupted: Prompt | Sequence[Prompt] | None = None,
     *,
     answer: str | int | None = None,
     foil: str | int | None = None,
 ) -> tuple[PromptPair, ...] | Prepared:
-    """The pairs of a call: two prompts, one pair, several, or what `prepare` made of them.
+    """The pairs of a call: two prompts, two lists of prompts, one pair, several, or what `prepare` made of
+    them.
 
     `answer` and `foil` replace each pair's own.
+
+    Raises:
+        PromptPairError: no pair, a prompt that is empty or neither text nor token ids, lists of unequal
+        length.
     """
     if isinstance(clean, Prepared):
         if corrupted is not None or answer is not None or foil is not None:
@@ -171,6 +213,8 @@ def as_pairs(
         return clean
     if isinstance(clean, PromptPair):
         pairs: tuple[PromptPair, ...] = (clean,)
+    elif (several := _several_prompts(clean, corrupted)) is not None:
+        return tuple(PromptPair(frozen(c), frozen(x), answer, foil) for c, x in several)
     elif not isinstance(clean, str) and len(clean) and isinstance(clean[0], PromptPair):
         pairs = tuple(each for each in clean if isinstance(each, PromptPair))
         if len(pairs) != len(clean):
@@ -217,6 +261,7 @@ def prepare(
         PromptPairError: clean and corrupted are the same tokens.
         NoGap: both runs give the same metric, so that there is nothing to recover.
     """
+    require_model(model)
     if isinstance(pairs, Prepared):
         same = metric is None or metric in (pairs.metric, pairs.metric.name, pairs.metric.function)
         return pairs if same else pairs.with_metric(metric)

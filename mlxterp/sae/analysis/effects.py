@@ -125,7 +125,7 @@ def feature_effects(
             for cell, value in zip(some, values, strict=True):
                 changes[batch.examples[cell.example], cell.feature, cell.direction] = value
     own, means = changes[:, :, 0], changes.mean(axis=0)
-    bounds = intervals(own, seed)
+    bounds = intervals(own)
     options: dict[str, Any] = {"ablation": chosen, "seed": seed, "controls": controls}
     return FeatureEffectsResult(
         features=tuple(measured),
