@@ -121,7 +121,8 @@ class InterpretableModel:
     @cached_property
     def d_head(self) -> int:
         """The width of one head's z."""
-        return int(self.architecture.w_o(0).shape[1])
+        layers = self.architecture.layers_with("head_outputs")
+        return int(self.architecture.w_o(layers[0] if layers else 0).shape[1])
 
     @property
     def capabilities(self) -> Mapping[str, Capability]:
@@ -229,8 +230,13 @@ class InterpretableModel:
 
     def _points(self, capture: Capture) -> list[HookPoint]:
         if capture == "all":
-            capture = [n for n in (*LAYER_NAMES, *GLOBAL_NAMES) if self.capabilities[n].available]
-        return expand(capture, self.n_layers)
+            layered = [n for n in LAYER_NAMES if self.architecture.layers_with(n)]
+            capture = [*layered, *(n for n in GLOBAL_NAMES if self.capabilities[n].available)]
+        return expand(capture, self.n_layers, self._layers_with)
+
+    def _layers_with(self, name: str) -> Sequence[int]:
+        """The layers that a layer's name without a number stands for: those that have it, else all."""
+        return self.architecture.layers_with(name) or range(self.n_layers)
 
     def trace(
         self,
