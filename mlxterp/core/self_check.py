@@ -327,12 +327,21 @@ def _adds_up(architecture: Architecture, runs: CheckRuns, layer: int) -> Iterato
         yield Claim(added, total, runs.of("resid_post", layer), what, layers=(layer,))
 
 
+# What a model's own code may raise when its blocks are skipped, and they would have left something behind.
+_MODELS_OWN = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
+
+
 def _ends_in_logits(architecture: Architecture, runs: CheckRuns) -> Iterator[Claim]:
     have = architecture.capabilities
     n_layers = len(architecture.layers)
     last = runs.of("resid_post", n_layers - 1)
-    if have["decomposed"].available:
-        prologue = architecture.prologue(runs.tokens)
+    try:
+        prologue = architecture.prologue(runs.tokens) if have["decomposed"].available else None
+    except _MODELS_OWN as problem:
+        prologue = None
+        what = f"a forward does not go through without its blocks ({type(problem).__name__}: {problem})."
+        _switch_off(architecture, ("decomposed",), what)
+    if prologue is not None:
         what = "its blocks run one by one do not give its own residual stream"
         yield Claim(("decomposed",), prologue.h, runs.of("resid_pre", 0), what)
         # Each block is called with what the model itself called it with, so a few stand for all: reading

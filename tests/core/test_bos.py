@@ -44,7 +44,8 @@ class Llama2Tokenizer:
 
 
 def model_with(*, add_bos: bool = True, **options) -> InterpretableModel:
-    return InterpretableModel(tiny_module("llama"), Llama2Tokenizer(add_bos=add_bos), **options)
+    given = {name: value for name, value in options.items() if value is not None}
+    return InterpretableModel(tiny_module("llama"), Llama2Tokenizer(add_bos=add_bos), **given)
 
 
 def first_tokens(model: InterpretableModel, text: str, n: int = 2) -> list[int]:

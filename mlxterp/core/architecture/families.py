@@ -25,7 +25,16 @@ OUT_PROJECTION = (
     "attn_resid",
 )
 MLP = ("mlp", "feed_forward", "ffn", "block_sparse_moe", "moe", "ff")
-FINAL_NORM = ("norm", "ln_f", "final_layernorm", "final_layer_norm", "norm_f", "final_norm", "ln_out")
+FINAL_NORM = (
+    "norm",
+    "ln_f",
+    "final_layernorm",
+    "final_layer_norm",
+    "norm_f",
+    "final_norm",
+    "ln_out",
+    "embedding_norm",  # lfm2's final norm
+)
 EMBEDDING = (
     "embed_tokens",
     "wte",
