@@ -22,17 +22,22 @@ CANNOT_BE_USED = 3
 
 @dataclass(frozen=True)
 class CapabilityRow:
-    """One hook point or part of a model: whether it can be used, and if not, why."""
+    """One hook point or part of a model.
+
+    Whether it can be used in every layer, else why not and in which; with a reason although it is available,
+    what limits its meaning.
+    """
 
     name: str
     available: bool
     reason: str = ""
+    layers: tuple[int, ...] = ()
 
 
 def capability_table(model: InterpretableModel) -> tuple[CapabilityRow, ...]:
     """Every hook point and part that this library knows, as the check at load found them in this model."""
     return tuple(
-        CapabilityRow(name, capability.available, capability.reason)
+        CapabilityRow(name, capability.available, capability.reason, capability.layers)
         for name, capability in model.capabilities.items()
     )
 
@@ -47,7 +52,9 @@ def text_of(model: InterpretableModel) -> str:
         f"{model.d_vocab:,} tokens; {has} of {len(rows)} available"
     ]
     for row in rows:
-        lines.append(f"  {row.name:<{width}}  {'yes' if row.available else 'no   ' + row.reason}")
+        verdict = "yes" if row.available else "part" if row.layers else "no"
+        only = f" (only L{', L'.join(map(str, row.layers))})" if row.layers else ""
+        lines.append(f"  {row.name:<{width}}  {verdict:<4} {row.reason}{only}".rstrip())
     return "\n".join(lines)
 
 

@@ -21,7 +21,7 @@ import mlx.nn as nn
 
 from mlxterp.core.architecture import attention
 from mlxterp.core.architecture.attention import MxWithHookedSoftmax
-from mlxterp.core.architecture.parts import Architecture, Layer, stream
+from mlxterp.core.architecture.parts import Architecture, Layer
 from mlxterp.core.hook_points import LAYER_NAMES, HookPoint
 from mlxterp.core.interventions import Intervention
 from mlxterp.core.linux_blas import blas
@@ -43,6 +43,7 @@ class HookedRun:
     captured: dict[HookPoint, mx.array] = field(default_factory=dict)
     fired: set[Intervention] = field(default_factory=set)
     called: set[HookPoint] = field(default_factory=set)  # modules named by their path
+    attended: dict[int, mx.array] = field(default_factory=dict)  # by layer, the attention function's result
     layer: int = -1
     resid_pre: mx.array | None = None
 
@@ -100,18 +101,18 @@ def layer_taps(architecture: Architecture, layer: Layer, index: int, hooked: Hoo
         yield layer.attn_adds, output_tap(hooked, here["attn_out"], architecture.attn_scale, mid)
     if layer.mlp_adds is not None and hooked.uses(here["mlp_out"]):
         yield layer.mlp_adds, output_tap(hooked, here["mlp_out"], architecture.mlp_scale)
-    yield layer.block, _block(hooked, here, index)
+    yield layer.block, _block(architecture, hooked, here, index)
 
 
-def _block(hooked: HookedRun, here: dict[str, HookPoint], index: int) -> Around:
+def _block(architecture: Architecture, hooked: HookedRun, here: dict[str, HookPoint], index: int) -> Around:
     def around(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        h, rest, named = stream(args, kwargs)
+        h, others = architecture.stream(args, kwargs)
         hooked.layer = index
         if index == 0:
             h = hooked.at(HookPoint("embed"), h)
         hooked.resid_pre = h = hooked.at(here["resid_pre"], h)
         try:
-            return _first(call(h, *rest, **named), lambda y: hooked.at(here["resid_post"], y))
+            return _first(others.call(call, h), lambda y: hooked.at(here["resid_post"], y))
         finally:
             hooked.layer = -1
 
@@ -179,7 +180,9 @@ def hooked_attention(hooked: HookedRun, original: Callable[..., mx.array]) -> Ca
             edited = hooked.at(point["pattern"], probabilities)
             if edited is not probabilities:
                 return attention.attend(edited, values)
-        return original(queries, keys, values, cache, scale=scale, mask=mask, **rest)
+        result = original(queries, keys, values, cache, scale=scale, mask=mask, **rest)
+        hooked.attended[hooked.layer] = result.swapaxes(1, 2)
+        return result
 
     return attend
 

@@ -27,7 +27,7 @@ output.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from mlxterp.errors import UnknownHookPoint
@@ -118,14 +118,22 @@ def component_name(component: str) -> str:
     return name
 
 
-def expand(names: str | HookPoint | Iterable[str | HookPoint], n_layers: int) -> list[HookPoint]:
-    """Hook points from names, in order, once each: `"resid_pre"` is every layer's, `"L9.z"` only itself."""
+def expand(
+    names: str | HookPoint | Iterable[str | HookPoint],
+    n_layers: int,
+    layers_with: Callable[[str], Iterable[int]] | None = None,
+) -> list[HookPoint]:
+    """Hook points from names, in order, once each: `"resid_pre"` is every layer's, `"L9.z"` only itself.
+
+    `layers_with` gives the layers that have a name, where not all have it.
+    """
     if isinstance(names, str | HookPoint):
         names = [names]
     points: dict[HookPoint, None] = {}
     for name in names:
         if isinstance(name, str) and name in LAYER_NAMES:
-            points.update(dict.fromkeys(HookPoint(name, layer) for layer in range(n_layers)))
+            layers = range(n_layers) if layers_with is None else layers_with(name)
+            points.update(dict.fromkeys(HookPoint(name, layer) for layer in layers))
         else:
             points[parse(name)] = None
     return list(points)

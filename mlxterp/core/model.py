@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -40,6 +41,12 @@ class InterpretableModel:
         tokenizer: for a module; without one, prompts are token ids.
         quantized: keep the weights of a bundled model or GGUF file quantised.
         dtype: what to cast the weights to, as in `mx.float32`; by default they stay as they came.
+        adapter_path: a directory with a LoRA or DoRA adapter as mlx-lm writes it (`adapter_config.json`,
+            `adapters.safetensors`); W_O, W_U and all runs are then of the adapted weights.
+        prepend_bos: whether a text begins with the tokenizer's token for the beginning of a sequence; by
+            default as the tokenizer itself has it. Or the text of the token to begin with, as in
+            "<|endoftext|>". It is there once, also if the text has it written out. Prompts of token ids stay
+            as they are.
         family: how the blocks of a module of your own differ from the common ones (`families.py`).
         verify: check by two forwards of five tokens that the hook points are what they are named, and on a
             GPU that it computes what the CPU does (`self_check.py`). For a model loaded by name the outcome
@@ -59,6 +66,8 @@ class InterpretableModel:
         *,
         quantized: bool = False,
         dtype: mx.Dtype | None = None,
+        adapter_path: str | Path | None = None,
+        prepend_bos: bool | str | None = None,
         family: Family | None = None,
         verify: bool = True,
         progress: Callable[[str], None] | None = None,
@@ -71,13 +80,15 @@ class InterpretableModel:
             loaded = registry.Loaded(type(model).__module__.rsplit(".", 1)[-1], model, tokenizer)
         else:
             loaded = registry.load(model, quantized=quantized, progress=progress)
+        if adapter_path is not None:
+            loaded = registry.add_adapter(loaded, adapter_path)
         self.name = loaded.name
-        self.facts: Mapping[str, Any] = loaded.facts
         self.model = loaded.module
         if dtype is not None:
             self.model.set_dtype(dtype)
         self.tokenizer = loaded.tokenizer if tokenizer is None else tokenizer
-        self._text = TextTokens(self.tokenizer)
+        self._text = TextTokens(self.tokenizer, prepend_bos=prepend_bos)
+        self.facts: Mapping[str, Any] = {**loaded.facts, "prepend_bos": self._text.prepend_bos}
         _evaluate_every_array(self.model)
         self.architecture: Architecture = describe(self.model, family)
         self_check.measure_sizes(self.architecture)
@@ -121,7 +132,8 @@ class InterpretableModel:
     @cached_property
     def d_head(self) -> int:
         """The width of one head's z."""
-        return int(self.architecture.w_o(0).shape[1])
+        layers = self.architecture.layers_with("head_outputs")
+        return int(self.architecture.w_o(layers[0] if layers else 0).shape[1])
 
     @property
     def capabilities(self) -> Mapping[str, Capability]:
@@ -170,8 +182,28 @@ class InterpretableModel:
         return self._text.split(self._row(prompt))
 
     def to_single_token(self, text: str) -> int:
-        """The one token that `text` is; raises TokenError showing the split if it is not one."""
+        """The one token that `text` is; raises TokenError showing the split if it is not one.
+
+        A tokenizer that puts a space in front of every text by itself has one token for "Paris" and " Paris".
+        """
         return self._text.single(text)
+
+    def other_form(self, text: str) -> str | None:
+        """`text` with its leading space taken off, or with one put in front, if that is another single token.
+
+        None where it is not one token, or where the tokenizer makes both the same.
+        """
+        return self._text.other_form(text)
+
+    @property
+    def prepend_bos(self) -> bool:
+        """Whether a prompt given as text begins with a token for the beginning of a sequence."""
+        return self._text.prepend_bos
+
+    @property
+    def bos_token_id(self) -> int | None:
+        """The token that begins a text, or would with `prepend_bos=True`; None if the tokenizer has none."""
+        return self._text.bos_id
 
     def to_string(self, tokens: Iterable[int]) -> str:
         """The text of these token ids."""
@@ -229,8 +261,13 @@ class InterpretableModel:
 
     def _points(self, capture: Capture) -> list[HookPoint]:
         if capture == "all":
-            capture = [n for n in (*LAYER_NAMES, *GLOBAL_NAMES) if self.capabilities[n].available]
-        return expand(capture, self.n_layers)
+            layered = [n for n in LAYER_NAMES if self.architecture.layers_with(n)]
+            capture = [*layered, *(n for n in GLOBAL_NAMES if self.capabilities[n].available)]
+        return expand(capture, self.n_layers, self._layers_with)
+
+    def _layers_with(self, name: str) -> Sequence[int]:
+        """The layers that a layer's name without a number stands for: those that have it, else all."""
+        return self.architecture.layers_with(name) or range(self.n_layers)
 
     def trace(
         self,
@@ -289,6 +326,33 @@ class InterpretableModel:
     def unembedding(self, token_ids: int | Sequence[int] | Tokens | mx.array) -> mx.array:
         """Rows of W_U in float32 [n, d_model], dequantised."""
         return self.architecture.unembed_rows(mx.array(np.atleast_1d(np.array(token_ids))))
+
+
+END_OF_TEXT = "<|endoftext|>"  # what many models were trained to see between texts
+
+
+def bos_caution(
+    model: InterpretableModel, clean_ids: Sequence[int], corrupted_ids: Sequence[int]
+) -> str | None:
+    """What to try when two prompts differ in their first token and no BOS token stands before it.
+
+    The first position of a sequence is treated by most models like no other (an attention sink: Xiao et al.
+    2024, arXiv:2309.17453), so a difference there is not the difference of two words. None if that is not so.
+    """
+    bos = model.bos_token_id
+    if bos is None or not len(clean_ids) or not len(corrupted_ids) or clean_ids[0] == corrupted_ids[0]:
+        return None
+    if bos in (clean_ids[0], corrupted_ids[0]):
+        return None
+    try:
+        other = f", or prepend_bos={END_OF_TEXT!r}" if model.to_single_token(END_OF_TEXT) != bos else ""
+    except TokenError:
+        other = ""
+    return (
+        "The prompts differ at position 0, which models treat like no other, and the tokenizer of "
+        f"{model.name} has a token for the beginning of a text ({model.to_str_tokens([bos])[0]!r}) that is "
+        f"not used. Try InterpretableModel(..., prepend_bos=True){other}."
+    )
 
 
 def _evaluate_every_array(model: nn.Module) -> None:

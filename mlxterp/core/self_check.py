@@ -10,7 +10,7 @@ import hashlib
 import inspect
 import json
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from functools import cache
@@ -23,15 +23,15 @@ import numpy as np
 
 from mlxterp._files import write_atomically
 from mlxterp.core import forward
-from mlxterp.core.architecture import attention
-from mlxterp.core.architecture.parts import Architecture, Capability, stream
+from mlxterp.core.architecture import attention, linear
+from mlxterp.core.architecture.parts import Architecture, Capability
 from mlxterp.core.forward import HookedRun
 from mlxterp.core.hook_points import LAYER_NAMES, HookPoint
-from mlxterp.core.interventions import zero
+from mlxterp.core.interventions import Intervention, zero
 from mlxterp.core.linux_blas import blas
 from mlxterp.core.selection import Window
 from mlxterp.core.taps import tapped
-from mlxterp.errors import DeviceDisagrees, UnsupportedArchitecture
+from mlxterp.errors import CapabilityUnavailable, DeviceDisagrees, UnsupportedArchitecture
 from mlxterp.models.fetch import cache_dir
 
 TOLERANCE, TOLERANCE_HALF = 5e-3, 4e-2
@@ -80,19 +80,26 @@ def compare_devices(architecture: Architecture, tokens: mx.array) -> float | Non
 
 
 N_TOKENS = 5
+STREAM_NAMES = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "head_outputs", "decomposed")
+"""What has no meaning where one block's output is not the next one's input."""
 ATTENTION_NAMES = ("q", "k", "v", "pattern")
+TOKENS_ENTER_AGAIN = (
+    "the tokens enter the residual stream again in later layers, so L0.resid_pre is not all of the input: "
+    "patching it does not restore a run."
+)
 PARALLEL = "its blocks run attention and MLP in parallel, so there is no residual stream between the two."
 
 
 @dataclass(frozen=True, eq=False)
 class Claim:
-    """Two arrays that must agree, and what is switched off if they don't."""
+    """Two arrays that must agree, and what is switched off if they don't: in some layers, or everywhere."""
 
     names: tuple[str, ...]
     got: mx.array
     expected: mx.array
     what: str
     exact: bool = False
+    layers: tuple[int, ...] | None = None
 
     @property
     def difference(self) -> mx.array:
@@ -111,6 +118,7 @@ class CheckRuns:
     plain: mx.array
     hooked: mx.array
     captured: dict[HookPoint, mx.array]
+    attended: dict[int, mx.array]
 
     def of(self, name: str, layer: int) -> mx.array:
         return self.captured[HookPoint(name, layer)]
@@ -125,7 +133,7 @@ def measure_sizes(architecture: Architecture) -> None:
     alone: list[bool] = []
 
     def record(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        entered.append(stream(args, kwargs)[0])
+        entered.append(architecture.stream(args, kwargs)[0])
         out = call(*args, **kwargs)
         alone.append(isinstance(out, mx.array))
         return out
@@ -158,53 +166,102 @@ def switch_off_what_fails(architecture: Architecture) -> None:
     for claim, difference in zip(claims, differences, strict=True):
         off = float(np.array(difference))
         if not off <= (0.0 if claim.exact else tolerance):  # NaN fails too
-            _switch_off(architecture, claim.names, f"{claim.what} (relative difference {off:.1e}).")
-    if not architecture.capabilities["attn_out"].available:
-        _switch_off(architecture, ("resid_mid", "head_outputs"), "what attention adds is not known.")
-    if architecture.capabilities["resid_mid"].available and _in_parallel(architecture, runs):
+            reason = f"{claim.what} (relative difference {off:.1e})."
+            _switch_off(architecture, claim.names, reason, claim.layers)
+    lacking = _layers_without(architecture, "attn_out")
+    _switch_off(architecture, ("resid_mid", "head_outputs"), "what attention adds is not known.", lacking)
+    if architecture.layers_with("resid_mid") and _in_parallel(architecture, runs):
         _switch_off(architecture, ("resid_mid",), PARALLEL)
     if not architecture.capabilities["unembedding"].available:
         _switch_off(architecture, ("final_norm_formula",), "its unembedding is not known.")
+    _check_the_stream_is_all(architecture, runs, tolerance)
 
 
-def _switch_off(architecture: Architecture, names: tuple[str, ...], reason: str) -> None:
+def _switch_off(
+    architecture: Architecture, names: tuple[str, ...], reason: str, layers: Sequence[int] | None = None
+) -> None:
+    """Makes `names` unavailable, in some layers or altogether; among layers the first reason stays."""
     for name in names:
-        if architecture.capabilities[name].available:
+        had = architecture.capabilities[name]
+        if not had.available and not had.layers:
+            continue
+        in_layers = name in LAYER_NAMES or name == "head_outputs"
+        if layers is None or not in_layers:
             architecture.capabilities[name] = Capability(available=False, reason=reason)
+            continue
+        left = tuple(i for i in architecture.layers_with(name) if i not in layers)
+        if left != architecture.layers_with(name):
+            why = reason if had.available or not left else had.reason
+            architecture.capabilities[name] = Capability(available=False, reason=why, layers=left)
+
+
+def _check_the_stream_is_all(architecture: Architecture, runs: CheckRuns, tolerance: float) -> None:
+    """Whether the last resid_post, and the first resid_pre, carry all that other tokens change."""
+    last = HookPoint("resid_post", len(architecture.layers) - 1)
+    first = HookPoint("resid_pre", 0)
+    for point in (last, first):
+        if point.layer not in architecture.layers_with(point.name):
+            continue
+        others = (runs.tokens + 1) % architecture.d_vocab
+        whole = Intervention(point, "replace", value=runs.captured[point])
+        patched, _, _ = forward.run(architecture, others, interventions=[whole])
+        off = float(np.array(Claim((), patched, runs.plain, "").difference))
+        if off <= tolerance:
+            continue
+        if point is last:
+            what = f"the last one does not determine the logits (relative difference {off:.1e})."
+            _switch_off(architecture, ("resid_post", "unembedding", "final_norm_formula"), what)
+        else:
+            for name in ("embed", "resid_pre", "resid_mid", "resid_post", "decomposed"):
+                if architecture.capabilities[name].available:
+                    architecture.capabilities[name] = Capability(available=True, reason=TOKENS_ENTER_AGAIN)
 
 
 def probe_tokens(architecture: Architecture) -> mx.array:
     """Five different tokens of the vocabulary."""
-    size = 1 if architecture.embedding is None else architecture.embedding["weight"].shape[0]
+    size = 1 if architecture.embedding is None else linear.n_rows(architecture.embedding) or 1
     return mx.array([[(1 + 7 * i) % size for i in range(N_TOKENS)]])
 
 
 def _run_both(architecture: Architecture) -> CheckRuns:
     tokens = probe_tokens(architecture)
-    have = [name for name in LAYER_NAMES if architecture.capabilities[name].available]
-    wanted = {HookPoint(name, layer) for name in have for layer in range(len(architecture.layers))}
+    wanted = {HookPoint(name, i) for name in LAYER_NAMES for i in architecture.layers_with(name)}
     wanted.add(HookPoint("final_norm"))
     hooked_run = HookedRun({}, frozenset(wanted), Window(0, (N_TOKENS,)), architecture.lock)
     hooked = forward.forward(architecture, hooked_run, tokens)
-    return CheckRuns(tokens, architecture.forward(tokens), hooked, hooked_run.captured)
+    return CheckRuns(tokens, architecture.forward(tokens), hooked, hooked_run.captured, hooked_run.attended)
 
 
 def _in_parallel(architecture: Architecture, runs: CheckRuns) -> bool:
-    """Whether the first block's MLP does not see what its attention adds. Computes one block."""
-    mlp_out = HookPoint("mlp_out", 0)
+    """Whether the first such block's MLP does not see what its attention adds. Computes up to one block."""
+    layer = architecture.layers_with("resid_mid")[0]
+    mlp_out = HookPoint("mlp_out", layer)
     _, without, _ = forward.run(
-        architecture, runs.tokens, interventions=[zero("L0.attn_out")], capture=[mlp_out]
+        architecture, runs.tokens, interventions=[zero(f"L{layer}.attn_out")], capture=[mlp_out]
     )
     return bool(mx.array_equal(without[mlp_out], runs.captured[mlp_out]).item())
 
 
 def _switch_off_uncalled(architecture: Architecture, runs: CheckRuns) -> None:
     for name in LAYER_NAMES:
-        missing = [i for i in range(len(architecture.layers)) if HookPoint(name, i) not in runs.captured]
-        if missing:
-            _switch_off(architecture, (name,), f"layer {missing[0]} never computes it.")
-    if not architecture.capabilities["z"].available:
-        _switch_off(architecture, ("head_outputs",), architecture.capabilities["z"].reason)
+        for layer in architecture.layers_with(name):
+            if HookPoint(name, layer) not in runs.captured:
+                _switch_off(architecture, (name,), f"layer {layer} never computes it.", [layer])
+    without_z = _layers_without(architecture, "z")
+    _switch_off(architecture, ("head_outputs",), architecture.capabilities["z"].reason, without_z)
+
+
+def _layers_without(architecture: Architecture, name: str) -> list[int]:
+    having = architecture.layers_with(name)
+    return [i for i in range(len(architecture.layers)) if i not in having]
+
+
+def _layers_by_kind(architecture: Architecture) -> list[tuple[int, ...]]:
+    """The layers whose attention is of one class, for each class."""
+    kinds: dict[type, list[int]] = {}
+    for index, layer in enumerate(architecture.layers):
+        kinds.setdefault(type(layer.attn), []).append(index)
+    return [tuple(layers) for layers in kinds.values()]
 
 
 def _claims(architecture: Architecture, runs: CheckRuns) -> Iterator[Claim]:
@@ -213,36 +270,78 @@ def _claims(architecture: Architecture, runs: CheckRuns) -> Iterator[Claim]:
     hooks = tuple(name for name in have if name != "logits")
     transparent = "a hooked run does not give the plain run's logits bit by bit"
     yield Claim(hooks, runs.hooked, runs.plain, transparent, exact=True)
+    yield from _is_one_stream(architecture, runs)
     for layer in range(n_layers):
         yield from _adds_up(architecture, runs, layer)
-    for layer in sorted({0, n_layers // 2, n_layers - 1}):
-        if have["z"].available and have["pattern"].available:
-            z = attention.attend(runs.of("pattern", layer), runs.of("v", layer).swapaxes(1, 2)).swapaxes(1, 2)
-            yield Claim(ATTENTION_NAMES, z, runs.of("z", layer), f"in layer {layer} pattern · v is not z")
-        if have["head_outputs"].available and have["attn_out"].available:
-            heads, bias = architecture.head_outputs(layer, runs.of("z", layer))
-            total = mx.sum(heads, axis=-2) + bias
-            what = f"in layer {layer} the heads' outputs and the bias are not attn_out"
-            yield Claim(("head_outputs",), total, runs.of("attn_out", layer), what)
+    for alike in _layers_by_kind(architecture):
+        for layer in sorted({alike[0], alike[len(alike) // 2], alike[-1]}):
+            yield from _attends(architecture, runs, layer, alike)
     yield from _ends_in_logits(architecture, runs)
 
 
+def _attends(
+    architecture: Architecture, runs: CheckRuns, layer: int, alike: tuple[int, ...]
+) -> Iterator[Claim]:
+    """What must hold of one layer's heads; what fails is switched off in all layers that are alike."""
+    if layer not in architecture.layers_with("z"):
+        return
+    if all(layer in architecture.layers_with(name) for name in ("v", "pattern")):
+        z = attention.attend(runs.of("pattern", layer), runs.of("v", layer).swapaxes(1, 2)).swapaxes(1, 2)
+        # A gate may stand between what attention computes and z (qwen3_next, afmoe).
+        expected = runs.attended.get(layer, runs.of("z", layer))
+        what = f"in layer {layer} pattern · v is not what attention computes"
+        yield Claim(ATTENTION_NAMES, z, expected, what, layers=alike)
+        n_heads, n_kv_heads = architecture.layers[layer].n_heads, architecture.layers[layer].n_kv_heads
+        for name, number in (("q", n_heads), ("k", n_kv_heads), ("v", n_kv_heads)):
+            if layer in architecture.layers_with(name) and runs.of(name, layer).shape[2] != number:
+                what = (
+                    f"in layer {layer} attention has {runs.of(name, layer).shape[2]} heads and not {number}."
+                )
+                _switch_off(architecture, (name,), what, alike)
+    if all(layer in architecture.layers_with(name) for name in ("head_outputs", "attn_out")):
+        try:
+            heads, bias = architecture.head_outputs(layer, runs.of("z", layer))
+        except CapabilityUnavailable as problem:
+            _switch_off(architecture, ("head_outputs",), str(problem), alike)
+            return
+        total = mx.sum(heads, axis=-2) + bias
+        what = f"in layer {layer} the heads' outputs and the bias are not attn_out"
+        yield Claim(("head_outputs",), total, runs.of("attn_out", layer), what, layers=alike)
+
+
+def _is_one_stream(architecture: Architecture, runs: CheckRuns) -> Iterator[Claim]:
+    both = [i for i in architecture.layers_with("resid_pre") if i in architecture.layers_with("resid_post")]
+    for layer in both:
+        if layer + 1 in both:
+            what = f"layer {layer + 1} does not begin with what layer {layer} ends with"
+            yield Claim(STREAM_NAMES, runs.of("resid_pre", layer + 1), runs.of("resid_post", layer), what)
+
+
 def _adds_up(architecture: Architecture, runs: CheckRuns, layer: int) -> Iterator[Claim]:
-    added = tuple(name for name in ("attn_out", "mlp_out") if architecture.capabilities[name].available)
+    added = tuple(name for name in ("attn_out", "mlp_out") if layer in architecture.layers_with(name))
     if added:
         total = runs.of("resid_pre", layer)
         for name in added:
             total = total + runs.of(name, layer)
         what = f"in layer {layer} resid_pre + {' + '.join(added)} is not resid_post"
-        yield Claim(added, total, runs.of("resid_post", layer), what)
+        yield Claim(added, total, runs.of("resid_post", layer), what, layers=(layer,))
+
+
+# What a model's own code may raise when its blocks are skipped, and they would have left something behind.
+_MODELS_OWN = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
 
 
 def _ends_in_logits(architecture: Architecture, runs: CheckRuns) -> Iterator[Claim]:
     have = architecture.capabilities
     n_layers = len(architecture.layers)
     last = runs.of("resid_post", n_layers - 1)
-    if have["decomposed"].available:
-        prologue = architecture.prologue(runs.tokens)
+    try:
+        prologue = architecture.prologue(runs.tokens) if have["decomposed"].available else None
+    except _MODELS_OWN as problem:
+        prologue = None
+        what = f"a forward does not go through without its blocks ({type(problem).__name__}: {problem})."
+        _switch_off(architecture, ("decomposed",), what)
+    if prologue is not None:
         what = "its blocks run one by one do not give its own residual stream"
         yield Claim(("decomposed",), prologue.h, runs.of("resid_pre", 0), what)
         # Each block is called with what the model itself called it with, so a few stand for all: reading
@@ -265,7 +364,7 @@ def _ends_in_logits(architecture: Architecture, runs: CheckRuns) -> Iterator[Cla
     yield Claim(("final_norm_formula",), got, runs.plain[..., some], what)
 
 
-SCHEMA = "mlxterp-probe/1"
+SCHEMA = "mlxterp-probe/2"
 
 
 def read_kept_capabilities(architecture: Architecture, digest: str) -> dict[str, Capability] | None:
@@ -275,8 +374,8 @@ def read_kept_capabilities(architecture: Architecture, digest: str) -> dict[str,
         if data["schema"] != SCHEMA or set(data["capabilities"]) != set(architecture.capabilities):
             return None
         return {
-            name: Capability(available=bool(available), reason=str(reason))
-            for name, (available, reason) in data["capabilities"].items()
+            name: Capability(bool(available), str(reason), tuple(int(i) for i in layers))
+            for name, (available, reason, *layers) in data["capabilities"].items()
         }
     except (OSError, ValueError, KeyError, TypeError):  # none, or not one of ours
         return None
@@ -284,7 +383,8 @@ def read_kept_capabilities(architecture: Architecture, digest: str) -> dict[str,
 
 def keep_capabilities(architecture: Architecture, digest: str) -> None:
     """Writes the capabilities to the cache; a cache that cannot be written is not an error."""
-    found = {name: [each.available, each.reason] for name, each in architecture.capabilities.items()}
+    capabilities = architecture.capabilities.items()
+    found = {name: [each.available, each.reason, *each.layers] for name, each in capabilities}
     content = json.dumps({"schema": SCHEMA, "model": architecture.name, "capabilities": found}, indent=1)
     path = _path(architecture, digest)
     with suppress(OSError):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import mlx.nn as nn
+from mlx.utils import tree_flatten
 
 from mlxterp.errors import ModelError, ModelNotFound
 
@@ -22,6 +24,44 @@ class Loaded:
     module: nn.Module
     tokenizer: Any
     facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+def add_adapter(loaded: Loaded, directory: str | Path) -> Loaded:
+    """Wraps the layers of a model with the adapter that mlx-lm wrote into `directory`; changes the module.
+
+    LoRA or DoRA: `adapter_config.json` and `adapters.safetensors`, read by mlx-lm's own loader.
+
+    Raises:
+        ModelNotFound: there is no such adapter, or it does not fit this model.
+    """
+    from mlx_lm.tuner.utils import load_adapters
+
+    folder = Path(directory).expanduser()
+    lacking = [n for n in ("adapter_config.json", "adapters.safetensors") if not (folder / n).is_file()]
+    if lacking:
+        raise ModelNotFound(
+            f"adapter_path={str(directory)!r}: there is no {lacking[0]} in this directory. Give the "
+            "directory that `mlx_lm.lora` wrote, with adapter_config.json and adapters.safetensors."
+        )
+    try:
+        # The weights are loaded without a check, so an adapter of another model would change nothing.
+        module = load_adapters(loaded.module, str(folder))
+        stored: Any = mx.load(str(folder / "adapters.safetensors"))
+        here = {path: array.shape for path, array in tree_flatten(module.parameters())}
+        unfit = [name for name, value in stored.items() if here.get(name) != value.shape]
+        problem = f"the model has no {unfit[0]} of shape {stored[unfit[0]].shape}" if unfit else ""
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelNotFound(
+            f"adapter_path={str(directory)!r}: mlx-lm cannot load it into {loaded.name}: "
+            f"{_first_line(error)}. Use an adapter that was trained on this model."
+        ) from error
+    if problem:
+        raise ModelNotFound(
+            f"adapter_path={str(directory)!r} does not fit {loaded.name}: {problem}. Use an adapter that was "
+            "trained on this model."
+        )
+    module.eval()  # no dropout
+    return replace(loaded, module=module, facts={**loaded.facts, "adapter": folder.name})
 
 
 def load(name: str, *, quantized: bool, progress: Progress | None) -> Loaded:

@@ -7,7 +7,9 @@ names: `self_check.py` checks it by running the model.
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import mlx.nn as nn
@@ -62,15 +64,23 @@ def describe(model: nn.Module, family: Family | None = None) -> Architecture:
 def _max_positions(chain: Iterable[nn.Module]) -> int | None:
     """How many rows a table of learned positions has; None where positions are computed."""
     table = _first_of(chain, families.POSITIONS)
-    return None if table is None or "weight" not in table else int(table["weight"].shape[0])
+    return None if table is None or not linear.readable(table) else linear.n_rows(table)
 
 
 def _structural(found: Architecture) -> Iterator[tuple[str, Capability]]:
     """What can be said without running the model: which parts are there."""
 
     def in_every(has: Callable[[Layer], bool], lack: str) -> Capability:
-        without = [i for i, layer in enumerate(found.layers) if not has(layer)]
-        return missing(f"{lack} (layer {without[0]}).") if without else YES
+        having = tuple(i for i, layer in enumerate(found.layers) if has(layer))
+        without = [i for i in range(len(found.layers)) if i not in having]
+        return replace(missing(f"{lack} (layer {without[0]})."), layers=having) if without else YES
+
+    def in_both(first: Capability, second: Capability) -> Capability:
+        if second.available:
+            return first
+        if first.available:
+            return second
+        return replace(first, layers=tuple(i for i in first.layers if i in second.layers))
 
     attention = in_every(lambda la: la.attn is not None, "a block has no attention module")
     mlp = in_every(lambda la: la.mlp is not None, "a block has no MLP")
@@ -86,20 +96,25 @@ def _structural(found: Architecture) -> Iterator[tuple[str, Capability]]:
     for name in ("resid_pre", "resid_post", "embed", "logits", "decomposed", "final_norm_formula"):
         yield name, YES
     for name in ("q", "k", "v", "pattern"):
-        yield name, function if attention.available else attention
+        yield name, in_both(attention, function)
     for name in ("z", "head_outputs"):
-        yield name, heads if attention.available else attention
+        yield name, in_both(attention, heads)
     yield "attn_out", attention
     yield "mlp_out", mlp
-    yield "resid_mid", attention if mlp.available else mlp
+    yield "resid_mid", in_both(mlp, attention)
     no_norm = missing("there is no norm before the unembedding.")
     yield "final_norm", YES if found.norm_module is not None else no_norm
     yield "unembedding", YES if unembedding else missing("no unembedding matrix was found.")
 
 
+_IS_MLP = re.compile(r"MLP|MoE|FeedForward", re.IGNORECASE)
+
+
 def _read_block(block: nn.Module, family: Family) -> Layer:
     attn = _at(block, family.attn) if family.attn else _first(block, families.ATTENTION)
     mlp = _at(block, family.mlp) if family.mlp else _first(block, families.MLP)
+    if mlp is None and attn is not None and _IS_MLP.search(type(attn).__name__):
+        attn, mlp = None, attn  # nemotron_h calls whatever a block has its mixer
     out_proj = None if attn is None else _first(attn, families.OUT_PROJECTION)
     n_heads = None if attn is None else _number(attn, families.N_HEADS)
     if out_proj is not None and n_heads and linear.width(out_proj) % n_heads:

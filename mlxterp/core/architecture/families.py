@@ -13,9 +13,28 @@ from typing import Any
 
 # The last three stand in attention's place in hybrid models.
 ATTENTION = ("self_attn", "attn", "attention", "self_attention", "mixer", "linear_attn", "conv", "mamba")
-OUT_PROJECTION = ("o_proj", "out_proj", "c_proj", "dense", "wo", "proj", "attn_out", "linear_out")
+OUT_PROJECTION = (
+    "o_proj",
+    "out_proj",
+    "c_proj",
+    "dense",
+    "wo",
+    "proj",
+    "attn_out",
+    "linear_out",
+    "attn_resid",
+)
 MLP = ("mlp", "feed_forward", "ffn", "block_sparse_moe", "moe", "ff")
-FINAL_NORM = ("norm", "ln_f", "final_layernorm", "final_layer_norm", "norm_f", "final_norm", "ln_out")
+FINAL_NORM = (
+    "norm",
+    "ln_f",
+    "final_layernorm",
+    "final_layer_norm",
+    "norm_f",
+    "final_norm",
+    "ln_out",
+    "embedding_norm",  # lfm2's final norm
+)
 EMBEDDING = (
     "embed_tokens",
     "wte",
@@ -52,6 +71,7 @@ class Family:
         logit_scale: the factor between the unembedding's product and the logits.
         softcap: c in c · tanh(logits / c).
         own_softmax: whether attention is computed in place, with `mx.softmax`, and no function is called.
+        stream_argument: which of a block's positional arguments is the residual stream.
     """
 
     attn: str = ""
@@ -63,6 +83,7 @@ class Family:
     logit_scale: Callable[[Any], float] = _one
     softcap: Callable[[Any], float | None] = _no_cap
     own_softmax: bool = False
+    stream_argument: int = 0
 
 
 def _granite(args: Any) -> float:
@@ -101,6 +122,8 @@ FAMILIES = {
     ),
     "olmo2": _POST_NORMS,
     "olmo3": _POST_NORMS,
+    # block(normalised embedding, residual stream, …): the first is added, with a gain, in every block.
+    "talkie": Family(attn_adds="attn_gain", mlp_adds="mlp_gain", stream_argument=1),
 }
 
 COMMON = Family()

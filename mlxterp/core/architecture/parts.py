@@ -10,7 +10,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -51,10 +51,17 @@ class OwnSoftmax:
 
 @dataclass(frozen=True)
 class Capability:
-    """Whether a hook point or a part can be used, and if not, why."""
+    """Whether a hook point or a part can be used.
+
+    Attributes:
+        available: in every layer, or at all for what has no layers.
+        reason: why not; for what is available, what limits its meaning in this model, or "".
+        layers: where it is available in some layers and not in others, which have it.
+    """
 
     available: bool
     reason: str = ""
+    layers: tuple[int, ...] = ()
 
 
 YES = Capability(available=True)
@@ -70,7 +77,19 @@ class Prologue:
     """What a forward has ready before its blocks: the embedding, and what else each block is called with."""
 
     h: mx.array
-    calls: tuple[tuple[tuple[Any, ...], dict[str, Any]], ...]
+    calls: tuple[OtherArguments, ...]
+
+
+class OtherArguments(NamedTuple):
+    """What a block is called with beside the residual stream: behind it, by name, and in front of it."""
+
+    after: tuple[Any, ...]
+    named: dict[str, Any]
+    before: tuple[Any, ...] = ()
+
+    def call(self, block: Callable[..., Any], h: mx.array) -> Any:
+        """The block's answer on `h`."""
+        return block(*self.before, h, *self.after, **self.named)
 
 
 @dataclass(eq=False)
@@ -108,6 +127,11 @@ class Architecture:
         """Raises CapabilityUnavailable for the first of these that this model does not have."""
         for name in names:
             capability = self.capabilities.get(name, Capability(available=True))
+            if not capability.available and capability.layers:
+                raise CapabilityUnavailable(
+                    f"{self.name} does not have {name!r} in every layer: {capability.reason} "
+                    f"{_which_have_it(name, capability.layers)}"
+                )
             if not capability.available:
                 layered = [n for n in LAYER_NAMES if self.capabilities[n].available]
                 outside = [n for n in GLOBAL_NAMES if self.capabilities[n].available]
@@ -115,6 +139,23 @@ class Architecture:
                     f"{self.name} has no {name!r}: {capability.reason} "
                     f"Available in a layer: {', '.join(layered)}; outside: {', '.join(outside)}."
                 )
+
+    def layers_with(self, name: str) -> tuple[int, ...]:
+        """The layers in which a hook point or part of layers is available."""
+        capability = self.capabilities[name]
+        return tuple(range(len(self.layers))) if capability.available else capability.layers
+
+    def require_in_layer(self, name: str, layer: int) -> None:
+        """Raises CapabilityUnavailable if this layer does not have `name`, saying which have it."""
+        if layer in self.layers_with(name):
+            return
+        layers = self.capabilities[name].layers
+        if not layers:
+            self.require(name)
+        raise CapabilityUnavailable(
+            f"{self.name} has no {name!r} in layer {layer}: {self.capabilities[name].reason} "
+            f"{_which_have_it(name, layers)}"
+        )
 
     def require_point(self, point: HookPoint) -> None:
         """Raises if `point` does not exist in this model, saying what does."""
@@ -126,7 +167,10 @@ class Architecture:
                 f"{point}: there is no layer {point.layer}. This model has {len(self.layers)} layers, "
                 f"L0 to L{len(self.layers) - 1}."
             )
-        self.require(point.name)
+        if point.layer is None:
+            self.require(point.name)
+        else:
+            self.require_in_layer(point.name, point.layer)
 
     def module_at(self, path: str) -> nn.Module:
         """The module at a dotted path, as in `model.layers.0.mlp`."""
@@ -150,22 +194,27 @@ class Architecture:
 
     @property
     def n_heads(self) -> int | None:
-        return self.layers[0].n_heads
+        return self._attending.n_heads
 
     @property
     def n_kv_heads(self) -> int | None:
-        return self.layers[0].n_kv_heads
+        return self._attending.n_kv_heads
+
+    @property
+    def _attending(self) -> Layer:
+        """The first layer with attention: a hybrid may begin with another kind."""
+        return self.layers[next(iter(self.layers_with("pattern") or self.layers_with("z")), 0)]
 
     def w_o(self, layer: int) -> mx.array:
         """W_O of a layer, float32 [n_heads, d_head, d_model], dequantised: head h writes z[h] @ W_O[h]."""
-        self.require("head_outputs")
+        self.require_in_layer("head_outputs", layer)
         part = self.layers[layer]
         weight = linear.rows(_there(part.out_proj)).T
         return weight.reshape(_there(part.n_heads), -1, weight.shape[-1])
 
     def b_o(self, layer: int) -> mx.array | None:
         """The bias of a layer's output projection, float32 [d_model], or None."""
-        self.require("head_outputs")
+        self.require_in_layer("head_outputs", layer)
         return linear.bias(_there(self.layers[layer].out_proj))
 
     def head_outputs(self, layer: int, z: mx.array) -> tuple[mx.array, mx.array]:
@@ -205,12 +254,12 @@ class Architecture:
         """
         self.require("decomposed")
         first: list[mx.array] = []
-        calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+        calls: list[OtherArguments] = []
 
         def skip(_: Callable[..., Any], *args: Any, **kwargs: Any) -> mx.array:
-            h, rest, named = stream(args, kwargs)
+            h, others = self.stream(args, kwargs)
             first.append(h[...] if not first else h)
-            calls.append((rest, named))
+            calls.append(others)
             return h
 
         with self.lock.part_of_run(), tapped([(layer.block, skip) for layer in self.layers]):
@@ -223,9 +272,17 @@ class Architecture:
 
     def block(self, layer: int, h: mx.array, prologue: Prologue) -> mx.array:
         """One block's output on `h`, called as the model calls it."""
-        args, kwargs = prologue.calls[layer]
-        out: mx.array = self.layers[layer].block(h[...], *args, **kwargs)
+        out: mx.array = prologue.calls[layer].call(self.layers[layer].block, h[...])
         return out
+
+    def stream(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[mx.array, OtherArguments]:
+        """A block's call as the residual stream and the other arguments."""
+        at = self.family.stream_argument
+        if len(args) > at:
+            return args[at], OtherArguments(args[at + 1 :], kwargs, args[:at])
+        name = list(kwargs)[at - len(args)]
+        named = {key: value for key, value in kwargs.items() if key != name}
+        return kwargs[name], OtherArguments((), named, args)
 
     def final(self, h: mx.array) -> mx.array:
         """Logits from the last block's output [..., d_model]: final norm, unembedding, scale, softcap."""
@@ -313,12 +370,9 @@ class Architecture:
         return self.norm.fold(rows) * self.logit_scale, constants * self.logit_scale
 
 
-def stream(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[mx.array, tuple[Any, ...], dict[str, Any]]:
-    """A block's call as the residual stream, its first argument, and the rest."""
-    if args:
-        return args[0], args[1:], kwargs
-    name = next(iter(kwargs))
-    return kwargs[name], (), {key: value for key, value in kwargs.items() if key != name}
+def _which_have_it(name: str, layers: tuple[int, ...]) -> str:
+    labels = ", ".join(f"L{layer}" for layer in layers)
+    return f"Layers that have it: {labels}. Name one, as in 'L{layers[0]}.{name}'."
 
 
 def _children(node: Any) -> dict[str, Any]:
