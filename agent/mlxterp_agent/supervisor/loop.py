@@ -48,7 +48,7 @@ from mlxterp_agent.storage.recovery import reconcile
 from mlxterp_agent.storage.results_log import ResultsLog
 from mlxterp_agent.storage.state_dir import ProjectLock, open_state, seal
 from mlxterp_agent.supervisor.experiment import ExperimentPipeline, RunContext
-from mlxterp_agent.supervisor.prepare import fetch_model, initial_files
+from mlxterp_agent.supervisor.prepare import choose_isolation, fetch_model, initial_files, no_jail
 from mlxterp_agent.supervisor.watcher import STOP, Candidate, FileWatcher, read_experiment, steer_text
 from mlxterp_agent.text import line_in, one_line, plain
 
@@ -85,6 +85,7 @@ def run(
         MlxterpError: the project, its setup.py, git or the machine cannot be used. Everything logged is safe.
     """
     project = load_project(directory.resolve())
+    isolation = choose_isolation(allow_unsandboxed=options.allow_unsandboxed)
     clock = clock or SystemClock()
     state = open_state(project.path)
     with contextlib.ExitStack() as stack:
@@ -110,7 +111,7 @@ def run(
             ended = Ended(repairs.broken, CONTRACT)
         else:
             fetch_model(config.model, sealed.setup_bytes, emit, signals)
-            runner = Runner(project.path, sealed.setup, state, grace=GRACE, clock=clock)
+            runner = Runner(project.path, sealed.setup, state, isolation=isolation, grace=GRACE, clock=clock)
             stack.enter_context(contextlib.closing(runner))
             stack.enter_context(contextlib.closing(researcher))
             context = RunContext(
@@ -182,6 +183,8 @@ class _Supervision:
         report = self._context.runner.check_setup(stop=self._stop_now, progress=self._progress)
         if self._context.signals.received:
             return
+        if report.jail_error is not None:
+            raise no_jail(report.jail_error)
         if not report.ok:
             where = line_in(report.traceback, "setup.py")
             raise ProjectError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +12,11 @@ from mlxterp.autointerpret.contract import CONFIG, FILES, FINDINGS, PRIVATE, STA
 from mlxterp.autointerpret.scaffold import init_autointerpret
 from mlxterp.models.fetch import WHEELS, Step, fetch, is_cached
 from mlxterp_agent.events import Emit, Progress
+from mlxterp_agent.exit_codes import SandboxUnavailable
 from mlxterp_agent.platform import Signals
+from mlxterp_agent.sandbox.jail import Isolation, protection
 from mlxterp_agent.storage.git import Committer
+from mlxterp_agent.text import one_line
 
 DEFAULT_DIRECTORY = "investigation"
 
@@ -43,6 +47,32 @@ def initial_files(project: Path) -> list[str]:
         path.relative_to(project).as_posix() for path in (project / ".claude").rglob("*") if path.is_file()
     )
     return [name for name in (*names, *_MORE, *settings) if (project / name).is_file()]
+
+
+ALLOW_UNSANDBOXED_ENV = "AUTOINTERP_ALLOW_UNSANDBOXED"
+"""Set to 1, it says what --allow-unsandboxed says."""
+
+
+def choose_isolation(*, allow_unsandboxed: bool) -> Isolation:
+    """The jail that experiments run in: the one that this machine offers, or none if that is allowed.
+
+    Raises:
+        SandboxUnavailable: this machine offers none.
+    """
+    if allow_unsandboxed or os.environ.get(ALLOW_UNSANDBOXED_ENV) == "1":
+        return "none"
+    offered = protection()
+    if offered.kind == "none":
+        raise no_jail(offered.reason)
+    return offered.kind
+
+
+def no_jail(reason: str) -> SandboxUnavailable:
+    """The error for a jail that is not there or does not hold."""
+    return SandboxUnavailable(
+        f"experiments are to run in a jail, and there is none: {one_line(reason, 300)}; use another machine "
+        "or a container, or accept that they have all your rights with --allow-unsandboxed"
+    )
 
 
 class _Interrupted(BaseException):
