@@ -190,7 +190,8 @@ class _Supervision:
             raise ProjectError(
                 f"setup.py of {self._context.path} could not be imported{f' ({where})' if where else ''}: "
                 f"{plain(report.error or 'no reason was given')}\n"
-                "Every experiment imports it. Correct it, then start again."
+                "Every experiment imports it, in a jail without network; `autointerp models check NAME` "
+                "fetches a model. Correct it, then start again."
             )
         self._pipeline.facts = report.facts
         model = str(report.facts.get("model") or self._context.project.config.model)

