@@ -18,6 +18,8 @@ import psutil
 import pytest
 
 from mlxterp.autointerpret.contract import digest
+from mlxterp.autointerpret.entry import ExperimentEntry
+from mlxterp.autointerpret.log import ExperimentLog
 from mlxterp.core.linux_blas import blas
 from mlxterp_agent.platform import BLAS_THREADS, Descendants, FakeClock
 from mlxterp_agent.sandbox import child as child_module
@@ -925,6 +927,19 @@ def test_an_experiment_reads_the_projects_files_and_writes_beside_them(bench: Be
     assert (files / "report.html").read_text() == "mine"
     assert sorted(path.name for path in files.iterdir()) == ["report.html", "tables"]
     assert (bench.project / "report.html").read_text() == "the supervisor's"
+
+
+@pytest.mark.parametrize("isolation", sorted({"none", protection().kind}))
+def test_an_experiment_reads_the_log_by_its_name_in_the_project(bench: Bench, isolation: str):
+    ExperimentLog(bench.project / "results.jsonl").append(ExperimentEntry("h", "m", {}, True, "before", None))
+    bench.new_runner(isolation=isolation)
+
+    outcome = bench.run("""
+        from mlxterp.autointerpret import ExperimentLog
+        print([entry.conclusion for entry in ExperimentLog("results.jsonl").entries()])
+    """)
+
+    assert (outcome.error, outcome.stdout_tail) == (None, "['before']\n")
 
 
 def test_a_pipe_among_the_files_of_an_experiment_does_not_stop_the_supervisor(bench: Bench):
