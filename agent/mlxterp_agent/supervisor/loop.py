@@ -71,7 +71,7 @@ def run(
 ) -> Ended:
     """Supervises one investigation until something ends it, and returns what did.
 
-    1. Take the project's lock: one supervisor for each directory.
+    1. Take the project's lock: one supervisor for each directory. Find the jail that experiments run in.
     2. Make it a git repository of its own; seal setup.py, or check that it is the sealed one.
     3. Reconcile: finish what an earlier end left open.
     4. Import setup.py in a child that stays warm.
@@ -85,12 +85,12 @@ def run(
         MlxterpError: the project, its setup.py, git or the machine cannot be used. Everything logged is safe.
     """
     project = load_project(directory.resolve())
-    isolation = choose_isolation(allow_unsandboxed=options.allow_unsandboxed)
     clock = clock or SystemClock()
     state = open_state(project.path)
     with contextlib.ExitStack() as stack:
         signals = stack.enter_context(Signals())
         stack.enter_context(ProjectLock(state))
+        isolation = choose_isolation(allow_unsandboxed=options.allow_unsandboxed)
         journal = stack.enter_context(contextlib.closing(Journal(state.journal_path, clock=clock)))
         committer = Committer(project.path)
         committer.ensure_repo(initial_files(project.path))
