@@ -20,6 +20,7 @@ A message has three parts: what was asked, what is there, what to do. It repeats
     ├── SweepError                 a sweep over axes or components that do not go together
     ├── LensError                  a tuned lens of another model, a file that is none, or nothing to train on
     ├── MetricError                an unknown metric, or one whose arguments are missing
+    ├── StatisticsError            numbers from which a statistic cannot be computed
     ├── ResultError                a result that cannot be read back, or a component that is not in it
     ├── SettingError               an environment variable with a value that means nothing
     ├── SAEError                   an SAE whose shapes or options do not go together
@@ -131,6 +132,10 @@ class LensError(MlxterpError):
 
 class MetricError(MlxterpError):
     """An unknown metric, or one whose arguments are missing."""
+
+
+class StatisticsError(MlxterpError):
+    """Numbers from which the statistic that was asked for cannot be computed; says which and where."""
 
 
 class ResultError(MlxterpError):

@@ -286,6 +286,7 @@ _LIKELIER = "higher = the answer is more likely"
 _FURTHER = "higher = further from the clean run"
 _ANSWER, _BOTH, _REFERENCE = frozenset({"answer"}), frozenset({"answer", "foil"}), frozenset({"clean_logits"})
 
+# A metric that gradient methods are to take as well needs its derivative in `causal/gradients/backward.py`.
 METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (

@@ -88,6 +88,8 @@ def test_the_machinery_never_imports_mlx():
         "mlx_lm",
         "mlxterp.core",
         "mlxterp.causal",
+        "mlxterp.remeasure",
+        "mlxterp.worlds",
         "mlxterp.models.bundled",
         "mlxterp.metrics",
     )
@@ -102,6 +104,8 @@ def test_the_contract_and_the_results_never_import_mlx():
         "mlx_lm",
         "mlxterp.core",
         "mlxterp.causal",
+        "mlxterp.remeasure",
+        "mlxterp.worlds",
         "mlxterp.models.bundled",
         "mlxterp.metrics",
     )

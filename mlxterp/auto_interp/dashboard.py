@@ -1,8 +1,4 @@
-"""Dashboards: what a store and labels say of features, as one page.
-
-Lives here: which excerpts a feature's entry shows, labels and scores in the page's plain values. Does not
-live here: the page (`mlxterp.reports.dashboard`), labels (`api.py`).
-"""
+"""Dashboards: what a store and labels say of features, as one page."""
 
 from __future__ import annotations
 
@@ -64,9 +60,9 @@ def save_dashboard(
     by_id = {label.feature_id: label for label in labels}
     if len(by_id) < len(labels):
         raise LabelingError(f"{len(labels)} labels of {len(by_id)} features. Give each feature one label.")
-    wanted = [int(each) for each in (features if features is not None else by_id or _busiest(store))]
-    lens = promotion(model, sae, wanted)
-    similar = neighbours(sae, wanted)
+    shown = [int(each) for each in (features if features is not None else by_id or _busiest(store))]
+    lens = promotion(model, sae, shown)
+    similar = neighbours(sae, shown)
     entries = [
         _entry(
             store,
@@ -76,7 +72,7 @@ def save_dashboard(
             suppressed=lens.suppressed.get(feature, ()),
             neighbours=similar.get(feature, ()),
         )
-        for feature in wanted
+        for feature in shown
     ]
     about = {
         "model": model.name,
@@ -117,14 +113,14 @@ def _labelled(label: FeatureLabel | None, n_places: int) -> dict[str, Any]:
         return {"status": "no label" if n_places else "fires nowhere in this corpus"}
     reason = f": {label.error}" if label.error else ""
     passed = {True: "passed", False: "failed", None: ""}[label.sensitivity_passed]
-    said: list[tuple[str, str]] = [("method", label.method), ("kind", label.kind)]
+    facts: list[tuple[str, str]] = [("method", label.method), ("kind", label.kind)]
     if label.llm_confidence is not None:
-        said.append(("the language model's own confidence", f"{label.llm_confidence:.2f}"))
+        facts.append(("the language model's own confidence", f"{label.llm_confidence:.2f}"))
     return {
         "label": label.label,
         "description": label.description,
         "status": f"{label.status.replace('_', ' ')}{reason}",
-        "facts": tuple(said),
+        "facts": tuple(facts),
         "confidence": label.confidence if label.label is not None else None,
         "accuracies": tuple(
             Accuracy(name.replace("_", " "), score.balanced_accuracy, *score.interval, score.auroc)

@@ -241,24 +241,27 @@ def with_scores(blank: FeatureLabel, found: Proposal, scores: Mapping[str, Score
         blank: the feature without a label.
     """
     deciding = {name: scores[name] for name in CONFIDENCE_FROM if name in scores}
-    stated = [each.confidence for each in deciding.values() if each.confidence is not None]
+    stated = {each.confidence: name for name, each in deciding.items() if each.confidence is not None}
     without = dataclasses.replace(
-        blank, status="uninterpretable", label=None, rule=None, confidence=0.0, scores=scores
+        blank,
+        status="uninterpretable",
+        label=None,
+        description="",
+        kind="unclear",
+        rule=None,
+        confidence=0.0,
+        scores=scores,
     )
     if deciding and not stated:
         reasons = "; ".join(f"{name}: {each.details.get('reason', '')}" for name, each in deciding.items())
         return dataclasses.replace(without, status="error", error=f"no score: {reasons}")
     confidence = min(stated, default=0.0)
     if confidence < LEAST_CONFIDENCE:
-        worst = min(deciding.items(), key=lambda pair: pair[1].confidence or 0.0, default=None)
-        measured = (
-            ""
-            if worst is None
-            else f", where its {worst[0]} has a balanced accuracy of {worst[1].balanced_accuracy:.2f}"
-        )
-        return dataclasses.replace(
-            without, description=f"the best label ({found.label}) does not hold on held-out texts{measured}"
-        )
+        reason = f"the best label ({found.label}) does not hold on held-out texts"
+        if stated:
+            accuracy = deciding[stated[confidence]].balanced_accuracy
+            reason += f", where the balanced accuracy of its {stated[confidence]} score is {accuracy:.2f}"
+        return dataclasses.replace(without, description=reason)
     return dataclasses.replace(
         without,
         status="ok",

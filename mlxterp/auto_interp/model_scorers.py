@@ -1,8 +1,7 @@
-"""Scorers that ask the model under study itself, and need no key: surprisal and intervention.
+"""Scorers that use the model under study itself, and need no key: surprisal and intervention.
 
-Lives here: two ways to test a label by what the model does. Does not live here: scores from numbers
-(`scores.py`), judges that read (`scorers.py`), rules (`fitting.py`). A small model reads a label badly,
-so these are weak evidence for a label and hardly any against it; they are reported beside the others.
+A small model reads a label badly, so these are weak evidence for a label and hardly any against it; they are
+reported beside the others.
 """
 
 from __future__ import annotations
@@ -41,8 +40,8 @@ class SurprisalScorer:
     """Whether the label before a text makes the text less surprising where the feature fires.
 
     For each window, the mean loss of its tokens after a neutral sentence minus that after the label, in nats
-    a token. A label that says something true of the positives lowers their loss more than that of the
-    negatives. From which gain on it is a yes is decided on the training half.
+    a token. A label that is true of the positives lowers their loss more than that of the negatives. The gain
+    that counts as a yes is fitted on the training half.
 
     Costs two forwards a window of the length of window and label; no calls.
 
@@ -79,23 +78,23 @@ class SurprisalScorer:
 
 @dataclass(frozen=True, eq=False)
 class InterventionScorer:
-    """Whether steering along the feature makes the tokens likelier that its label names.
+    """Whether steering along the feature makes the tokens that its label names likelier.
 
     In each window the feature is added at every position, as strongly as its greatest activation, and the
     rise of the log probability that the next token is one of those named is measured, in nats, as the mean
     over positions. The same is done with random other features at the same norm. The label holds where the
-    feature's own rise is told from theirs; from which rise on it is a yes is decided on the training half.
+    feature's rise exceeds theirs; the rise that counts as a yes is fitted on the training half.
 
-    A label claims something of this kind only if its kind is "output". Its tokens are those that label and
-    description name in quotation marks, or, without any, the words of both that are one token. Others get no
-    score, and so do features of which no named token is in the vocabulary.
+    Only a label of kind "output" claims anything of this kind. Its tokens are those that label and
+    description name in quotation marks, or else the words of the label that are one token. Other labels get
+    no score, nor do those of which no named token is in the vocabulary.
 
-    Costs three forwards of all windows of a half at once: unchanged, steered, and steered along others.
+    Costs three forwards of a half's windows in one batch: unchanged, steered, and steered along others.
 
     Args:
         model, sae: what the feature is of.
         strength: in units of the feature's greatest activation.
-        windows: of each half, at most so many are steered, positives and negatives alike.
+        windows: at most this many of each half are steered, positives and negatives alike.
         seed: of the control features, together with the feature's number.
 
     Source: the idea of Paulo et al. 2024, arXiv:2410.13928 (intervention scoring), where a language model
@@ -131,11 +130,11 @@ class InterventionScorer:
         return {"intervention": _score(*rises["train"], *rises["test"], details=details)}
 
     def named(self, proposal: Proposal) -> list[int]:
-        """The token ids that a label says come next; none unless its kind is "output"."""
+        """The ids of the tokens that a label predicts; none unless its kind is "output"."""
         if proposal.kind != "output":
             return []
-        said = f"{proposal.label} {proposal.description}"
-        words = re.findall(r'"([^"]+)"', said) or re.findall(r"\w+", proposal.label)
+        text = f"{proposal.label} {proposal.description}"
+        words = re.findall(r'"([^"]+)"', text) or re.findall(r"\w+", proposal.label)
         tokens = (self._token(form) for word in words for form in (word, f" {word.strip()}"))
         return sorted({token for token in tokens if token is not None})
 
@@ -202,8 +201,8 @@ def _losses(model: InterpretableModel, prefix: str, texts: Sequence[str]) -> Flo
             tokens[row, : lengths[row]] = [*before, *rows[i]]
         logits, _ = model.run(tokens, lengths=lengths)
         targets = mx.array(tokens[:, len(before) :])
-        said = _log_probs(logits[:, len(before) - 1 : -1])
-        loss = -np.array(mx.take_along_axis(said, targets[..., None], axis=-1)[..., 0], dtype=np.float64)
+        log_probs = _log_probs(logits[:, len(before) - 1 : -1])
+        loss = -np.array(mx.take_along_axis(log_probs, targets[..., None], axis=-1)[..., 0], dtype=np.float64)
         for row, i in enumerate(batch):
             found[i] = loss[row, : len(rows[i])].mean()
     return found
@@ -252,9 +251,9 @@ def _score(
 
 
 def best_threshold(positive: Floats, negative: Floats) -> float:
-    """The value above which a positive is told from a negative best; of equals the lowest.
+    """The value that separates positives above from negatives below best; of equals the lowest.
 
-    Between two values that are next to each other, so that neither stands on it.
+    It is in the middle between two adjacent values.
     """
     values = np.unique(np.concatenate([positive, negative]))
     between = np.concatenate([[values[0] - 1.0], (values[:-1] + values[1:]) / 2])

@@ -1,8 +1,4 @@
-"""What features do to the logits directly, and which have similar directions: from the weights alone.
-
-Lives here: promoted and suppressed tokens, neighbours. Does not live here: effects through later layers,
-which take forwards (`mlxterp.sae.analysis.effects`).
-"""
+"""What features do to the logits directly, and which have similar directions: from the weights alone."""
 
 from __future__ import annotations
 

@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import betainc, betaincinv
-from scipy.stats import norm, rankdata
 
 from mlxterp.auto_interp.label import Score
 from mlxterp.errors import LabelingError
+from mlxterp.statistics import intervals
+from mlxterp.statistics.intervals import Counts, probability_of_accuracy
 
 GOOD = 0.75
 """The balanced accuracy of a good label: a person's labels have it (arXiv:2410.13928)."""
@@ -26,8 +26,6 @@ UNDECIDED = 0.5
 
 MIN_COVERAGE = 0.8
 """The share of texts that must be decided for a score."""
-
-_NODES = (np.arange(256) + 0.5) / 256
 
 
 def confidence(
@@ -41,8 +39,7 @@ def confidence(
     """P(balanced accuracy ≥ `at_least` | these counts).
 
     The true positive and the true negative rate are independent and flat beforehand, so afterwards each has a
-    Beta distribution. The probability that they add up to 2 · `at_least` is integrated over 256 equal parts
-    of the probability of the first; right to about 1e-4.
+    Beta distribution (`mlxterp.statistics.intervals.probability_of_accuracy`); right to about 1e-4.
 
     Raises:
         LabelingError: a negative count.
@@ -50,10 +47,7 @@ def confidence(
     counts = (true_positives, false_negatives, true_negatives, false_positives)
     if min(counts) < 0:
         raise LabelingError(f"Counts of {counts}: a count is 0 or more.")
-    rate = betaincinv(true_positives + 1, false_negatives + 1, _NODES)
-    needed = np.clip(2 * at_least - rate, 0.0, 1.0)
-    enough = 1.0 - betainc(true_negatives + 1, false_positives + 1, needed)
-    return float(min(1.0, np.where(2 * at_least - rate > 1.0, 0.0, enough).mean()))
+    return probability_of_accuracy(Counts(*counts), at_least)
 
 
 def balanced_accuracy_interval(
@@ -64,22 +58,10 @@ def balanced_accuracy_interval(
     *,
     level: float = 0.95,
 ) -> tuple[float, float]:
-    """The central interval of the balanced accuracy given the counts, from the same distributions.
-
-    Their mean has no closed form; it is replaced by the Beta distribution of equal mean and variance. The
-    measured balanced accuracy is always inside.
-    """
-    means, variances = [], []
-    for yes, no in ((true_positives, false_negatives), (true_negatives, false_positives)):
-        a, b = yes + 1, no + 1
-        means.append(a / (a + b))
-        variances.append(a * b / ((a + b) ** 2 * (a + b + 1)))
-    mean, variance = sum(means) / 2, sum(variances) / 4
-    size = mean * (1 - mean) / variance - 1
-    tail = (1 - level) / 2
-    low, high = betaincinv(mean * size, (1 - mean) * size, [tail, 1 - tail])
-    measured = balanced_accuracy(true_positives, false_negatives, true_negatives, false_positives)
-    return float(min(low, measured)), float(max(high, measured))
+    """The interval of the balanced accuracy (`mlxterp.statistics.intervals.balanced_accuracy`)."""
+    counts = Counts(true_positives, false_negatives, true_negatives, false_positives)
+    _, low, high = intervals.balanced_accuracy(counts, level=level)
+    return low, high
 
 
 def balanced_accuracy(
@@ -171,36 +153,16 @@ class Auroc(NamedTuple):
 
 
 def auroc(positive: ArrayLike, negative: ArrayLike, *, level: float = 0.95) -> Auroc:
-    """The area under the ROC curve, with an interval on the scale of the log odds.
-
-    The variance is DeLong's; where the classes are apart altogether it is 0, and the interval is that of a
-    rate of so many successes without a failure.
-
-    Source: DeLong, DeLong and Clarke-Pearson 1988, "Comparing the areas under two or more correlated receiver
-    operating characteristic curves".
+    """The area under the ROC curve with DeLong's interval (`mlxterp.statistics.intervals.auroc`).
 
     Raises:
         LabelingError: a class has no items.
     """
-    yes, no = np.asarray(positive, dtype=np.float64), np.asarray(negative, dtype=np.float64)
-    m, n = len(yes), len(no)
+    m, n = np.size(positive), np.size(negative)
     if not m or not n:
         raise LabelingError(f"An area under the curve of {m} positives and {n} negatives. Give some of each.")
-    ranks = rankdata(np.concatenate([yes, no]))
-    above = (ranks[:m] - rankdata(yes)) / n  # of each positive, the share of negatives below it
-    below = 1.0 - (ranks[m:] - rankdata(no)) / m
-    value = float(above.mean())
-    variance = (above.var(ddof=1) / m if m > 1 else 0.25) + (below.var(ddof=1) / n if n > 1 else 0.25)
-    tail = (1 - level) / 2
-    if not 0.0 < value < 1.0 or variance == 0.0:
-        edge = float(tail ** (1 / min(m, n)))
-        return Auroc(
-            value, (edge, 1.0) if value == 1.0 else (0.0, 1 - edge) if value == 0.0 else (value, value)
-        )
-    spread = float(norm.ppf(1 - tail)) * float(np.sqrt(variance)) / (value * (1 - value))
-    odds = float(np.log(value / (1 - value)))
-    low, high = 1 / (1 + np.exp(-(odds - spread))), 1 / (1 + np.exp(-(odds + spread)))
-    return Auroc(value, (float(low), float(high)))
+    value, low, high = intervals.auroc(positive, negative, level=level)
+    return Auroc(value, (low, high))
 
 
 def calibration_error(

@@ -10,7 +10,6 @@ from __future__ import annotations
 import ast
 import json
 import math
-import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -18,15 +17,42 @@ from typing import Any, NoReturn
 
 from mlxterp.autointerpret.contract import digest
 from mlxterp.autointerpret.encoding import clean_text, plain
+from mlxterp.autointerpret.fingerprint import ClaimSite, canonical_site, parse_site
 from mlxterp.errors import DeclarationError
 
 OUTCOMES = ("supported", "refuted", "ruled_out")
-DIRECTIONS = ("increase", "decrease")
-OPERATIONS = ("patch", "zero", "mean", "resample", "replace", "add", "scale", "clamp", "noise", "project_out")
+DIRECTIONS = ("increase", "decrease", "either", "none")
+SESOI_GRID = (0.05, 0.1, 0.2, 0.3, 0.5)
+"""The smallest effects of interest that may be declared: a free number would let a search choose the one that
+passes."""
+OPERATIONS = (
+    *("patch", "zero", "mean", "resample", "path_patch", "steer", "clamp_feature", "attention_knockout"),
+    *("replace", "add", "scale", "clamp", "noise", "project_out"),
+)
 SOURCES = ("clean", "corrupted")
+MORE_THAN = ("other heads of the layer",)
+ROLES = ("previous-token head", "induction head", "name mover", "duplicate-token head")
 
-_SITE = re.compile(r"(L\d+\.)?[a-z_]+(\.[hH]\d+)?(@-?\d+)?")
 _FORECAST_SUM = 1e-6
+_NEEDS: dict[str, tuple[str, ...]] = {
+    "path_patch": ("receivers",),
+    "steer": ("value",),
+    "add": ("value",),
+    "clamp_feature": ("features", "value"),
+    "attention_knockout": ("from_positions",),
+    "scale": ("value",),
+    "clamp": ("value",),
+    "noise": ("value",),
+    "project_out": ("vector",),
+}
+"""What an operation cannot do without."""
+_OWN_FIELDS = {
+    "receivers": ("path_patch",),
+    "features": ("clamp_feature",),
+    "from_positions": ("attention_knockout",),
+    "vector": ("steer", "add", "project_out"),
+}
+"""Fields that mean something for these operations only."""
 
 
 @dataclass(frozen=True)
@@ -34,23 +60,46 @@ class InterventionClaim:
     """What is done at the sites: `InterventionClaim("patch", source="clean")`.
 
     Attributes:
-        op: one of `OPERATIONS`.
-        source: for "patch", the run whose activation is put in: "clean" into the corrupted run (denoising:
-            what is sufficient), "corrupted" into the clean run (noising: what is necessary).
-        value: the number of "scale", "add", "noise" and "clamp".
+        op: one of `OPERATIONS`. Ablations of the clean run: "zero"; "mean" (over the pairs, per position);
+            "resample" (the corrupted run's activation). "patch" puts one run's activation into the other.
+            "path_patch" does so along the paths into `receivers` only (Wang et al. 2022). "steer" adds
+            `value` times a vector. "clamp_feature" sets SAE features to `value`. "attention_knockout" lets a
+            pattern's destinations not attend to `from_positions` (Geva et al. 2023).
+        source: the run that activations come from: "clean" into the corrupted run (denoising: what is
+            sufficient), "corrupted" into the clean run (noising: what is necessary). For "steer" and
+            "clamp_feature" likewise: "clean" edits the corrupted run. Every other operation edits the clean
+            run, whatever this is.
+        value: the number of "steer", "clamp_feature", "scale", "noise" (standard deviation) and "clamp" (its
+            bounds, ±value).
         align: how positions of the two prompts correspond, "strict" or "auto".
+        receivers: inputs that the paths of "path_patch" lead into, as "L9.H6.q" or "logits".
+        features: indices into setup.py's `sae`.
+        vector: the name of one in setup.py's `vectors`; "" steers by the mean difference of clean and
+            corrupted activations at the site.
+        from_positions: negative ones count from the prompt's end.
     """
 
     op: str
     source: str = "clean"
     value: float | None = None
     align: str = "strict"
+    receivers: Sequence[str] = ()
+    features: Sequence[int] = ()
+    vector: str = ""
+    from_positions: Sequence[int] = ()
 
     def __post_init__(self) -> None:
-        _raise_first(_intervention_problems(self.to_dict()))
+        _raise_first(_intervention_problems({name: getattr(self, name) for name in _INTERVENTION_FIELDS}))
+        for name in ("receivers", "features", "from_positions"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
 
     def to_dict(self) -> dict[str, Any]:
-        return {"op": self.op, "source": self.source, "value": self.value, "align": self.align}
+        """The fields; those of single operations only where they are set."""
+        always = {"op": self.op, "source": self.source, "value": self.value, "align": self.align}
+        own = {name: getattr(self, name) for name in _OWN_FIELDS}
+        return always | {
+            name: value if isinstance(value, str) else list(value) for name, value in own.items() if value
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,24 +122,29 @@ class Hypothesis:
     Attributes:
         id: the researcher's own name for it.
         claim: one sentence.
-        site: hook points, "L9.z", with a head "L9.z.h6", with a position "L9.z.h6@-1".
-        intervention: what is done there.
-        metric: a name that setup.py's `metrics` holds.
-        direction: where the intervention moves the metric.
-        sesoi: the smallest effect of interest, above 0, in units of recovered metric.
+        site: hook points, "L9.z", with a head "L9.z.h6" or "L9.H6", with a position "L9.z.h6@-1". Several
+            are one set, intervened on together.
+        intervention: what is done there; None for a role.
+        metric: a name that setup.py's `metrics` holds; "" for a role.
+        direction: where the intervention moves the metric: "increase", "decrease", "either", or "none" for a
+            claim that there is no effect.
+        sesoi: the smallest effect of interest, one of `SESOI_GRID`, in units of recovered metric; for a role,
+            of attention mass.
         forecast: the probability given to each of `OUTCOMES` before the run; they sum to 1.
         rivals: at least one other explanation of the effect that is expected.
         falsified_if: the observation that would make the claim wrong.
         slices: named parts of the dataset in each of which the sign must hold.
         builds_on: ids of entries this depends on; they are named when one of those is retracted.
         replicates: the id of the entry this repeats on purpose, or "".
+        more_than: "other heads of the layer": the effect is larger than each of theirs.
+        role: what the heads do, by where they attend; one of `ROLES`. Descriptive: nothing is intervened on.
     """
 
     id: str
     claim: str
     site: Sequence[str]
-    intervention: InterventionClaim
-    metric: str
+    intervention: InterventionClaim | None = None
+    metric: str = ""
     direction: str
     sesoi: float
     forecast: Mapping[str, float]
@@ -99,6 +153,8 @@ class Hypothesis:
     slices: Sequence[str] = field(default=())
     builds_on: Sequence[str] = field(default=())
     replicates: str = ""
+    more_than: str = ""
+    role: str = ""
 
     def __post_init__(self) -> None:
         values = {name: getattr(self, name) for name in _FIELDS}
@@ -114,9 +170,11 @@ class Hypothesis:
         return digest(json.dumps(self.to_dict(), sort_keys=True, ensure_ascii=True, allow_nan=False).encode())
 
     def to_dict(self) -> dict[str, Any]:
+        """The fields as plain values; `more_than` and `role` only where they are set."""
         values = {name: getattr(self, name) for name in _FIELDS}
-        values["intervention"] = self.intervention.to_dict()
-        return dict(plain(values).value)
+        values["intervention"] = None if self.intervention is None else self.intervention.to_dict()
+        unset = [name for name in ("more_than", "role") if not values[name]]
+        return dict(plain({name: value for name, value in values.items() if name not in unset}).value)
 
     def declared(self) -> dict[str, Any]:
         """What the log's `record["declared"]` holds: the fields and their digest."""
@@ -127,17 +185,17 @@ class Hypothesis:
         """The inverse of `to_dict` and of `declared`."""
         values = {name: value for name, value in data.items() if name != "sha256"}
         unknown = sorted(set(values) - set(_FIELDS))
-        missing = sorted(set(_FIELDS) - set(_OPTIONAL) - set(values))
+        missing = sorted(_required(values) - set(values))
         if unknown or missing:
             raise DeclarationError(
                 f"a declaration with unknown fields {unknown} and without {missing}. "
                 f"Its fields are: {', '.join(sorted(_FIELDS))}."
             )
-        done = values["intervention"]
+        done = values.get("intervention")
         if isinstance(done, Mapping):
             if set(done) - set(_INTERVENTION_FIELDS) or "op" not in done:
                 raise DeclarationError(
-                    f"intervention: {dict(done)!r}. Its fields are: op, source, value, align."
+                    f"intervention: {dict(done)!r}. Its fields are: {', '.join(_INTERVENTION_FIELDS)}."
                 )
             values["intervention"] = InterventionClaim(**done)
         return Hypothesis(**values)
@@ -145,15 +203,21 @@ class Hypothesis:
 
 NAME = "HYPOTHESIS"
 _FIELDS = tuple(each.name for each in fields(Hypothesis))
-_OPTIONAL = ("slices", "builds_on", "replicates")
+_OPTIONAL = ("slices", "builds_on", "replicates", "more_than", "role")
 _TEXT_LISTS = ("site", "rivals", "slices", "builds_on")
 _INTERVENTION_FIELDS = tuple(each.name for each in fields(InterventionClaim))
+
+
+def _required(values: Mapping[str, Any]) -> set[str]:
+    """The fields without a default: a role has neither intervention nor metric."""
+    for_effects = ("intervention", "metric") if values.get("role") else ()
+    return set(_FIELDS) - set(_OPTIONAL) - set(for_effects)
 
 
 def problems(values: Mapping[str, Any]) -> dict[str, str]:
     """For each field whose value cannot be accepted: what it is and what to write instead."""
     found: dict[str, str] = {}
-    for name in ("id", "claim", "metric", "falsified_if"):
+    for name in ("id", "claim", "falsified_if", *(() if values.get("role") else ("metric",))):
         if name in values and not _is_text(values[name]):
             found[name] = f"{name} is {_shown(values[name])}. Write a text that is not empty."
     if not isinstance(values.get("replicates", ""), str):
@@ -167,28 +231,111 @@ def problems(values: Mapping[str, Any]) -> dict[str, str]:
     for name in ("site", "rivals"):
         if name in values and name not in found and not values[name]:
             found[name] = f"{name} is empty. Write at least one, such as {_EXAMPLES[name]}."
-    sites = values.get("site", ()) if "site" not in found else ()
-    odd = [site for site in sites if not _SITE.fullmatch(site)]
-    if odd:
-        found["site"] = (
-            f"{_shown(odd[0])} names no site. Write a hook point: 'L9.z', 'L9.z.h6' or 'L9.resid_post@-1'."
-        )
+    if "site" in values and "site" not in found:
+        found |= _site_problems(values["site"])
     if "direction" in values and values["direction"] not in DIRECTIONS:
-        found["direction"] = f"direction is {_shown(values['direction'])}. Write 'increase' or 'decrease'."
-    if "sesoi" in values and not (_is_number(values["sesoi"]) and values["sesoi"] > 0):
-        found["sesoi"] = (
-            f"sesoi is {_shown(values['sesoi'])}. Write a number above 0: the smallest effect of interest."
+        found["direction"] = (
+            f"direction is {_shown(values['direction'])}. Write 'increase' or 'decrease' (where the metric "
+            "moves), 'either', or 'none' for a claim that there is no effect."
         )
-    if "intervention" in values and not isinstance(values["intervention"], InterventionClaim):
-        found["intervention"] = (
-            f"intervention is {_shown(values['intervention'])}. "
-            "Write InterventionClaim('patch', source='clean')."
+    if "sesoi" in values and not (_is_number(values["sesoi"]) and values["sesoi"] in SESOI_GRID):
+        grid = ", ".join(map(str, SESOI_GRID))
+        found["sesoi"] = (
+            f"sesoi is {_shown(values['sesoi'])}. Write one of {grid}: the smallest effect of interest, "
+            "as in sesoi=0.1."
+        )
+    return found | _kind_problems(values) | _intervention_fits(values, found)
+
+
+def _site_problems(sites: Sequence[str]) -> dict[str, str]:
+    for site in sites:
+        try:
+            parse_site(site)
+        except ValueError as problem:
+            return {
+                "site": f"{_shown(site)} names no site: {problem}. Write a hook point: 'L9.z', 'L9.z.h6' or "
+                "'L9.resid_post@-1'."
+            }
+    names = [str(canonical_site(site)) for site in sites]
+    twice = next((site for i, site in enumerate(sites) if names[i] in names[:i]), None)
+    if twice is not None:
+        return {"site": f"site names {_shown(twice)} twice, in one spelling or in two. Name each once."}
+    return {}
+
+
+def _kind_problems(values: Mapping[str, Any]) -> dict[str, str]:
+    """What is wrong with a comparison, a role, or a forecast."""
+    found: dict[str, str] = {}
+    for name, allowed in (("more_than", MORE_THAN), ("role", ROLES)):
+        value = values.get(name, "")
+        if value != "" and value not in allowed:
+            listed = " or ".join(map(repr, allowed))
+            found[name] = f"{name} is {_shown(value)}. Write {listed}, as in {name}={allowed[0]!r}."
+    if values.get("role") and values.get("more_than"):
+        found["more_than"] = (
+            "more_than stands beside a role, which is measured against the layer's other heads anyway. "
+            "Leave more_than out."
         )
     if "forecast" in values:
         found |= _forecast_problems(values["forecast"])
     return found
 
 
+def _intervention_fits(values: Mapping[str, Any], found: Mapping[str, str]) -> dict[str, str]:
+    """What is wrong with the intervention at these sites."""
+    done, role = values.get("intervention"), values.get("role")
+    if role:
+        if done is not None:
+            return {
+                "intervention": f"role {_shown(role)} is read off where the heads attend, and nothing is "
+                "intervened on. Leave intervention out, or leave role out."
+            }
+    elif "intervention" in values and not isinstance(done, InterventionClaim):
+        return {
+            "intervention": f"intervention is {_shown(done)}. "
+            "Write InterventionClaim('patch', source='clean')."
+        }
+    if "site" in found or "site" not in values:
+        return {}
+    sites = [parse_site(site) for site in values["site"]]
+    only_heads = "the role of a head" if role else "more_than" if values.get("more_than") else ""
+    if only_heads and not all(site.name == "z" and site.head is not None for site in sites):
+        return {
+            "site": f"site is {_shown(values['site'])}, and {only_heads} is about heads. Write ['L9.H6']."
+        }
+    if values.get("more_than") and len(sites) != 1:
+        return {"site": f"more_than compares one head, and site names {len(sites)}. Write ['L9.H6']."}
+    op = done.op if isinstance(done, InterventionClaim) else ""
+    names = {site.name for site in sites}
+    if op == "attention_knockout" and names != {"pattern"}:
+        return {
+            "site": f"attention_knockout edits attention patterns, and site is {_shown(values['site'])}. "
+            "Write ['L9.pattern.h6@-1']."
+        }
+    if op == "path_patch" and not all(_is_node(site) for site in sites):
+        return {
+            "site": f"path_patch sends from heads and MLPs, and site is {_shown(values['site'])}. Write "
+            "['L5.H5'], ['L3.mlp'] or ['embed']."
+        }
+    return {}
+
+
+def _is_node(site: ClaimSite) -> bool:
+    """Whether a site is a node of the circuit graph: a head, an MLP or the embedding."""
+    return (site.name == "z" and site.head is not None) or site.name in ("mlp_out", "embed")
+
+
+_EXAMPLE_OF = {
+    "path_patch": "InterventionClaim('path_patch', source='corrupted', receivers=['L9.H6.q'])",
+    "steer": "InterventionClaim('steer', value=1.0)",
+    "add": "InterventionClaim('add', value=1.0)",
+    "clamp_feature": "InterventionClaim('clamp_feature', features=[12], value=0.0)",
+    "attention_knockout": "InterventionClaim('attention_knockout', from_positions=[3])",
+    "scale": "InterventionClaim('scale', value=0.5)",
+    "clamp": "InterventionClaim('clamp', value=1.0)",
+    "noise": "InterventionClaim('noise', value=0.1)",
+    "project_out": "InterventionClaim('project_out', vector='truth')",
+}
 _EXAMPLES = {
     "site": "['L9.z.h6']",
     "rivals": "['Any head of layer 9 does as well.']",
@@ -216,10 +363,32 @@ def _intervention_problems(values: Mapping[str, Any]) -> dict[str, str]:
             found[name] = (
                 f"{name} of the intervention is {_shown(values[name])}. Write one of: {', '.join(allowed)}."
             )
+    if found:
+        return found
+    op = values["op"]
     if values["value"] is not None and not _is_number(values["value"]):
         found["value"] = (
             f"value of the intervention is {_shown(values['value'])}. Write a finite number, or leave it out."
         )
+    for name, kind, example in (
+        ("receivers", str, "['L9.H6.q']"),
+        ("features", int, "[12]"),
+        ("from_positions", int, "[3, 4]"),
+    ):
+        listed = values[name]
+        if not isinstance(listed, (list, tuple)) or not all(type(each) is kind for each in listed):
+            found[name] = f"{name} of the intervention is {_shown(listed)}. Write a list: {name}={example}."
+    if not isinstance(values["vector"], str):
+        found["vector"] = (
+            f"vector of the intervention is {_shown(values['vector'])}. Write the name of one that "
+            "setup.py's `vectors` holds."
+        )
+    for name in _NEEDS.get(op, ()):
+        if name not in found and values[name] in (None, "", (), []):
+            found[name] = f"{op} needs {name}. Write {_EXAMPLE_OF[op]}."
+    for name, ops in _OWN_FIELDS.items():
+        if name not in found and values[name] and op not in ops:
+            found[name] = f"{name} is for {', '.join(ops)}, and the operation is {op}. Leave {name} out."
     return found
 
 
@@ -257,14 +426,14 @@ def read_hypothesis(source: bytes) -> Hypothesis | None:
         name, node = str(keyword.arg), keyword.value
         where[name] = node.lineno
         values[name] = _intervention(node) if name == "intervention" else _literal(node, name)
-    missing = [name for name in _FIELDS if name not in values and name not in _OPTIONAL]
+    missing = [name for name in _FIELDS if name in _required(values) - set(values)]
     if missing:
         _refuse(
             call.lineno,
             f"the hypothesis does not say {', '.join(missing)}. Add {missing[0]}=… to Hypothesis(…).",
         )
     for name, problem in problems(values).items():
-        _refuse(where[name], problem)
+        _refuse(where.get(name, call.lineno), problem)
     return Hypothesis(**values)
 
 

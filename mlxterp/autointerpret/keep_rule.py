@@ -33,7 +33,7 @@ class Measured:
     """A held-out measurement. Effects are signed: positive is the predicted direction.
 
     Attributes:
-        effect, ci: the mean over items and its bootstrap interval.
+        effect, ci: the mean over items and its interval.
         n: items measured.
         mde: minimum detectable effect at this n.
         placebo_p95: 95th percentile of |effect| at random sites or directions; None when it was not measured.

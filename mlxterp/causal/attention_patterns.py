@@ -1,8 +1,4 @@
-"""Attention patterns of heads on a prompt, to look at.
-
-What lives here: reading them. What doesn't: scores of all heads (`attention_patterns.py`), changing a pattern
-(an intervention at the hook point "pattern").
-"""
+"""Attention patterns of heads on a prompt, and scores of all heads on repeated tokens."""
 
 from __future__ import annotations
 
@@ -45,25 +41,25 @@ def attention_patterns(
         CapabilityUnavailable: this model's attention patterns cannot be read.
         SweepError: a layer or head that does not exist.
 
-    A high weight says where a head looks, not that the behaviour needs it: Jain and Wallace 2019, "Attention
-    is not Explanation". Patching and ablation measure that.
+    A high weight shows where a head attends, not that the behaviour needs it: Jain and Wallace 2019,
+    "Attention is not Explanation". Patching and ablation measure that.
     """
     model.architecture.require("pattern")
-    wanted = _wanted(model, layers, heads)
+    wanted = _chosen_heads(model, layers, heads)
     tokens = token_rows(model, [prompt], "read")
     points = {layer: HookPoint("pattern", layer) for layer, _ in wanted}
-    _, seen = model.run(mx.array(tokens), capture=list(points.values()))
-    read = {layer: np.array(seen[point][0].astype(mx.float32)) for layer, point in points.items()}
-    said = str_tokens(model, tokens[0])
+    _, captured = model.run(mx.array(tokens), capture=list(points.values()))
+    read = {layer: np.array(captured[point][0].astype(mx.float32)) for layer, point in points.items()}
+    shown = str_tokens(model, tokens[0])
     return AttentionPatternResult(
         heads=tuple(wanted),
         patterns=np.stack([read[layer][head] for layer, head in wanted]),
-        tokens=tuple(said),
-        measured_on=facts_of(model) | {"prompts": [{"text": "".join(said)}]},
+        tokens=tuple(shown),
+        measured_on=facts_of(model) | {"prompts": [{"text": "".join(shown)}]},
     )
 
 
-def _wanted(
+def _chosen_heads(
     model: InterpretableModel,
     layers: Sequence[int] | None,
     heads: Sequence[int] | Sequence[tuple[int, int]] | None,
@@ -102,7 +98,7 @@ def attention_scores(
     period: int = 16,
     seed: int = 0,
 ) -> HeadScoresResult:
-    """Where each head attends, on repeated random tokens or on tokens of one's own.
+    """Where each head attends, on repeated random tokens or on given tokens.
 
     With `A[t, s]` the attention from position t to position s ≤ t, averaged over positions t and sequences:
 
@@ -130,8 +126,8 @@ def attention_scores(
             "random ones."
         )
     points = [HookPoint("pattern", layer) for layer in range(model.n_layers)]
-    _, seen = model.run(mx.array(rows), capture=points)
-    patterns = np.stack([np.array(seen[point].astype(mx.float32)) for point in points])
+    _, captured = model.run(mx.array(rows), capture=points)
+    patterns = np.stack([np.array(captured[point].astype(mx.float32)) for point in points])
     even = np.tril(np.ones((rows.shape[1],) * 2)) / np.arange(1, rows.shape[1] + 1)[:, None]
     return HeadScoresResult(
         scores={name: _score(patterns, mask) for name, mask in masks.items()},

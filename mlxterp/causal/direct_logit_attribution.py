@@ -1,7 +1,7 @@
 """Direct logit attribution: how much each component writes towards a token.
 
-What lives here: projecting what components add to the residual stream on unembedding rows, with the final
-norm's scale frozen. What doesn't: indirect effects, through later components (`activation_patching.py`).
+What components add to the residual stream is projected on unembedding rows, with the final norm's scale
+frozen. Indirect effects, through later components, are measured by `activation_patching.py`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlxterp.causal.prompts.encoding import (
+    Ids,
     Prompt,
     facts_of,
     position_index,
@@ -73,8 +74,8 @@ def direct_logit_attribution(
     layers = range(model.n_layers)
     points = [HookPoint(name, layer) for name in parts for layer in layers]
     first, last = HookPoint("resid_pre", 0), HookPoint("resid_post", model.n_layers - 1)
-    logits, seen = model.run(mx.array(tokens), capture=[first, last, *points])
-    here = {point: value[0, at] for point, value in seen.items()}
+    logits, captured = model.run(mx.array(tokens), capture=[first, last, *points])
+    here = {point: value[0, at] for point, value in captured.items()}
     row = logits[0, at].astype(mx.float32)
     target, against = _targets(model, row, answer, foil)
     direction, constant = _direction(model, target, against)
@@ -91,7 +92,6 @@ def direct_logit_attribution(
     ]
     embed = float(contribution(here[first]))
     total = embed + float(attn.sum()) + (0.0 if mlp is None else float(mlp.sum())) + constant
-    softcap = architecture.softcap
     return LogitAttributionResult(
         head_contributions=np.stack(heads),
         attn_contributions=attn,
@@ -99,21 +99,8 @@ def direct_logit_attribution(
         embed_contribution=embed,
         bias_contribution=constant,
         total=total,
-        logit=_logit(np.array(row), target, against, softcap),
-        target_token=target,
-        target_token_str=_shown(model, target),
-        foil_token=against,
-        foil_token_str=None if against is None else _shown(model, against),
-        position=at,
-        tokens=tuple(str_tokens(model, tokens[0])),
-        measured_on=facts_of(model)
-        | {
-            "prompts": [{"text": "".join(str_tokens(model, tokens[0]))}],
-            "metric": "logit" if against is None else "logit_diff",
-            "position": at,
-            "final_norm": "scale frozen at this run's value",
-            "softcap": softcap,
-        },
+        logit=_logit(np.array(row), target, against, architecture.softcap),
+        **_context(model, tokens[0], target, against, at),
     )
 
 
@@ -169,21 +156,21 @@ def direct_logit_neurons(
 
     written, last = HookPoint("mlp_out", layer), HookPoint("resid_post", model.n_layers - 1)
     with tapped([(down, look)]):
-        logits, seen = model.run(mx.array(tokens), capture=[written, last])
+        logits, captured = model.run(mx.array(tokens), capture=[written, last])
     if len(inputs) != 1 or inputs[0].shape[:2] != tokens.shape:
         raise _no_neurons(model, layer, "its down projection does not see each token once")
     target, against = _targets(model, logits[0, at], answer, foil)
     direction, _ = _direction(model, target, against)
-    scaled = direction * architecture.norm_scale(seen[last][0, at])[0]
+    scaled = direction * architecture.norm_scale(captured[last][0, at])[0]
 
     acts = inputs[0][0, at].astype(mx.float32)
     weight, bias = linear.rows(down), linear.bias(down)
     own = weight @ acts if bias is None else weight @ acts + bias
     if not mx.allclose(
         norm(own) * architecture.mlp_scale,
-        seen[written][0, at].astype(mx.float32),
+        captured[written][0, at].astype(mx.float32),
         rtol=1e-3 if logits.dtype == mx.float32 else 5e-2,
-        atol=(1e-3 if logits.dtype == mx.float32 else 5e-2) * float(mx.max(mx.abs(seen[written][0, at]))),
+        atol=(1e-3 if logits.dtype == mx.float32 else 5e-2) * float(mx.max(mx.abs(captured[written][0, at]))),
     ).item():
         raise _no_neurons(model, layer, "its neurons and the bias do not add up to mlp_out")
     before_norm = norm.fold(scaled[None])[0] * norm.scale(own)[0] * architecture.mlp_scale
@@ -200,21 +187,31 @@ def direct_logit_neurons(
         rest=float(np.delete(each, kept).sum()),
         bias=constant,
         total=float(each.sum()) + constant,
-        target_token=target,
-        target_token_str=_shown(model, target),
-        foil_token=against,
-        foil_token_str=None if against is None else _shown(model, against),
-        position=at,
-        tokens=tuple(str_tokens(model, tokens[0])),
-        measured_on=facts_of(model)
-        | {
-            "prompts": [{"text": "".join(str_tokens(model, tokens[0]))}],
-            "metric": "logit" if against is None else "logit_diff",
-            "position": at,
-            "final_norm": "scale frozen at this run's value",
-            "softcap": architecture.softcap,
-        },
+        **_context(model, tokens[0], target, against, at),
     )
+
+
+def _context(
+    model: InterpretableModel, tokens: Ids, target: int, foil: int | None, position: int
+) -> dict[str, Any]:
+    """The fields of a result that say what was attributed where."""
+    shown = tuple(str_tokens(model, tokens))
+    return {
+        "target_token": target,
+        "target_token_str": _shown(model, target),
+        "foil_token": foil,
+        "foil_token_str": None if foil is None else _shown(model, foil),
+        "position": position,
+        "tokens": shown,
+        "measured_on": facts_of(model)
+        | {
+            "prompts": [{"text": "".join(shown)}],
+            "metric": "logit" if foil is None else "logit_diff",
+            "position": position,
+            "final_norm": "scale frozen at this run's value",
+            "softcap": model.architecture.softcap,
+        },
+    }
 
 
 def _down_projection(model: InterpretableModel, layer: int) -> nn.Module:

@@ -1,13 +1,14 @@
 """The logit lens: the next token read from every layer's residual stream.
 
-What lives here: decoding resid_post as if it were the last. What doesn't: what single components write
-(`direct_logit_attribution.py`), training translators to stand before the norm (`tuned_lens.py`).
+resid_post of each layer is decoded as if it were the last. `tuned_lens.py` trains translators that stand
+before the norm.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from dataclasses import dataclass
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -26,8 +27,26 @@ from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import TokenError
 from mlxterp.results import LogitLensResult
 
-Translate: TypeAlias = Callable[[int, mx.array], mx.array]
-"""translate(layer, resid_post [..., d_model]): what the final norm reads in its place."""
+
+@dataclass(frozen=True)
+class Lens:
+    """How a layer is decoded.
+
+    Attributes:
+        translate: translate(layer, resid_post [..., d_model]) is what the final norm reads in its place.
+        facts: recorded in the result.
+    """
+
+    name: str
+    translate: Callable[[int, mx.array], mx.array]
+    facts: Mapping[str, Any]
+
+
+_LOGIT_LENS = Lens(
+    "logit lens",
+    lambda _, h: h,
+    {"read": "resid_post of each layer, the model's final norm and unembedding"},
+)
 
 
 def logit_lens(
@@ -59,28 +78,17 @@ def logit_lens(
     Source: nostalgebraist 2020, "interpreting GPT: the logit lens". An early layer's stream need not be
     written in the last one's terms: a low probability here does not say that a layer lacks the answer.
     """
-    return read_layers(
-        model,
-        text,
-        lambda _, h: h,
-        positions=positions,
-        answer=answer,
-        k=k,
-        lens="logit lens",
-        facts={"read": "resid_post of each layer, the model's final norm and unembedding"},
-    )
+    return read_layers(model, text, _LOGIT_LENS, positions=positions, answer=answer, k=k)
 
 
 def read_layers(
     model: InterpretableModel,
     text: Prompt,
-    translate: Translate,
+    lens: Lens,
     *,
     positions: Sequence[int] | None,
     answer: str | int | None,
     k: int,
-    lens: str,
-    facts: Mapping[str, Any],
 ) -> LogitLensResult:
     """Every layer's stream, translated, through final norm and unembedding; the rest as in `logit_lens`."""
     architecture = model.architecture
@@ -94,10 +102,10 @@ def read_layers(
     if not at:
         raise TokenError("no positions were given. Give at least one, or None for all.")
     points = [HookPoint("resid_post", layer) for layer in range(model.n_layers)]
-    _, seen = model.run(mx.array(tokens), capture=points)
+    _, captured = model.run(mx.array(tokens), capture=points)
 
     def decoded(layer: int) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
-        h = translate(layer, seen[points[layer]][:, mx.array(at)])
+        h = lens.translate(layer, captured[points[layer]][:, mx.array(at)])
         return np.array(architecture.final(h)[0].astype(mx.float32))
 
     target = int(decoded(model.n_layers - 1)[-1].argmax()) if answer is None else token_id(model, answer)
@@ -126,12 +134,12 @@ def read_layers(
         answer_token_str=str_tokens(model, [target])[0],
         positions=at,
         tokens=tuple(prompt),
-        lens=lens,
+        lens=lens.name,
         measured_on=facts_of(model)
         | {
             "prompts": [{"text": "".join(prompt)}],
             "positions": list(at),
             "softcap": architecture.softcap,
         }
-        | dict(facts),
+        | dict(lens.facts),
     )

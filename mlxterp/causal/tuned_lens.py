@@ -1,15 +1,14 @@
 """The tuned lens: an affine translator per layer, before the logit lens reads it (Belrose et al. 2023).
 
-What lives here: the translators as a value, files of them, reading with them. What doesn't: training them
-(`tuned_lens.py`), how a layer is decoded (`lens.py`).
+The translators as a value, files of them, reading with them, and training them.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
@@ -17,7 +16,8 @@ import mlx.core as mx
 import mlx.optimizers as optimizers
 import numpy as np
 
-from mlxterp.causal.logit_lens import read_layers
+from mlxterp.causal.batching.sweep import Progress
+from mlxterp.causal.logit_lens import Lens, read_layers
 from mlxterp.causal.prompts.encoding import Prompt
 from mlxterp.core.hook_points import HookPoint
 from mlxterp.core.linux_blas import blas
@@ -141,22 +141,13 @@ def tuned_lens(
             f"the lens was trained on weights {lens.digest[:12]} of {lens.model}; {model.name} has "
             f"{model.digest[:12]}. Train one with train_tuned_lens(model, texts)."
         )
-    return read_layers(
-        model,
-        text,
-        lens.translated,
-        positions=positions,
-        answer=answer,
-        k=k,
-        lens="tuned lens",
-        facts={
-            "read": "resid_post of each layer, its translator, the model's final norm and unembedding",
-            "training": dict(lens.training),
-        },
-    )
+    facts = {
+        "read": "resid_post of each layer, its translator, the model's final norm and unembedding",
+        "training": dict(lens.training),
+    }
+    decoder = Lens("tuned lens", lens.translated, facts)
+    return read_layers(model, text, decoder, positions=positions, answer=answer, k=k)
 
-
-Progress: TypeAlias = Callable[[int, int], None]
 
 EVALUATED = 256
 """Most held-out positions that are evaluated, spread evenly: each costs an unembedding per layer, twice."""
@@ -214,28 +205,21 @@ def train_tuned_lens(
             f"held_out={held_out}: each is above 0, and held_out below 1."
         )
     rng = np.random.default_rng(seed)
-    train, test = _divided(model, texts, context, held_out, rng)
+    train, test = _split_texts(model, texts, context, held_out, rng)
     layers = [_Translator(model, layer, learning_rate, steps) for layer in range(model.n_layers - 1)]
     for step in range(steps):
-        streams, target = _positions(model, _drawn(train, batch_tokens, rng))
+        streams, target = _run_positions(model, _draw_positions(train, batch_tokens, rng))
         log_p = _log_softmax(target)
         for layer in layers:
             layer.step(streams[layer.layer], log_p)
         if progress is not None:
             progress(step + 1, steps)
     plain = identity_lens(model)
-    trained = TunedLens(
-        mx.stack([each.a for each in layers]),
-        mx.stack([each.b for each in layers]),
-        plain.model,
-        plain.digest,
-    )
-    chosen = _spread(test, EVALUATED)
-    return TunedLens(
-        trained.a,
-        trained.b,
-        trained.model,
-        trained.digest,
+    a, b = mx.stack([each.a for each in layers]), mx.stack([each.b for each in layers])
+    trained = replace(plain, a=a, b=b)
+    chosen = _spread_positions(test, EVALUATED)
+    return replace(
+        trained,
         training={
             "texts": len(train),
             "held_out_texts": len(test),
@@ -299,7 +283,7 @@ def _log_softmax(logits: mx.array) -> mx.array:
     return x - mx.logsumexp(x, axis=-1, keepdims=True)
 
 
-def _divided(
+def _split_texts(
     model: InterpretableModel, texts: Sequence[Prompt], context: int, share: float, rng: np.random.Generator
 ) -> tuple[list[Tokens], list[Tokens]]:
     """Training texts and held-out ones, as tokens [1, pos]."""
@@ -314,7 +298,7 @@ def _divided(
     return [rows[i] for i in order[n_test:]], [rows[i] for i in order[:n_test]]
 
 
-def _drawn(texts: Sequence[Tokens], n: int, rng: np.random.Generator) -> list[Chosen]:
+def _draw_positions(texts: Sequence[Tokens], n: int, rng: np.random.Generator) -> list[Chosen]:
     """n random positions of a few texts, or all that these have."""
     chosen: list[Chosen] = []
     order = rng.permutation(len(texts))[:TEXTS_AT_ONCE]
@@ -327,7 +311,7 @@ def _drawn(texts: Sequence[Tokens], n: int, rng: np.random.Generator) -> list[Ch
     return chosen
 
 
-def _spread(texts: Sequence[Tokens], most: int) -> list[Chosen]:
+def _spread_positions(texts: Sequence[Tokens], most: int) -> list[Chosen]:
     """At most so many positions, evenly over all of these texts."""
     total = sum(text.shape[1] for text in texts)
     wanted = set(np.linspace(0, total - 1, num=min(most, total)).astype(int).tolist())
@@ -340,14 +324,14 @@ def _spread(texts: Sequence[Tokens], most: int) -> list[Chosen]:
     return chosen
 
 
-def _positions(model: InterpretableModel, chosen: Sequence[Chosen]) -> tuple[list[mx.array], mx.array]:
+def _run_positions(model: InterpretableModel, chosen: Sequence[Chosen]) -> tuple[list[mx.array], mx.array]:
     """Every layer's resid_post [n, d_model] and the model's own logits [n, d_vocab] at these positions."""
     batch = pad([text for text, _ in chosen])
     points = [HookPoint("resid_post", layer) for layer in range(model.n_layers)]
-    _, seen = model.run(batch.tokens, capture=points, lengths=batch.lengths)
+    _, captured = model.run(batch.tokens, capture=points, lengths=batch.lengths)
     width = batch.tokens.shape[1]
     index = mx.array([row * width + p for row, (_, at) in enumerate(chosen) for p in at])
-    streams = [seen[point].reshape(-1, model.d_model)[index] for point in points]
+    streams = [captured[point].reshape(-1, model.d_model)[index] for point in points]
     mx.eval(streams)
     return streams, model.architecture.final(streams[-1])
 
@@ -355,8 +339,8 @@ def _positions(model: InterpretableModel, chosen: Sequence[Chosen]) -> tuple[lis
 def _mean_kl(model: InterpretableModel, lens: TunedLens, chosen: Sequence[Chosen]) -> Floats:
     """Mean KL(model ‖ lens) per layer, in nats."""
     total, n = np.zeros(model.n_layers), 0
-    for some in _groups(chosen):
-        streams, logits = _positions(model, some)
+    for some in _group_texts(chosen):
+        streams, logits = _run_positions(model, some)
         log_p = _log_softmax(logits)
         for layer, h in enumerate(streams):
             off = _kl(log_p, model.architecture.final(lens.translated(layer, h)))
@@ -365,7 +349,7 @@ def _mean_kl(model: InterpretableModel, lens: TunedLens, chosen: Sequence[Chosen
     return total / n
 
 
-def _groups(chosen: Sequence[Chosen], most: int = 64) -> Iterator[list[Chosen]]:
+def _group_texts(chosen: Sequence[Chosen], most: int = 64) -> Iterator[list[Chosen]]:
     """Neighbouring texts, about `most` positions together."""
     some: list[Chosen] = []
     for each in chosen:

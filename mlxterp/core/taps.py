@@ -105,24 +105,25 @@ def tapped(taps: Sequence[tuple[nn.Module, Around]]) -> Iterator[None]:
     """Wraps each module's call while the block runs; afterwards every module is what it was, whatever
     happened.
 
-    Of two taps on one module, the later one in `taps` is the outer one.
+    Of two taps on one module, the later one in `taps` is the outer one. Other threads' runs wait meanwhile.
     """
     undo: list[tuple[nn.Module, type, Around | None]] = []
-    try:
-        for module, around in taps:
-            original, inner = type(module), module.__dict__.get(_SLOT)
-            undo.append((module, original, inner))
-            object.__setattr__(module, _SLOT, around if inner is None else _composed(inner, around))
-            if inner is None:
-                module.__class__ = _tapped_class(original)
-        yield
-    finally:
-        for module, original, inner in reversed(undo):
-            module.__class__ = original
-            if inner is None:
-                module.__dict__.pop(_SLOT, None)
-            else:
-                object.__setattr__(module, _SLOT, inner)
+    with _THREADS:
+        try:
+            for module, around in taps:
+                original, inner = type(module), module.__dict__.get(_SLOT)
+                undo.append((module, original, inner))
+                object.__setattr__(module, _SLOT, around if inner is None else _composed(inner, around))
+                if inner is None:
+                    module.__class__ = _tapped_class(original)
+            yield
+        finally:
+            for module, original, inner in reversed(undo):
+                module.__class__ = original
+                if inner is None:
+                    module.__dict__.pop(_SLOT, None)
+                else:
+                    object.__setattr__(module, _SLOT, inner)
 
 
 def _composed(inner: Around, outer: Around) -> Around:
@@ -135,11 +136,12 @@ def _composed(inner: Around, outer: Around) -> Around:
 @contextmanager
 def renamed(name: str, replacements: Sequence[tuple[dict[str, Any], Any]]) -> Iterator[None]:
     """While the block runs, `name` means something else in each of these namespaces."""
-    before = [(namespace, namespace[name]) for namespace, _ in replacements]
-    try:
-        for namespace, replacement in replacements:
-            namespace[name] = replacement
-        yield
-    finally:
-        for namespace, value in before:
-            namespace[name] = value
+    with _THREADS:
+        before = [(namespace, namespace[name]) for namespace, _ in replacements]
+        try:
+            for namespace, replacement in replacements:
+                namespace[name] = replacement
+            yield
+        finally:
+            for namespace, value in before:
+                namespace[name] = value

@@ -465,7 +465,7 @@ class CausalTracingResult(AnalysisResult):
         metric, clean_metric, corrupted_metric: what was measured; the corrupted one is a mean over noise.
         noise_std: standard deviation of the noise on the subject's embeddings.
         n_samples, n_prompts: how many draws of noise per prompt, how many prompts.
-        ci_low, ci_high: 95 % bootstrap interval, over prompts if there are several, else over noise.
+        ci_low, ci_high: 95 % interval, over prompts if there are several, else over noise.
     """
 
     kind: ClassVar[str] = "causal_tracing"

@@ -100,7 +100,7 @@ class SAEQualityResult(AnalysisResult):
                 title="How good it is",
                 columns=("number", "value", "low", "high", "meaning"),
                 rows=rows,
-                caption="Intervals: 95 %, bootstrap over documents.",
+                caption="Intervals: 95 %, over documents.",
             ),
             Bars(
                 title="How often features fire",

@@ -133,5 +133,5 @@ def plan(config: SAEConfig, n_tokens: int) -> Plan:
 def batch_for(total: int) -> int:
     """The power of two that leaves about 3,000 steps, between 256 and 4,096."""
     low, high = _BATCHES
-    wanted = 1 << round(math.log2(max(1, total / _STEPS)))
-    return max(low, min(high, wanted))
+    batch = 1 << round(math.log2(max(1, total / _STEPS)))
+    return max(low, min(high, batch))

@@ -1,15 +1,15 @@
 """How good an SAE is: reconstruction, sparsity, the model's losses with it, and recovery of planted features.
 
-Sums are kept for each document in float64, and every ratio is a ratio of sums; intervals are bootstraps over
-documents, because the tokens of one document are no independent samples. `mlxterp.results.sae_quality` is the
-result.
+Sums are kept for each document in float64, and every ratio is a ratio of sums; intervals are the jackknife's
+over documents, because the tokens of one document are no independent samples. `mlxterp.results.sae_quality`
+is the result.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
@@ -25,11 +25,12 @@ from mlxterp.errors import SAEError, TooLittleData
 from mlxterp.results.sae_quality import Quality, SAEQualityResult
 from mlxterp.sae.sae import SAE
 from mlxterp.sae.training.activations import StreamedActivations
+from mlxterp.statistics.intervals import Bounded, of_sums, wilson
+from mlxterp.statistics.ratio import mean_of
 
 Exact = NDArray[np.float64]
 Sums = Mapping[str, Exact]  # name → [documents] or [documents, d]
 
-DRAWS = 1000
 DENSE = 0.1
 FOUND = 0.9
 COVERS = 0.25
@@ -66,7 +67,7 @@ def sae_quality(
     losses: bool = True,
     context: int = 128,
     batch_tokens: int = 4096,
-    seed: int = 0,
+    seed: int = 0,  # noqa: ARG001 - of earlier versions, whose intervals were drawn
 ) -> SAEQualityResult:
     """FVU, L0, dead and dense shares of an SAE on texts; with `losses`, also the model's losses with it.
 
@@ -80,7 +81,7 @@ def sae_quality(
 
     Args:
         texts: a document each; other texts than those it was trained on.
-        seed: of the bootstrap.
+        seed: of earlier versions, whose intervals were drawn; changes nothing.
 
     Raises:
         TooLittleData: no token that counts.
@@ -89,9 +90,9 @@ def sae_quality(
     read, written = str(sae.point), str(sae.point_out)
     places = (read,) if read == written else (read, written)
     source = StreamedActivations(model, texts, places, context=context, batch_tokens=batch_tokens)
-    kept = [source.of_text(i) for i in range(len(texts))]
-    arrays = {place: [part[place] for part in kept] for place in places}
-    documents = np.repeat(np.arange(len(texts)), [len(part[read]) for part in kept])
+    parts = [source.of_text(i) for i in range(len(texts))]
+    arrays = {place: [part[place] for part in parts] for place in places}
+    documents = np.repeat(np.arange(len(texts)), [len(part[read]) for part in parts])
     if not len(documents):
         raise TooLittleData(f"{len(texts)} texts without a token that counts. Give longer ones.")
     x, y = np.concatenate(arrays[read]), np.concatenate(arrays[written])
@@ -99,7 +100,8 @@ def sae_quality(
     if losses:
         mean = mx.array(y.astype(np.float64).mean(axis=0).astype(np.float32))
         extra = model_losses(model, sae, source, len(texts), mean)
-    return _measured(sae, x, y, documents, extra, seed, {"model": model.name, "prompts": len(texts)})
+    measured_on = {"model": model.name, "prompts": len(texts)}
+    return _measure(sae, _Tokens(x, y, documents), extra, measured_on)
 
 
 def reconstruction_quality(
@@ -108,7 +110,7 @@ def reconstruction_quality(
     *,
     y: ArrayLike | None = None,
     documents: ArrayLike | None = None,
-    seed: int = 0,
+    seed: int = 0,  # noqa: ARG001 - of earlier versions, whose intervals were drawn
 ) -> SAEQualityResult:
     """`sae_quality` of given activations: without a model, and so without losses.
 
@@ -126,18 +128,19 @@ def reconstruction_quality(
         )
     of = np.arange(len(read)) % _GROUPS if documents is None else np.asarray(documents)
     _, of = np.unique(of, return_inverse=True)
-    return _measured(sae, read, written, of, {}, seed, {"model": sae.model})
+    return _measure(sae, _Tokens(read, written, of), {}, {"model": sae.model})
 
 
-def _measured(
-    sae: SAE,
-    x: NDArray[np.float32],
-    y: NDArray[np.float32],
-    documents: NDArray[Any],
-    extra: Sums,
-    seed: int,
-    measured_on: dict[str, Any],
-) -> SAEQualityResult:
+class _Tokens(NamedTuple):
+    """Activations [tokens, d] where the SAE reads and where it writes, and the document of each token."""
+
+    x: NDArray[np.float32]
+    y: NDArray[np.float32]
+    documents: NDArray[Any]
+
+
+def _measure(sae: SAE, tokens: _Tokens, extra: Sums, measured_on: dict[str, Any]) -> SAEQualityResult:
+    x, y, documents = tokens
     n_documents = int(documents.max()) + 1
     sums = {name: np.zeros(n_documents) for name in ("n", "error", "square", "active", "shrink", "cosine")}
     sums["total"] = np.zeros((n_documents, y.shape[1]))
@@ -170,7 +173,7 @@ def _measured(
             np.add.at(sums[name], where, values)
     density = fired / len(x)
     every = {**sums, **extra}
-    rows = [_row(name, ratio, every, seed) for name, ratio in _RATIOS.items() if _has(every, name)]
+    rows = [_row(name, ratio, every) for name, ratio in _RATIOS.items() if _has(every, name)]
     rows += [_share("dead", density == 0), _share("dense", density > DENSE)]
     return SAEQualityResult(
         rows=tuple(rows),
@@ -225,27 +228,18 @@ def _has(sums: Sums, name: str) -> bool:
     return not name.startswith(("ce_", "kl_")) or "predicted" in sums
 
 
-def _row(name: str, ratio: Callable[[Sums], Exact], sums: Sums, seed: int) -> Quality:
-    whole = {key: values.sum(axis=0) for key, values in sums.items()}
-    value = float(ratio(whole))
-    n = len(sums["n"])
-    if n < 2:
-        return Quality(name=name, value=value, low=float("nan"), high=float("nan"))
-    # How often each document is drawn, so that a product with the sums is the sum over the draw.
-    drawn = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=DRAWS).astype(np.float64)
-    found = ratio({key: drawn @ values for key, values in sums.items()})
-    low, high = np.nanquantile(found, [0.025, 0.975])
-    return Quality(name=name, value=value, low=float(low), high=float(high))
+def _row(name: str, ratio: Callable[[Sums], Exact], sums: Sums) -> Quality:
+    there = sums["n"] > 0
+    return _quality(name, of_sums(ratio, {key: values[there] for key, values in sums.items()}))
+
+
+def _quality(name: str, bounded: Bounded) -> Quality:
+    return Quality(name=name, value=bounded.value, low=bounded.low, high=bounded.high)
 
 
 def _share(name: str, which: NDArray[np.bool_]) -> Quality:
     """A share of the features with its Wilson interval."""
-    n, p, z = len(which), float(which.mean()), 1.959964
-    middle = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    return Quality(
-        name=name, value=p, low=max(0.0, float(middle - half)), high=min(1.0, float(middle + half))
-    )
+    return _quality(name, wilson(int(which.sum()), len(which)))
 
 
 def model_losses(
@@ -326,11 +320,16 @@ class Recovery:
     cosines: NDArray[np.float64]
 
 
-def recovery(sae: SAE, directions: ArrayLike, *, seed: int = 0) -> Recovery:
+def recovery(
+    sae: SAE,
+    directions: ArrayLike,
+    *,
+    seed: int = 0,  # noqa: ARG001 - of earlier versions, whose intervals were drawn
+) -> Recovery:
     """Matches the rows of `directions` [true, d_out] with decoder rows (Hungarian method).
 
-    A feature stands for one direction only, so that a feature between two does not count twice. Intervals are
-    bootstraps over the true directions.
+    A feature stands for one direction only, so that a feature between two does not count twice.
+    Intervals are over the true directions.
 
     Raises:
         SAEError: directions of another width.
@@ -345,17 +344,22 @@ def recovery(sae: SAE, directions: ArrayLike, *, seed: int = 0) -> Recovery:
     of, feature = linear_sum_assignment(-cosines)
     matched, features = np.zeros(len(true)), np.full(len(true), -1, dtype=np.int64)
     matched[of], features[of] = cosines[of, feature], feature
-    drawn = np.random.default_rng(seed).integers(0, len(true), size=(DRAWS, len(true)))
     return Recovery(
-        _mean("mcc", matched, drawn),
-        _mean("recovered", (matched > FOUND).astype(float), drawn),
+        _mean("mcc", matched),
+        _quality("recovered", wilson(int((matched > FOUND).sum()), len(matched))),
         features,
         matched,
     )
 
 
 def absorption(
-    sae: SAE, x: ArrayLike, directions: ArrayLike, fires: ArrayLike, parents: ArrayLike, *, seed: int = 0
+    sae: SAE,
+    x: ArrayLike,
+    directions: ArrayLike,
+    fires: ArrayLike,
+    parents: ArrayLike,
+    *,
+    seed: int = 0,  # noqa: ARG001 - of earlier versions, whose intervals were drawn
 ) -> Quality:
     """How often a general feature does not fire because a specific one has absorbed it; 0 is best.
 
@@ -366,7 +370,7 @@ def absorption(
     a sum of orthogonal parent and child 0.71.)
 
     The value is the share of such tokens among those where the parent fires, averaged over the parents; the
-    interval is a bootstrap over them.
+    interval is over them, from four on.
 
     Args:
         x: activations [tokens, d_in].
@@ -395,7 +399,7 @@ def absorption(
             f"Absorption of parents {every}, of which {silent} never fire. Give features with children "
             "(parents[child] = parent), and tokens on which they fire."
         )
-    matched = recovery(sae, true, seed=seed).features
+    matched = recovery(sae, true).features
     active = _active(sae, rows_in)
     rows, unit = _unit(np.array(sae.W_dec).astype(np.float64)), _unit(true)
     shares = []
@@ -409,8 +413,7 @@ def absorption(
             if feature >= 0 and rows[feature] @ _unit(rest[None])[0] >= COVERS:
                 covered |= active[:, feature]
         shares.append((missed & covered).sum() / on[:, parent].sum())
-    drawn = np.random.default_rng(seed).integers(0, len(every), size=(DRAWS, len(every)))
-    return _mean("absorption", np.array(shares), drawn)
+    return _mean("absorption", np.array(shares))
 
 
 def _active(sae: SAE, x: NDArray[np.float32]) -> NDArray[np.bool_]:
@@ -425,6 +428,7 @@ def _unit(rows: NDArray[np.float64]) -> NDArray[np.float64]:
     return scaled
 
 
-def _mean(name: str, values: NDArray[np.float64], drawn: NDArray[np.int64]) -> Quality:
-    low, high = np.quantile(values[drawn].mean(axis=1), [0.025, 0.975])
-    return Quality(name=name, value=float(values.mean()), low=float(low), high=float(high))
+def _mean(name: str, values: NDArray[np.float64]) -> Quality:
+    found = mean_of(values)
+    low, high = (float("nan") if each is None else float(each) for each in (found.low, found.high))
+    return Quality(name=name, value=float(found.effect), low=low, high=high)

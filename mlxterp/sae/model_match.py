@@ -1,4 +1,4 @@
-"""Whether the model in use is the one an SAE was trained on, as far as the SAE's file says.
+"""Whether the model in use is the one an SAE was trained on, by the facts in the SAE's file.
 
 What a difference does depends on the model, so it is a warning that names the field, not an error.
 """

@@ -123,14 +123,14 @@ class SAE:
                 f"An SAE with weights of shapes {shapes}. W_enc is [d_in, d_sae], W_dec [d_sae, d_out]."
             )
         (d_in, d_sae), d_out = self.W_enc.shape, self.W_dec.shape[1]
-        wanted = {"W_enc": (d_in, d_sae), "b_enc": (d_sae,), "W_dec": (d_sae, d_out), "b_dec": (d_out,)}
+        needed = {"W_enc": (d_in, d_sae), "b_enc": (d_sae,), "W_dec": (d_sae, d_out), "b_dec": (d_out,)}
         if self.W_skip is not None:
-            shapes["W_skip"], wanted["W_skip"] = tuple(self.W_skip.shape), (d_in, d_out)
+            shapes["W_skip"], needed["W_skip"] = tuple(self.W_skip.shape), (d_in, d_out)
         if isinstance(self.activation, JumpRelu):
-            shapes["threshold"], wanted["threshold"] = tuple(self.activation.threshold.shape), (d_sae,)
-        if shapes != wanted:
+            shapes["threshold"], needed["threshold"] = tuple(self.activation.threshold.shape), (d_sae,)
+        if shapes != needed:
             raise SAEError(
-                f"An SAE with weights of shapes {shapes}. With this W_enc and W_dec they must be {wanted}."
+                f"An SAE with weights of shapes {shapes}. With this W_enc and W_dec they must be {needed}."
             )
         if isinstance(self.activation, TopK) and not 1 <= self.activation.k <= d_sae:
             raise SAEError(f"TopK(k={self.activation.k}) of {d_sae} features. Choose k from 1 to {d_sae}.")

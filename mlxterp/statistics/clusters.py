@@ -6,9 +6,16 @@ values only: a pair is an object with `clean`, `corrupted` and `cluster`, or the
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from mlxterp.errors import StatisticsError
+from mlxterp.statistics.arrays import Floats, Ints
 
 Prompt = str | Sequence[int]
 
@@ -79,6 +86,61 @@ def clusters(pairs: Sequence[Pair | Mapping[str, object]]) -> Clusters:
             both = min(_text(clean), _text(corrupted))
             names[root(clean)] = min(both, names.get(root(clean), both))
     return Clusters(tuple(names[root(clean)] if own is None else own for clean, _, own in plain))
+
+
+def mean_by_cluster(values: ArrayLike, clusters: ArrayLike) -> Floats:
+    """The mean over the members of each cluster: `[n, …]` to `[clusters, …]`, in ascending order of the
+    labels.
+
+    NaN in a member makes its cluster NaN, which the estimators refuse.
+
+    Raises:
+        StatisticsError: not one cluster per value, or none at all.
+    """
+    rows, of = np.asarray(values, dtype=np.float64), np.asarray(clusters)
+    if of.shape != rows.shape[:1] or not len(rows):
+        raise StatisticsError(
+            f"Values of shape {rows.shape} and clusters of shape {of.shape}. Give one cluster per value."
+        )
+    names, index, counts = np.unique(of, return_inverse=True, return_counts=True)
+    if len(names) == len(rows) and np.array_equal(index, np.arange(len(rows))):
+        return rows
+    sums = np.zeros((len(names), *rows.shape[1:]))
+    np.add.at(sums, index, rows)
+    return sums / counts.reshape(-1, *[1] * (rows.ndim - 1))
+
+
+@dataclass(frozen=True)
+class Split:
+    """Clusters to explore, clusters to confirm on, and clusters left over; `reason` where nothing can be
+    confirmed."""
+
+    explore: tuple[str, ...]
+    confirm: tuple[str, ...]
+    unused: tuple[str, ...] = ()
+    reason: str | None = None
+
+
+def hashed_order(clusters: Sequence[str], salt: str) -> tuple[str, ...]:
+    """The distinct clusters in an order that only the salt decides: by sha256(salt + cluster)."""
+    return tuple(sorted(set(clusters), key=lambda each: hashlib.sha256((salt + each).encode()).digest()))
+
+
+def halves(clusters: ArrayLike, seed: int) -> tuple[Ints, Ints]:
+    """Indices of the pairs to search on and of those to measure the winners on: half of the clusters each.
+
+    With an odd number the larger half is the second. No cluster is in both.
+
+    Raises:
+        StatisticsError: fewer than two clusters.
+    """
+    of = np.asarray(clusters)
+    names = hashed_order([str(each) for each in of.tolist()], f"{seed}:")
+    if len(names) < 2:
+        raise StatisticsError(f"{len(names)} cluster cannot be split. Give at least two independent ones.")
+    chosen = set(names[: len(names) // 2])
+    searched = np.array([str(each) in chosen for each in of.tolist()])
+    return np.flatnonzero(searched), np.flatnonzero(~searched)
 
 
 def _read(pair: Pair | Mapping[str, object]) -> tuple[object, object, str | None]:

@@ -140,7 +140,7 @@ def circuit_discovery(
             result says so, and positions outside the map are never corrupted.
         checkpoint: a file that keeps acdc's decisions; the same call goes on from it.
         token_budget: bounds the memory of a batch.
-        seed: of the bootstrap over pairs, and of the random edges that the circuit is compared with.
+        seed: of the random edges that the circuit is compared with.
         verbose: say on stderr how far it is, with an estimate of the time left. progress: called with
             StepProgress instead.
 

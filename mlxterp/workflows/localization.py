@@ -85,7 +85,7 @@ def behavior_localization(
         top_k: how many components the narrative names per step.
         align: positions of prompts of different lengths; "auto" maps the common prefix and suffix, and the
             result says so.
-        seed: of the bootstrap over pairs.
+        seed: of earlier versions, whose intervals were drawn; changes nothing.
         verbose: say on stderr how far it is. progress: called with StepProgress instead.
 
     Costs one run of each prompt, shared by all steps, one more of each clean prompt for `dla`, and a row per

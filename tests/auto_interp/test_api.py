@@ -198,7 +198,9 @@ def test_a_label_contradicts_neither_its_status_nor_probability():
 
 
 def scored(confidence: float | None) -> Score:
-    return Score(0.7, (0.6, 0.8), confidence, 35, 15, 35, 15, details={"reason": "3 of 9 texts"})
+    if confidence is None:
+        return Score(None, None, None, 0, 0, 0, 0, coverage=0.3, details={"reason": "3 of 9 texts"})
+    return Score(0.7, (0.6, 0.8), confidence, 35, 15, 35, 15)
 
 
 @pytest.mark.parametrize(
@@ -209,6 +211,7 @@ def scored(confidence: float | None) -> Score:
         ({"detection": 0.9, "fuzzing": 0.05}, "uninterpretable", 0.0),
         ({"detection": 0.9, "surprisal": 0.01}, "ok", 0.9),
         ({"detection": None, "fuzzing": 0.8}, "ok", 0.8),
+        ({"detection": None, "fuzzing": 0.05}, "uninterpretable", 0.0),
         ({"detection": None}, "error", 0.0),
         ({}, "uninterpretable", 0.0),
     ],

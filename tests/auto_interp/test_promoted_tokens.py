@@ -5,33 +5,20 @@ from __future__ import annotations
 import mlx.core as mx
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlxterp.auto_interp.promoted_tokens import _largest, neighbours, promotion
 from mlxterp.auto_interp.sensitivity.items import content_words, stem
 from mlxterp.core.model import InterpretableModel
-from mlxterp.sae.sae import SAE, Relu
+from tests.sae.planted import random_sae
 from tests.tiny_models import ByteTokenizer, tiny_module
-
-
-def random_sae(d: int, point: str, d_sae: int = 9) -> SAE:
-    random = np.random.default_rng(0)
-    return SAE(
-        W_enc=mx.array(random.normal(size=(d, d_sae)).astype(np.float32)),
-        b_enc=mx.zeros(d_sae),
-        W_dec=mx.array(random.normal(size=(d_sae, d)).astype(np.float32)),
-        b_dec=mx.zeros(d),
-        activation=Relu(),
-        hook_point=point,
-        model="tiny",
-    )
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_promoted_tokens_are_those_whose_logits_rise_when_the_direction_is_added_at_the_end(family):
     model = InterpretableModel(tiny_module(family), ByteTokenizer())
-    sae = random_sae(model.d_model, "L2.resid_post")
+    sae = random_sae("L2.resid_post", width=model.d_model, d_sae=9, k=None)
     found = promotion(model, sae, [0, 5], k=4)
 
     for feature_id in (0, 5):
@@ -48,13 +35,13 @@ def test_promoted_tokens_are_those_whose_logits_rise_when_the_direction_is_added
 
 
 def test_an_sae_that_does_not_write_to_the_stream_promotes_nothing(tiny_llama):
-    sae = random_sae(32, "L1.z")
+    sae = random_sae("L1.z", d_sae=9, k=None)
 
     assert promotion(tiny_llama, sae, [0]) == ({}, {})
 
 
 def test_neighbours_are_the_nearest_by_cosine():
-    sae = random_sae(16, "L0.resid_post", d_sae=30)
+    sae = random_sae("L0.resid_post", width=16, d_sae=30, k=None)
     rows = np.array(sae.W_dec)
     unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
@@ -65,6 +52,7 @@ def test_neighbours_are_the_nearest_by_cosine():
         assert list(found[feature_id]) == order[:3]
 
 
+@settings(deadline=None)
 @given(st.integers(12, 400), st.integers(1, 10), st.integers(0, 99))
 def test_the_largest_are_found_as_by_a_sort(width, k, seed):
     values = np.random.default_rng(seed).permutation(width)[None].astype(np.float32)

@@ -108,11 +108,57 @@ def test_the_record_of_a_declaration_is_read_back():
         ({"claim": "make_claim()"}, 3, "claim is `make_claim()`, which would have to be run"),
         ({"claim": 'f"layer {9}"'}, 3, "which would have to be run"),
         ({"claim": '""'}, 3, "claim is ''. Write a text that is not empty"),
-        ({"sesoi": "0"}, 8, "sesoi is 0. Write a number above 0"),
+        ({"sesoi": "0"}, 8, "sesoi is 0. Write one of 0.05, 0.1, 0.2, 0.3, 0.5"),
+        ({"sesoi": "0.12"}, 8, "sesoi is 0.12. Write one of 0.05, 0.1, 0.2, 0.3, 0.5"),
         ({"sesoi": "1e999"}, 8, "sesoi is 'Infinity'"),
         ({"sesoi": "True"}, 8, "sesoi is True"),
         ({"sesoi": "0x" + "f" * 5000}, 8, "sesoi is '0xffff"),
         ({"direction": '"up"'}, 7, "direction is 'up'. Write 'increase' or 'decrease'"),
+        ({"site": '["L9.mlp.h3"]'}, 4, "'L9.mlp.h3' names no site: mlp_out has no heads"),
+        ({"site": '["z"]'}, 4, "z is in every layer: say which"),
+        ({"site": '["L9.zz"]'}, 4, "there is no 'zz'"),
+        ({"site": '["L9.H6", "L9.z.h6"]'}, 4, "'L9.z.h6' twice, in one spelling or in two"),
+        (
+            {"site": '["L3.resid_post", "L4.resid_pre"]'},
+            4,
+            "'L4.resid_pre' twice, in one spelling or in two",
+        ),
+        ({"more_than": '"the rest"'}, 12, "Write 'other heads of the layer'"),
+        ({"more_than": '"other heads of the layer"', "site": '["L9.mlp"]'}, 4, "Write ['L9.H6']"),
+        (
+            {"more_than": '"other heads of the layer"', "site": '["L9.H6", "L9.H7"]'},
+            4,
+            "more_than compares one head, and site names 2",
+        ),
+        ({"role": '"boss head"'}, 12, "role is 'boss head'. Write 'previous-token head' or"),
+        ({"role": '"name mover"'}, 5, "nothing is intervened on. Leave intervention out"),
+        ({"role": '"name mover"', "intervention": None, "site": '["L9.z"]'}, 4, "the role of a head"),
+        ({"intervention": 'InterventionClaim("path_patch")'}, 5, "path_patch needs receivers. Write Inter"),
+        ({"intervention": 'InterventionClaim("steer")'}, 5, "steer needs value. Write InterventionClaim("),
+        ({"intervention": 'InterventionClaim("clamp_feature", value=1)'}, 5, "needs features. Write Inter"),
+        (
+            {"intervention": 'InterventionClaim("clamp_feature", features=["a"], value=1)'},
+            5,
+            "features of the intervention is ['a']. Write a list: features=[12]",
+        ),
+        (
+            {"intervention": 'InterventionClaim("zero", receivers=["logits"])'},
+            5,
+            "receivers is for path_patch, and the operation is zero",
+        ),
+        (
+            {"intervention": 'InterventionClaim("attention_knockout", from_positions=[0])'},
+            4,
+            "Write ['L9.pattern.h6@-1']",
+        ),
+        (
+            {
+                "site": '["L9.resid_pre"]',
+                "intervention": 'InterventionClaim("path_patch", receivers=["logits"])',
+            },
+            4,
+            "path_patch sends from heads and MLPs",
+        ),
         ({"rivals": "[]"}, 10, "rivals is empty. Write at least one"),
         ({"rivals": '"only one"'}, 10, "rivals is 'only one'. Write a list of texts"),
         ({"site": "5"}, 4, "site is 5. Write a list of texts"),
@@ -144,6 +190,46 @@ def test_what_cannot_stand_is_named_with_its_line_and_what_to_write(changes, lin
 
     assert str(refused.value).startswith(f"experiment.py, line {line}: ")
     assert says in str(refused.value)
+
+
+EVERY_KIND = {
+    "path": {
+        "intervention": InterventionClaim("path_patch", source="corrupted", receivers=["L9.H6.q", "logits"]),
+        "site": ["L5.H5", "L3.mlp"],
+    },
+    "steering": {"intervention": InterventionClaim("steer", value=2.0), "site": ["L5.resid_post@-1"]},
+    "feature": {
+        "intervention": InterventionClaim("clamp_feature", features=[12], value=0.0),
+        "site": ["L5.resid_post"],
+    },
+    "knockout": {
+        "intervention": InterventionClaim("attention_knockout", source="corrupted", from_positions=[-3]),
+        "site": ["L5.pattern@-1"],
+    },
+    "no effect": {"direction": "none", "intervention": InterventionClaim("mean")},
+    "either": {"direction": "either"},
+    "more": {"more_than": "other heads of the layer"},
+    "role": {"role": "induction head", "intervention": None, "metric": ""},
+}
+
+
+@pytest.mark.parametrize("kind", EVERY_KIND)
+def test_every_kind_of_claim_is_kept_and_read_back(kind):
+    claim = _hypothesis(**EVERY_KIND[kind])
+
+    assert Hypothesis.from_dict(claim.declared()) == claim
+    assert claim.sha256 != _hypothesis().sha256
+
+
+def test_a_role_is_declared_without_intervention_and_metric():
+    source = _source(role='"induction head"', intervention=None, metric=None)
+
+    assert read_hypothesis(source) == _hypothesis(role="induction head", intervention=None, metric="")
+
+
+def test_a_declaration_of_before_these_fields_keeps_its_digest():
+    assert set(_hypothesis().to_dict()).isdisjoint({"role", "more_than"})
+    assert set(_hypothesis().to_dict()["intervention"]) == {"op", "source", "value", "align"}
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlxterp.causal import activation_patching
-from mlxterp.causal.batching import packed_attention
+from mlxterp.causal.batching import packed_blocks
 from mlxterp.core.linux_blas import swiglu as fast_math
 from mlxterp.core.model import InterpretableModel
 from mlxterp.core.taps import Around, tapped
@@ -100,7 +100,7 @@ def _measured(model: InterpretableModel, spent: Spent) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(tapped(taps))
         stack.enter_context(replaced(fast_math, "swiglu", "SwiGLU"))
-        stack.enter_context(replaced(packed_attention, "shared_prefix", "attention"))
+        stack.enter_context(replaced(packed_blocks, "shared_prefix", "attention"))
         yield
 
 

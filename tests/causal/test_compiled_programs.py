@@ -13,8 +13,8 @@ import pytest
 from mlxterp.causal import acdc, edge_attribution, faithfulnesses, path_patching, roc_auc
 from mlxterp.causal.circuits.edge_patching import EdgeRun
 from mlxterp.metrics import kl
-from tests.rasp import LOGIT
-from tests.rasp.programs import LENGTH, PROGRAMS, TOKENS
+from mlxterp.worlds.programs import LENGTH, PROGRAMS, TOKENS
+from mlxterp.worlds.rasp import LOGIT
 
 
 @pytest.fixture(scope="module", params=sorted(PROGRAMS))

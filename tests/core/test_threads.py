@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from mlxterp.causal import activation_patching
+from mlxterp.causal.batching.sweep import Row, run_rows
 from mlxterp.core.interventions import edit, zero
 from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import HookError, TokenError
@@ -131,3 +132,36 @@ def test_more_tokens_than_learned_positions_are_refused(gpt2, use):
 def test_as_many_tokens_as_learned_positions_are_computed(gpt2):
     assert gpt2.logits(LONG[:64]).shape[1] == 64
     assert len(gpt2.generate(LONG[:60], max_new_tokens=5, stop_at_end=False).tokens) == 5
+
+
+def test_a_sweep_in_one_thread_leaves_plain_runs_of_another_alone(tiny_llama):
+    plain = np.array(tiny_llama.logits(IDS))
+    start = threading.Barrier(2)
+
+    def sweeps() -> None:
+        start.wait()
+        for _ in range(4):
+            activation_patching(
+                tiny_llama, IDS, [8, *IDS[1:]], component="z", by="layer_head", answer=5, foil=7
+            )
+
+    def untouched() -> list[bool]:
+        start.wait()
+        return [np.array_equal(np.array(tiny_llama.logits(IDS)), plain) for _ in range(80)]
+
+    with ThreadPoolExecutor(2) as threads:
+        other = threads.submit(sweeps)
+        same = threads.submit(untouched).result()
+        other.result()
+
+    assert all(same)
+
+
+def test_an_edit_function_of_a_sweep_cannot_run_the_model(tiny_llama):
+    def with_the_model(x: mx.array) -> mx.array:
+        return x + tiny_llama.logits(IDS)[..., :1].mean()
+
+    rows = [Row(0, (edit("L1.mlp_out", with_the_model, positions=-1),))]
+
+    with pytest.raises(HookError, match="from inside one of its own runs"):
+        run_rows(tiny_llama, np.array([IDS]), rows, lambda logits, _: logits[:, 0])

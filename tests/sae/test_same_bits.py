@@ -12,7 +12,7 @@ from mlxterp.core.model import InterpretableModel
 from mlxterp.datasets import sample_texts
 from mlxterp.sae import SAEConfig, StreamedActivations, build_store, cached_activations
 from mlxterp.sae.feature_store.jobs import blocks
-from tests.sae.feature_store.test_build import random_sae, same
+from tests.sae.feature_store.stores import random_sae, same
 from tests.sae.training.test_train import SMALL, quietly, small
 from tests.tiny_models import ByteTokenizer, tiny_module
 

@@ -1,59 +1,94 @@
-"""Effects of a dataset: by hand on small numbers, and the interval around them."""
+"""Effects of a dataset: by hand on small numbers, by cluster, and what a result says of its interval."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
+from mlxterp.errors import StatisticsError
 from mlxterp.statistics.effects import effects
+from mlxterp.statistics.ratio import ratio_of_means
 
 ONE, ZERO = np.array([3.0, 1.0]), np.array([1.0, 0.0])
 
 
 def test_the_effect_is_the_ratio_of_means_and_each_example_has_its_own():
-    found = effects(np.array([[2.0], [1.0]]), one=ONE, zero=ZERO, seed=0)
+    found = effects(np.array([[2.0], [1.0]]), one=ONE, zero=ZERO)
 
     assert found.effects[0] == pytest.approx((1.5 - 0.5) / (2.0 - 0.5))
     assert found.per_example[:, 0].tolist() == [0.5, 1.0]
 
 
 def test_an_example_without_a_gap_of_its_own_has_no_effect_of_its_own():
-    found = effects(np.array([[2.0], [1.0]]), one=np.array([3.0, 1.0]), zero=np.array([1.0, 1.0]), seed=0)
+    found = effects(np.array([[2.0], [1.0]]), one=np.array([3.0, 1.0]), zero=np.array([1.0, 1.0]))
 
     assert np.isnan(found.per_example[1, 0])
     assert found.effects[0] == pytest.approx(0.5)
+    assert "rests on it alone" in found.cautions[0]
 
 
-def test_a_single_example_has_no_interval():
-    found = effects(np.array([[2.0]]), one=[3.0], zero=[1.0], seed=0)
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_fewer_than_four_examples_have_no_interval_and_say_why(n):
+    found = effects(np.full((n, 1), 2.0), one=np.full(n, 3.0), zero=np.ones(n))
+
+    assert (found.low, found.high, found.clusters) == (None, None, n)
+    assert found.cautions[0].startswith(f"No interval: {n} independent cluster")
+    assert found.facts() == {"clusters": n, "intervals": found.cautions[0]}
+
+
+def test_the_interval_is_that_of_the_ratio_of_means_in_the_shape_of_the_effects():
+    rng = np.random.default_rng(1)
+    values, one, zero = rng.normal(0.5, 0.2, size=(20, 3, 2)), rng.normal(3, 0.1, 20), rng.normal(0, 0.1, 20)
+
+    found = effects(values, one=one, zero=zero)
+
+    expected = ratio_of_means(values - zero[:, None, None], one - zero)
+    assert found.low.shape == (3, 2)
+    assert found.low == pytest.approx(expected.low)
+    assert found.high == pytest.approx(expected.high)
+
+
+def test_a_couple_in_both_directions_counts_once():
+    rng = np.random.default_rng(2)
+    values = np.repeat(rng.normal(size=(4, 2)), 2, axis=0)
+    couples = np.repeat(np.arange(4), 2)
+
+    found = effects(values, one=np.ones(8), zero=np.zeros(8), clusters=couples)
+
+    assert found.clusters == 4
+    assert found.low == pytest.approx(effects(values[::2], one=np.ones(4), zero=np.zeros(4)).low)
+
+
+def test_three_couples_have_no_interval_however_many_pairs_they_make():
+    found = effects(np.ones((6, 1)), one=np.full(6, 2.0), zero=np.zeros(6), clusters=[0, 0, 1, 1, 2, 2])
 
     assert found.low is None
-    assert found.high is None
+    assert found.per_example.shape == (6, 1)
 
 
-def test_the_interval_holds_about_the_middle_95_percent_of_resampled_means():
-    rng = np.random.default_rng(1)
-    values = rng.normal(0.5, 0.2, size=(100, 1, 2))
+def test_an_effect_that_is_not_finite_stays_so_and_leaves_the_others_as_they_are():
+    values = np.random.default_rng(3).normal(size=(5, 3))
+    broken = values.copy()
+    broken[2, 1] = np.nan
 
-    found = effects(values, one=np.ones(100), zero=np.zeros(100), seed=0)
+    found = effects(broken, one=np.ones(5), zero=np.zeros(5))
 
-    half_width = 1.96 * values.std(axis=0) / 10
-    assert found.low == pytest.approx(values.mean(axis=0) - half_width, abs=0.01)
-    assert found.high == pytest.approx(values.mean(axis=0) + half_width, abs=0.01)
-
-
-def test_the_interval_follows_the_seed():
-    values = np.random.default_rng(1).normal(size=(20, 3))
-    first, again, other = (effects(values, one=np.ones(20), zero=np.zeros(20), seed=s).low for s in (0, 0, 1))
-
-    assert np.array_equal(first, again)
-    assert not np.array_equal(first, other)
+    assert np.isnan([found.effects[1], found.low[1], found.high[1]]).all()
+    assert found.low[[0, 2]] == pytest.approx(effects(values, one=np.ones(5), zero=np.zeros(5)).low[[0, 2]])
+    assert found.cautions[-1] == "1 of 3 effects are not finite numbers."
 
 
-def test_many_effects_are_resampled_in_blocks_with_the_same_draws():
-    values = np.repeat(np.random.default_rng(1).normal(size=(5, 1)), 5000, axis=1)
+def test_baselines_that_are_not_finite_or_leave_no_gap_are_refused():
+    with pytest.raises(StatisticsError, match="the run that counts as 1: 1 of 2"):
+        effects(np.ones((2, 1)), one=[1.0, np.nan], zero=[0.0, 0.0])
+    with pytest.raises(StatisticsError, match="the run that counts as 0: 1 of 2"):
+        effects(np.ones((2, 1)), one=[1.0, 1.0], zero=[0.0, np.inf])
+    with pytest.raises(StatisticsError, match="gaps add up to 0"):
+        effects(np.ones((2, 1)), one=[1.0, 1.0], zero=[1.0, 1.0])
 
-    low = effects(values, one=np.ones(5), zero=np.zeros(5), seed=0).low
 
-    assert low.shape == (5000,)
-    assert np.ptp(low) < 1e-12
+def test_the_seed_of_earlier_versions_changes_nothing():
+    values = np.random.default_rng(4).normal(size=(6, 2))
+    first, other = (effects(values, one=np.ones(6), zero=np.zeros(6), seed=s).low for s in (0, 1))
+
+    assert np.array_equal(first, other)

@@ -1,4 +1,4 @@
-"""Was anything changed that an experiment must not change? Finds it, restores it, and counts.
+"""Finds changes to what an experiment must not touch, undoes them, and counts the violations.
 
 Marks are taken before an experiment runs and compared after. Covers: setup.py and its seal, results.jsonl,
 frozen copies, the journal's identity, findings/, the branches, configuration and hooks of git. Does not
@@ -44,10 +44,10 @@ class Violation:
 
 @dataclass(frozen=True)
 class Marks:
-    """What must stay as it is while an experiment runs, each as a text that changes with it.
+    """Fingerprints of what must not change during a run: each string differs if the thing differs.
 
     Attributes:
-        files: path to (what it is, digest or kind).
+        files: for each path, which protected thing it is, and its digest or kind.
         findings: "a directory", "missing", or what has taken its place.
         heads: branch to commit.
         git: configuration and hooks, by name.
@@ -153,7 +153,7 @@ class Guard:
     """Watches over the files of one project during one supervised run.
 
     Attributes:
-        violations: how many there were since a run last ended because of them; earlier runs count too.
+        violations: the number since a run was last stopped for violations, in this run and earlier ones.
     """
 
     def __init__(self, state: State, sealed: Sealed, results: ResultsLog, *, violations: int) -> None:
@@ -174,8 +174,7 @@ class Guard:
         return snapshot(self._project, self._state, also=frozen)
 
     def remember(self) -> None:
-        """Takes the present state for what the supervisor left: what differs later, another program
-        changed."""
+        """Makes the present state the baseline: whatever differs from it later, another program changed."""
         self._marks = self.marks()
 
     def between_runs(self) -> list[str]:
@@ -211,8 +210,10 @@ class Guard:
 
 
 def violations_since_the_pause(events: Iterable[Event]) -> int:
-    """Violations count across crashes and restarts, until a run ended because of them: a person has
-    looked."""
+    """The number of violations so far, across crashes and restarts.
+
+    It begins at 0 again after a run was stopped for them, because a person has then looked.
+    """
     count = 0
     for event in events:
         if event["event"] == "restored":

@@ -46,7 +46,7 @@ def reconcile(results: ResultsLog, state: State, clock: Clock) -> Repairs:
     """Brings the log, findings/ and git up to the journal.
 
     1. A torn last line is set aside.
-    2. results.jsonl is what the journal says, and what was appended by hand since.
+    2. results.jsonl holds the lines of the journal, and after them the lines that people have appended.
     3. A result that is in the journal only gets its line, once.
     4. A kept entry has its folder and its commit; an attempt has its ref.
     5. A run that was announced and never ended gets the line `interrupted`. It is not run again under its
@@ -100,8 +100,8 @@ def _restore_log(results: ResultsLog, state: State, events: Sequence[Event], don
         if entry is not None and uid_of(entry) in uids:
             results.note_logged(entry)
         elif entry is not None and (entry.record is None or (uid_of(entry) and not uids)):
-            # Without results in the journal the directory came from another place, and its log is taken as
-            # it is.
+            # A journal without results means that the project was copied from another machine. Its log is
+            # then trusted.
             results.adopt(line)
         else:
             kept = _set_aside(raw, state)

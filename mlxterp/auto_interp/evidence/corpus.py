@@ -1,8 +1,5 @@
 """`Corpus`: a feature store whose documents are split into a training and a test half.
 
-Lives here: the split, the draws that depend on a seed and a feature only, what is the same for all features.
-Does not live here: the store (`mlxterp.sae.feature_store`), windows (`evidence.py`).
-
 Documents are split by a hash of their tokens before anything is sampled, so a text that occurs twice is on
 one side.
 """
@@ -39,7 +36,7 @@ class Corpus:
     Args:
         store: what fires where.
         seed: of the split and of every draw. A feature's windows depend on the seed and its own number only,
-            not on which other features are looked at.
+            not on the other features asked for.
     """
 
     store: FeatureStore

@@ -1,8 +1,5 @@
 """Evidence for a label: windows of text where a feature fires, and where it verifiably does not.
 
-Lives here: what a window is, sampling windows of both halves of a corpus. Does not live here: the split
-(`corpus.py`), labels (`label.py`), and who reads the windows (`fitting.py`, `labeler.py`).
-
 A window that nearly equals another is left out, also across the halves.
 """
 
@@ -60,14 +57,14 @@ class Window:
 
 @dataclass(frozen=True)
 class FeatureEvidence:
-    """What a labeler may look at (train) and what its label is tested on (test).
+    """Windows for the labeler (train) and for the scorers of its label (test).
 
     Attributes:
         feature_id: the feature.
         status: "dead" fires nowhere; "too_few_examples" fires, but has too few distinct windows in a half.
-        train_positives, train_negatives: for who writes the label. Positives: strongest first, then others
-            from low to high.
-        test_positives, test_negatives: for who scores it; from other documents.
+        train_positives, train_negatives: for the labeler. Positives: strongest first, then others from low to
+            high.
+        test_positives, test_negatives: for the scorers; from other documents.
         top_tokens: where it fires in the training half, with each token's share of its activation there.
         next_tokens: the same for the tokens that follow.
         promoted, suppressed: tokens whose logits the feature raises and lowers most, if they were given.
@@ -128,7 +125,7 @@ def gather(
         feature_ids: of which features.
         sampling: how many windows of which length.
         neighbours: features of similar direction, for hard negatives.
-        promoted, suppressed: what each feature does to the logits, to be passed on.
+        promoted, suppressed: what each feature does to the logits, passed on to the evidence.
 
     Raises:
         StoreError: there is no such feature.
@@ -153,7 +150,7 @@ def shown_evidence(
     promoted: Mapping[int, Weighted] | None = None,
     suppressed: Mapping[int, Weighted] | None = None,
 ) -> FeatureEvidence:
-    """The evidence without negatives and test windows: what a label keeps. Costs about 2 ms."""
+    """The evidence that a label carries: without negatives and test windows. Costs about 2 ms."""
     store, feature_id = corpus.store, int(feature_id)
     raises, lowers = ((of or {}).get(feature_id, ()) for of in (promoted, suppressed))
     if not len(store.feature(feature_id).token_index):
@@ -214,14 +211,14 @@ def positive_peaks(corpus: Corpus, feature_id: int, sampling: Sampling) -> tuple
     return train, _from_each(test, 10, sampling.test, random)
 
 
-def _from_each(peaks: Indices, parts: int, wanted: int, random: np.random.Generator) -> Indices:
-    """`wanted` of these, as evenly as can be from equal parts, weakest part first; order otherwise kept."""
-    if len(peaks) <= wanted:
+def _from_each(peaks: Indices, parts: int, n: int, random: np.random.Generator) -> Indices:
+    """`n` of these, as evenly as possible from equal parts, weakest part first, each in its order."""
+    if len(peaks) <= n:
         return peaks[::-1]
     chosen = []
     for i, part in enumerate(np.array_split(peaks, parts)[::-1]):
-        n = (wanted * (i + 1)) // parts - (wanted * i) // parts
-        chosen.append(np.sort(random.choice(len(part), size=min(n, len(part)), replace=False))[::-1])
+        own = (n * (i + 1)) // parts - (n * i) // parts
+        chosen.append(np.sort(random.choice(len(part), size=min(own, len(part)), replace=False))[::-1])
         chosen[-1] = part[chosen[-1]]
     return np.concatenate(chosen)
 
@@ -271,26 +268,26 @@ def _negatives(
     corpus: Corpus,
     feature_id: int,
     half: Half,
-    wanted: int,
+    n: int,
     sampling: Sampling,
     neighbours: Sequence[int],
 ) -> tuple[Window, ...]:
     """Windows of a half in which the feature fires nowhere, half of them hard; no near-identical ones."""
     random = corpus.random(feature_id, 1 if half == "train" else 2)
-    quarter = wanted // 4
+    quarter = n // 4
     hard = silent(corpus, feature_id, random.permutation(_same_token(corpus, feature_id, half)), sampling)
     near = [corpus.store.feature(other).token_index.astype(np.int64) for other in neighbours]
     similar = np.concatenate([np.zeros(0, np.int64), *near])
     similar = similar[corpus.token_in_train[similar] == (half == "train")]
-    similar = silent(corpus, feature_id, random.permutation(similar)[: 8 * wanted], sampling)
+    similar = silent(corpus, feature_id, random.permutation(similar)[: 8 * n], sampling)
     counted = corpus.counted(half)
-    anywhere = counted[random.integers(0, len(counted), size=8 * wanted)] if len(counted) else counted
+    anywhere = counted[random.integers(0, len(counted), size=8 * n)] if len(counted) else counted
     anywhere = silent(corpus, feature_id, anywhere, sampling)
     of_neighbours = similar[:quarter]
-    of_tokens = hard[: wanted // 2 - len(of_neighbours)]
+    of_tokens = hard[: n // 2 - len(of_neighbours)]
     every = np.concatenate([of_tokens, of_neighbours, anywhere])
     _, first = np.unique(corpus.surroundings[every], return_index=True)
-    every = every[np.sort(first)][:wanted]
+    every = every[np.sort(first)][:n]
     return _windows(corpus, feature_id, random.permutation(every), sampling, None)
 
 

@@ -1,7 +1,4 @@
-"""Tokens to fit a rule on, and others to test it on: as many where a feature fires as where it does not.
-
-Lives here: how they are drawn. Does not live here: windows for a reader (`evidence.py`), rules.
-"""
+"""Tokens to fit a rule on, and others to test it on: as many where a feature fires as where it does not."""
 
 from __future__ import annotations
 
@@ -47,11 +44,11 @@ class Draw:
 def draw(corpus: Corpus, feature_id: int, half: Half, *, most: int, anywhere: int | None = None) -> Draw:
     """At most `most` tokens of a half at which a feature fires, and as many at which it does not.
 
-    Some of the latter are hard negatives: for each token where the feature fires, with probability one half
-    another occurrence of the same token is looked at, and with one quarter another one behind the same token;
+    Some of the latter are hard negatives: for each token where the feature fires, another occurrence of the
+    same token is a candidate with probability one half, and another token behind the same one with a quarter;
     those at which it does not fire are taken. A feature that fires on every " of" has none of the first kind;
-    one that fires on " of" behind " because" gets nearly half of its negatives so. The others are any tokens;
-    of these more are taken if `anywhere` says so. Of near-identical surroundings one is taken.
+    of one that fires on " of" behind " because" nearly half of the negatives are such. The others are any
+    tokens, at least `anywhere` of them. Of near-identical surroundings one is taken.
     """
     store, random = corpus.store, corpus.random(feature_id, 3 if half == "train" else 4)
     fires = store.feature(feature_id)
@@ -64,14 +61,12 @@ def draw(corpus: Corpus, feature_id: int, half: Half, *, most: int, anywhere: in
     if len(own) > most:
         own = np.sort(random.choice(own, size=most, replace=False))
     positive = every[own]
-    same = _others(corpus, positive, every, half, random, offset=0, share=0.5)
-    behind = _others(corpus, positive, every, half, random, offset=-1, share=0.25)
-    hard = np.union1d(same, behind)
+    hard = _hard_negatives(corpus, half, positive, every, random)
     counted = corpus.counted(half)
-    wanted = max(len(positive) - len(hard), anywhere or 0)
-    # Twice as many and then as wanted: some are places where the feature fires.
-    others = counted[random.integers(0, len(counted), size=2 * wanted + 16)] if len(counted) else counted
-    others = others[~_among(others, every)][:wanted]
+    n_others = max(len(positive) - len(hard), anywhere or 0)
+    # Twice as many are drawn: at some of them the feature fires.
+    others = counted[random.integers(0, len(counted), size=2 * n_others + 16)] if len(counted) else counted
+    others = others[~_among(others, every)][:n_others]
     index = np.concatenate([positive, hard, others])
     marks = np.arange(len(index)) < len(positive)
     activation = np.zeros(len(index), dtype=np.float32)
@@ -79,23 +74,20 @@ def draw(corpus: Corpus, feature_id: int, half: Half, *, most: int, anywhere: in
     return Draw(index, marks, activation, len(hard))
 
 
-def _others(
-    corpus: Corpus,
-    positive: Indices,
-    every: Indices,
-    half: Half,
-    random: np.random.Generator,
-    *,
-    offset: int,
-    share: float,
+def _hard_negatives(
+    corpus: Corpus, half: Half, positive: Indices, every: Indices, random: np.random.Generator
 ) -> Indices:
-    """Tokens at which the feature is silent, with the same token at a distance as some at which it fires."""
-    chosen = corpus.view.neighbour(positive, offset)[random.random(len(positive)) < share]
-    chosen = chosen[chosen >= 0]
-    words = corpus.by_word(half, offset)
-    begin, end = words.begins[chosen], words.begins[chosen + 1]
-    others = words.index[begin + (random.random(len(chosen)) * (end - begin)).astype(np.int64)]
-    return np.unique(others[~_among(others, every)])
+    """Tokens that are, or follow, the same token as some of `positive`, and are not among `every` that
+    fires."""
+    found = np.zeros(0, dtype=np.int64)
+    for offset, share in ((0, 0.5), (-1, 0.25)):
+        chosen = corpus.view.neighbour(positive, offset)[random.random(len(positive)) < share]
+        chosen = chosen[chosen >= 0]
+        words = corpus.by_word(half, offset)
+        begin, end = words.begins[chosen], words.begins[chosen + 1]
+        others = words.index[begin + (random.random(len(chosen)) * (end - begin)).astype(np.int64)]
+        found = np.union1d(found, others[~_among(others, every)])
+    return found
 
 
 def _among(index: Indices, ascending: Indices) -> Bools:

@@ -1,8 +1,4 @@
-"""`TokenView`: a sequence of tokens as rules see it, and the kinds of tokens there are.
-
-Lives here: texts, neighbours, positions and documents' words of tokens, from a corpus or from texts. Does not
-live here: rules (`rules.py`).
-"""
+"""`TokenView`: a sequence of tokens as rules see it, and the kinds of tokens there are."""
 
 from __future__ import annotations
 
@@ -28,7 +24,7 @@ def _like(pattern: str) -> Callable[[str], bool]:
 
 
 CLASSES: dict[str, tuple[Callable[[str], bool], str]] = {
-    # name -> (test of a token without the spaces around it, or of the token itself for `SPACED`; words)
+    # name -> (test, words for a label). The test gets the token without spaces; for `SPACED`, with them.
     "digits": (_like(r"[0-9]+"), "digits"),
     "capitalised": (
         lambda text: len(text) > 1 and text[0].isupper() and text[1:].islower(),
@@ -51,7 +47,7 @@ CLASSES: dict[str, tuple[Callable[[str], bool], str]] = {
 }
 """Kinds of tokens."""
 
-SPACED = ("newline", "blank", "word_begin", "word_inside")  # these look at the spaces too
+SPACED = ("newline", "blank", "word_begin", "word_inside")  # these depend on spaces
 _WORD = re.compile(r"[^\W\d_]{3,}")
 
 
@@ -82,7 +78,7 @@ class TokenView:
 
     @cached_property
     def number_of(self) -> dict[str, list[int]]:
-        """The indices of a folded text."""
+        """From a folded text to the indices of its spellings in `strings`."""
         found: dict[str, list[int]] = {}
         for i, text in enumerate(self.folded):
             found.setdefault(text, []).append(i)
@@ -93,7 +89,7 @@ class TokenView:
         return {text: i for i, text in enumerate(self.strings)}
 
     def mask(self, key: Any, compute: Callable[[], Bools]) -> Bools:
-        """[len(strings)] which texts something holds for, computed once."""
+        """[len(strings)], whether a condition holds for each text; computed once per `key`."""
         if key not in self._memory:
             self._memory[key] = compute()
         kept: Bools = self._memory[key]

@@ -42,8 +42,8 @@ class LlmLabeler:
 
     Args:
         completer: the model.
-        candidates: labels asked for in one question. Of several, the one that best tells the training half's
-            positives from its negatives is taken, by one question of `detection` each; of equals the first.
+        candidates: how many labels one question asks for. If more than one, each is scored by one question of
+            `detection` on the training half, and the best is taken; of equals, the first.
         revisions: times that the best label is sent back with its mistakes on the training half, and replaced
             if the new one makes fewer.
         seed: of the choice and order of training texts that candidates are tried on.
@@ -180,7 +180,8 @@ class _Labeling:
         return await self._try(found[0])
 
     def _training_texts(self) -> list[Item]:
-        """Half a question's positives, half negatives, of all strengths; the same for every candidate."""
+        """The items of one question: half positives of all strengths, half negatives; the same for all
+        candidates."""
         random = np.random.default_rng([self.by.seed, self.evidence.feature_id, 2])
         chosen = [
             [windows[i] for i in random.permutation(len(windows))[: PER_CALL // 2]]

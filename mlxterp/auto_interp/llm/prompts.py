@@ -1,8 +1,8 @@
-"""What a language model is told and in which form it answers, for labels and for judging them.
+"""The prompts of a language model and the forms of its answers, for labels and for judging them.
 
-The words are in `templates/prompts/features/`. They are constant, so that the service reads them from its
-cache, and go into `system` only; a question's own data is a block of JSON (`rendering.py`). `VERSION` names
-them where labels are kept; kept replies are known by the words themselves.
+The texts are in `templates/prompts/features/`. They are constant, so that the service reads them from its
+cache, and are the `system` part; a question's data is a block of JSON (`block`). `VERSION` names them in
+the provenance of labels; cached replies are found by the texts themselves.
 
 Sources: the shape of the evidence (marked tokens with activations, promoted logits, tokens after) after Paulo
 et al. 2024 (arXiv:2410.13928) and Gur-Arieh et al. 2025 (arXiv:2501.08319); the contrast with texts on which
@@ -73,12 +73,12 @@ DECOYS: tuple[tuple[str, str], ...] = (
     ("years in dates", "Fires on numbers of four digits that name a year."),
     ("family relations", "Fires on mother, brother, aunt and other words for relatives."),
 )
-"""Labels of other features, to see what a judge makes of a label that was not written for this one."""
+"""Labels of other features: the baseline for a judge's score of a label."""
 
 
 @cache
 def instructions(what: Literal["label", "revise", "pairs"] | Task) -> str:
-    """What the model is told for this, without any data."""
+    """The instructions for one kind of question, without data."""
     folder = locate("templates") / "prompts" / "features"
     names = ["label", "revise"] if what == "revise" else [what]
     return "\n".join((folder / f"{name}.md").read_text(encoding="utf-8") for name in names)
@@ -91,7 +91,7 @@ _LINE_ENDS = {each: f"\\u{ord(each):04x}" for each in "\x85\u2028\u2029"}  # JSO
 
 
 def active(window: Window) -> tuple[int, ...]:
-    """Which tokens of a positive window are marked: the peak, and what is not far below it."""
+    """The tokens of a positive window that are marked: the peak, and those not far below it."""
     least = MARKED * window.activations[window.peak]
     return tuple(i for i, each in enumerate(window.activations) if each > least)
 
@@ -132,7 +132,7 @@ def _harmless(text: str) -> str:
 
 
 def example(window: Window, strongest: float) -> dict[str, Any]:
-    """A positive window for who writes the label: text with marks, and each marked token from 1 to 10.
+    """A positive window for the labeler: text with marks, and each marked token with a level from 1 to 10.
 
     Args:
         strongest: the feature's greatest activation, which is 10.

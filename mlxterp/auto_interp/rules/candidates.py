@@ -1,8 +1,4 @@
-"""Simple rules that may tell where a feature fires: the first half of the offline labeler.
-
-Lives here: candidates of one condition each, and what of a corpus they need. Does not live here: choosing and
-combining them (`fitting.py`), what a rule is (`rules.py`).
-"""
+"""Simple rules that may tell where a feature fires: the first half of the offline labeler."""
 
 from __future__ import annotations
 
@@ -35,7 +31,7 @@ _MOST_TOPIC = 12
 
 @dataclass(frozen=True, eq=False)
 class Background:
-    """What is the same for all features of a corpus: how common tokens of the training half are, and kinds.
+    """What the features of a corpus share: how common each token of the training half is, and its classes.
 
     Attributes:
         corpus: the store, split.
@@ -133,7 +129,7 @@ def _own_tokens(background: Background, feature_id: int) -> Iterator[TokenIn]:
     """Tokens that gain more true positives than they cost in false ones, exactly and folded.
 
     For each token, h of its c occurrences fire. Taking it in adds h true positives of n. Of the n false ones
-    that could be, hard negatives make up about h/2 · (1 − h/c) (`sampling.py`), and of those drawn anywhere
+    that could be, hard negatives make up about h/2 · (1 − h/c) (`token_draw.py`), and of those drawn anywhere
     it adds its share of all occurrences without firing. h/c is pulled towards the feature's density, so that
     a token that was seen once proves little.
     """
@@ -243,7 +239,7 @@ def topics(background: Background, drawn: Draw) -> Iterator[Topic]:
     prior = both / every
     odds = np.log((a + prior) / (inside - a + 1)) - np.log((b + prior) / (every - inside - b + 1))
     z = odds / np.sqrt(1 / (a + prior) + 1 / (b + prior))
-    # Words that tell documents apart: the sorting is by name where they are equal, as sets have no order.
+    # Sets have no order, so equal words are sorted by name.
     order = sorted(range(len(known)), key=lambda i: (-z[i], known[i]))[:_MOST_TOPIC]
     words = tuple(known[i] for i in order if z[i] > 1.5)
     for n in sorted({min(3, len(words)), min(6, len(words)), len(words)} - {0}):

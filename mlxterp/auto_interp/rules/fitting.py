@@ -1,16 +1,16 @@
-"""The offline labeler: fits an executable rule to a feature, and says it in words. Needs no language model.
+"""The offline labeler, which needs no language model: it fits an executable rule to a feature, tests it on
+held-out text, and writes the label from it.
 
-Lives here: choosing and combining simple rules, the words of a label, testing a rule on held-out text. Does
-not live here: the simple rules (`candidates.py`), what a rule is (`rules.py`).
+Simple rules come from `candidates.py`; here they are chosen and combined.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Executor
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +42,7 @@ from mlxterp.auto_interp.rules.rules import (
 )
 from mlxterp.auto_interp.scores import balanced_accuracy, score_from_counts
 from mlxterp.results.shows import percent
+from mlxterp.sae.executors import results_in_order, shares_memory
 from mlxterp.sae.feature_store.store import FeatureStore, load_store
 
 WEAK = 0.6
@@ -84,11 +85,11 @@ class OfflineLabeler:
         return Background(self.corpus)
 
     async def propose(self, evidence: FeatureEvidence) -> Proposal | Abstention | LabelingFailure:
-        """The rule in words, or an abstention where no rule is better than a weak guess."""
+        """The rule as a label, or an abstention where no rule is better than a weak guess."""
         return self.proposal(evidence)
 
     def proposal(self, evidence: FeatureEvidence) -> Proposal | Abstention:
-        """The same, for callers that do not wait."""
+        """`propose` for callers without an event loop."""
         fitted = fit(self.background, evidence.feature_id)
         if fitted is None or fitted.balanced_accuracy < WEAK:
             found = 0.5 if fitted is None else fitted.balanced_accuracy
@@ -119,52 +120,58 @@ def fit(background: Background, feature_id: int) -> Fitted | None:
 
 
 def _search(found: Mapping[Rule, Bools], worth: NDArray[np.float64]) -> Fitted | None:
-    """Greedy from several simple rules: what a conjunction or a disjunction with another one adds."""
-    rules = list(found)
-    if not rules:
+    """Greedy from several simple rules: each step adds the best conjunction or disjunction with another
+    one."""
+    if not found:
         return None
-    held = np.stack([found[rule] for rule in rules])
-    values = np.round(0.5 + held @ worth, 9)  # equal rules are to have equal values
-    prices = np.array([_price(rule) for rule in rules])
-    starts = np.argsort(-(values - prices), kind="stable")[:_STARTS]
-    best: tuple[float, Fitted, Bools] | None = None
+    candidates = _Candidates(list(found), np.stack(list(found.values())), worth)
+    values = np.round(0.5 + candidates.held @ worth, 9)  # so that equal rules have equal values
+    starts = np.argsort(-(values - candidates.prices), kind="stable")[:_STARTS]
+    best: tuple[float, Fitted] | None = None
     for i in starts:
-        grown = _grow(rules[i], held[i], float(values[i]), rules, held, prices, worth)
+        grown = candidates.grow(int(i), float(values[i]))
         if best is None or grown[0] > best[0] + 1e-12:
             best = grown
     return None if best is None else best[1]
 
 
-def _grow(
-    rule: Rule,
-    holds: Bools,
-    value: float,
-    rules: Sequence[Rule],
-    held: Bools,
-    prices: NDArray[np.float64],
-    worth: NDArray[np.float64],
-) -> tuple[float, Fitted, Bools]:
-    price = _price(rule)
-    for _ in range(_CONDITIONS - 1):
-        # The values of "and" and "or" with every other rule at once; |a or b| = |a| + |b| - |a and b|.
-        both = 0.5 + (held & holds) @ worth
-        either = value + (0.5 + held @ worth) - both
-        gains = np.concatenate([both, either]) - np.tile(prices, 2) - value - _WORTH
-        i = int(gains.argmax())
-        if gains[i] <= 0:
-            break
-        other = rules[i % len(rules)]
-        if i < len(rules):
-            rule, holds, value = _conjunction(rule, other), holds & held[i], float(both[i])
-        else:
-            i -= len(rules)
-            rule, holds, value = _disjunction(rule, other), holds | held[i], float(either[i])
-        price += float(prices[i]) + _WORTH
-    return value - price, Fitted(rule, value), holds
+@dataclass(frozen=True, eq=False)
+class _Candidates:
+    """Simple rules to combine.
 
+    Attributes:
+        held: [rules, tokens] where each holds.
+        worth: [tokens] what each token adds to the balanced accuracy of a rule that holds there.
+    """
 
-def _price(rule: Rule) -> float:
-    return _PRICE_OF_TOKEN * (rule.size - 1)
+    rules: Sequence[Rule]
+    held: Bools
+    worth: NDArray[np.float64]
+
+    @cached_property
+    def prices(self) -> NDArray[np.float64]:
+        return np.array([_PRICE_OF_TOKEN * (rule.size - 1) for rule in self.rules])
+
+    def grow(self, start: int, value: float) -> tuple[float, Fitted]:
+        """The best rule that begins with this one, and its balanced accuracy less the price of its parts."""
+        rule, holds, price = self.rules[start], self.held[start], float(self.prices[start])
+        for _ in range(_CONDITIONS - 1):
+            # The values of "and" and "or" with every other rule at once; |a or b| = |a| + |b| - |a and b|.
+            both = 0.5 + (self.held & holds) @ self.worth
+            either = value + (0.5 + self.held @ self.worth) - both
+            gains = np.concatenate([both, either]) - np.tile(self.prices, 2) - value - _WORTH
+            best = int(gains.argmax())
+            if gains[best] <= 0:
+                break
+            i = best % len(self.rules)
+            if best == i:
+                rule = _conjunction(rule, self.rules[i])
+                holds, value = holds & self.held[i], float(both[i])
+            else:
+                rule = _disjunction(rule, self.rules[i])
+                holds, value = holds | self.held[i], float(either[i])
+            price += float(self.prices[i]) + _WORTH
+        return value - price, Fitted(rule, value)
 
 
 def _conjunction(rule: Rule, other: Rule) -> Rule:
@@ -176,7 +183,7 @@ def _disjunction(rule: Rule, other: Rule) -> Rule:
 
 
 def kind_of(rule: Rule) -> Kind:
-    """What kind of feature a rule speaks of."""
+    """The kind of feature that a rule describes."""
     if isinstance(rule, AnyOf):
         return kind_of(rule.rules[0])
     if isinstance(rule, AllOf):
@@ -221,11 +228,11 @@ def score_rule(
     """How well a rule tells where a feature fires, on tokens of held-out documents.
 
     Args:
-        corpus: the store, split; only its test half is looked at.
+        corpus: the store, split; only its test half is used.
         feature_id: the feature.
-        rule: what its label claims.
+        rule: the claim of its label.
         decoys: other features' rules, for comparison.
-        most: tokens at which it fires; there are as many at which it does not (`drawing.draw`).
+        most: tokens at which it fires; there are as many at which it does not (`token_draw.draw`).
 
     Returns:
         "rule", and with decoys "random_label": that of the first one, and in its details the rank of the rule
@@ -260,13 +267,13 @@ def _tenths(activation: NDArray[np.float32]) -> NDArray[np.int64]:
 
 _POOL = 16  # features whose rules serve as other features' labels
 _DECOYS = 5
-_RANGE = 128  # features of one piece of work
-_worker: dict[str, Any] = {}  # of a worker process: the run it was last sent
+_RANGE = 128  # features of one job
+_worker: dict[str, OfflineRun] = {}  # of a worker process: the run it was last sent
 
 
 @dataclass(frozen=True, eq=False)
 class OfflineRun:
-    """What all features of one run share."""
+    """What the features of one run share: the corpus, the labeler, and rules for comparison."""
 
     corpus: Corpus
     sampling: Sampling
@@ -277,7 +284,8 @@ class OfflineRun:
 
     @cached_property
     def pool(self) -> tuple[tuple[int, Rule], ...]:
-        """Some features with their rules, chosen by the seed: labels of other features to compare with."""
+        """Some features with their rules, chosen by the seed, whose labels other features are compared
+        with."""
         often = np.flatnonzero(self.corpus.store.counts >= 2 * self.sampling.min_examples)
         chosen = np.random.default_rng([self.corpus.seed, 5]).permutation(often)[:_POOL]
         fitted = [(int(feature_id), fit(self.labeler.background, int(feature_id))) for feature_id in chosen]
@@ -289,7 +297,7 @@ class OfflineRun:
         return [others[i] for i in order]
 
     def label(self, feature_id: int, promotion: Promotion, provenance: Mapping[str, Any]) -> FeatureLabel:
-        """One feature's label, scored; without one where the feature or the rule does not bear it."""
+        """Evidence → label → scores → confidence, for one feature."""
         evidence = shown_evidence(
             self.corpus, feature_id, self.sampling, promotion.promoted, promotion.suppressed
         )
@@ -319,7 +327,7 @@ def unlabelled(
     *,
     description: str = "",
 ) -> FeatureLabel:
-    """What is known of a feature that has no label: numbers, evidence, tokens."""
+    """A feature without a label: its numbers, evidence and tokens."""
     return FeatureLabel(
         feature_id=evidence.feature_id,
         status=status,
@@ -336,14 +344,36 @@ def unlabelled(
 
 
 @dataclass(frozen=True)
-class _Piece:
-    """A range of features as it is sent to a worker: the store by its path, or whole where it has none."""
+class _SentRun:
+    """An `OfflineRun` as it is sent to a worker process: the store by its path, or whole where it has
+    none."""
 
     key: str
     store: Any
     seed: int
     sampling: Sampling
-    feature_ids: tuple[int, ...]
+
+    @classmethod
+    def of(cls, run: OfflineRun) -> _SentRun:
+        store, seed = run.corpus.store, run.corpus.seed
+        whole = {each.name: getattr(store, each.name) for each in fields(store)}
+        key = f"{store.digest} {seed} {run.sampling}"
+        return cls(key, whole if store.path is None else store.path, seed, run.sampling)
+
+    def received(self) -> OfflineRun:
+        """The run in this process, which keeps it for its next job."""
+        if self.key not in _worker:
+            store = FeatureStore(**self.store) if isinstance(self.store, dict) else load_store(self.store)
+            _worker.clear()
+            _worker[self.key] = OfflineRun(Corpus(store, self.seed), self.sampling)
+        return _worker[self.key]
+
+
+class _Job(NamedTuple):
+    """Some features to label."""
+
+    run: OfflineRun | _SentRun
+    feature_ids: Sequence[int]
     promotion: Promotion
     provenance: Mapping[str, Any]
 
@@ -355,39 +385,20 @@ def label_offline(
     provenance: Mapping[str, Any],
     executor: Executor | None,
 ) -> Iterator[FeatureLabel]:
-    """Every feature's label, in the order asked for."""
+    """The label of every feature, in the order given."""
     if executor is None:
         yield from (run.label(feature_id, promotion, provenance) for feature_id in feature_ids)
         return
-    store = run.corpus.store
-    sent = store.path if store.path is not None else {f.name: getattr(store, f.name) for f in fields(store)}
-    key = f"{store.digest} {run.corpus.seed} {run.sampling}"
-    waiting: list[Future[list[FeatureLabel]]] = []
+    source = run if shares_memory(executor) else _SentRun.of(run)
+    jobs = []
     for start in range(0, len(feature_ids), _RANGE):
         part = tuple(feature_ids[start : start + _RANGE])
         own = Promotion(*({f: of[f] for f in part if f in of} for of in promotion))
-        if isinstance(executor, ThreadPoolExecutor):
-            waiting.append(executor.submit(_label_all, run, part, own, provenance))
-        else:
-            piece = _Piece(key, sent, run.corpus.seed, run.sampling, part, own, provenance)
-            waiting.append(executor.submit(_label_piece, piece))
-    try:
-        for each in waiting:
-            yield from each.result()
-    finally:
-        for each in waiting:
-            each.cancel()
+        jobs.append(_Job(source, part, own, provenance))
+    for labels in results_in_order(executor, _label_all, jobs):
+        yield from labels
 
 
-def _label_all(
-    run: OfflineRun, feature_ids: Sequence[int], promotion: Promotion, provenance: Mapping[str, Any]
-) -> list[FeatureLabel]:
-    return [run.label(feature_id, promotion, provenance) for feature_id in feature_ids]
-
-
-def _label_piece(piece: _Piece) -> list[FeatureLabel]:
-    if piece.key not in _worker:
-        store = FeatureStore(**piece.store) if isinstance(piece.store, dict) else load_store(piece.store)
-        _worker.clear()
-        _worker[piece.key] = OfflineRun(Corpus(store, piece.seed), piece.sampling)
-    return _label_all(_worker[piece.key], piece.feature_ids, piece.promotion, piece.provenance)
+def _label_all(job: _Job) -> list[FeatureLabel]:
+    run = job.run.received() if isinstance(job.run, _SentRun) else job.run
+    return [run.label(feature_id, job.promotion, job.provenance) for feature_id in job.feature_ids]

@@ -1,10 +1,7 @@
-"""Executable rules: what a label claims, as a predicate over tokens.
+"""Executable rules: the claim of a label as a predicate over tokens.
 
-Lives here: the vocabulary of rules, applying one to tokens, its words, its plain form. Does not live here:
-what rules see (`token_view.py`), finding a rule for a feature (`fitting.py`), testing it (`scores.py`).
-
-A rule says of each token of a text whether it holds there. It sees the token's text, the three before it, the
-one after it, its position in the row, and which words its document has:
+A rule holds at a token or does not, by the token's text, the three before it, the one after it, its
+position in the row, and the words of its document (`evidence/token_view.py`):
 
     TokenIn, Begins, Ends, Class     of a token's text
     At(offset, one of these)         the token itself (0), one before it (-1 to -3), the one after it (+1)
@@ -16,8 +13,8 @@ one after it, its position in the row, and which words its document has:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 
@@ -73,9 +70,7 @@ class Begins:
     def words(self) -> str:
         return f"words beginning in {self.letters}-"
 
-    @property
-    def size(self) -> int:
-        return 2
+    size: ClassVar[int] = 2
 
 
 @dataclass(frozen=True)
@@ -92,9 +87,7 @@ class Ends:
     def words(self) -> str:
         return f"words ending in -{self.letters}"
 
-    @property
-    def size(self) -> int:
-        return 2
+    size: ClassVar[int] = 2
 
 
 @dataclass(frozen=True)
@@ -111,9 +104,7 @@ class Class:
     def words(self) -> str:
         return CLASSES[self.name][1]
 
-    @property
-    def size(self) -> int:
-        return 3
+    size: ClassVar[int] = 3
 
 
 Atom: TypeAlias = TokenIn | Begins | Ends | Class
@@ -121,7 +112,7 @@ Atom: TypeAlias = TokenIn | Begins | Ends | Class
 
 @dataclass(frozen=True)
 class At:
-    """Something holds of the token at this distance: 0 itself, -1 the one before."""
+    """A condition on the token at this offset: 0 itself, -1 the one before."""
 
     offset: int
     atom: Atom
@@ -133,19 +124,19 @@ class At:
 
     def of_words(self, view: TokenView, words: Indices) -> Bools:
         """The same, given the word at the distance for each token; -1 where the row has none."""
-        # Sets of tokens are as many as there are features, so their masks are not kept.
+        # There are as many sets of tokens as features, so their masks are not cached.
         atom = self.atom
         mask = atom.mask(view) if isinstance(atom, TokenIn) else view.mask(atom, lambda: atom.mask(view))
         there: Bools = np.append(mask, False)[words]
         return there
 
     def words(self) -> str:
-        said = self.atom.words()
+        words = self.atom.words()
         if self.offset == 0:
-            return said
+            return words
         if self.offset > 0:
-            return f"before {said}"
-        return f"after {said}" if self.offset == -1 else f"{-self.offset} tokens after {said}"
+            return f"before {words}"
+        return f"after {words}" if self.offset == -1 else f"{-self.offset} tokens after {words}"
 
     @property
     def size(self) -> int:
@@ -170,14 +161,12 @@ class Position:
             return f"the first {self.last + 1} tokens of the text"
         return f"positions {self.first} to {self.last} of the text"
 
-    @property
-    def size(self) -> int:
-        return 2
+    size: ClassVar[int] = 2
 
 
 @dataclass(frozen=True)
 class Topic:
-    """The document has at least so many of these words."""
+    """The document has at least this many of these words."""
 
     topic: tuple[str, ...]
     at_least: int = 1
@@ -186,8 +175,8 @@ class Topic:
         return view.mask(self, lambda: self._documents(view))[view.document[index]]
 
     def _documents(self, view: TokenView) -> Bools:
-        wanted = frozenset(self.topic)
-        return np.array([len(wanted & own) >= self.at_least for own in view.words_of_documents], dtype=bool)
+        topic = frozenset(self.topic)
+        return np.array([len(topic & own) >= self.at_least for own in view.words_of_documents], dtype=bool)
 
     def words(self) -> str:
         return f"topic: {', '.join(self.topic[:6])}"
@@ -248,7 +237,7 @@ def _joined(rule: Rule) -> str:
 
 
 def quoted(token: str) -> str:
-    """A token between quotation marks, line breaks written out."""
+    """A token between quotation marks, with line breaks escaped."""
     shown = (
         token.replace("\\", "\\\\")
         .replace('"', '\\"')
@@ -266,9 +255,8 @@ _KINDS: dict[str, Any] = {
 
 def rule_to_dict(rule: Rule | Atom) -> dict[str, Any]:
     """The rule as plain values: {"rule": "At", "offset": 0, "atom": {...}}."""
-    values = {name: getattr(rule, name) for name in rule.__dataclass_fields__}
     plain: dict[str, Any] = {"rule": type(rule).__name__}
-    for name, value in values.items():
+    for name, value in ((each.name, getattr(rule, each.name)) for each in fields(rule)):
         if type(value) in _KINDS.values():
             plain[name] = rule_to_dict(value)
         elif isinstance(value, tuple):
@@ -282,20 +270,18 @@ def rule_from_dict(data: Mapping[str, Any]) -> Rule:
     """The inverse of `rule_to_dict`.
 
     Raises:
-        LabelingError: it is no rule; the message names the kinds there are.
+        LabelingError: it is no rule; the message names the kinds of rules.
     """
     made = _made(data)
     if isinstance(made, TokenIn | Begins | Ends | Class):
-        raise LabelingError(
-            f"{data!r} says something of one token and is no rule by itself. Put it in an At."
-        )
+        raise LabelingError(f"{data!r} is a condition on one token and no rule by itself. Put it in an At.")
     rule: Rule = made
     return rule
 
 
 def _made(data: Any) -> Any:
     kind = _KINDS.get(data.get("rule", "")) if isinstance(data, Mapping) else None
-    if kind is None or set(data) - {"rule"} - set(kind.__dataclass_fields__):
+    if kind is None or set(data) - {"rule"} - {each.name for each in fields(kind)}:
         raise LabelingError(
             f"{data!r} is no rule. Kinds of rules are {', '.join(_KINDS)}, with their fields."
         )

@@ -16,6 +16,7 @@ from scipy.special import logsumexp
 
 from mlxterp import metrics
 from mlxterp.auto_interp.promoted_tokens import promoted_ids
+from mlxterp.auto_interp.sensitivity.items import Items, SensitivityOptions
 from mlxterp.causal.batching import sweep
 from mlxterp.causal.batching.rows import Row
 from mlxterp.core import interventions
@@ -38,30 +39,22 @@ _NUMBERS = ("promoted", "kl")
 
 
 def causal_effect(
-    model: InterpretableModel,
-    sae: SAE,
-    store: FeatureStore,
-    feature_id: int,
-    places: NDArray[np.int64],
-    *,
-    controls: int,
-    n_min: int,
-    seed: int,
+    model: InterpretableModel, sae: SAE, items: Items, feature_id: int, options: SensitivityOptions
 ) -> dict[str, Any]:
-    """What x' = x ∓ a_f W_dec[f], at one token, does to the model's next prediction there, the error kept.
+    """The effect of x' = x ∓ a_f W_dec[f], at one token, on the model's next prediction there; the error is
+    held.
 
     At each of at most 24 positives at which the feature fires it is taken out, and added once more. The
     change of the log probability that the next token is one of the ten that the feature promotes
     (`promoted_tokens.promoted_ids`) and the KL divergence from the unchanged prediction are averaged. The
-    same is done with `controls` random other features, those that fire in the store first, at the same
+    same is done with random other features, those that fire in the store first, at the same
     tokens and of the same norm ‖a_f W_dec[f]‖; a percentile is the share of them that do less, ties
     counting half.
 
     Args:
-        store: whose tokens and activations `places` are of.
-        places: the tokens at which positives are strongest; −1 where the feature is silent.
-        controls: how many random features.
-        n_min: with fewer positives at which it fires, "passed" is None; so it is with fewer than 19 controls.
+        items: at whose positives the feature is edited.
+        options: `controls` random features; with fewer than `n_min` positives at which the feature fires, or
+            fewer than 19 controls, "passed" is None.
 
     Returns:
         plain values. "passed" is True if taking the feature out makes the promoted tokens less likely and
@@ -73,10 +66,11 @@ def causal_effect(
     Costs a forward of each positive's row up to it, and 2 · (1 + controls) rows of one token from where the
     SAE writes on.
     """
-    fires = places[places >= 0]
-    random = np.random.default_rng([seed, feature_id, 9])
+    store, n_min = items.store, options.n_min
+    fires = items.places[items.places >= 0]
+    random = np.random.default_rng([options.seed, feature_id, 9])
     chosen = np.sort(random.permutation(fires)[:MOST])
-    others = _controls(sae, store, feature_id, controls, random)
+    others = _controls(sae, store, feature_id, options.controls, random)
     found: dict[str, Any] = {"passed": None, "n": len(chosen), "n_min": n_min, "controls": len(others)}
     if len(chosen) < max(n_min, 1) or not others:
         return found

@@ -63,8 +63,8 @@ def windows_by_words(
     A window has a word if one of its words has the same stem, or one of its tokens is near, by the model's
     own embedding of the store's `token_ids` (unit rows), to a token that is a word of the label.
     """
-    wanted = frozenset(content_words(label))
-    near = _near(store, wanted, embedding)
+    words_of_label = frozenset(content_words(label))
+    near = _near(store, words_of_label, embedding)
     found: list[tuple[slice, bool]] = []
     for document in np.flatnonzero(fresh):
         span = store.document_span(int(document))
@@ -73,14 +73,18 @@ def windows_by_words(
             if not store.counted[window].any():
                 continue
             text = "".join(store.str_tokens(window.start, window.stop)).casefold()
-            has = bool(near[store.word[window]].any()) or any(stem(w) in wanted for w in _WORD.findall(text))
+            has = bool(near[store.word[window]].any()) or any(
+                stem(w) in words_of_label for w in _WORD.findall(text)
+            )
             found.append((window, has))
     return found
 
 
-def _near(store: FeatureStore, wanted: frozenset[str], embedding: NDArray[np.float32] | None) -> Bools:
+def _near(
+    store: FeatureStore, words_of_label: frozenset[str], embedding: NDArray[np.float32] | None
+) -> Bools:
     """[words of the store] which tokens are, or are near, a word of the label."""
-    own = np.array([stem(fold(text)) in wanted for text in store.strings], dtype=bool)
+    own = np.array([stem(fold(text)) in words_of_label for text in store.strings], dtype=bool)
     if embedding is None or not own.any():
         return own
     near: Bools = own | ((embedding @ embedding[own].T).max(axis=1) >= NEAR)
@@ -112,6 +116,17 @@ class Items:
     store: FeatureStore
     places: Indices
     removed: int = 0
+
+
+@dataclass(frozen=True)
+class SensitivityOptions:
+    """How a label is tested; the fields are as in `sensitivity_test`."""
+
+    tau: float | None
+    n_min: int
+    causal: bool
+    controls: int
+    seed: int
 
 
 @dataclass(frozen=True, eq=False)

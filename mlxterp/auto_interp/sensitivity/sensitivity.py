@@ -15,7 +15,6 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import false_discovery_control, rankdata
 
 from mlxterp.auto_interp.label import FeatureLabel
 from mlxterp.auto_interp.rules.rules import quoted
@@ -24,6 +23,7 @@ from mlxterp.auto_interp.sensitivity.causal import causal_effect, causal_text
 from mlxterp.auto_interp.sensitivity.items import (
     FreshTexts,
     Items,
+    SensitivityOptions,
     by_list,
     by_rule,
     by_words,
@@ -37,6 +37,8 @@ from mlxterp.sae.analysis.effects import CONTROLS
 from mlxterp.sae.feature_store.build import build_store, same_texts
 from mlxterp.sae.feature_store.store import FeatureStore
 from mlxterp.sae.sae import SAE
+from mlxterp.statistics import significance
+from mlxterp.statistics.multiple import benjamini_hochberg
 
 MIN_AUROC, MAX_P = 0.6, 0.01
 """The lower bound of a label's area under the curve is above the one, its p below the other; its balanced
@@ -118,7 +120,7 @@ def sensitivity_test(
     """
     check(sae, layer, component, label, controls)
     material = _Material(test_texts, positives, negatives, store)
-    options = _Options(tau, n_min, causal, controls, seed)
+    options = SensitivityOptions(tau, n_min, causal, controls, seed)
     items = _items(model, sae, label, material, seed)
     _warn_of_training_texts([(label, items)])
     return _outcome(model, sae, label, items, _measure(items, options), options)
@@ -132,17 +134,6 @@ class _Material:
     positives: Sequence[Prompt] | None = None
     negatives: Sequence[Prompt] | None = None
     store: FeatureStore | None = None
-
-
-@dataclass(frozen=True)
-class _Options:
-    """As in `sensitivity_test`."""
-
-    tau: float | None
-    n_min: int
-    causal: bool
-    controls: int
-    seed: int
 
 
 def check(sae: SAE, layer: int | None, component: str | None, label: FeatureLabel, controls: int) -> None:
@@ -183,20 +174,11 @@ def _outcome(
     label: FeatureLabel,
     items: Items,
     found: dict[str, Any],
-    options: _Options,
+    options: SensitivityOptions,
 ) -> FeatureLabel:
     """The label with the outcome, as numbers and as a text."""
     if options.causal:
-        found["causal"] = causal_effect(
-            model,
-            sae,
-            items.store,
-            label.feature_id,
-            items.places,
-            controls=options.controls,
-            n_min=options.n_min,
-            seed=options.seed,
-        )
+        found["causal"] = causal_effect(model, sae, items, label.feature_id, options)
     return replace(
         label,
         sensitivity_passed=found["passed"],
@@ -239,7 +221,7 @@ def _embedding(model: InterpretableModel, store: FeatureStore) -> NDArray[np.flo
     return np.array(unit)
 
 
-def _measure(items: Items, options: _Options) -> dict[str, Any]:
+def _measure(items: Items, options: SensitivityOptions) -> dict[str, Any]:
     """The numbers of the test, as plain values; "passed" is None where a class has too few items."""
     yes, no = items.positive, items.negative
     found: dict[str, Any] = {
@@ -284,13 +266,7 @@ def permutation_p(
     yes: NDArray[np.float64], no: NDArray[np.float64], random: np.random.Generator, draws: int = DRAWS
 ) -> float:
     """The share of random permutations of the classes that are at least as far apart, these included."""
-    ranks = rankdata(np.concatenate([yes, no]))
-    own = ranks[: len(yes)].sum() - 1e-9
-    as_far, size = 0, max(1, _NUMBERS_AT_ONCE // len(ranks))
-    for done in range(0, draws, size):
-        draw = np.tile(ranks, (min(size, draws - done), 1))
-        as_far += int((random.permuted(draw, axis=1)[:, : len(yes)].sum(axis=1) >= own).sum())
-    return (1 + as_far) / (1 + draws)
+    return significance.permutation_p(yes, no, seed=random, draws=draws)
 
 
 def _details(found: Mapping[str, Any], items: Items) -> str:
@@ -375,7 +351,7 @@ def sensitivity_tests(
     if asked and store is None and test_texts is not None:
         store, test_texts = build_store(model, sae, test_texts), None
     material = _Material(test_texts, store=store)
-    options = _Options(None, n_min, causal, controls, seed)
+    options = SensitivityOptions(None, n_min, causal, controls, seed)
     tested = {i: _items(model, sae, labels[i], material, seed) for i in asked}
     _warn_of_training_texts([(labels[i], items) for i, items in tested.items()])
     found = {i: _measure(items, options) for i, items in tested.items()}
@@ -393,12 +369,12 @@ def _adjust(outcomes: Sequence[dict[str, Any]], items: Sequence[Items], alpha: f
         return
     p = np.array([each["p"] for each in outcomes])
     floor = 1 / (1 + DRAWS)
-    if (false_discovery_control(p)[p <= floor] >= alpha).any():
+    if (benjamini_hochberg(p)[p <= floor] >= alpha).any():
         draws = min(int(np.ceil(len(p) / alpha)), _MOST_DRAWS)
         for i in np.flatnonzero(p <= floor).tolist():
             p[i] = permutation_p(
                 items[i].positive, items[i].negative, np.random.default_rng([seed, 10]), draws
             )
-    for found, own, adjusted in zip(outcomes, p.tolist(), false_discovery_control(p).tolist(), strict=True):
+    for found, own, adjusted in zip(outcomes, p.tolist(), benjamini_hochberg(p).tolist(), strict=True):
         found |= {"p": own, "p_adjusted": adjusted, "tested_with": len(p), "alpha": alpha}
         found["passed"] = bool(found["passed"] and adjusted < alpha)

@@ -1,11 +1,11 @@
-"""Rows of a sweep: one patched run each, and what follows from its edits: where it first differs from its
-prompt, and the edits of a batch of rows."""
+"""Rows of a sweep, one patched run each: where a row first differs from its prompt, and edits of a batch."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TypeAlias
 
 import mlx.core as mx
@@ -26,10 +26,19 @@ _BEHIND_THE_BLOCKS = ("final_norm", "logits")
 
 @dataclass(frozen=True)
 class Row:
-    """One patched run: the index of its prompt among the base tokens, and what is done to it."""
+    """One patched run: the index of its prompt among the base tokens, and its interventions."""
 
     base: int
     edits: tuple[Intervention, ...]
+
+    @cached_property
+    def edits_by_point(self) -> dict[HookPoint, list[Intervention]]:
+        """The edits at each hook point, in order; the embedding is what the first block reads."""
+        found: dict[HookPoint, list[Intervention]] = {}
+        for edit in sorted(self.edits, key=lambda edit: edit.point.name != "embed"):  # the sort is stable
+            point = HookPoint("resid_pre", 0) if edit.point.name == "embed" else edit.point
+            found.setdefault(point, []).append(edit)
+        return found
 
     def joins_after(self, n_layers: int) -> int:
         """The last block in which this row is still its prompt; −1: it differs from the embedding on."""
@@ -60,7 +69,9 @@ def _first_position(edit: Intervention, length: int) -> int:
 
 @contextmanager
 def last_position_only(model: InterpretableModel, rows: Sequence[Row]) -> Iterator[None]:
-    """While the block runs, norm and unembedding see the last position only: logits are [batch, 1, d_vocab].
+    """While the block runs, norm and unembedding see the last position only, in float32: [batch, 1, d_vocab].
+
+    In float32 whatever the weights are, so that clean, corrupted and patched runs are read at one precision.
 
     Not where an edit is made behind the last block, which may name any position.
     """
@@ -72,7 +83,7 @@ def last_position_only(model: InterpretableModel, rows: Sequence[Row]) -> Iterat
 
 
 def _sees_last(call: Callable[..., Any], h: mx.array, *args: Any, **kwargs: Any) -> Any:
-    return call(h[:, -1:], *args, **kwargs)
+    return call(h[:, -1:].astype(mx.float32), *args, **kwargs)
 
 
 def last(logits: mx.array) -> Logits:

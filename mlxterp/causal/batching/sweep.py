@@ -1,55 +1,41 @@
-"""The seam behind every sweep: many patched runs of few prompts, read at the answer position.
+"""Many patched runs of few prompts, read at the answer position: what every sweep runs on.
 
-Three engines give the same numbers. Packed (`packed.py`): rows edited at one hook point carry only the tokens
-that may differ from their prompt's, all in one list. One pass (`one_pass.py`): rows join a running batch
-where they first differ from their prompt. Plain: every row is a whole forward from the embedding; it needs
-nothing of a model but its hook points, so it is the fallback, and the oracle of the tests.
-
-What lives here: batching, the fallback, reading logits. What doesn't: which rows a method needs, and what is
-made of the logits. Everything is causal: attention looks back only, as in every architecture the core
-accepts.
+Two engines give the same numbers. Packed (`packed.py`): rows carry only the tokens that may differ from their
+prompt's, all in one list. Reference (`reference.py`): every row is a row of an ordinary forward; it takes
+every architecture and edit, and the packed engine is tested against it. Both rely on causal attention, which
+looks back only, as in every architecture the core accepts.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
 from typing import Literal, TypeAlias
 
 import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
-from mlxterp.causal.batching import one_pass, packed, packed_rows
-from mlxterp.causal.batching.rows import (
-    Ids,
-    Logits,
-    Row,
-    last,
-    last_position_only,
-)
+from mlxterp.causal.batching import packed, reference
+from mlxterp.causal.batching.base_run import BaseRun, CannotJoin, Edits, run_base
+from mlxterp.causal.batching.rows import Ids, Logits, Row, last, last_position_only
 from mlxterp.core.hook_points import HookPoint
 from mlxterp.core.linux_blas import swiglu as fast_math
 from mlxterp.core.model import InterpretableModel
-from mlxterp.errors import CapabilityUnavailable, SlowSweep
+from mlxterp.errors import SlowSweep
 
-Base: TypeAlias = one_pass.Base
 Read: TypeAlias = Callable[[Logits, Ids], NDArray[np.float64]]
-Engine: TypeAlias = Literal["auto", "one_pass", "plain"]
+Engine: TypeAlias = Literal["auto", "reference"]
 Progress: TypeAlias = Callable[[int, int], None]
 
 TOKEN_BUDGET = 8192
 """Tokens in the live batch: about 40 kB each on a model of d_model 576, so 0.3 GiB."""
 LOGIT_BUDGET = 1 << 26
 """Logits of one batch, at the answer position: 64 Mi numbers, 0.25 GiB in float32."""
-PLAIN_ROWS = 32
-"""Rows of one plain batch: each edit copies its batch, so a large one gains nothing."""
-
 KEPT_TOKENS = 1024
 """Tokens of prompts whose whole run is kept for the sweeps that follow: about 0.5 MB each on SmolLM2-135M."""
 
-__all__ = ["Base", "Row", "answer_logits", "capture", "n_heads_of", "run_prompts", "run_rows"]
+__all__ = ["BaseRun", "Row", "answer_logits", "capture", "n_heads_of", "run_prompts", "run_rows"]
 
 
 def run_rows(
@@ -59,7 +45,8 @@ def run_rows(
     read: Read,
     *,
     vocabulary: Ids | None = None,
-    base: Base | None = None,
+    base: BaseRun | None = None,
+    base_edits: Sequence[Edits] = (),
     engine: Engine = "auto",
     token_budget: int = TOKEN_BUDGET,
     progress: Progress | None = None,
@@ -70,45 +57,58 @@ def run_rows(
         base_tokens: prompts of one length, `[n, length]`.
         rows: their interventions leave out `rows=`; each is meant for its own row.
         read: gets float32 logits `[r, d_vocab]` and the base index of each of the r rows; gives r numbers.
-        vocabulary: the token ids that `read` looks at; it then gets their logits only, one column per id.
+        vocabulary: the token ids that `read` uses; it then gets their logits only, one column per id.
         base: the prompts' own run, if `run_prompts` has kept it.
-        engine: "auto" is packed where that is possible, else one pass, and plain for a model on which they
-            fail their checks (with a warning). "one_pass" is the first two, and raises instead of the third.
+        base_edits: interventions of each prompt's own run, which its rows then have too.
+        engine: "auto" is packed for the rows that it can run and the reference for the others, which skips
+            the blocks in which no row differs from its prompt; where a model fails the check of either, whole
+            forwards (with a warning). "reference" is whole forwards.
         token_budget: most tokens in one batch; bounds the memory.
         progress: called with (rows done, rows in all).
     """
     values = np.full(len(rows), np.nan)
     done = 0
     with fast_math.used(model.architecture):
-        ways = _EngineChain(model, engine, token_budget, vocabulary)
-        for chunk, logits in _batches(model, base_tokens, rows, ways, token_budget, base):
-            values[chunk] = read(logits, np.array([rows[i].base for i in chunk], dtype=np.int64))
-            done += len(chunk)
-            if progress is not None:
-                progress(done, len(rows))
+        engines = _Engines(model, engine, vocabulary, token_budget)
+        length = base_tokens.shape[1]
+        at_once = max(1, token_budget // (4 * length))  # the prompts' own run keeps every layer
+        for first in range(0, len(base_tokens), at_once):
+            until = first + at_once
+            indices = [i for i, row in enumerate(rows) if first <= row.base < until]
+            if not indices:
+                continue
+            mine = [Row(rows[i].base - first, rows[i].edits) for i in indices]
+            kept = None if base is None else base.of(first, until)
+            own = engines.base_run(base_tokens[first:until], mine, kept, base_edits[first:until])
+            for chunk, logits in engines.batches(own, mine):
+                examples = np.array([mine[i].base + first for i in chunk], dtype=np.int64)
+                values[[indices[i] for i in chunk]] = read(logits, examples)
+                done += len(chunk)
+                if progress is not None:
+                    progress(done, len(rows))
     return values
 
 
-def run_prompts(model: InterpretableModel, tokens: Ids) -> Base | None:
-    """One run of these prompts with everything that sweeps may ask of it; None if it is too large to keep.
+def run_prompts(model: InterpretableModel, tokens: Ids) -> BaseRun | None:
+    """One run of these prompts with everything that sweeps may read of it; None if it is too large to keep.
 
     Also None for a model whose layers keep more than keys and values.
     """
     if tokens.size > KEPT_TOKENS:
         return None
-    names = [name for name in packed_rows.POINTS if model.capabilities[name].available]
+    names = [name for name in packed.POINTS if model.capabilities[name].available]
     points = [HookPoint(name, layer) for name in names for layer in range(model.n_layers)]
     with fast_math.used(model.architecture):
         try:
-            return one_pass.run_base(model, tokens, points)
-        except one_pass.CannotJoin:
+            return run_base(model, tokens, points)
+        except CannotJoin:
             return None
 
 
 def answer_logits(model: InterpretableModel, tokens: Ids, *, token_budget: int = TOKEN_BUDGET) -> Logits:
     """Float32 logits `[n, d_vocab]` at the last position of each prompt, unpatched."""
     parts = []
-    for some in _in_batches(tokens, _rows_per_batch(model, tokens.shape[1], token_budget)):
+    for some in _in_batches(model, tokens, token_budget):
         with fast_math.used(model.architecture), last_position_only(model, ()):
             logits, _ = model.run(mx.array(some))
             parts.append(last(logits))
@@ -120,12 +120,12 @@ def capture(
     tokens: Ids,
     points: Iterable[HookPoint],
     *,
-    base: Base | None = None,
+    base: BaseRun | None = None,
     token_budget: int = TOKEN_BUDGET,
 ) -> dict[HookPoint, mx.array]:
     """Activations `[n, …]` of each prompt at these hook points; one forward per prompt, in batches.
 
-    What `base`, a run that `run_prompts` kept, holds already costs nothing.
+    What `base`, a run that `run_prompts` kept, already holds costs nothing.
     """
     wanted = list(points)
     kept = {} if base is None else {point: base.activation(point) for point in wanted}
@@ -133,11 +133,11 @@ def capture(
     if len(found) == len(set(wanted)):
         return found
     parts: list[dict[HookPoint, mx.array]] = []
-    for some in _in_batches(tokens, _rows_per_batch(model, tokens.shape[1], token_budget)):
+    for some in _in_batches(model, tokens, token_budget):
         with fast_math.used(model.architecture), last_position_only(model, ()):
-            _, seen = model.run(mx.array(some), capture=wanted)
-            mx.eval(list(seen.values()))
-        parts.append(seen)
+            _, captured = model.run(mx.array(some), capture=wanted)
+            mx.eval(list(captured.values()))
+        parts.append(captured)
     return {point: mx.concatenate([part[point] for part in parts]) for point in wanted}
 
 
@@ -146,132 +146,75 @@ def n_heads_of(model: InterpretableModel, name: str) -> int:
     return int(model.n_kv_heads if name in ("k", "v") else model.n_heads)
 
 
-def _in_batches(tokens: Ids, size: int) -> Iterator[Ids]:
+def _in_batches(model: InterpretableModel, tokens: Ids, token_budget: int) -> Iterator[Ids]:
+    size = max(1, min(token_budget // tokens.shape[1], LOGIT_BUDGET // model.d_vocab))
     for start in range(0, len(tokens), size):
         yield tokens[start : start + size]
 
 
-def _rows_per_batch(model: InterpretableModel, length: int, token_budget: int) -> int:
-    return max(1, min(token_budget // length, LOGIT_BUDGET // model.d_vocab))
-
-
-def _batches(
-    model: InterpretableModel,
-    base_tokens: Ids,
-    rows: Sequence[Row],
-    ways: _EngineChain,
-    token_budget: int,
-    kept: Base | None,
-) -> Iterator[tuple[list[int], Logits]]:
-    """Row indices and their logits, batch by batch."""
-    length = base_tokens.shape[1]
-    at_once = max(1, token_budget // (4 * length))  # the prompts' own run keeps every layer, so few at a time
-    for first in range(0, len(base_tokens), at_once):
-        indices = [i for i, row in enumerate(rows) if first <= row.base < first + at_once]
-        mine = [Row(rows[i].base - first, rows[i].edits) for i in indices]
-        if not mine:
-            continue
-        base = ways.base(base_tokens[first : first + at_once], mine, kept and kept.of(first, first + at_once))
-        left = dict.fromkeys(range(len(mine)))
-        for some in packed_rows.chunks(mine, ways.packs(base, mine), length, token_budget):
-            packed_logits = ways.packed(base, [mine[i] for i in some])
-            if packed_logits is None:
-                break
-            left = {i: None for i in left if i not in set(some)}
-            yield [indices[i] for i in some], packed_logits
-        rest = list(left)
-        for start, order in one_pass.passes([mine[i] for i in rest], base) if rest else ():
-            size = _rows_per_batch(model, length - start, token_budget)
-            for at in range(0, len(order), size):
-                chunk = [rest[i] for i in order[at : at + size]]
-                yield [indices[i] for i in chunk], ways.logits(base, [mine[i] for i in chunk], start)
-
-
-class _EngineChain:
-    """The ways to run rows, best first; one whose check fails is given up for the rest of the sweep."""
+class _Engines:
+    """The ways to run rows, fastest first; one whose check fails is given up for the rest of the sweep."""
 
     def __init__(
-        self, model: InterpretableModel, engine: Engine, token_budget: int, vocabulary: Ids | None
+        self, model: InterpretableModel, engine: Engine, vocabulary: Ids | None, token_budget: int
     ) -> None:
-        self._model, self._budget, self._vocabulary = model, token_budget, vocabulary
-        self._packs = engine != "plain" and packed.supports(model.architecture)
-        self._left: list[Callable[[Base, Sequence[Row], int], Logits]] = []
-        if engine != "plain":
-            self._left += [self._suffixes, self._whole_prompts]
-        if engine != "one_pass":
-            self._left.append(self._plain)
+        self._model, self._vocabulary, self._budget = model, vocabulary, token_budget
+        self._packs = engine == "auto" and packed.supports(model.architecture)
+        self._skips = engine == "auto"
 
-    def base(self, tokens: Ids, rows: Sequence[Row], kept: Base | None) -> Base:
+    def base_run(
+        self, tokens: Ids, rows: Sequence[Row], kept: BaseRun | None, edits: Sequence[Edits]
+    ) -> BaseRun:
         """The prompts' own run, with what these rows need of it."""
-        points = packed_rows.needed(rows) if self._packs else []
+        points = (
+            packed.needed([row for row in rows if packed.fits(self._model.architecture, row)])
+            if self._packs
+            else []
+        )
         if kept is not None and all(kept.activation(point) is not None for point in points):
             return kept
-        while self._left[0] != self._plain:
+        if self._skips:
             try:
-                return one_pass.run_base(self._model, tokens, points)
-            except one_pass.CannotJoin as problem:
+                return run_base(self._model, tokens, points, edits=edits)
+            except CannotJoin as problem:
                 self._packs = False
-                self._give_up(problem)
-        return Base(tokens, (), None, np.empty((0, 0), dtype=np.float32))
+                self._stop_skipping(problem)
+        return BaseRun(tokens, edits=tuple(edits))
 
-    def packs(self, base: Base, rows: Sequence[Row]) -> list[int]:
-        """The rows that a packed pass can run."""
-        able = self._packs and base.caches is not None
-        return [i for i, row in enumerate(rows) if packed_rows.fits(row)] if able else []
+    def batches(self, base: BaseRun, rows: Sequence[Row]) -> Iterator[tuple[list[int], Logits]]:
+        """Indices of rows and their logits, batch by batch."""
+        left = set(range(len(rows)))
+        if self._packs and base.caches is not None:
+            chosen = [i for i in sorted(left) if packed.fits(self._model.architecture, rows[i])]
+            for chunk in packed.chunks(rows, chosen, base.tokens.shape[1], self._budget):
+                try:
+                    logits = packed.run(self._model, base, [rows[i] for i in chunk], self._vocabulary)
+                except CannotJoin:
+                    self._packs = False
+                    break
+                left -= set(chunk)
+                yield chunk, logits
+        # Rows that join at neighbouring layers share a batch, so that late ones skip more blocks.
+        rest = sorted(left, key=lambda i: rows[i].joins_after(self._model.n_layers))
+        size = max(1, min(reference.ROWS_AT_ONCE, self._budget // base.tokens.shape[1]))
+        for start in range(0, len(rest), size):
+            chunk = rest[start : start + size]
+            logits = self._reference_logits(base, [rows[i] for i in chunk])
+            yield chunk, logits if self._vocabulary is None else logits[:, self._vocabulary]
 
-    def packed(self, base: Base, rows: Sequence[Row]) -> Logits | None:
-        """The logits of a packed pass, or None if this model fails its check."""
-        if not self._packs:
-            return None
-        try:
-            return packed.run(self._model, base, rows, self._vocabulary)
-        except one_pass.CannotJoin:
-            self._packs = False
-            return None
-
-    def logits(self, base: Base, rows: Sequence[Row], start: int) -> Logits:
-        while True:
+    def _reference_logits(self, base: BaseRun, rows: Sequence[Row]) -> Logits:
+        if self._skips:
             try:
-                found = self._left[0](base, rows, start)
-            except one_pass.CannotJoin as problem:
-                self._give_up(problem)
-            else:
-                return found if self._vocabulary is None else found[:, self._vocabulary]
+                return reference.run_from_join(self._model, base, rows)
+            except CannotJoin as problem:
+                self._stop_skipping(problem)
+        return reference.run_whole(self._model, base, rows)
 
-    def _give_up(self, problem: one_pass.CannotJoin) -> None:
-        del self._left[0]
-        if not self._left:
-            raise CapabilityUnavailable(
-                f"{self._model.name}: rows cannot join a running batch of this architecture: {problem}. Use "
-                "engine='plain'."
-            ) from problem
-        if self._left[0] == self._plain:
-            warnings.warn(
-                f"{self._model.name}: every patch takes a whole forward, because rows cannot join a running "
-                f"batch of this architecture ({problem}). The numbers are the same.",
-                SlowSweep,
-                stacklevel=6,
-            )
-
-    def _suffixes(self, base: Base, rows: Sequence[Row], start: int) -> Logits:
-        return one_pass.run_pass(self._model, base, rows, start)
-
-    def _whole_prompts(self, base: Base, rows: Sequence[Row], _: int) -> Logits:
-        size = _rows_per_batch(self._model, base.tokens.shape[1], self._budget)
-        parts = [rows[i : i + size] for i in range(0, len(rows), size)]
-        return np.concatenate([one_pass.run_pass(self._model, base, part, 0) for part in parts])
-
-    def _plain(self, base: Base, rows: Sequence[Row], _: int) -> Logits:
-        parts = [rows[i : i + PLAIN_ROWS] for i in range(0, len(rows), PLAIN_ROWS)]
-        return np.concatenate([_whole_forwards(self._model, base.tokens, part) for part in parts])
-
-
-def _whole_forwards(model: InterpretableModel, base_tokens: Ids, rows: Sequence[Row]) -> Logits:
-    edits = [
-        replace(edit, where=replace(edit.where, rows=(i,)))
-        for i, row in enumerate(rows)
-        for edit in row.edits
-    ]
-    with last_position_only(model, rows):
-        logits, _ = model.run(mx.array(base_tokens[[row.base for row in rows]]), interventions=edits)
-        return last(logits)
+    def _stop_skipping(self, problem: CannotJoin) -> None:
+        self._skips = False
+        warnings.warn(
+            f"{self._model.name}: every patch takes a whole forward, because rows cannot branch off the run "
+            f"of their prompt in this architecture ({problem}). The numbers are the same.",
+            SlowSweep,
+            stacklevel=6,
+        )

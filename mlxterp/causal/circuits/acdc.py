@@ -7,9 +7,6 @@ corrupted prompt. If that adds less than the threshold τ to the loss, the edge 
         if loss(H \ {e}) − loss(H) < τ:  H ← H \ {e}
 
 with loss = KL(clean run ‖ run of H) by default. A node without edges left needs no test of what it reads.
-
-What lives here: what may be asked, and the loop. What doesn't: how edges are decided (`acdc.py`), the
-file that keeps the decisions (`acdc.py`), how long it will take (`acdc.py`).
 """
 
 from __future__ import annotations
@@ -19,7 +16,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -27,13 +24,12 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from mlxterp import metrics
 from mlxterp.causal.circuits.circuit import Circuit
 from mlxterp.causal.circuits.edge_patching import DESCRIBED, EdgeAblation, EdgeRun, Mask
 from mlxterp.causal.circuits.graph import Edge
 from mlxterp.causal.prompts.alignment import Align
 from mlxterp.causal.prompts.encoding import Prompt
-from mlxterp.causal.prompts.pair import Prepared, PromptPair, as_pairs, prepare
+from mlxterp.causal.prompts.pair import MetricLike, Pairs, Prepared, as_pairs, prepare
 from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import SweepError
 from mlxterp.results import CircuitEdge, CircuitResult
@@ -41,7 +37,7 @@ from mlxterp.results import CircuitEdge, CircuitResult
 
 @dataclass(frozen=True)
 class AcdcProgress:
-    """How far a search is.
+    """The progress of a search.
 
     Attributes:
         done, edges: decided, and in all.
@@ -62,7 +58,7 @@ class AcdcProgress:
 
 
 class Clock:
-    """How long the rest takes, at the pace of the last quarter of the time so far."""
+    """Estimates the time left, at the pace of the last quarter of the time so far."""
 
     def __init__(self, done: int) -> None:
         self._marks = [(time.perf_counter(), done)]
@@ -100,7 +96,7 @@ class Search:
         self.readers = [readers[edge.receiver] for edge in self.edges]
         self.position = 0
         self.removed: Mask = ~self.searched
-        # edges left out of each sender
+        # how many edges of each sender are still in the circuit
         self.uses = np.bincount(self.sender[self.order], minlength=len(graph.senders))
         self.effects: dict[int, float] = {}
         self.tested = 0
@@ -138,14 +134,14 @@ class Search:
         self.size = max(1, self.size // 2) if cut_short else min(self.most, self.size * 2)
 
     def remove(self, edge: int) -> None:
-        """Notes that an edge is left out."""
+        """Removes an edge from the circuit."""
         self.removed[edge] = True
         self.uses[self.sender[edge]] -= 1
 
     def _next(self, count: int) -> NDArray[np.int64]:
         """Places in `order` of the next edges to test, if each of them is removed.
 
-        Edges into nodes that nothing reads any more are passed over.
+        Edges into nodes that nothing reads any more are skipped.
         """
         uses, places = self.uses.copy(), []
         for place in range(self.position, len(self.order)):
@@ -223,7 +219,7 @@ class Checkpoint:
         }
 
     def read(self) -> None:
-        """Takes up the decisions in the file, if there is one."""
+        """Restores the decisions in the file, if there is one."""
         if not self._path.exists():
             return
         try:
@@ -247,8 +243,8 @@ class Checkpoint:
             if edge not in search.effects:
                 search.remove(edge)
 
-    def write_now_and_then(self) -> None:
-        """Writes them if the last time is some seconds ago."""
+    def write_if_due(self) -> None:
+        """Writes them if the last time is `SAVE_EVERY` seconds ago."""
         if time.monotonic() - self._written >= SAVE_EVERY:
             self.write()
 
@@ -274,11 +270,11 @@ __all__ = ["AcdcProgress", "acdc"]
 
 def acdc(
     model: InterpretableModel,
-    clean: Prompt | PromptPair | Sequence[PromptPair] | Prepared,
+    clean: Prompt | Pairs,
     corrupted: Prompt | None = None,
     *,
     threshold: float,
-    metric: str | metrics.MetricFunction | metrics.Metric = "kl",
+    metric: MetricLike = None,
     answer: str | int | None = None,
     foil: str | int | None = None,
     align: Align = "strict",
@@ -292,7 +288,8 @@ def acdc(
     """The circuit that is left when every edge that adds less than `threshold` to the loss is removed.
 
     Args:
-        clean: a prompt with `corrupted`, a PromptPair, or a list of them (the loss is the mean over pairs).
+        clean: a prompt with `corrupted`, a PromptPair, a list of them (the loss is the mean over pairs), or
+            prepared pairs.
         align: as for `activation_patching`. At a position without a counterpart, an edge that was removed
             carries what the current run's sender writes there.
         ablation: what a removed edge carries: its sender's value on the corrupted prompt, as in the paper;
@@ -302,12 +299,13 @@ def acdc(
             what that adds to the loss is in `measured_on`. By default every edge is searched.
         threshold: τ, in units of the metric. −inf keeps every edge, +inf none.
         metric: a distance from the clean run (`kl`, `l2`, `cosine`) is the loss itself; of a behaviour
-            (`logit_diff`, `log_prob`, a callable), what is lost of it.
+            (`logit_diff`, `log_prob`, a callable), what is lost of it. By default `kl`, or the metric of
+            prepared pairs.
         batch: most edges tested at once; 1 tests them one by one. The result is the same.
         token_budget: bounds the memory of a batch; it may hold fewer edges than `batch` then.
         checkpoint: a file that keeps the decisions made so far; a search with the same arguments goes on
             from it.
-        progress: told after each batch.
+        progress: called after each batch.
 
     Raises:
         SweepError: prompts of different lengths, or a checkpoint of another search.
@@ -318,6 +316,8 @@ def acdc(
             f"threshold={threshold} and batch={batch}. Give a threshold in units of the metric, and a batch "
             "of 1 or more."
         )
+    if metric is None and not isinstance(clean, Prepared):
+        metric = "kl"
     prepared = prepare(model, as_pairs(clean, corrupted, answer=answer, foil=foil), metric, align=align)
     run = EdgeRun(
         model,
@@ -333,19 +333,15 @@ def acdc(
     saved = None if checkpoint is None else Checkpoint(Path(checkpoint), search)
     if saved is not None:
         saved.read()
-    _to_the_end(search, saved, progress)
-    return search.result()
-
-
-def _to_the_end(search: Search, saved: Checkpoint | None, progress: Progress | None) -> None:
     clock = Clock(search.position)
     try:
         while search.position < len(search.order):
             search.step()
             if saved is not None:
-                saved.write_now_and_then()
+                saved.write_if_due()
             if progress is not None:
                 progress(clock.progress(search.position, len(search.order), len(search.effects)))
     finally:
         if saved is not None:
             saved.write()
+    return search.result()

@@ -1,8 +1,6 @@
-"""A circuit as a value: a set of edges, everything else carrying the corrupted prompt's values.
+"""A circuit: a set of edges, and what follows from it without running a model.
 
-Lives here: the value, and what can be said of it without running a model (its nodes, its connected part, how
-well scores rank known edges). What doesn't: how well it does the model's work (`faithfulness.py`), how
-it is found (`acdc.py`).
+Its nodes, its connected part, and how well scores rank known edges.
 """
 
 from __future__ import annotations

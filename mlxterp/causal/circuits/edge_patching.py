@@ -1,21 +1,21 @@
 """Runs of a model in which chosen edges carry the value that their sender has on the corrupted prompt, zero,
 or its mean.
 
-What lives here: the prompts that such runs start from, and their edges by name. What doesn't: the runs of
-a batch of sets of edges (`edge_patching.py`), one node (`node_outputs.py`), which edges to patch.
+The runs of a batch share the clean run: only nodes whose inputs change, and whose output still reaches the
+logits, are computed again (`node_outputs.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeAlias, get_args
 
 import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
-from mlxterp.causal.batching import one_pass
-from mlxterp.causal.batching.prefix_caches import CommonPrefix
+from mlxterp.causal.batching.base_run import CannotJoin, PrefixCache, run_base
 from mlxterp.causal.circuits.graph import (
     Edge,
     Graph,
@@ -41,62 +41,284 @@ DESCRIBED = {
 }
 
 
-def check_ablation(ablation: str, clean: Ids, corrupted: Ids) -> None:
-    """SweepError for a kind that is not known, or a mean over a single prompt."""
-    if ablation not in get_args(EdgeAblation):
-        raise SweepError(
-            f"ablation={ablation!r} is not known. Choose one of: {', '.join(get_args(EdgeAblation))}."
-        )
-    if ablation == "mean" and clean.shape == corrupted.shape and len(different(clean, corrupted)) < 2:
-        raise SweepError("ablation='mean' over a single prompt carries what is already there. Give several.")
+Activations: TypeAlias = dict[HookPoint, mx.array]
 
 
-def different(clean: Ids, corrupted: Ids) -> Ids:
-    """Which of all prompts, clean then corrupted, are the first of their kind; all of them where lengths
-    differ."""
-    if clean.shape != corrupted.shape:
-        return np.arange(len(clean) + len(corrupted))
-    return np.sort(np.unique(np.concatenate([clean, corrupted]), axis=0, return_index=True)[1])
+@dataclass(frozen=True, eq=False)
+class EdgePrompts:
+    """The prompts of runs with patched edges, and what a patched edge carries.
 
+    Attributes:
+        clean, corrupted: token ids `[n, length]`.
+        positions: (clean, corrupted) positions that correspond; None where each corresponds to itself.
+    """
 
-def carried(ablation: EdgeAblation, clean: mx.array, corrupted: mx.array, mean_over: Ids) -> mx.array:
-    """What stands in for a sender's values on the clean prompts, [n, …] from both runs' values [n, …]."""
-    if ablation == "zero":
-        return mx.zeros_like(clean)
-    if ablation == "mean":
-        every = mx.concatenate([clean, corrupted])[mx.array(mean_over)]
-        mean = mx.mean(every.astype(mx.float32), axis=0, keepdims=True).astype(clean.dtype)
-        return mx.broadcast_to(mean, clean.shape)
-    return corrupted
+    clean: Ids
+    corrupted: Ids
+    positions: Sequence[tuple[int, int]] | None = None
+    ablation: EdgeAblation = "corrupted"
+
+    def check_ablation(self) -> None:
+        """SweepError for an unknown kind of ablation, or a mean over a single prompt."""
+        if self.ablation not in get_args(EdgeAblation):
+            raise SweepError(
+                f"ablation={self.ablation!r} is not known. Choose one of: "
+                f"{', '.join(get_args(EdgeAblation))}."
+            )
+        if self.ablation == "mean" and self.clean.shape == self.corrupted.shape and len(self.distinct()) < 2:
+            raise SweepError(
+                "ablation='mean' over a single prompt carries what is already there. Give several."
+            )
+
+    def distinct(self) -> Ids:
+        """Which of all prompts, clean then corrupted, are the first of their kind; all of them where lengths
+        differ."""
+        if self.clean.shape != self.corrupted.shape:
+            return np.arange(len(self.clean) + len(self.corrupted))
+        both = np.concatenate([self.clean, self.corrupted])
+        return np.sort(np.unique(both, axis=0, return_index=True)[1])
+
+    def run_both(self, run: Callable[[Ids], Activations]) -> tuple[Activations, Activations]:
+        """Activations [n, pos, …] of the clean prompts, and of the corrupted ones at the clean positions."""
+        if self.positions is None:
+            both, n = run(np.concatenate([self.clean, self.corrupted])), len(self.clean)
+            return {p: x[:n] for p, x in both.items()}, {p: x[n:] for p, x in both.items()}
+        own, other = run(self.clean), run(self.corrupted)
+        return own, {p: at_clean_positions(x, other[p], self.positions) for p, x in own.items()}
+
+    def carried(self, clean: mx.array, corrupted: mx.array) -> mx.array:
+        """The values [n, …] that patched edges carry, from a sender's values in both runs [n, …]."""
+        if self.ablation == "zero":
+            return mx.zeros_like(clean)
+        if self.ablation == "mean":
+            every = mx.concatenate([clean, corrupted])[mx.array(self.distinct())]
+            mean = mx.mean(every.astype(mx.float32), axis=0, keepdims=True).astype(clean.dtype)
+            return mx.broadcast_to(mean, clean.shape)
+        return corrupted
 
 
 Mask: TypeAlias = NDArray[np.bool_]
 Input: TypeAlias = tuple[Node, Into]
 
 
-class EdgeBatches:
-    """Clean and corrupted runs, from which batches of runs with patched edges are made.
+class _Rows:
+    """One batch: what is patched, which senders matter, and how the senders computed so far have changed."""
+
+    def __init__(self, patched: Mask, needed: Mask, given: Mapping[Input, tuple[mx.array, Mask]]) -> None:
+        self.patched, self.needed = patched, needed
+        self.given = given  # inputs that read the clean run plus this, and the rows in which it is not 0
+        self.live: dict[int, Mask] = {}  # sender → the rows in which it differs from the clean run
+        self.deltas: dict[int, mx.array] = {}  # sender → [rows or 1, n, pos, d_model], 0 where it does not
+
+    def write(self, sender: int, rows: NDArray[np.int64], delta: mx.array) -> None:
+        """Records the change of a sender's output in these rows."""
+        live = np.zeros(len(self.patched), dtype=bool)
+        live[rows] = True
+        if len(rows) < len(live):
+            whole = mx.zeros((len(live), *delta.shape[1:]), dtype=delta.dtype)
+            whole[mx.array(rows)] = mx.broadcast_to(delta, (len(rows), *delta.shape[1:]))
+            delta = whole
+        self.live[sender], self.deltas[sender] = live, delta
+
+
+def _nonzero(change: mx.array) -> Mask:
+    return np.array(mx.any(change.reshape(len(change), -1) != 0, axis=1))
+
+
+class Baselines(NamedTuple):
+    """Of n prompts, from the first computed position on.
+
+    Attributes:
+        clean: activations of the clean run [n, pos, …], float32.
+        corruption: what each sender's patched edges carry, minus what it writes: [senders, n, pos, d_model].
+    """
+
+    clean: dict[HookPoint, mx.array]
+    corruption: mx.array
+
+
+def baselines(
+    model: InterpretableModel, graph: Graph, nodes: NodeOutputs, prompts: EdgePrompts, start: int
+) -> Baselines:
+    """Runs both prompts and compares what their nodes write, from position `start` on."""
+    names = ["z", "resid_pre", *(["mlp_out"] if graph.has_mlp else [])]
+    names += ["resid_mid"] if graph.has_mlp and not graph.parallel else []
+    last = HookPoint("resid_post", graph.n_layers - 1)
+
+    def run(tokens: Ids) -> Activations:
+        _, captured = model.run(mx.array(tokens), capture=[*names, last, "embed"])
+        return {point: x.astype(mx.float32) for point, x in captured.items()}
+
+    clean, corrupted = ({point: x[:, start:] for point, x in own.items()} for own in prompts.run_both(run))
+
+    def change(point: HookPoint) -> mx.array:
+        return prompts.carried(clean[point], corrupted[point]) - clean[point]
+
+    changes = [change(HookPoint("embed"))[None]]
+    for layer in range(graph.n_layers):
+        z = HookPoint("z", layer)
+        written = nodes.all_written(layer, clean[z])
+        if prompts.ablation == "zero":  # the head at zero: its share of the output bias stays
+            carried = nodes.all_written(layer, mx.zeros_like(clean[z]))
+        else:
+            carried = prompts.carried(written, nodes.all_written(layer, corrupted[z]))
+        changes.append(mx.moveaxis(carried - written, 2, 0))
+        if graph.has_mlp:
+            changes.append(change(HookPoint("mlp_out", layer))[None])
+    found = Baselines(clean, mx.concatenate(changes))
+    mx.eval(found.clean, found.corruption)
+    return found
+
+
+def common_prefix(
+    model: InterpretableModel, clean: Ids, corrupted: Ids
+) -> tuple[int, list[PrefixCache] | None]:
+    """The first position at which any pair differs, and caches of what attention sees before it.
+
+    0 where it is not known, because this architecture caches more than keys and values.
+    """
+    start = int(np.argmax((clean != corrupted).any(axis=0)))
+    if not start:
+        return 0, None
+    try:
+        caches = run_base(model, clean).caches
+    except CannotJoin:
+        caches = None
+    if caches is None:
+        return 0, None
+    return start, [PrefixCache(start, recorded) for recorded in caches]
+
+
+NUMBER_BUDGET = 1 << 27
+"""Most numbers in what the nodes of a batch changed: 0.5 GiB, reached only if every node of a run changes."""
+LOGIT_BUDGET = 1 << 26
+"""Logits of one batch, at the answer position: 0.25 GiB."""
+
+
+class EdgeRun:
+    """Clean and corrupted prompts, run once, from which runs with patched edges are made.
 
     Args:
-        clean: activations of the clean run `[n, pos, …]`, by hook point.
-        corruption: per sender what a patched edge carries, minus what it carries in the clean run.
-        edges_into: per input, the places of its edges in a mask.
+        clean, corrupted: token ids `[n, length]`, position to position.
+        positions: (clean, corrupted) positions that correspond, for prompts of different lengths; the last
+            ones do. At the others nothing is patched: each edge carries the current run's value there.
+        ablation: what a patched edge carries: "corrupted", the sender's value on the corrupted prompt;
+            "zero"; "mean", its mean at the same position over all prompts given, clean and corrupted. A
+            head at zero still has its share of the output bias, and an embedding at zero leaves the first
+            norms nothing but rounding to scale up.
+        suffix_only: compute no position before the first at which the prompts differ: nothing changes there.
+            What goes in and comes out then begins at `start`.
+        token_budget: most tokens in a batch; by default as many as `NUMBER_BUDGET` holds.
+
+    Attributes:
+        graph: of the model; `n_edges` its edges, which masks `[rows, n_edges]` are about, in its order.
+        start, length: the first position that is computed, and how many.
     """
 
     def __init__(
         self,
-        graph: Graph,
-        nodes: NodeOutputs,
-        clean: Mapping[HookPoint, mx.array],
-        corruption: mx.array,
-        edges_into: Mapping[Input, slice],
+        model: InterpretableModel,
+        clean: Ids,
+        corrupted: Ids,
+        *,
+        positions: Sequence[tuple[int, int]] | None = None,
+        ablation: EdgeAblation = "corrupted",
+        suffix_only: bool = False,
+        token_budget: int | None = None,
     ) -> None:
-        self.graph, self._nodes = graph, nodes
-        self._clean, self._corruption, self._edges_into = clean, corruption, edges_into
-        self._at = {node: i for i, node in enumerate(graph.senders)}
-        self.n = corruption.shape[1]
+        prompts = EdgePrompts(clean, corrupted, positions, ablation)
+        prompts.check_ablation()
+        if positions is not None and (clean.shape[1] - 1, corrupted.shape[1] - 1) not in positions:
+            raise SweepError(
+                f"the map {list(positions)} leaves out the last position, where the answer is read, so no "
+                "patched edge could change it there. Map the last positions to each other too."
+            )
+        if positions is None and clean.shape != corrupted.shape:
+            raise SweepError(
+                f"clean tokens have shape {clean.shape} and corrupted ones {corrupted.shape}. An edge "
+                "carries a value from one position of the corrupted prompt to the same one of the clean "
+                "prompt: give prompts of the same length, or state which positions correspond."
+            )
+        self.model = model
+        self.ablation: EdgeAblation = ablation
+        self.graph: Graph = graph_of(model)
+        self.n, whole = clean.shape
+        changes = ablation == "corrupted" and positions is None
+        self.start, before = common_prefix(model, clean, corrupted) if suffix_only and changes else (0, None)
+        self.length = whole - self.start
+        self.n_edges = self.graph.n_edges
+        self._nodes = NodeOutputs(model, self.length, before)
+        per_token = model.d_model * len(self.graph.senders)
+        self._budget = NUMBER_BUDGET // per_token if token_budget is None else token_budget
+        self._at = {node: i for i, node in enumerate(self.graph.senders)}
+        self._edges_into: dict[Input, slice] = {}
+        first = 0
+        for receiver in self.graph.receivers:
+            count = self.graph.n_senders_to(receiver[0])
+            self._edges_into[receiver] = slice(first, first + count)
+            first += count
+        self._clean, self._corruption = baselines(model, self.graph, self._nodes, prompts, self.start)
 
-    def logits(self, patched: Mask, given: Mapping[Input, mx.array]) -> NDArray[np.float32]:
+    @property
+    def rows_at_once(self) -> int:
+        """How many rows one batch holds."""
+        by_logits = LOGIT_BUDGET // (self.n * self.model.d_vocab)
+        return int(max(1, min(by_logits, self._budget // (self.n * self.length))))
+
+    def index(self, edge: Edge) -> int:
+        """An edge's place in a mask.
+
+        Raises:
+            SweepError: this model has no such edge.
+        """
+        into = self._edges_into.get((edge.receiver, edge.into))
+        sender = self._at.get(edge.sender)
+        if into is None or sender is None or into.start + sender >= into.stop:
+            raise SweepError(
+                f"{self.model.name} has no edge {edge}. Its edges run from input, heads L0.H0 to "
+                f"L{self.graph.n_layers - 1}.H{self.graph.n_heads - 1}"
+                f"{' and MLPs' if self.graph.has_mlp else ''} to later q, k, v"
+                f"{f' (of KV0 to KV{self.graph.n_kv_heads - 1} for k and v)' if self.graph.shared else ''}"
+                f"{', MLP' if self.graph.has_mlp else ''} and logits inputs."
+            )
+        return int(into.start) + sender
+
+    def mask(self, edges: Iterable[Edge]) -> Mask:
+        """`[n_edges]`, true where one of these edges is."""
+        mask = np.zeros(self.n_edges, dtype=bool)
+        mask[[self.index(edge) for edge in edges]] = True
+        return mask
+
+    def logits(self, patched: Collection[Iterable[Edge]] | Mask) -> NDArray[np.float32]:
+        """Logits `[rows, n, d_vocab]` at the last position, one row per set of patched edges.
+
+        Args:
+            patched: sets of edges, or a mask `[rows, n_edges]`.
+        """
+        masks = patched if isinstance(patched, np.ndarray) else np.stack([self.mask(e) for e in patched])
+        size = self.rows_at_once
+        parts = [self._batch_logits(masks[i : i + size], {}) for i in range(0, len(masks), size)]
+        return np.concatenate(parts)
+
+    def logits_given(self, inputs: Mapping[Input, mx.array]) -> NDArray[np.float32]:
+        """Logits `[rows, n, d_vocab]` where these inputs read what they read in the clean run plus `inputs`.
+
+        Every other input reads the current run. Each change is `[rows, n, pos, d_model]`; many rows are for
+        the caller to split (`rows_at_once`).
+        """
+        rows = max(len(change) for change in inputs.values())
+        fixed = np.zeros((rows, self.n_edges), dtype=bool)
+        for receiver in inputs:
+            fixed[:, self._edges_into[receiver]] = True  # what they would read otherwise does not matter
+        return self._batch_logits(fixed, inputs)
+
+    def corruption(self, sender: Node) -> mx.array:
+        """What a patched edge of this sender carries, minus out(clean): [n, pos, d_model]."""
+        return self._corruption[self._at[sender]]
+
+    # one batch of rows
+
+    def _batch_logits(self, patched: Mask, given: Mapping[Input, mx.array]) -> NDArray[np.float32]:
         """Logits `[rows, n, d_vocab]` at the last position, one row per row of patched edges.
 
         Args:
@@ -252,246 +474,3 @@ class EdgeBatches:
 
     def _unflat(self, z: mx.array, rows: int) -> mx.array:
         return z.reshape(-1 if len(z) != rows * self.n else rows, self.n, *z.shape[1:])
-
-
-class _Rows:
-    """One batch: what is patched, which senders matter, and how the senders computed so far have changed."""
-
-    def __init__(self, patched: Mask, needed: Mask, given: Mapping[Input, tuple[mx.array, Mask]]) -> None:
-        self.patched, self.needed = patched, needed
-        self.given = given  # inputs that read the clean run plus this, and the rows in which it is not 0
-        self.live: dict[int, Mask] = {}  # sender → the rows in which it differs from the clean run
-        self.deltas: dict[int, mx.array] = {}  # sender → [rows or 1, n, pos, d_model], 0 where it does not
-
-    def write(self, sender: int, rows: NDArray[np.int64], delta: mx.array) -> None:
-        """Notes what a sender's output has changed by in these rows."""
-        live = np.zeros(len(self.patched), dtype=bool)
-        live[rows] = True
-        if len(rows) < len(live):
-            whole = mx.zeros((len(live), *delta.shape[1:]), dtype=delta.dtype)
-            whole[mx.array(rows)] = mx.broadcast_to(delta, (len(rows), *delta.shape[1:]))
-            delta = whole
-        self.live[sender], self.deltas[sender] = live, delta
-
-
-def _nonzero(change: mx.array) -> Mask:
-    return np.array(mx.any(change.reshape(len(change), -1) != 0, axis=1))
-
-
-class Baselines(NamedTuple):
-    """Of n prompts, from the first computed position on.
-
-    Attributes:
-        clean: activations of the clean run [n, pos, …], float32.
-        corruption: what each sender's patched edges carry, minus what it writes: [senders, n, pos, d_model].
-    """
-
-    clean: dict[HookPoint, mx.array]
-    corruption: mx.array
-
-
-def baselines(
-    model: InterpretableModel,
-    graph: Graph,
-    nodes: NodeOutputs,
-    clean: Ids,
-    corrupted: Ids,
-    *,
-    positions: Sequence[tuple[int, int]] | None,
-    ablation: EdgeAblation,
-    start: int,
-) -> Baselines:
-    """Runs both prompts and compares what their nodes write; `start` is the first position that is kept."""
-    names = ["z", "resid_pre", *(["mlp_out"] if graph.has_mlp else [])]
-    names += ["resid_mid"] if graph.has_mlp and not graph.parallel else []
-    last = HookPoint("resid_post", graph.n_layers - 1)
-    n, mean_over = len(clean), different(clean, corrupted)
-
-    def run(tokens: Ids) -> dict[HookPoint, mx.array]:
-        _, seen = model.run(mx.array(tokens), capture=[*names, last, "embed"])
-        return {point: x.astype(mx.float32) for point, x in seen.items()}
-
-    def changed(both: mx.array) -> mx.array:
-        return carried(ablation, both[:n], both[n:], mean_over) - both[:n]
-
-    if positions is None:
-        both = run(np.concatenate([clean, corrupted]))
-    else:
-        own, other = run(clean), run(corrupted)
-        both = {
-            point: mx.concatenate([x, at_clean_positions(x, other[point], positions)])
-            for point, x in own.items()
-        }
-    both = {point: x[:, start:] for point, x in both.items()}
-    change = [changed(both[HookPoint("embed")])[None]]
-    for layer in range(graph.n_layers):
-        z = both[HookPoint("z", layer)]
-        written = nodes.all_written(layer, z)
-        if ablation == "zero":  # the head at zero: its share of the output bias stays
-            of_heads = nodes.all_written(layer, mx.zeros_like(z[:n])) - written[:n]
-        else:
-            of_heads = changed(written)
-        change.append(mx.moveaxis(of_heads, 2, 0))
-        if graph.has_mlp:
-            change.append(changed(both[HookPoint("mlp_out", layer)])[None])
-    found = Baselines({point: x[:n] for point, x in both.items()}, mx.concatenate(change))
-    mx.eval(found.clean, found.corruption)
-    return found
-
-
-def common_prefix(
-    model: InterpretableModel, clean: Ids, corrupted: Ids
-) -> tuple[int, list[CommonPrefix] | None]:
-    """The first position at which any pair differs, and what attention sees before it; 0 where that is not
-    known, because this architecture keeps something else than keys and values."""
-    start = int(np.argmax((clean != corrupted).any(axis=0)))
-    if not start:
-        return 0, None
-    try:
-        caches = one_pass.run_base(model, clean).caches
-    except one_pass.CannotJoin:
-        caches = None
-    if caches is None:
-        return 0, None
-    return start, [CommonPrefix(start, recorded) for recorded in caches]
-
-
-NUMBER_BUDGET = 1 << 27
-"""Most numbers in what the nodes of a batch changed: 0.5 GiB, reached only if every node of a run changes."""
-LOGIT_BUDGET = 1 << 26
-"""Logits of one batch, at the answer position: 0.25 GiB."""
-
-
-class EdgeRun:
-    """Clean and corrupted prompts, run once, from which runs with patched edges are made.
-
-    Args:
-        clean, corrupted: token ids `[n, length]`, position to position.
-        positions: (clean, corrupted) positions that correspond, for prompts of different lengths; the last
-            ones do. At the others nothing is patched: each edge carries the current run's value there.
-        ablation: what a patched edge carries: "corrupted", the sender's value on the corrupted prompt;
-            "zero"; "mean", its mean at the same position over all prompts given, clean and corrupted. A
-            head at zero still has its share of the output bias, and an embedding at zero leaves the first
-            norms nothing but rounding to scale up.
-        suffix_only: compute no position before the first at which the prompts differ: nothing changes there.
-            What goes in and comes out then begins at `start`.
-        token_budget: most tokens in a batch; by default as many as `NUMBER_BUDGET` holds.
-
-    Attributes:
-        graph: of the model; `n_edges` its edges, which masks `[rows, n_edges]` are about, in its order.
-        start, length: the first position that is computed, and how many.
-    """
-
-    def __init__(
-        self,
-        model: InterpretableModel,
-        clean: Ids,
-        corrupted: Ids,
-        *,
-        positions: Sequence[tuple[int, int]] | None = None,
-        ablation: EdgeAblation = "corrupted",
-        suffix_only: bool = False,
-        token_budget: int | None = None,
-    ) -> None:
-        check_ablation(ablation, clean, corrupted)
-        if positions is not None and (clean.shape[1] - 1, corrupted.shape[1] - 1) not in positions:
-            raise SweepError(
-                f"the map {list(positions)} leaves out the last position, where the answer is read, so no "
-                "patched edge could change it there. Map the last positions to each other too."
-            )
-        if positions is None and clean.shape != corrupted.shape:
-            raise SweepError(
-                f"clean tokens have shape {clean.shape} and corrupted ones {corrupted.shape}. An edge "
-                "carries a value from one position of the corrupted prompt to the same one of the clean "
-                "prompt: give prompts of the same length, or state which positions correspond."
-            )
-        self.model = model
-        self.ablation: EdgeAblation = ablation
-        self.graph: Graph = graph_of(model)
-        self.n, whole = clean.shape
-        changes = ablation == "corrupted" and positions is None
-        self.start, before = common_prefix(model, clean, corrupted) if suffix_only and changes else (0, None)
-        self.length = whole - self.start
-        self.n_edges = self.graph.n_edges
-        nodes = NodeOutputs(model, self.length, before)
-        per_token = model.d_model * len(self.graph.senders)
-        self._budget = NUMBER_BUDGET // per_token if token_budget is None else token_budget
-        self._at = {node: i for i, node in enumerate(self.graph.senders)}
-        self._edges_into: dict[Input, slice] = {}
-        first = 0
-        for receiver in self.graph.receivers:
-            count = self.graph.n_senders_to(receiver[0])
-            self._edges_into[receiver] = slice(first, first + count)
-            first += count
-        clean_run, self._corruption = baselines(
-            model,
-            self.graph,
-            nodes,
-            clean,
-            corrupted,
-            positions=positions,
-            ablation=ablation,
-            start=self.start,
-        )
-        self._batches = EdgeBatches(self.graph, nodes, clean_run, self._corruption, self._edges_into)
-
-    @property
-    def rows_at_once(self) -> int:
-        """How many rows one batch holds."""
-        by_logits = LOGIT_BUDGET // (self.n * self.model.d_vocab)
-        return int(max(1, min(by_logits, self._budget // (self.n * self.length))))
-
-    def index(self, edge: Edge) -> int:
-        """An edge's place in a mask.
-
-        Raises:
-            SweepError: this model has no such edge.
-        """
-        into = self._edges_into.get((edge.receiver, edge.into))
-        sender = self._at.get(edge.sender)
-        if into is None or sender is None or into.start + sender >= into.stop:
-            raise SweepError(
-                f"{self.model.name} has no edge {edge}. Its edges run from input, heads L0.H0 to "
-                f"L{self.graph.n_layers - 1}.H{self.graph.n_heads - 1}"
-                f"{' and MLPs' if self.graph.has_mlp else ''} to later q, k, v"
-                f"{f' (of KV0 to KV{self.graph.n_kv_heads - 1} for k and v)' if self.graph.shared else ''}"
-                f"{', MLP' if self.graph.has_mlp else ''} and logits inputs."
-            )
-        return int(into.start) + sender
-
-    def mask(self, edges: Iterable[Edge]) -> Mask:
-        """`[n_edges]`, true where one of these edges is."""
-        mask = np.zeros(self.n_edges, dtype=bool)
-        mask[[self.index(edge) for edge in edges]] = True
-        return mask
-
-    def logits(self, patched: Collection[Iterable[Edge]] | Mask) -> NDArray[np.float32]:
-        """Logits `[rows, n, d_vocab]` at the last position, one row per set of patched edges.
-
-        Args:
-            patched: sets of edges, or a mask `[rows, n_edges]`.
-        """
-        masks = patched if isinstance(patched, np.ndarray) else np.stack([self.mask(e) for e in patched])
-        size = self.rows_at_once
-        parts = [self._batches.logits(masks[i : i + size], {}) for i in range(0, len(masks), size)]
-        return np.concatenate(parts)
-
-    def logits_given(self, inputs: Mapping[Input, mx.array]) -> NDArray[np.float32]:
-        """Logits `[rows, n, d_vocab]` where these inputs read what they read in the clean run plus `inputs`.
-
-        Every other input reads the current run. Each change is `[rows, n, pos, d_model]`; many rows are for
-        the caller to split (`rows_at_once`).
-        """
-        rows = max(len(change) for change in inputs.values())
-        fixed = np.zeros((rows, self.n_edges), dtype=bool)
-        for receiver in inputs:
-            fixed[:, self._edges_into[receiver]] = True  # what they would read otherwise does not matter
-        return self._batches.logits(fixed, inputs)
-
-    def corruption(self, sender: Node) -> mx.array:
-        """What a patched edge of this sender carries, minus out(clean): [n, pos, d_model]."""
-        return self._corruption[self._at[sender]]
-
-    def mlp_change(self, layer: int, change: mx.array) -> mx.array:
-        """How an MLP's output changes [rows, n, pos, d_model] when its input does."""
-        return self._batches.mlp_change(layer, change)

@@ -1,10 +1,9 @@
-"""How well a circuit does the work of its model: faithfulness, completeness, minimality.
+"""How well a circuit does the work of its model: faithfulness, completeness, minimality, curves over sizes.
 
-Faithfulness f(C) is defined where it is measured (`faithfulness.py`). It is sensitive to what is ablated and
-how (Miller et al. 2024): numbers from other ablations are other numbers.
+    f(C) = (m(C) − m(∅)) / (m(M) − m(∅))     m with every edge outside C ablated; M is the whole model
 
-What lives here: which circuits these measures compare. What doesn't: circuits of growing size, CPR and CMD
-(`faithfulness.py`), the runs (`faithfulness.py`), the circuit (`circuit.py`).
+Faithfulness f is sensitive to the ablation (Miller et al. 2024): values under different ablations cannot be
+compared.
 """
 
 from __future__ import annotations
@@ -16,20 +15,17 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from mlxterp import metrics
 from mlxterp.causal.circuits.circuit import Circuit, EdgeScores, scores_in_order
 from mlxterp.causal.circuits.edge_patching import EdgeAblation, EdgeRun, Mask
 from mlxterp.causal.circuits.graph import Edge, Node
 from mlxterp.causal.prompts.alignment import Align
-from mlxterp.causal.prompts.pair import Prepared, PromptPair, prepare
+from mlxterp.causal.prompts.pair import MetricLike, Pairs, Prepared, prepare
 from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import NoGap, SweepError
 from mlxterp.results import CircuitResult
 from mlxterp.statistics.effects import Effects, effects
 
-Pairs: TypeAlias = PromptPair | Sequence[PromptPair] | Prepared
 SomeCircuit: TypeAlias = Circuit | CircuitResult | Iterable[Edge | str]
-MetricLike: TypeAlias = str | metrics.MetricFunction | metrics.Metric | None
 
 
 class Evaluation:
@@ -73,7 +69,7 @@ class Evaluation:
     def effects(self, removed: Mask, *, seed: int = 0) -> Effects:
         """f of each row of removed edges."""
         one, zero = self.prepared.clean_metric, self.nothing
-        return effects(self.metric(removed), one=one, zero=zero, seed=seed)
+        return effects(self.metric(removed), one=one, zero=zero, clusters=self.prepared.clusters, seed=seed)
 
     def metric(self, removed: Mask) -> NDArray[np.float64]:
         """The metric `[n_examples, rows]` with each row of edges removed."""
@@ -135,7 +131,7 @@ def faithfulness(
     token_budget: int | None = None,
     seed: int = 0,
 ) -> Effects:
-    """f(C) as a ratio of means over pairs, with each pair's own value and a bootstrap interval.
+    """f(C) as a ratio of means over pairs, with each pair's own value and an interval.
 
     Its arrays have one entry, for the circuit: `faithfulness(…).effects[0]`.
 
@@ -144,16 +140,15 @@ def faithfulness(
         metric: see `mlxterp.metrics.resolve`.
         align: as for `activation_patching`; as in `acdc`, positions without a counterpart are not ablated.
         ablation: what removed edges carry, as for `acdc`; f is 0 where all carry that.
-        seed: of the bootstrap.
+        seed: kept for callers of earlier versions; intervals are no longer drawn.
 
     Raises:
         SweepError: an edge that this model does not have.
     """
-    several = [circuit]
     return faithfulnesses(
         model,
         pairs,
-        several,
+        [circuit],
         metric=metric,
         align=align,
         ablation=ablation,
@@ -206,10 +201,6 @@ def completeness(
     chosen = Circuit.of(circuit)
     nodes, rng = chosen.components, np.random.default_rng(seed)
     base = on.removed(chosen)
-    drawn = [
-        tuple(n for n, taken in zip(nodes, row, strict=True) if taken)
-        for row in rng.random((samples, len(nodes))) < 0.5
-    ]
 
     def measured(sets: Sequence[tuple[Node, ...]]) -> list[Completeness]:
         gone = [on.removed_nodes(each) for each in sets]
@@ -217,7 +208,7 @@ def completeness(
         halves = zip(sets, found[: len(sets)].tolist(), found[len(sets) :].tolist(), strict=True)
         return [Completeness(each, in_circuit, in_model) for each, in_circuit, in_model in halves]
 
-    rows = measured([(), *drawn])
+    rows = measured([(), *_draw_subsets(nodes, samples, rng)])
     grown: tuple[Node, ...] = ()
     for _ in range(min(greedy, len(nodes))):
         best = max(measured([(*grown, n) for n in nodes if n not in grown]), key=lambda row: row.gap)
@@ -251,10 +242,7 @@ def minimality(
     found = []
     for node in nodes:
         others = [n for n in nodes if n != node]
-        sets = [()] + [
-            tuple(n for n, taken in zip(others, row, strict=True) if taken)
-            for row in rng.random((samples, len(others))) < 0.5
-        ]
+        sets = [(), *_draw_subsets(others, samples, rng)]
         without = [base | on.removed_nodes(each) for each in sets]
         also = [base | on.removed_nodes((*each, node)) for each in sets]
         f = on.f(without + also)
@@ -262,6 +250,12 @@ def minimality(
         at = int(np.argmax(change))
         found.append(Minimality(node, float(change[at]), sets[at]))
     return tuple(found)
+
+
+def _draw_subsets(nodes: Sequence[Node], samples: int, rng: np.random.Generator) -> list[tuple[Node, ...]]:
+    """Random subsets; each node is in with probability one half."""
+    rows = rng.random((samples, len(nodes))) < 0.5
+    return [tuple(n for n, taken in zip(nodes, row, strict=True) if taken) for row in rows]
 
 
 SIZES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)

@@ -5,8 +5,6 @@ runs from a writer to one input of a later reader: a head's queries `q`, keys `k
 logits. Keys and values have one input per key/value head; where several query heads share one, it is a node
 of its own, written `L3.KV1`, which feeds those heads. The graph is complete: the residual stream adds
 everything up (Elhage et al. 2021), so each writer reaches each later reader.
-
-What lives here: names and order. What doesn't: any computation.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """What one node of the computational graph writes, given what it reads: a head from its q, k and v inputs, an
 MLP from its input, the logits from theirs.
 
-The model's own block runs, with taps that hand each projection the input it is meant to read and that stop
-the block where the output is seen. So rotary embedding, masks, norms and gates are the model's own. What
-doesn't live here: which inputs (`edge_patching.py`), which edges (`graph.py`).
+The model's own block runs, with taps that give each projection its own input and stop the block behind the
+output. So rotary embedding, masks, norms and gates are the model's own.
 """
 
 from __future__ import annotations
@@ -16,25 +15,25 @@ import mlx.nn as nn
 import numpy as np
 from numpy.typing import NDArray
 
-from mlxterp.causal.batching.prefix_caches import CommonPrefix
+from mlxterp.causal.batching.base_run import PrefixCache
+from mlxterp.causal.circuits.partial_blocks import (
+    Taps,
+    present,
+    run_until_reached,
+    stop_with_input,
+    stop_with_output,
+    without_attention,
+)
 from mlxterp.core.architecture import linear
 from mlxterp.core.architecture.attention import NAME as ATTENTION_FUNCTION
 from mlxterp.core.architecture.parts import Layer
 from mlxterp.core.model import InterpretableModel
-from mlxterp.core.taps import Around, renamed, tapped
+from mlxterp.core.taps import Around, renamed
 from mlxterp.errors import CapabilityUnavailable
 
 _PROJECTIONS = ("q_proj", "k_proj", "v_proj")
 _AGREEMENT = 1e-4
 """How far one head computed by itself may be from the same head among all, relative to the largest value."""
-
-
-class _Seen(Exception):
-    """Ends a block's call where the output asked for is known."""
-
-    def __init__(self, output: mx.array) -> None:
-        super().__init__()
-        self.output = output
 
 
 class NodeOutputs:
@@ -49,7 +48,7 @@ class NodeOutputs:
     """
 
     def __init__(
-        self, model: InterpretableModel, length: int, before: Sequence[CommonPrefix] | None = None
+        self, model: InterpretableModel, length: int, before: Sequence[PrefixCache] | None = None
     ) -> None:
         architecture = model.architecture
         architecture.require("decomposed", "head_outputs", "unembedding")
@@ -81,11 +80,8 @@ class NodeOutputs:
         """What the MLP adds to the stream [rows, pos, d_model] when it reads `h`."""
         part = self._architecture.layers[layer]
         scale = self._architecture.mlp_scale
-        taps: list[tuple[nn.Module, Around]] = [(_there(part.attn), _nothing)]
-        if part.attn_adds is not part.attn:
-            taps.append((_there(part.attn_adds), _nothing))
-        taps.append((_there(part.mlp_adds), _output_seen))
-        out = self._until_seen(layer, h, taps).astype(mx.float32)
+        taps = [*without_attention(part), (present(part.mlp_adds), stop_with_output)]
+        out = self._run(layer, h, taps).astype(mx.float32)
         return out if scale == 1.0 else out * scale
 
     def logits(self, h: mx.array) -> NDArray[np.float32]:
@@ -120,20 +116,20 @@ class NodeOutputs:
         ends = np.cumsum([len(x) for x in inputs]).tolist()
         begins = [0, *ends[:-1]]
         parts = [slice(a, b) for a, b in zip(begins, ends, strict=True)]
-        taps: list[tuple[nn.Module, Around]] = []
+        taps: Taps = []
         names: list[tuple[dict[str, Any], Any]] = []
         if _separate(part):
             normed: list[mx.array] = []
-            taps.append((_there(part.attn), _split(normed, parts, rows)))
+            taps.append((present(part.attn), _split(normed, parts, rows)))
             for i, name in enumerate(_PROJECTIONS):
-                module = _there(part.attn)[name]
+                module = present(part.attn)[name]
                 taps.append((module, self._projection(module, normed, i, rows, only)))
         else:
             stand_in = _attend_parts(part.namespace[ATTENTION_FUNCTION], parts, rows)
             names.append((part.namespace, stand_in))
-        taps.append((_there(part.out_proj), _input_seen))
+        taps.append((present(part.out_proj), stop_with_input))
         with renamed(ATTENTION_FUNCTION, names):
-            z = self._until_seen(layer, mx.concatenate(list(inputs)), taps)
+            z = self._run(layer, mx.concatenate(list(inputs)), taps)
         return z[:rows].reshape(rows, z.shape[1], self.n_heads, -1)
 
     def _projection(
@@ -168,7 +164,7 @@ class NodeOutputs:
         """Whether a head's own rows of the projections are enough: not where a norm spans heads (olmo2)."""
         layers = self._architecture.layers
         plain = all(
-            type(_there(layer.attn)[name]) in (nn.Linear, nn.QuantizedLinear)
+            type(present(layer.attn)[name]) in (nn.Linear, nn.QuantizedLinear)
             for layer in layers
             if _separate(layer)
             for name in _PROJECTIONS
@@ -186,15 +182,11 @@ class NodeOutputs:
                     return False
         return True
 
-    def _until_seen(self, layer: int, h: mx.array, taps: Sequence[tuple[nn.Module, Around]]) -> mx.array:
-        with tapped(taps):
-            try:
-                self._architecture.block(layer, h.astype(self._dtype), self._prologue)
-            except _Seen as seen:
-                return seen.output
-        raise CapabilityUnavailable(
-            f"{self._architecture.name}: layer {layer} ran without calling the module whose output is wanted."
+    def _run(self, layer: int, h: mx.array, taps: Taps) -> mx.array:
+        found: mx.array = run_until_reached(
+            self._architecture, layer, h.astype(self._dtype), self._prologue, taps
         )
+        return found
 
 
 def _separate(layer: Layer) -> bool:
@@ -222,21 +214,3 @@ def _attend_parts(original: Callable[..., mx.array], parts: Sequence[slice], row
         return mx.concatenate([z, mx.zeros((len(q) - rows, *z.shape[1:]), dtype=z.dtype)])
 
     return attend
-
-
-def _nothing(_: Callable[..., Any], x: mx.array, *__: Any, **___: Any) -> mx.array:
-    return mx.zeros_like(x)
-
-
-def _output_seen(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    y = call(*args, **kwargs)
-    raise _Seen(y[0] if isinstance(y, tuple) else y)
-
-
-def _input_seen(_: Callable[..., Any], x: mx.array, *__: Any, **___: Any) -> Any:
-    raise _Seen(x)
-
-
-def _there(part: nn.Module | None) -> nn.Module:
-    assert part is not None, "a capability was not required before its part was used"
-    return part

@@ -1,49 +1,46 @@
 """Attribution patching: what patching each site would do, estimated for all sites by one backward pass.
 
-What lives here: what may be asked, for every component, with the two fixes of AtP*, and the result. What
-doesn't: the backward pass (`gradients.py`), what a gradient is multiplied with (`estimates.py`), patching the
-strongest sites (`verification.py`), the cautions (`attribution_patching.py`), edges (`edge_attribution.py`).
+With the two fixes of AtP*, steps along the path between both inputs, verification of the strongest sites, and
+cautions that say what limits the estimates.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 
-from mlxterp.causal.batching import sweep
 from mlxterp.causal.gradients.backward import refuse_at_its_minimum
-from mlxterp.causal.gradients.estimates import ComponentRequest, Subject, estimates
-from mlxterp.causal.gradients.verification import Places, Verified, refuse_count, verified
+from mlxterp.causal.gradients.estimates import ComponentRequest, Estimates, Subject, estimates
+from mlxterp.causal.gradients.verification import Places, Verified, refuse_count, verify_strongest
 from mlxterp.causal.patching.sites import (
     By,
     Direction,
     Grid,
-    axes_of,
+    Sweeps,
+    check_sweeps,
+    patching_result,
+    plan_sweeps,
     runs_of,
-    swept_positions,
-    token_labels,
-    within,
 )
 from mlxterp.causal.prompts.alignment import Align
 from mlxterp.causal.prompts.encoding import Prompt
-from mlxterp.causal.prompts.pair import PromptPair, as_pairs, prepare
-from mlxterp.core.hook_points import component_name
+from mlxterp.causal.prompts.pair import MetricLike, Pairs, as_pairs, prepare
 from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import SweepError
-from mlxterp.metrics import Floats, Metric, MetricFunction
+from mlxterp.metrics import Floats
 from mlxterp.results import PatchingResult
 from mlxterp.results.shows import number
 from mlxterp.statistics.effects import effects
 
 UNSTEADY, NAMED = 0.1, 6
-"""From which range of single steps' effects on a site is named, if it is also above their mean; and how many
-are named."""
+"""A site is named if the range of its single steps' effects is above this and above their mean; at most so
+many are named."""
 
 MISSED = 0.1
-"""From which effect of a site drawn at random the estimates are said to miss sites, if it is also above the
-median of the strongest."""
+"""The estimates miss sites if one drawn at random has an effect above this and above the median of the
+strongest."""
 
 STREAM = ("resid_pre", "resid_mid", "resid_post")
 """Components that are the residual stream itself."""
@@ -81,7 +78,7 @@ def cautions(
 
 
 def unsteady(wanted: ComponentRequest, by_step: Floats, *, checked: Verified | None) -> Iterator[str]:
-    """Where single steps [steps, *grid] say so different things that their mean is no more than a hint.
+    """Where single steps [steps, *grid] differ so much that their mean is no more than a hint.
 
     Sites that were patched are not named: there the mean is not what counts.
     """
@@ -158,12 +155,12 @@ EVERY_NODE: tuple[tuple[str, By | None], ...] = (("z", "layer_pos_head"), ("mlp_
 
 def attribution_patching(
     model: InterpretableModel,
-    clean: Prompt | PromptPair | Sequence[PromptPair],
+    clean: Prompt | Pairs,
     corrupted: Prompt | None = None,
     *,
     component: str = "z",
     by: By | None = None,
-    metric: str | MetricFunction | Metric | None = None,
+    metric: MetricLike = None,
     answer: str | int | None = None,
     foil: str | int | None = None,
     direction: Direction = "denoising",
@@ -201,7 +198,7 @@ def attribution_patching(
             drawn at random; what is measured replaces what was estimated (`measured` says where). The
             cautions say how far off the estimates were, and how many of the sites left may have a larger
             effect than the random ones (95 % confidence). Costs a patched run for each of them, per pair.
-        seed: of the bootstrap, and of that draw.
+        seed: of that draw.
 
     Over heads (z) of SmolLM2-135M, three single IOI pairs and two sets of 8, both directions, against
     patching all 270: Pearson correlation, and how many of the ten strongest heads are the same.
@@ -248,11 +245,11 @@ def attribution_patching(
 
 def attribution_patchings(
     model: InterpretableModel,
-    clean: Prompt | PromptPair | Sequence[PromptPair],
+    clean: Prompt | Pairs,
     corrupted: Prompt | None = None,
     *,
-    sweeps: Sequence[tuple[str, By | None]] = EVERY_NODE,
-    metric: str | MetricFunction | Metric | None = None,
+    sweeps: Sweeps = EVERY_NODE,
+    metric: MetricLike = None,
     answer: str | int | None = None,
     foil: str | int | None = None,
     direction: Direction = "denoising",
@@ -274,93 +271,62 @@ def attribution_patchings(
     Returns:
         one result per sweep, in the order of `sweeps`.
     """
-    if direction not in get_args(Direction):
-        raise SweepError(
-            f"direction {direction!r} is not known. Choose one of: {', '.join(get_args(Direction))}."
-        )
-    if not sweeps:
-        raise SweepError("sweeps is empty. Name at least one, as in sweeps=[('z', 'layer_head')].")
-    names = [component_name(component) for component, _ in sweeps]
-    chosen = [axes_of(name, by) for name, (_, by) in zip(names, sweeps, strict=True)]
-    model.architecture.require(*names)
+    named = check_sweeps(model, sweeps, direction)
     _refuse_steps(steps, grad_drop=grad_drop)
     refuse_count(verify)
     if grad_drop:
-        _refuse_dropping(model, names)
-    pairs = as_pairs(clean, corrupted, answer=answer, foil=foil)
-    prepared = prepare(model, pairs, metric, align=align)
-    if "pattern" in names and prepared.alignment.kind != "strict":
-        raise SweepError(
-            "patterns have a source axis as long as the prompt, so they cannot be compared between prompts "
-            "of different lengths. Use prompts of the same length, or component='z'."
-        )
+        _refuse_dropping(model, [name for name, _ in named])
+    prepared = prepare(model, as_pairs(clean, corrupted, answer=answer, foil=foil), metric, align=align)
     if steps == 1:
         refuse_at_its_minimum(prepared.metric, "clean" if direction == "noising" else "corrupted")
     runs = runs_of(prepared, direction)
-    swept = swept_positions(positions, runs)
+    planned = plan_sweeps(model, runs, named, layers, positions)
     wanted = [
-        ComponentRequest(
-            name,
-            Grid(
-                axes=along,
-                layers=within(layers, model.n_layers, "layers"),
-                positions=swept,
-                heads=tuple(range(sweep.n_heads_of(model, name))) if "head" in along else (None,),
-            ),
-            exact_softmax=qk_fix and name in ("q", "k"),
-        )
-        for name, along in zip(names, chosen, strict=True)
+        ComponentRequest(each.component, each.grid, qk_fix and each.component in ("q", "k"))
+        for each in planned
     ]
     if any(each.exact_softmax for each in wanted):
         model.architecture.require("q", "k", "pattern")
-    whole = prepared.alignment.kind == "strict"
-    if steps > 1 and not whole:
+    if steps > 1 and runs.mapped:
         raise SweepError(
             f"steps={steps} goes from one run's embeddings to the other's, position by position, and these "
             "prompts are aligned by a map. Use steps=1, or prompts of the same length."
         )
-    subject = Subject(model, prepared, runs, given_metric=metric, whole_input=whole)
-    estimated, of_input, by_step = estimates(subject, wanted, grad_drop=grad_drop, steps=steps)
-    one, zero = prepared.clean_metric, prepared.corrupted_metric
-    if direction == "noising":
-        one, zero = zero, one
-    facts = prepared.measured_on(model) | {"direction": direction, "bootstrap_seed": seed, "steps": steps}
-    gap = float(one.mean() - zero.mean())
-    if whole:
-        facts["estimate_of_patching_the_whole_input"] = float(of_input.mean() / gap)
-    metrics = [zero.reshape(-1, *[1] * (changes.ndim - 1)) + changes for changes in estimated]
+    subject = Subject(model, prepared, runs, whole_input=not runs.mapped)
+    estimated: Estimates = estimates(subject, wanted, grad_drop=grad_drop, steps=steps)
+    facts = prepared.measured_on(model) | {"direction": direction, "seed": seed, "steps": steps}
+    gap = float(runs.source_metric.mean() - runs.base_metric.mean())
+    if subject.whole_input:
+        facts["estimate_of_patching_the_whole_input"] = float(estimated.of_input.mean() / gap)
+    values = [
+        runs.base_metric.reshape(-1, *[1] * (changes.ndim - 1)) + changes for changes in estimated.of_sites
+    ]
     checks: Sequence[Verified | None] = [None] * len(wanted)
     if verify:
-        grids = [(each.name, each.grid) for each in wanted]
-        checks = verified(model, prepared, runs, grids, metrics, one=one, verify=verify, seed=seed)
+        swept = list(zip(planned, values, strict=True))
+        checks = verify_strongest(model, prepared, runs, swept, verify=verify, seed=seed)
     results = []
-    for i, (each, values, checked) in enumerate(zip(wanted, metrics, checks, strict=True)):
-        found = effects(values if checked is None else checked.values, one=one, zero=zero, seed=seed)
-        fixes = ["the QK fix"] * each.exact_softmax + ["GradDrop"] * grad_drop
-        fixes += [f"{steps} steps"] * (steps > 1)
+    for i, (each, request, checked) in enumerate(zip(planned, wanted, checks, strict=True)):
+        final = values[i] if checked is None else checked.values
+        found = effects(
+            final, one=runs.source_metric, zero=runs.base_metric, clusters=prepared.clusters, seed=seed
+        )
+        limits = [*cautions(request, facts, grad_drop=grad_drop, checked=checked)]
+        if estimated.by_step:
+            limits += unsteady(request, estimated.by_step[i].mean(axis=0) / gap, checked=checked)
+        options = ["the QK fix"] * request.exact_softmax + ["GradDrop"] * grad_drop
+        options += [f"{steps} steps"] * (steps > 1)
         if checked is not None:
-            fixes.append(f"{len(checked.strongest)} sites verified")
-        along = each.grid.axes
+            options.append(f"{len(checked.strongest)} sites verified")
         results.append(
-            PatchingResult(
-                effects=found.effects,
-                axes=along,
-                component=each.name,
-                by="_".join(along),
-                direction=direction,
-                metric=prepared.metric.name,
-                clean_metric=float(prepared.clean_metric.mean()),
-                corrupted_metric=float(prepared.corrupted_metric.mean()),
-                labels={"pos": token_labels(model, prepared, direction, swept)} if "pos" in along else {},
-                indices=each.grid.indices(),
-                per_example=found.per_example if len(prepared.pairs) > 1 else None,
-                ci_low=found.low,
-                ci_high=found.high,
-                method="attribution patching" + (f" with {' and '.join(fixes)}" if fixes else ""),
-                cautions=(
-                    *cautions(each, facts, grad_drop=grad_drop, checked=checked),
-                    *(unsteady(each, by_step[i].mean(axis=0) / gap, checked=checked) if by_step else ()),
-                ),
+            patching_result(
+                model,
+                prepared,
+                runs,
+                each,
+                found,
+                method="attribution patching" + (f" with {' and '.join(options)}" if options else ""),
+                cautions=(*limits, *found.cautions),
                 measured=None if checked is None else checked.measured,
                 measured_on=facts if checked is None else facts | {"verified": checked.facts()},
             )

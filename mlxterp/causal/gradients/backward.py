@@ -1,9 +1,8 @@
 """The gradient of a metric at many places of a model at once: one forward and one backward.
 
 A zero is added at every place, and the metric is differentiated with respect to the zeros; so quantised
-layers, norms and attention are passed through as the model computes them. What lives here: the backward pass,
-and the metrics as functions that can be differentiated. What doesn't: what the gradients are multiplied with
-(`attribution.py`, `edge_attribution.py`).
+layers, norms and attention are passed through as the model computes them. The metrics are here too, as
+functions of mlx arrays.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ Differentiable: TypeAlias = Callable[[mx.array], mx.array]
 """Float32 logits [n, d_vocab] at the answer position → n numbers."""
 
 Plus: TypeAlias = Callable[[Hashable, mx.array], mx.array]
-"""plus(place, x): the activation at a place that is differentiated at; the forward goes on with its value."""
+"""plus(place, x): the activation at a place of the gradient; the forward continues with its value."""
 
 T = TypeVar("T")
 
@@ -63,8 +62,8 @@ def gradients(
     def run(plus: Plus) -> tuple[mx.array, dict[HookPoint, mx.array]]:
         added = [interventions.edit(point, partial(plus, point)) for point in points]
         with last_position_only(model, ()):
-            logits, seen = model.run(ids, interventions=[*added, *edits], capture=list(capture))
-        return mx.sum(metric(logits[:, -1].astype(mx.float32))), seen
+            logits, captured = model.run(ids, interventions=[*added, *edits], capture=list(capture))
+        return mx.sum(metric(logits[:, -1].astype(mx.float32))), captured
 
     return slopes(run)
 
@@ -74,11 +73,11 @@ def slopes(run: Callable[[Plus], tuple[mx.array, T]]) -> tuple[dict[Any, mx.arra
     else it gives."""
     shapes: dict[Any, tuple[int, ...]] = {}
 
-    def noting(place: Hashable, x: mx.array) -> mx.array:
+    def record_shape(place: Hashable, x: mx.array) -> mx.array:
         shapes[place] = x.shape
         return x
 
-    run(noting)  # lazy: nothing of it is computed
+    run(record_shape)  # lazy: nothing of it is computed
     zeros = [mx.zeros(shape) for shape in shapes.values()]
 
     def of_zeros(zeros: list[mx.array]) -> tuple[mx.array, T]:
@@ -93,26 +92,26 @@ def differentiable(given: Any, metric: Metric, targets: Targets) -> Differentiab
     """The metric on mlx arrays.
 
     Args:
-        given: what the caller passed as metric: a callable of their own is called with an mlx array (and
-            the targets, if it takes them).
-        metric, targets: what it was resolved to, and the targets of the examples in each call.
+        given: the metric as the caller passed it; a function is called with an mlx array (and the targets,
+            if it takes them).
+        metric, targets: the resolved metric, and the targets of the examples in each call.
 
     Raises:
         MetricError: a metric that cannot be differentiated.
     """
-    if metrics.METRICS.get(metric.name) is metric:
+    if metric.name in _NAMED and metrics.METRICS.get(metric.name) is metric:
         return _NAMED[metric.name](targets)
     own = given if callable(given) and not isinstance(given, Metric) else metric.function
     if own is not None:
         return _own(metrics.asked(own, targets), metric.name)
     raise MetricError(
         f"metric {metric.name!r} cannot be differentiated: it computes on numpy arrays. Use one of "
-        f"{', '.join(metrics.METRICS)}, or pass a function that also takes mlx arrays [n, d_vocab]."
+        f"{', '.join(_NAMED)}, or pass a function that also takes mlx arrays [n, d_vocab]."
     )
 
 
 def refuse_at_its_minimum(metric: Metric, base: str) -> None:
-    """A distance from the clean run has no slope in the clean run, so nothing can be read off there."""
+    """A distance from the clean run has no slope in the clean run, where every estimate would be 0."""
     if base == "clean" and "clean_logits" in metric.needs:
         raise MetricError(
             f"metric {metric.name!r} is a distance from the clean run, so its gradient there is 0 and every "

@@ -1,8 +1,6 @@
 """Estimates of patching to first order: a gradient at each site, times the change that a patch would make.
 
-What lives here: the runs and the products, for some examples at a time. What doesn't: the backward pass
-(`gradients.py`), the exact softmax of the QK fix (`qk_fix.py`), what is asked and reported
-(`attribution.py`).
+Examples are taken in batches small enough for one backward pass.
 """
 
 from __future__ import annotations
@@ -10,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import mlx.core as mx
 import numpy as np
@@ -28,7 +26,7 @@ from mlxterp.core.model import InterpretableModel
 from mlxterp.metrics import Floats
 
 EMBED = HookPoint("embed")
-Seen: TypeAlias = dict[HookPoint, mx.array]
+Activations: TypeAlias = dict[HookPoint, mx.array]
 Reduce: TypeAlias = Callable[[mx.array], mx.array]
 """A gradient [rows, …] → estimates [rows, pos, head]; pos or head is 1 where there is no such axis.
 
@@ -38,7 +36,7 @@ Rows are the examples, or several times the examples, one time after the other.
 
 @dataclass(frozen=True)
 class ComponentRequest:
-    """One component: its result's grid, and whether its queries or keys go through the softmax exactly."""
+    """A component to estimate: its grid, and whether its queries or keys go through the softmax exactly."""
 
     name: str
     grid: Grid
@@ -62,14 +60,12 @@ class Subject:
     """What is estimated on.
 
     Attributes:
-        given_metric: as the caller passed it, for a metric of their own.
         whole_input: also estimate patching the whole embedding, whose true effect is known to be the gap.
     """
 
     model: InterpretableModel
     prepared: Prepared
     runs: Runs
-    given_metric: Any
     whole_input: bool
 
 
@@ -196,18 +192,18 @@ class _ExampleBatch:
         *,
         edits: Sequence[Intervention] = (),
         capture: Sequence[HookPoint] = (),
-    ) -> tuple[Seen, Seen]:
+    ) -> tuple[Activations, Activations]:
         prepared = self._subject.prepared
-        metric = differentiable(self._subject.given_metric, prepared.metric, prepared.targets.take(examples))
+        metric = differentiable(prepared.metric, prepared.metric, prepared.targets.take(examples))
         return gradients(self._model, tokens, points, metric, edits=edits, capture=capture)
 
-    def _base_run(self) -> tuple[Seen, list[qk_fix.Scores]]:
+    def _base_run(self) -> tuple[Activations, list[qk_fix.Scores]]:
         """The base run's activations, and how each layer computes its attention."""
         if not self._exact_softmax:
             return sweep.capture(self._model, self._tokens, self._read), []
-        with qk_fix.recording(self._model) as attended:
-            seen = sweep.capture(self._model, self._tokens, self._read, token_budget=self._tokens.size)
-        return seen, attended
+        with qk_fix.record_scores(self._model) as attended:
+            captured = sweep.capture(self._model, self._tokens, self._read, token_budget=self._tokens.size)
+        return captured, attended
 
     def _holding(self, layers: Sequence[int]) -> list[Intervention]:
         """In the i-th group of rows, no gradient passes what `layers[i]` adds to the stream."""
@@ -220,26 +216,26 @@ class _ExampleBatch:
             for name in names
         ]
 
-    def _of_input(self, base: Seen, slopes: Seen) -> mx.array:
+    def _of_input(self, base: Activations, slopes: Activations) -> mx.array:
         """Of the whole input [rows], where the rows of `slopes` are the examples, once or several times."""
         if not self._input:
             return mx.full((len(self._examples),), mx.nan)
         change = self._source[EMBED].astype(mx.float32) - base[EMBED].astype(mx.float32)
         return mx.sum(_product(change, slopes[EMBED]), axis=(1, 2))
 
-    def _on_grid(self, wanted: ComponentRequest, reductions: Sequence[Reduce], slopes: Seen) -> mx.array:
+    def _on_grid(
+        self, wanted: ComponentRequest, reductions: Sequence[Reduce], slopes: Activations
+    ) -> mx.array:
         """Estimates [rows, *grid]: summed over the positions or heads that are patched all at once."""
         pairs = zip(wanted.differentiated, reductions, strict=True)
         found = mx.stack([reduce(slopes[at]) for at, reduce in pairs], axis=1)  # [rows, layer, pos, head]
-        if found.shape[2] == len(
-            self._own
-        ):  # where both runs are the same, nothing is patched, not even rounding
+        if found.shape[2] == len(self._own):  # where both runs are the same, the estimate is exactly 0
             found = mx.where(self._changes, found, 0.0)
         together = [axis for axis, name in ((2, "pos"), (3, "head")) if name not in wanted.grid.axes]
         return mx.sum(found, axis=together).reshape(len(found), *wanted.grid.shape)
 
     def _reductions(
-        self, wanted: ComponentRequest, base: Seen, attended: Sequence[qk_fix.Scores]
+        self, wanted: ComponentRequest, base: Activations, attended: Sequence[qk_fix.Scores]
     ) -> list[Reduce]:
         if wanted.exact_softmax:
             return [
@@ -247,7 +243,7 @@ class _ExampleBatch:
             ]
         return [self._linear(point, base) for point in wanted.differentiated]
 
-    def _linear(self, point: HookPoint, base: Seen) -> Reduce:
+    def _linear(self, point: HookPoint, base: Activations) -> Reduce:
         pos, head = axes(point).pos, axes(point).head
         own = mx.array(self._own)
         change = self._theirs(point).astype(mx.float32) - mx.take(base[point], own, axis=pos).astype(
@@ -267,7 +263,7 @@ class _ExampleBatch:
         return mx.take(self._source[point], mx.array(self._other), axis=axes(point).pos)
 
     def _through_softmax(
-        self, wanted: ComponentRequest, layer: int, base: Seen, attended: qk_fix.Scores
+        self, wanted: ComponentRequest, layer: int, base: Activations, attended: qk_fix.Scores
     ) -> Reduce:
         """Of a gradient at the pattern [rows, n_heads, dest, src]."""
         q, k = base[HookPoint("q", layer)], base[HookPoint("k", layer)]

@@ -1,8 +1,7 @@
 """The QK fix of AtP*: queries and keys go through the softmax exactly, and on from the pattern by a gradient.
 
 Where attention is saturated the softmax has no slope, so a gradient at q or k misses that another query would
-attend elsewhere (Kramár et al. 2024, 2403.00745). What lives here: the change of the pattern. What doesn't:
-the gradient at the pattern (`gradients.py`).
+attend elsewhere (Kramár et al. 2024, 2403.00745).
 """
 
 from __future__ import annotations
@@ -36,9 +35,9 @@ class Scores:
 
 
 @contextmanager
-def recording(model: InterpretableModel) -> Iterator[list[Scores]]:
+def record_scores(model: InterpretableModel) -> Iterator[list[Scores]]:
     """A list that fills with each layer's scores, in order, while the model runs with no pattern edited."""
-    seen: list[Scores] = []
+    recorded: list[Scores] = []
     namespaces: list[dict[str, Any]] = []
     for layer in model.architecture.layers:
         if attention.NAME not in layer.namespace:
@@ -59,13 +58,13 @@ def recording(model: InterpretableModel) -> Iterator[list[Scores]]:
             mask: mx.array | str | None = None,
             **rest: Any,
         ) -> Any:
-            seen.append(Scores(scale, mask, rest.get("sinks")))
+            recorded.append(Scores(scale, mask, rest.get("sinks")))
             return original(queries, keys, values, cache, scale=scale, mask=mask, **rest)
 
         return attend
 
     with renamed(attention.NAME, [(names, stand_in(names[attention.NAME])) for names in namespaces]):
-        yield seen
+        yield recorded
 
 
 def one_key_each(

@@ -1,9 +1,4 @@
-"""The strongest estimates verified by patching, and some of the others at random.
-
-What lives here: which sites are patched, their measured metrics in place of the estimated ones, how far both
-lie apart. What doesn't: the estimates (`estimates.py`), patching (`activation_patching.py`), what a reader is
-told of it (`attribution_patching.py`).
-"""
+"""Estimates verified by patching: of the strongest sites, and of some others drawn at random."""
 
 from __future__ import annotations
 
@@ -16,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlxterp.causal.patching.activation_patching import patched_metrics
-from mlxterp.causal.patching.sites import Grid, Runs
+from mlxterp.causal.patching.sites import Grid, Runs, Sweep
 from mlxterp.causal.prompts.pair import Prepared
 from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import SweepError
@@ -101,54 +96,49 @@ def refuse_count(verify: object) -> None:
         )
 
 
-def verified(
+def verify_strongest(
     model: InterpretableModel,
     prepared: Prepared,
     runs: Runs,
-    sweeps: Sequence[tuple[str, Grid]],
-    estimated: Sequence[Floats],
+    estimated: Sequence[tuple[Sweep, Floats]],
     *,
-    one: Floats,
     verify: int,
     seed: int,
 ) -> list[Verified]:
-    """Per sweep of a component over a grid, the `verify` strongest sites patched, and half as many others.
+    """Per sweep, the `verify` strongest sites patched, and half as many others.
 
     Args:
-        estimated: per sweep, the metric `[n, *grid]` that was estimated with each site patched.
-        one: the metric `[n]` that counts as an effect of 1: the source run's.
+        estimated: each sweep with the metric `[n, *grid]` that was estimated with each site patched.
         seed: of the draw.
     """
     base = float(runs.base_metric.mean())
-    gap = float(one.mean()) - base
-    estimates = [(values.mean(axis=0) - base) / gap for values in estimated]
-    changing = [_changing(grid, runs) for _, grid in sweeps]
-    chosen = [_choose(shares, where, verify, seed) for shares, where in zip(estimates, changing, strict=True)]
-    named = []
-    for (name, grid), sites in zip(sweeps, chosen, strict=True):
-        every = grid.sites()
-        named.append((name, [every[i] for i in (*sites.strongest, *sites.sampled)]))
+    gap = float(runs.source_metric.mean()) - base
+    shares = [(values.mean(axis=0) - base) / gap for _, values in estimated]
+    changing = [_changing(each.grid, runs) for each, _ in estimated]
+    chosen = [_choose(*each, verify, seed) for each in zip(shares, changing, strict=True)]
+    places = [np.concatenate([sites.strongest, sites.sampled]) for sites in chosen]
+    every = [each.grid.sites() for each, _ in estimated]
+    named = [
+        (each.component, [sites[i] for i in at])
+        for (each, _), sites, at in zip(estimated, every, places, strict=True)
+    ]
     found = []
-    patched = patched_metrics(model, prepared, runs, named, None)
-    for (_, grid), guessed, shares, where, sites, metrics in zip(
-        sweeps, estimated, estimates, changing, chosen, patched, strict=True
-    ):
-        values, places = guessed.reshape(len(guessed), -1).copy(), np.concatenate(sites[:2])
-        values[:, places] = metrics
-        measured = ~where
-        measured[places] = True
-        effects = shares.ravel().copy()
-        effects[places] = (metrics.mean(axis=0) - base) / gap
+    for s, patched in enumerate(patched_metrics(model, prepared, runs, named, None)):
+        (swept, guessed), measured, effects = estimated[s], ~changing[s], shares[s].copy()
+        values = guessed.copy()
+        values.reshape(len(values), -1)[:, places[s]] = patched
+        measured[places[s]] = True
+        effects.reshape(-1)[places[s]] = (patched.mean(axis=0) - base) / gap
         found.append(
             Verified(
-                grid=grid,
-                values=values.reshape(guessed.shape),
-                measured=measured.reshape(grid.shape),
-                strongest=sites.strongest,
-                sampled=sites.sampled,
-                estimates=shares,
-                effects=effects.reshape(grid.shape),
-                n_left=sites.n_left,
+                grid=swept.grid,
+                values=values,
+                measured=measured.reshape(swept.grid.shape),
+                strongest=chosen[s].strongest,
+                sampled=chosen[s].sampled,
+                estimates=shares[s],
+                effects=effects,
+                n_left=chosen[s].n_left,
             )
         )
     return found

@@ -1,13 +1,9 @@
-"""Ablation of sets of components: does the behaviour need them, and do they suffice?
-
-What lives here: what stands in for an ablated activation, necessity and sufficiency. What doesn't: sets and
-random sets (`ablation.py`), the forward passes (`sweep.py`), circuits of edges.
-"""
+"""Ablation of sets of components: does the behaviour need them, and do they suffice?"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -16,6 +12,7 @@ import numpy as np
 
 from mlxterp import metrics
 from mlxterp.causal.batching import sweep
+from mlxterp.causal.batching.sweep import Progress
 from mlxterp.causal.prompts.alignment import Align
 from mlxterp.causal.prompts.encoding import (
     Ids,
@@ -26,6 +23,9 @@ from mlxterp.causal.prompts.encoding import (
     token_rows,
 )
 from mlxterp.causal.prompts.pair import (
+    MetricLike,
+    Pairs,
+    Prepared,
     PromptPair,
     as_pairs,
     prepare,
@@ -37,8 +37,9 @@ from mlxterp.core.hook_points import HookPoint, component_name, head_label
 from mlxterp.core.interventions import Intervention
 from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import MetricError, NoGap, SweepError
-from mlxterp.metrics import Floats, Metric, MetricFunction
+from mlxterp.metrics import Floats, Metric
 from mlxterp.results import AblationResult, AblationRow
+from mlxterp.statistics.clusters import clusters
 from mlxterp.statistics.effects import effects
 
 Member: TypeAlias = str | tuple[int, int]
@@ -64,19 +65,19 @@ class Part:
         return str(self.point) if self.head is None else head_label(self.layer, self.head)
 
 
-def read_parts(model: InterpretableModel, members: Sequence[Member]) -> tuple[Part, ...]:
-    """A set as written; SweepError for an empty one, a member twice, or one that does not exist."""
+def parse_parts(model: InterpretableModel, members: Sequence[Member]) -> tuple[Part, ...]:
+    """The parts of a set; SweepError for an empty set, a member twice, or one that does not exist."""
     if not members or isinstance(members, str):
         raise SweepError(
             f"{members!r} is not a set of heads. Give for instance [(9, 6), 'L10.H0', 'L3.mlp_out']."
         )
-    parts = tuple(_read(model, member) for member in members)
+    parts = tuple(_parse_member(model, member) for member in members)
     if len(set(parts)) != len(parts):
         raise SweepError(f"the set {list(members)} names a member twice. List each once.")
     return parts
 
 
-def others_of(model: InterpretableModel, parts: Sequence[Part]) -> tuple[Part, ...]:
+def complement_of(model: InterpretableModel, parts: Sequence[Part]) -> tuple[Part, ...]:
     """Everything of the kinds that occur in the set, without the set: for heads, all other heads."""
     every: list[Part] = []
     for name, per_head in sorted({(part.name, part.head is not None) for part in parts}):
@@ -95,7 +96,7 @@ def random_head_sets(
 ) -> list[tuple[tuple[int, int], ...]]:
     """`n` random sets of `k` heads `(layer, head)` each, without the excluded ones; two sets may share
     heads."""
-    left_out = {(part.layer, part.head) for part in (read_parts(model, exclude) if exclude else ())}
+    left_out = {(part.layer, part.head) for part in (parse_parts(model, exclude) if exclude else ())}
     pool = [(la, h) for la in range(model.n_layers) for h in range(model.n_heads) if (la, h) not in left_out]
     if not 1 <= k <= len(pool):
         raise SweepError(
@@ -106,7 +107,7 @@ def random_head_sets(
     return [tuple(sorted(pool[i] for i in rng.choice(len(pool), size=k, replace=False))) for _ in range(n)]
 
 
-def random_parts(
+def draw_parts(
     model: InterpretableModel, sets: Sequence[Sequence[Part]], n: int, *, seed: int, exclude: Sequence[Member]
 ) -> list[tuple[Part, ...]]:
     """`n` random sets as large as the first of `sets`, disjoint from all of them and from `exclude`."""
@@ -117,14 +118,14 @@ def random_parts(
     taken = {(part.layer, part.head) for parts in sets for part in parts if part.head is not None}
     taken |= {
         (part.layer, part.head)
-        for part in (read_parts(model, exclude) if exclude else ())
+        for part in (parse_parts(model, exclude) if exclude else ())
         if part.head is not None
     }
     drawn = random_head_sets(model, len(sets[0]), n, seed=seed, exclude=sorted(taken))
-    return [read_parts(model, heads) for heads in drawn]
+    return [parse_parts(model, heads) for heads in drawn]
 
 
-def _read(model: InterpretableModel, member: Member) -> Part:
+def _parse_member(model: InterpretableModel, member: Member) -> Part:
     name, head = "z", None
     if not isinstance(member, str):
         layer, head = int(member[0]), int(member[1])
@@ -149,7 +150,7 @@ Kind: TypeAlias = Literal["mean", "zero", "resample"]
 
 @dataclass(frozen=True)
 class _Subjects:
-    """What is ablated on: prompts as tokens, the metric, and its baselines."""
+    """The prompts of an ablation as tokens, the metric, and its baselines."""
 
     tokens: Ids
     others: Ids | None  # the corrupted prompts, position to position
@@ -159,18 +160,25 @@ class _Subjects:
     clean_metric: Floats
     corrupted_metric: Floats | None
     measured_on: dict[str, Any]
-    run: sweep.Base | None  # of the prompts, and of the corrupted ones, if they were kept
-    others_run: sweep.Base | None
+    run: sweep.BaseRun | None  # of the prompts, and of the corrupted ones, if they were kept
+    others_run: sweep.BaseRun | None
+
+    @property
+    def clusters(self) -> tuple[str, ...]:
+        """Which prompts, or pairs of them, are one independent observation."""
+        others = self.tokens if self.others is None else self.others
+        rows = zip(self.tokens.tolist(), others.tolist(), strict=True)
+        return clusters([{"clean": clean, "corrupted": corrupted} for clean, corrupted in rows]).of_pair
 
 
 def ablate(
     model: InterpretableModel,
-    prompts: PromptPair | Sequence[PromptPair] | Prompt | Sequence[Prompt],
+    prompts: Pairs | Prompt | Sequence[Prompt],
     heads: Sequence[Member] | Mapping[str, Sequence[Member]],
     *,
     kind: Kind = "mean",
     keep: bool = False,
-    metric: str | MetricFunction | Metric | None = None,
+    metric: MetricLike = None,
     answer: str | int | None = None,
     foil: str | int | None = None,
     align: Align = "strict",
@@ -179,12 +187,13 @@ def ablate(
     random_sets: int = 0,
     exclude: Sequence[Member] = (),
     seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> AblationResult:
     """The metric on the clean prompts with each set ablated (necessity), or with only it kept (sufficiency).
 
     Args:
-        prompts: pairs; or prompts alone, for "zero" and "mean" and a metric that needs no corrupted run.
+        prompts: pairs, prepared or not; or prompts alone, for "zero" and "mean" and a metric that needs no
+            corrupted run.
         heads: one set of heads `(9, 6)`, `"L9.H6"` or components `"L3.mlp_out"`; or several sets by label.
         kind: what stands in for an ablated activation. "zero"; "mean": its mean at the same position over all
             prompts given, clean and corrupted; "resample": the corrupted run's, at the aligned position.
@@ -195,7 +204,7 @@ def ablate(
         group: of the given sets, for the result: "found", or "null" for sets predicted not to matter.
         random_sets: this many random sets of heads, as large as the first set and disjoint from all of them.
         exclude: heads that random sets leave out too.
-        seed: of the random sets and the bootstrap.
+        seed: of the random sets.
 
     Returns:
         one row per set. What is left of the metric, as a share: m / m_clean for mean and zero ablation and a
@@ -210,17 +219,17 @@ def ablate(
     if kind not in get_args(Kind):
         raise SweepError(f"kind={kind!r} is not known. Choose one of: {', '.join(get_args(Kind))}.")
     sets_given = heads if isinstance(heads, Mapping) else {label: heads}
-    named = {name: read_parts(model, members) for name, members in sets_given.items()}
-    subjects = _subjects(model, prompts, metric, answer, foil, align)
+    named = {name: parse_parts(model, members) for name, members in sets_given.items()}
+    subjects = _read_subjects(model, prompts, metric, answer, foil, align)
     sets = [(name, group, parts) for name, parts in named.items()]
     if random_sets:
-        drawn = random_parts(model, list(named.values()), random_sets, seed=seed, exclude=exclude)
+        drawn = draw_parts(model, list(named.values()), random_sets, seed=seed, exclude=exclude)
         sets += [(f"random set {i + 1}", "random", parts) for i, parts in enumerate(drawn)]
-    nothing_left = _nothing_left(subjects, kind)
-    ablated = [others_of(model, parts) if keep else parts for _, _, parts in sets]
+    nothing_left = _metric_of_nothing(subjects, kind)
+    ablated = [complement_of(model, parts) if keep else parts for _, _, parts in sets]
     values = _measure(model, subjects, ablated, kind, progress)
     zero = np.zeros_like(subjects.clean_metric) if nothing_left is None else nothing_left
-    found = effects(values, one=subjects.clean_metric, zero=zero, seed=seed)
+    found = effects(values, one=subjects.clean_metric, zero=zero, clusters=subjects.clusters, seed=seed)
     rows = [
         AblationRow(
             label=name,
@@ -241,11 +250,11 @@ def ablate(
         metric=subjects.metric.name,
         clean_metric=float(subjects.clean_metric.mean()),
         corrupted_metric=None if nothing_left is None else float(nothing_left.mean()),
-        measured_on=subjects.measured_on | {"ablation": kind, "seed": seed},
+        measured_on=subjects.measured_on | {"ablation": kind, "seed": seed} | found.facts(),
     )
 
 
-def _nothing_left(subjects: _Subjects, kind: Kind) -> Floats | None:
+def _metric_of_nothing(subjects: _Subjects, kind: Kind) -> Floats | None:
     """The metric that counts as nothing left, per example; None if that is 0."""
     metric, n = subjects.metric, len(subjects.tokens)
     if kind == "resample" and subjects.others is None:
@@ -271,12 +280,12 @@ def _measure(
     subjects: _Subjects,
     ablated: Sequence[tuple[Part, ...]],
     kind: Kind,
-    progress: Callable[[int, int], None] | None,
+    progress: Progress | None,
 ) -> Floats:
     """The metric `[n_examples, n_sets]` with each set ablated."""
     points = sorted({part.point for parts in ablated for part in parts})
     n = len(subjects.tokens)
-    stand_ins = _stand_ins(model, subjects, points, kind)
+    stand_ins = _replacements(model, subjects, points, kind)
     rows = [
         sweep.Row(example, tuple(edits))
         for parts in ablated
@@ -294,11 +303,10 @@ def _measure(
     return np.asarray(values.reshape(len(ablated), n).T)
 
 
-def _stand_ins(
+def _replacements(
     model: InterpretableModel, subjects: _Subjects, points: Sequence[HookPoint], kind: Kind
 ) -> dict[HookPoint, mx.array]:
-    """What is put in: per point the mean over prompts `[1, …]`, or each corrupted prompt's activation `[n,
-    …]`."""
+    """The activations put in: per point the mean over prompts `[1, …]`, or each corrupted prompt's."""
     if kind == "zero":
         return {}
     if kind == "resample":
@@ -313,12 +321,12 @@ def _stand_ins(
             "kind='mean' over a single prompt puts in what is already there. Give several prompts of one "
             "length, or pairs, or use kind='zero' or 'resample'."
         )
-    seen = _seen_before([run for _, run in runs], points, first) or sweep.capture(model, prompts, points)
-    return {point: mx.mean(value.astype(mx.float32), axis=0, keepdims=True) for point, value in seen.items()}
+    acts = _kept_activations([run for _, run in runs], points, first) or sweep.capture(model, prompts, points)
+    return {point: mx.mean(x.astype(mx.float32), axis=0, keepdims=True) for point, x in acts.items()}
 
 
-def _seen_before(
-    runs: Sequence[sweep.Base | None], points: Sequence[HookPoint], chosen: Ids
+def _kept_activations(
+    runs: Sequence[sweep.BaseRun | None], points: Sequence[HookPoint], chosen: Ids
 ) -> dict[HookPoint, mx.array] | None:
     """Activations of the chosen of all these runs' prompts; None if not all were kept."""
     found = {}
@@ -333,8 +341,8 @@ def _seen_before(
 def _edits(
     parts: tuple[Part, ...], stand_ins: dict[HookPoint, mx.array], subjects: _Subjects, kind: Kind
 ) -> list[list[Intervention]]:
-    """Per example, what ablates the set. Where examples share an edit it is the same object, so it is made
-    once."""
+    """Per example, the edits that ablate the set. Examples share an edit where it is the same, so that it is
+    made once."""
     n = len(subjects.tokens)
     by_point: dict[HookPoint, list[int] | None] = {}
     for part in parts:
@@ -359,19 +367,19 @@ def _edits(
     return per_example
 
 
-def _subjects(
+def _read_subjects(
     model: InterpretableModel,
     prompts: Any,
-    metric: str | MetricFunction | Metric | None,
+    metric: MetricLike,
     answer: str | int | None,
     foil: str | int | None,
     align: Align,
 ) -> _Subjects:
     several = isinstance(prompts, Sequence) and not isinstance(prompts, str) and len(prompts) > 0
     first = prompts[0] if several else prompts
-    if not isinstance(first, PromptPair):
+    if not isinstance(first, PromptPair | Prepared):
         listed = list(prompts) if several and not isinstance(first, int | np.integer) else [prompts]
-        return _prompts_alone(model, listed, metric, answer, foil)
+        return _read_prompts(model, listed, metric, answer, foil)
     prepared = prepare(model, as_pairs(prompts, answer=answer, foil=foil), metric, align=align)
     return _Subjects(
         tokens=prepared.clean,
@@ -387,10 +395,10 @@ def _subjects(
     )
 
 
-def _prompts_alone(
+def _read_prompts(
     model: InterpretableModel,
     prompts: Sequence[Prompt],
-    metric: str | MetricFunction | Metric | None,
+    metric: MetricLike,
     answer: str | int | None,
     foil: str | int | None,
 ) -> _Subjects:

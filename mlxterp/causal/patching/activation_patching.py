@@ -1,48 +1,35 @@
-"""Activation patching: put one run's activation into the other, see how much of the behaviour follows.
-
-What lives here: what is put at each site, and the result. What doesn't: which sites a sweep visits
-(`sites.py`), the forward passes (`sweep.py`), pairs and baselines (`pair.py`), from metrics to effects
-(`effects.py`).
-"""
+"""Activation patching: put one run's activation into the other, see how much of the behaviour follows."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias, get_args
+from collections.abc import Sequence
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
 from mlxterp.causal.batching import sweep
+from mlxterp.causal.batching.sweep import Progress
 from mlxterp.causal.patching.sites import (
     By,
     Direction,
-    Grid,
     Runs,
     Site,
-    axes_of,
+    Sweeps,
+    check_sweeps,
+    patching_result,
+    plan_sweeps,
     runs_of,
-    swept_positions,
-    token_labels,
-    within,
 )
 from mlxterp.causal.prompts.alignment import Align
 from mlxterp.causal.prompts.encoding import Prompt
-from mlxterp.causal.prompts.pair import (
-    Prepared,
-    PromptPair,
-    as_pairs,
-    prepare,
-)
+from mlxterp.causal.prompts.pair import MetricLike, Pairs, Prepared, as_pairs, prepare
 from mlxterp.core import interventions
-from mlxterp.core.hook_points import HookPoint, axes, component_name
+from mlxterp.core.hook_points import HookPoint, axes
 from mlxterp.core.model import InterpretableModel
-from mlxterp.errors import SweepError
-from mlxterp.metrics import Floats, Metric, MetricFunction
+from mlxterp.metrics import Floats
 from mlxterp.results import PatchingResult
 from mlxterp.statistics.effects import effects
-
-Progress: TypeAlias = Callable[[int, int], None]
 
 FIVE_SWEEPS: tuple[tuple[str, By | None], ...] = (
     ("resid_pre", "layer_pos"),
@@ -56,12 +43,12 @@ FIVE_SWEEPS: tuple[tuple[str, By | None], ...] = (
 
 def activation_patching(
     model: InterpretableModel,
-    clean: Prompt | PromptPair | Sequence[PromptPair] | Prepared,
+    clean: Prompt | Pairs,
     corrupted: Prompt | None = None,
     *,
     component: str = "resid_pre",
     by: By | None = None,
-    metric: str | MetricFunction | Metric | None = None,
+    metric: MetricLike = None,
     answer: str | int | None = None,
     foil: str | int | None = None,
     direction: Direction = "denoising",
@@ -80,12 +67,13 @@ def activation_patching(
         denoising  (m_patched − m_corrupted) / (m_clean − m_corrupted)
         noising    (m_clean − m_patched) / (m_clean − m_corrupted)
 
-    Over several pairs an effect is the ratio of means, with every pair's own effect beside it and a 95 %
-    bootstrap interval. Positions before the first token that differs have an effect of exactly 0 and are not
-    run.
+    Over several pairs an effect is the ratio of means, with every pair's own effect beside it and, from four
+    independent pairs on, a 95 % interval (`mlxterp.statistics.ratio`). Positions before the first token that
+    differs have an effect of exactly 0 and are not run.
 
     Args:
-        clean, corrupted: two prompts; or one PromptPair, or a list of them, and no `corrupted`.
+        clean, corrupted: two prompts; or one PromptPair, or a list of them, or what `prepare` made of these,
+            and no `corrupted`.
         component: resid_pre, resid_mid, resid_post, attn_out, mlp_out, z, q, k, v, pattern; or the short
             names mlp, attn, attn_head.
         by: "layer", "layer_pos", "layer_head" or "layer_pos_head"; by default "layer_head" for what has heads
@@ -96,7 +84,7 @@ def activation_patching(
         align: how positions of prompts of different lengths correspond, see `alignment.py`.
         layers, positions: sweep only these; positions are the patched run's, negative ones count from the
             end.
-        seed: of the bootstrap.
+        seed: kept for callers of earlier versions; intervals are no longer drawn.
         progress: called with (rows done, rows in all).
 
     Returns:
@@ -129,11 +117,11 @@ def activation_patching(
 
 def activation_patchings(
     model: InterpretableModel,
-    clean: Prompt | PromptPair | Sequence[PromptPair] | Prepared,
+    clean: Prompt | Pairs,
     corrupted: Prompt | None = None,
     *,
-    sweeps: Sequence[tuple[str, By | None]] = FIVE_SWEEPS,
-    metric: str | MetricFunction | Metric | None = None,
+    sweeps: Sweeps = FIVE_SWEEPS,
+    metric: MetricLike = None,
     answer: str | int | None = None,
     foil: str | int | None = None,
     direction: Direction = "denoising",
@@ -154,71 +142,24 @@ def activation_patchings(
     Returns:
         one result per sweep, in the order of `sweeps`.
     """
-    if direction not in get_args(Direction):
-        raise SweepError(
-            f"direction {direction!r} is not known. Choose one of: {', '.join(get_args(Direction))}."
-        )
-    if not sweeps:
-        raise SweepError("sweeps is empty. Name at least one, as in sweeps=[('z', 'layer_head')].")
-    asked = [(component_name(component), by) for component, by in sweeps]
-    chosen = [axes_of(name, by) for name, by in asked]
-    model.architecture.require(*(name for name, _ in asked))
+    named = check_sweeps(model, sweeps, direction)
     prepared = prepare(model, as_pairs(clean, corrupted, answer=answer, foil=foil), metric, align=align)
-    if any(name == "pattern" for name, _ in asked) and prepared.alignment.kind != "strict":
-        raise SweepError(
-            "patterns have a source axis as long as the prompt, so they cannot be patched between prompts "
-            "of different lengths. Use prompts of the same length, or component='z'."
-        )
     runs = runs_of(prepared, direction)
-    grids = [
-        Grid(
-            axes=along,
-            layers=within(layers, model.n_layers, "layers"),
-            positions=swept_positions(positions, runs),
-            heads=tuple(range(sweep.n_heads_of(model, name))) if "head" in along else (None,),
+    planned = plan_sweeps(model, runs, named, layers, positions)
+    measured = patched_metrics(
+        model, prepared, runs, [(each.component, each.grid.sites()) for each in planned], progress
+    )
+    facts = prepared.measured_on(model) | {"direction": direction}
+    results = []
+    for each, values in zip(planned, measured, strict=True):
+        on_grid = values.reshape(len(values), *each.grid.shape)
+        found = effects(
+            on_grid, one=runs.source_metric, zero=runs.base_metric, clusters=prepared.clusters, seed=seed
         )
-        for (name, _), along in zip(asked, chosen, strict=True)
-    ]
-    named = [(name, grid.sites()) for (name, _), grid in zip(asked, grids, strict=True)]
-    measured = patched_metrics(model, prepared, runs, named, progress)
-    facts = prepared.measured_on(model) | {"direction": direction, "bootstrap_seed": seed}
-    return tuple(
-        _result(model, prepared, name, direction, grid, values, facts, seed)
-        for (name, _), grid, values in zip(asked, grids, measured, strict=True)
-    )
-
-
-def _result(
-    model: InterpretableModel,
-    prepared: Prepared,
-    name: str,
-    direction: Direction,
-    grid: Grid,
-    values: Floats,
-    facts: dict[str, Any],
-    seed: int,
-) -> PatchingResult:
-    one, zero = prepared.clean_metric, prepared.corrupted_metric
-    if direction == "noising":
-        one, zero = zero, one
-    found = effects(values.reshape(len(values), *grid.shape), one=one, zero=zero, seed=seed)
-    labelled = "pos" in grid.axes
-    return PatchingResult(
-        effects=found.effects,
-        axes=grid.axes,
-        component=name,
-        by="_".join(grid.axes),
-        direction=direction,
-        metric=prepared.metric.name,
-        clean_metric=float(prepared.clean_metric.mean()),
-        corrupted_metric=float(prepared.corrupted_metric.mean()),
-        labels={"pos": token_labels(model, prepared, direction, grid.positions)} if labelled else {},
-        indices=grid.indices(),
-        per_example=found.per_example if len(prepared.pairs) > 1 else None,
-        ci_low=found.low,
-        ci_high=found.high,
-        measured_on=facts,
-    )
+        results.append(
+            patching_result(model, prepared, runs, each, found, cautions=found.cautions, measured_on=facts)
+        )
+    return tuple(results)
 
 
 def patched_metrics(

@@ -1,21 +1,18 @@
-"""Causal tracing: noise on the subject's embeddings, one clean state restored at a time.
-
-What lives here: prompts with their subjects, how much noise, averages over draws and over prompts. What
-doesn't: the noisy runs themselves (`causal_tracing.py`), patching between two prompts
-(`activation_patching.py`).
-"""
+"""Causal tracing: noise on the subject's embeddings, one clean state restored at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
 from mlxterp import metrics
-from mlxterp.causal.batching import one_pass, packed_rows, sweep
+from mlxterp.causal.batching import packed, sweep
+from mlxterp.causal.batching.sweep import Progress
 from mlxterp.causal.patching.sites import within
 from mlxterp.causal.prompts.encoding import (
     Ids,
@@ -28,13 +25,14 @@ from mlxterp.causal.prompts.encoding import (
     token_id,
     token_rows,
 )
+from mlxterp.causal.prompts.pair import MetricLike
 from mlxterp.core import interventions
 from mlxterp.core.hook_points import HookPoint, component_name
-from mlxterp.core.linux_blas import swiglu as fast_math
 from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import NoGap, PromptPairError, SweepError, TokenError
-from mlxterp.metrics import Floats, Metric, MetricFunction
+from mlxterp.metrics import Floats, Metric
 from mlxterp.results import CausalTracingResult
+from mlxterp.statistics.ratio import mean_of
 
 EMBED = HookPoint("embed")
 
@@ -73,102 +71,64 @@ def subject_positions(
     return tuple(int(p) for p in np.flatnonzero(inside))
 
 
-def trace(
+@dataclass(frozen=True)
+class _Restoration:
+    """What is restored, in which runs: `window` layers of a component around each of `layers`, in runs with
+    noise of standard deviation `std`."""
+
+    component: str
+    window: int
+    layers: Sequence[int]
+    std: float
+    samples: int
+
+    def restored_layers(self, middle: int, n_layers: int) -> range:
+        """As many layers as the window has, fewer at the ends."""
+        first, until = middle - self.window // 2, middle - (-self.window // 2)
+        return range(max(0, first), min(n_layers, until))
+
+
+def _trace(
     model: InterpretableModel,
     subject: Subject,
     metric: Metric,
-    name: str,
-    window: int,
-    layers: Sequence[int],
-    std: float,
-    samples: int,
+    what: _Restoration,
     key: mx.array,
-    progress: Callable[[int, int], None] | None,
+    progress: Progress | None,
 ) -> tuple[Floats, Floats]:
     """The metric with noise [samples], and with each state restored [samples, n_layers, length]."""
-    length, where = subject.tokens.shape[1], list(subject.positions)
+    length, where, samples = subject.tokens.shape[1], list(subject.positions), what.samples
     clean = subject.embed[:, mx.array(where)]
-    noisy = clean + std * mx.random.normal((samples, *clean.shape[1:]), key=key)
+    noisy = clean + what.std * mx.random.normal((samples, *clean.shape[1:]), key=key)
     mx.eval(noisy)
-    corrupt = [interventions.replace(EMBED, noisy[s : s + 1], positions=where) for s in range(samples)]
-    points = [HookPoint(name, layer) for layer in range(model.n_layers)]
-    states = sweep.capture(model, subject.tokens, points)
+    noise = [(interventions.replace(EMBED, noisy[s : s + 1], positions=where),) for s in range(samples)]
+    points = [HookPoint(what.component, layer) for layer in range(model.n_layers)]
+    states = {
+        p: np.array(x.astype(mx.float32)) for p, x in sweep.capture(model, subject.tokens, points).items()
+    }
 
     def read(logits: np.ndarray[Any, Any], _: Ids) -> Floats:
         return metric(logits, subject.targets.take(np.zeros(len(logits), dtype=np.int64)))
 
-    restored = _Restored(states, window, model.n_layers)
-    cells = [(row, layer, p) for row, layer in enumerate(layers) for p in range(where[0], length)]
-    base = sweep.run_rows(model, subject.tokens, [sweep.Row(0, (edit,)) for edit in corrupt], read)
-    values = np.repeat(base[:, None], len(layers) * length, axis=1).reshape(samples, len(layers), length)
-    size = max(1, sweep.KEPT_TOKENS // length)
-    for start in range(0, samples, size):
-        some = range(start, min(start + size, samples))
-        noisy_run = _noisy_run(model, subject.tokens, noisy[some.start : some.stop], where)
-        joining = [] if noisy_run is None else [c for c in cells if restored.joins(name, c[1])]
-        from_embedding = [c for c in cells if c not in set(joining)]
-        for chosen, kept in ((joining, noisy_run), (from_embedding, None)):
-            edits = [(i, s, restored.edits(layer, p)) for _, layer, p in chosen for i, s in enumerate(some)]
-            if kept is None:  # the rows bring their noise along
-                tokens = subject.tokens
-                rows = [sweep.Row(0, (corrupt[s], *each)) for _, s, each in edits]
-            else:
-                tokens = np.repeat(subject.tokens, len(some), axis=0)
-                rows = [sweep.Row(i, each) for i, _, each in edits]
-            if not rows:
-                continue
-            # The plain engine knows nothing of a noisy run, so rows that join one must not fall back to it.
-            engine: sweep.Engine = "auto" if kept is None else "one_pass"
-            found = sweep.run_rows(model, tokens, rows, read, base=kept, engine=engine, progress=progress)
-            for (row, _, p), of_samples in zip(chosen, found.reshape(len(chosen), -1), strict=True):
-                values[list(some), row, p] = of_samples
+    @cache  # rows with equal edits share them, so that each is made once
+    def restore(point: HookPoint, position: int) -> interventions.Intervention:
+        value = states[point][:, position : position + 1]
+        return interventions.replace(point, value, positions=[position])
+
+    base = sweep.run_rows(model, subject.tokens, [sweep.Row(0, edits) for edits in noise], read)
+    cells = [(i, p) for i in range(len(what.layers)) for p in range(where[0], length)]
+    rows = []
+    for i, p in cells:
+        layers = what.restored_layers(what.layers[i], model.n_layers)
+        edits = tuple(restore(point, p) for point in points if point.layer in layers)
+        rows += [sweep.Row(s, edits) for s in range(samples)]
+    # The noisy runs are the prompts that rows branch off from.
+    tokens = np.repeat(subject.tokens, samples, axis=0)
+    found = sweep.run_rows(model, tokens, rows, read, base_edits=noise, progress=progress)
+    values = np.repeat(base[:, None], len(what.layers) * length, axis=1).reshape(samples, -1, length)
+    for (i, p), of_samples in zip(cells, found.reshape(len(cells), samples), strict=True):
+        values[:, i, p] = of_samples
     return base, values
-
-
-def _noisy_run(
-    model: InterpretableModel, tokens: Ids, noisy: mx.array, where: Sequence[int]
-) -> sweep.Base | None:
-    """The runs of these draws of noise, for rows to join; None where rows cannot join a running batch."""
-    if tokens.size > sweep.KEPT_TOKENS:
-        return None
-    names = [name for name in packed_rows.POINTS if model.capabilities[name].available]
-    points = [HookPoint(name, layer) for name in names for layer in range(model.n_layers)]
-    edit = interventions.replace(EMBED, noisy, positions=list(where))
-    rows = np.repeat(tokens, len(noisy), axis=0)
-    try:
-        with fast_math.used(model.architecture):
-            return one_pass.run_base(model, rows, points, interventions=[edit])
-    except one_pass.CannotJoin:
-        return None
-
-
-class _Restored:
-    """The interventions that restore a state, made once each: equal rows then share them."""
-
-    def __init__(self, states: Mapping[HookPoint, mx.array], window: int, n_layers: int) -> None:
-        self._states = {point: np.array(x.astype(mx.float32)) for point, x in states.items()}
-        self._window, self._n_layers = window, n_layers
-        self._made: dict[tuple[HookPoint, int], interventions.Intervention] = {}
-
-    def joins(self, name: str, layer: int) -> bool:
-        """Whether a row restored around this layer is as its noisy run behind some block."""
-        return name == "resid_post" or self._layers(layer).start > 0
-
-    def edits(self, layer: int, position: int) -> tuple[interventions.Intervention, ...]:
-        layers = self._layers(layer)
-        return tuple(self._edit(point, position) for point in self._states if point.layer in layers)
-
-    def _layers(self, middle: int) -> range:
-        """As many layers as the window has, fewer at the ends."""
-        first, until = middle - self._window // 2, middle - (-self._window // 2)
-        return range(max(0, first), min(self._n_layers, until))
-
-    def _edit(self, point: HookPoint, position: int) -> interventions.Intervention:
-        known = self._made.get((point, position))
-        if known is None:
-            value = self._states[point][:, position : position + 1]
-            known = self._made[point, position] = interventions.replace(point, value, positions=[position])
-        return known
 
 
 ROLES = (
@@ -180,8 +140,6 @@ ROLES = (
     "last token",
 )
 """The columns that prompts are averaged over (Meng et al. 2022, figure 2)."""
-
-_DRAWS = 1000
 
 
 @dataclass(frozen=True)
@@ -212,10 +170,10 @@ def causal_tracing(
     window: int | None = None,
     noise: float = 3.0,
     samples: int = 10,
-    metric: str | MetricFunction | Metric | None = "prob",
+    metric: MetricLike = "prob",
     layers: Sequence[int] | None = None,
     seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> CausalTracingResult:
     """How much of a fact comes back when one clean state is restored in a run whose subject is noise.
 
@@ -238,7 +196,7 @@ def causal_tracing(
         samples: draws of ε per prompt.
         metric: "prob" as in the paper, or any other of `mlxterp.metrics` that needs no corrupted prompt.
         layers: restore at these only.
-        seed: of the noise, `seed + i` for prompt i, and of the bootstrap.
+        seed: of the noise, `seed + i` for prompt i.
 
     Returns:
         effects [n_layers, n_positions], or [n_layers, n_roles], in units of the metric.
@@ -251,12 +209,12 @@ def causal_tracing(
     Source: Meng et al. 2022 (2202.05262), "Locating and Editing Factual Associations in GPT", section 2. Here
     the noise is scaled by the embeddings of the prompts at hand, not of their 1,000 facts.
     """
-    point_name, span = _what(model, component, window)
+    point_name, span = _component_and_window(model, component, window)
     if samples < 1 or noise <= 0:
         raise SweepError(
             f"samples={samples}, noise={noise:g}: give at least one draw, and noise of 0 or more."
         )
-    listed = _listed(prompts, subject, answer, foil)
+    listed = _list_prompts(prompts, subject, answer, foil)
     chosen = metrics.resolve(
         metric,
         answer=True,
@@ -267,17 +225,16 @@ def causal_tracing(
             f"metric={chosen.name!r} is a distance from the clean run, and an effect here is a gain of what "
             "the noise took. Use 'prob', 'log_prob', 'logit' or 'logit_diff'."
         )
-    read = [_subject(model, each, chosen) for each in listed]
+    read = [_read_subject(model, each, chosen) for each in listed]
     swept = within(layers, model.n_layers, "layers")
     std = noise * float(np.std(np.concatenate([np.array(s.embed)[0, list(s.positions)] for s in read])))
+    what = _Restoration(point_name, span, swept, std, samples)
     measured: list[tuple[Floats, Floats]] = []
     for i, each in enumerate(read):
-        told = _told(progress, i, len(read))
-        measured.append(
-            trace(model, each, chosen, point_name, span, swept, std, samples, mx.random.key(seed + i), told)
-        )
+        of_prompt = _progress_of(progress, i, len(read))
+        measured.append(_trace(model, each, chosen, what, mx.random.key(seed + i), of_prompt))
     facts = facts_of(model) | {
-        "prompts": [_described(model, each, s) for each, s in zip(listed, read, strict=True)],
+        "prompts": [_describe(model, each, s) for each, s in zip(listed, read, strict=True)],
         "metric": chosen.name,
         "metric_direction": chosen.direction,
         "noise": noise,
@@ -302,16 +259,16 @@ def causal_tracing(
             "there is nothing to restore. Give more noise, or prompts whose answer depends on the subject."
         )
     if len(read) == 1:
-        return _one(model, read[0], measured[0], common, seed)
-    return _several(read, measured, common, seed)
+        return _result_of_one(model, read[0], measured[0], common)
+    return _result_of_several(read, measured, common)
 
 
-def _what(model: InterpretableModel, component: str, window: int | None) -> tuple[str, int]:
+def _component_and_window(model: InterpretableModel, component: str, window: int | None) -> tuple[str, int]:
     name = component_name(component)
-    if name not in packed_rows.POINTS:
+    if name not in packed.POINTS:
         raise SweepError(
             f"component={component!r} is not a state of one position. Restore one of: "
-            f"{', '.join(packed_rows.POINTS)}."
+            f"{', '.join(packed.POINTS)}."
         )
     model.architecture.require(name)
     default = 1 if name.startswith("resid") else max(1, round(model.n_layers * 10 / 48))
@@ -323,7 +280,7 @@ def _what(model: InterpretableModel, component: str, window: int | None) -> tupl
     return name, span
 
 
-def _listed(
+def _list_prompts(
     prompts: Prompt | TracedPrompt | Sequence[TracedPrompt],
     subject: str | Sequence[int] | None,
     answer: str | int | None,
@@ -344,7 +301,7 @@ def _listed(
     return (TracedPrompt(frozen(prompts), where, answer, foil),)
 
 
-def _subject(model: InterpretableModel, traced: TracedPrompt, metric: Metric) -> Subject:
+def _read_subject(model: InterpretableModel, traced: TracedPrompt, metric: Metric) -> Subject:
     tokens = token_rows(model, [traced.text], "traced")
     positions = subject_positions(model, tokens, traced.subject)
     logits = sweep.answer_logits(model, tokens)
@@ -355,12 +312,12 @@ def _subject(model: InterpretableModel, traced: TracedPrompt, metric: Metric) ->
     return Subject(tokens, positions, targets, float(metric(logits, targets)[0]), embed)
 
 
-def _told(progress: Callable[[int, int], None] | None, i: int, n: int) -> Callable[[int, int], None] | None:
+def _progress_of(progress: Progress | None, i: int, n: int) -> Progress | None:
     """Progress of one prompt as progress of all."""
     return None if progress is None else lambda done, rows: progress(i * rows + done, n * rows)
 
 
-def _described(model: InterpretableModel, traced: TracedPrompt, subject: Subject) -> dict[str, Any]:
+def _describe(model: InterpretableModel, traced: TracedPrompt, subject: Subject) -> dict[str, Any]:
     assert subject.targets.answers is not None
     shown = str_tokens(model, subject.tokens[0])
     optional = {"foil": traced.foil} if traced.foil is not None else {}
@@ -371,16 +328,15 @@ def _described(model: InterpretableModel, traced: TracedPrompt, subject: Subject
     } | optional
 
 
-def _one(
+def _result_of_one(
     model: InterpretableModel,
     subject: Subject,
     measured: tuple[Floats, Floats],
     common: Mapping[str, Any],
-    seed: int,
 ) -> CausalTracingResult:
     base, values = measured
     gains = values - base[:, None, None]
-    low, high = _interval(gains, seed)
+    low, high = _intervals(gains)
     return CausalTracingResult(
         effects=gains.mean(axis=0),
         columns=tuple(str_tokens(model, subject.tokens[0])),
@@ -392,21 +348,20 @@ def _one(
     )
 
 
-def _several(
+def _result_of_several(
     subjects: Sequence[Subject],
     measured: Sequence[tuple[Floats, Floats]],
     common: Mapping[str, Any],
-    seed: int,
 ) -> CausalTracingResult:
     """Means over prompts by role; a prompt without a role (no middle token) does not count for it."""
     per_prompt = np.full((len(subjects), len(common["layers"]), len(ROLES)), np.nan)
     for i, (subject, (base, values)) in enumerate(zip(subjects, measured, strict=True)):
         gains = (values - base[:, None, None]).mean(axis=0)
-        for role, positions in enumerate(_by_role(subject)):
+        for role, positions in enumerate(_positions_by_role(subject)):
             if positions:
                 per_prompt[i, :, role] = gains[:, positions].mean(axis=1)
     there = [role for role in range(len(ROLES)) if np.isfinite(per_prompt[:, 0, role]).any()]
-    low, high = _interval(per_prompt[:, :, there], seed)
+    low, high = _intervals(per_prompt[:, :, there])
     return CausalTracingResult(
         effects=np.nanmean(per_prompt[:, :, there], axis=0),
         columns=tuple(ROLES[role] for role in there),
@@ -418,7 +373,7 @@ def _several(
     )
 
 
-def _by_role(subject: Subject) -> tuple[list[int], ...]:
+def _positions_by_role(subject: Subject) -> tuple[list[int], ...]:
     """The positions of each role; a subject of one token is its last one."""
     length, inside = subject.tokens.shape[1], list(subject.positions)
     after = list(range(inside[-1] + 1, length))
@@ -426,15 +381,16 @@ def _by_role(subject: Subject) -> tuple[list[int], ...]:
     return first, inside[1:-1], inside[-1:], after[:1] if len(after) > 1 else [], after[1:-1], after[-1:]
 
 
-def _interval(values: Floats, seed: int) -> tuple[Floats | None, Floats | None]:
-    """95 % of the means of resampled rows of `values` [n, …], NaN left out; None for a single row."""
-    n = len(values)
-    if n < 2:
+def _intervals(values: Floats) -> tuple[Floats | None, Floats | None]:
+    """95 % intervals of the means over the rows of `values` [n, …], NaN left out; NaN where fewer than four
+    rows are known, None where that is so everywhere."""
+    flat = values.reshape(len(values), -1)
+    low, high = np.full((2, flat.shape[1]), np.nan)
+    for i, column in enumerate(flat.T):
+        known = column[np.isfinite(column)]
+        found = mean_of(known) if len(known) else None
+        if found is not None and found.low is not None and found.high is not None:
+            low[i], high[i] = float(found.low), float(found.high)
+    if not np.isfinite(low).any():
         return None, None
-    counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=_DRAWS).astype(np.float64)
-    known = np.isfinite(values)
-    weight = np.tensordot(counts, known, axes=1)
-    total = np.tensordot(counts, np.where(known, values, 0.0), axes=1)
-    means = np.divide(total, weight, out=np.full(total.shape, np.nan), where=weight > 0)
-    low, high = np.nanpercentile(means, [2.5, 97.5], axis=0)
-    return low, high
+    return low.reshape(values.shape[1:]), high.reshape(values.shape[1:])

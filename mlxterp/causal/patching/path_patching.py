@@ -3,12 +3,12 @@
     A  the corrupted run gives the senders' outputs
     B  the clean run gives everything else
     C  the clean run, its senders replaced by A, all other heads frozen to B, MLPs recomputed (or frozen too):
-       what arrives at the receivers' inputs is noted
-    D  the clean run, the receivers' inputs replaced by what was noted, nothing frozen: the metric is read
+       what arrives at the receivers' inputs is recorded
+    D  the clean run, the receivers' inputs replaced by what was recorded, nothing frozen: the metric is read
 
 With MLPs frozen in C, only the direct edges are left: in(C) = in(B) + Σ_senders out(A) − out(B).
 
-What lives here: step C, and the names of inputs. What doesn't: steps A, B and D (`edge_patching.py`).
+Steps A, B and D are `edge_patching.py`'s.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
-from mlxterp import metrics
 from mlxterp.causal.batching.sweep import Progress
 from mlxterp.causal.circuits.edge_patching import EdgeRun, Input
 from mlxterp.causal.circuits.graph import (
@@ -30,7 +29,7 @@ from mlxterp.causal.circuits.graph import (
     parse_node,
 )
 from mlxterp.causal.prompts.encoding import Prompt
-from mlxterp.causal.prompts.pair import Prepared, PromptPair, as_pairs, prepare
+from mlxterp.causal.prompts.pair import MetricLike, Pairs, as_pairs, prepare
 from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import SweepError
 from mlxterp.results import PathPatchingResult
@@ -39,14 +38,14 @@ from mlxterp.statistics.effects import effects
 
 def path_patching(
     model: InterpretableModel,
-    clean: Prompt | PromptPair | Sequence[PromptPair] | Prepared,
+    clean: Prompt | Pairs,
     corrupted: Prompt | None = None,
     *,
     receivers: str | Sequence[str],
     senders: str | Sequence[str | Sequence[str]] | None = None,
     freeze_mlps: bool = False,
     positions: int | Sequence[int] | None = None,
-    metric: str | metrics.MetricFunction | metrics.Metric | None = None,
+    metric: MetricLike = None,
     answer: str | int | None = None,
     foil: str | int | None = None,
     token_budget: int | None = None,
@@ -56,16 +55,16 @@ def path_patching(
     """The share of the gap between clean and corrupted that senders carry into these receivers.
 
     Args:
-        clean: a prompt with `corrupted`, a PromptPair, or a list of them; all of one length.
-        receivers: inputs that hear of the change, together: `L9.H6.q` (or `.k`, `.v`), `L9.H6` for all three,
-            `L3.mlp`, `logits`. Where query heads share keys, `L9.KV2.k`.
+        clean: a prompt with `corrupted`, a PromptPair, a list of them, or prepared pairs; all of one length.
+        receivers: the inputs that the change reaches, together: `L9.H6.q` (or `.k`, `.v`), `L9.H6` for all
+            three, `L3.mlp`, `logits`. Where query heads share keys, `L9.KV2.k`.
         senders: each entry is measured by itself: `L5.H5`, `L3.mlp`, `input`, or a list of these that send
             together. By default every node that comes before a receiver, one at a time.
         freeze_mlps: leaves the direct edges only; else MLPs between sender and receiver pass the change on.
         positions: where the senders are replaced; all by default.
         metric: see `mlxterp.metrics.resolve`.
         token_budget: bounds the memory of a batch.
-        seed: of the bootstrap.
+        seed: kept for callers of earlier versions; intervals are no longer drawn.
         progress: called with (senders done, senders in all).
 
     Returns:
@@ -94,7 +93,9 @@ def path_patching(
             progress(first + len(some), len(sets))
     # The clean run as these runs compute it, so that a change that reaches no receiver is exactly 0.
     unchanged = prepared.metric(run.logits([()])[0], prepared.targets)
-    found = effects(values, one=prepared.corrupted_metric, zero=unchanged, seed=seed)
+    found = effects(
+        values, one=prepared.corrupted_metric, zero=unchanged, clusters=prepared.clusters, seed=seed
+    )
     return PathPatchingResult(
         senders=tuple(" + ".join(str(node) for node in nodes) for nodes in sets),
         effects=found.effects,
@@ -107,7 +108,8 @@ def path_patching(
         ci_low=found.low,
         ci_high=found.high,
         measured_on=prepared.measured_on(model)
-        | {"direction": "noising", "positions": "all" if positions is None else where.tolist()},
+        | {"direction": "noising", "positions": "all" if positions is None else where.tolist()}
+        | found.facts(),
     )
 
 
@@ -141,9 +143,9 @@ class _Arrivals:
         sends = np.array([node in nodes for nodes in self.sets])
         change = None
         if node.kind == "mlp" and not self.freeze_mlps:
-            hears = mx.any(stream != 0, axis=(1, 2, 3), keepdims=True)  # a row that hears nothing stays 0
-            if mx.any(hears).item():
-                change = mx.where(hears, self.run.mlp_change(node.layer, stream), 0.0)
+            changed = mx.any(stream != 0, axis=(1, 2, 3), keepdims=True)  # an unchanged row stays exactly 0
+            if mx.any(changed).item():
+                change = mx.where(changed, self.run.mlp_change(node.layer, stream), 0.0)
         if not sends.any():
             return change
         kept = self.run.corruption(node)

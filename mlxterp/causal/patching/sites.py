@@ -1,9 +1,6 @@
-"""Which sites a sweep visits, and which run is patched with which: shared by patching and its estimates.
+"""The sites of a sweep, and which run is patched with which: shared by patching and its estimates.
 
-What lives here: the axes of a sweep, its grid of sites, the two runs with their aligned positions, and the
-labels of those positions. What doesn't: pairs and baselines (`pair.py`), how positions are aligned
-(`alignment.py`), what is done at a site (`activation_patching.py` puts the other run's activation there,
-`estimates.py` multiplies it with a gradient).
+A sweep has axes and a grid of sites; two runs with aligned positions; and a `PatchingResult`.
 """
 
 from __future__ import annotations
@@ -11,17 +8,19 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 
 from mlxterp.causal.batching import sweep
-from mlxterp.causal.prompts.encoding import Ids, str_tokens
+from mlxterp.causal.prompts.encoding import Ids, require_model, str_tokens
 from mlxterp.causal.prompts.pair import Prepared
-from mlxterp.core.hook_points import HookPoint, axes
+from mlxterp.core.hook_points import HookPoint, axes, component_name
 from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import SweepError, TokenError
 from mlxterp.metrics import Floats
+from mlxterp.results import PatchingResult
+from mlxterp.statistics.effects import Effects
 
 By: TypeAlias = Literal["layer", "layer_pos", "layer_head", "layer_pos_head"]
 Direction: TypeAlias = Literal["denoising", "noising"]
@@ -65,20 +64,61 @@ class Grid:
 
 @dataclass(frozen=True)
 class Runs:
-    """Which run is patched (base) and which one the activations come from (source)."""
+    """Which run is patched (base) and which one the activations come from (source).
 
+    An effect is 0 where the metric is the base run's, 1 where it is the source run's. Positions are (base,
+    source); below `same_until` both prompts hold the same tokens.
+    """
+
+    direction: Direction
     base: Ids
     source: Ids
-    base_run: sweep.Base | None
-    source_run: sweep.Base | None
+    base_run: sweep.BaseRun | None
+    source_run: sweep.BaseRun | None
     base_metric: Floats
+    source_metric: Floats
     positions: tuple[tuple[int, int], ...]
     same_until: int
+    mapped: bool  # whether positions correspond by a stated map
 
     def changes(self, position: tuple[int, int]) -> bool:
         """Whether the activations can differ: below the first difference both runs hold the same ones."""
         base, source = position
         return base != source or base >= self.same_until
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A component and the grid of its sites."""
+
+    component: str
+    grid: Grid
+
+
+Sweeps: TypeAlias = Sequence[tuple[str, By | None]]
+"""(component, by) of each sweep of a call; by None is the component's default."""
+
+
+def check_sweeps(
+    model: InterpretableModel, sweeps: Sweeps, direction: str
+) -> list[tuple[str, tuple[str, ...]]]:
+    """The component and axes of each sweep.
+
+    Raises:
+        SweepError: an unknown direction, no sweep, or axes that a component does not have.
+        CapabilityUnavailable: this model has no such component.
+    """
+    require_model(model)
+    if direction not in get_args(Direction):
+        raise SweepError(
+            f"direction {direction!r} is not known. Choose one of: {', '.join(get_args(Direction))}."
+        )
+    if not sweeps:
+        raise SweepError("sweeps is empty. Name at least one, as in sweeps=[('z', 'layer_head')].")
+    names = [component_name(component) for component, _ in sweeps]
+    found = [(name, axes_of(name, by)) for name, (_, by) in zip(names, sweeps, strict=True)]
+    model.architecture.require(*names)
+    return found
 
 
 def axes_of(name: str, by: str | None) -> tuple[str, ...]:
@@ -91,33 +131,82 @@ def axes_of(name: str, by: str | None) -> tuple[str, ...]:
     if by.endswith("head") and not has_heads:
         raise SweepError(
             f"by={by!r} asks for heads, and {name} has none: it is a vector of the residual stream. Per "
-            "head there are z (what each head hands to W_O), q, k, v and pattern."
+            "head there are z (what each head passes to W_O), q, k, v and pattern."
         )
     return tuple(by.split("_"))
 
 
+def plan_sweeps(
+    model: InterpretableModel,
+    runs: Runs,
+    named: Sequence[tuple[str, tuple[str, ...]]],
+    layers: Sequence[int] | None,
+    positions: Sequence[int] | None,
+) -> list[Sweep]:
+    """The sites of each sweep: of these layers and positions only, if they are given."""
+    if any(name == "pattern" for name, _ in named) and runs.mapped:
+        raise SweepError(
+            "patterns have a source axis as long as the prompt, so they cannot be patched or compared "
+            "between prompts of different lengths. Use prompts of the same length, or component='z'."
+        )
+    chosen_layers, chosen_positions = (
+        within(layers, model.n_layers, "layers"),
+        swept_positions(positions, runs),
+    )
+    heads = {name: tuple(range(sweep.n_heads_of(model, name))) for name, _ in named}
+    return [
+        Sweep(name, Grid(along, chosen_layers, chosen_positions, heads[name] if "head" in along else (None,)))
+        for name, along in named
+    ]
+
+
 def runs_of(prepared: Prepared, direction: Direction) -> Runs:
     """Denoising patches the corrupted run, noising the clean one."""
-    pairs, same_until = prepared.alignment.positions, prepared.alignment.same_until
-    if direction == "denoising":
-        flipped = tuple(sorted((x, c) for c, x in pairs))
-        return Runs(
-            prepared.corrupted,
-            prepared.clean,
-            prepared.corrupted_run,
-            prepared.clean_run,
-            prepared.corrupted_metric,
-            flipped,
-            same_until,
-        )
+    p = prepared
+    clean = p.clean, p.clean_run, p.clean_metric
+    corrupted = p.corrupted, p.corrupted_run, p.corrupted_metric
+    base, source = (corrupted, clean) if direction == "denoising" else (clean, corrupted)
+    pairs = [(x, c) if direction == "denoising" else (c, x) for c, x in p.alignment.positions]
     return Runs(
-        prepared.clean,
-        prepared.corrupted,
-        prepared.clean_run,
-        prepared.corrupted_run,
-        prepared.clean_metric,
-        tuple(sorted(pairs)),
-        same_until,
+        direction,
+        base=base[0],
+        source=source[0],
+        base_run=base[1],
+        source_run=source[1],
+        base_metric=base[2],
+        source_metric=source[2],
+        positions=tuple(sorted(pairs)),
+        same_until=p.alignment.same_until,
+        mapped=p.alignment.stated is not None,
+    )
+
+
+def patching_result(
+    model: InterpretableModel,
+    prepared: Prepared,
+    runs: Runs,
+    swept: Sweep,
+    found: Effects,
+    **further: Any,
+) -> PatchingResult:
+    """A result of these effects; `further` are fields that only some methods have."""
+    grid = swept.grid
+    labelled = "pos" in grid.axes
+    return PatchingResult(
+        effects=found.effects,
+        axes=grid.axes,
+        component=swept.component,
+        by="_".join(grid.axes),
+        direction=runs.direction,
+        metric=prepared.metric.name,
+        clean_metric=float(prepared.clean_metric.mean()),
+        corrupted_metric=float(prepared.corrupted_metric.mean()),
+        labels={"pos": _token_labels(model, prepared, runs.direction, grid.positions)} if labelled else {},
+        indices=grid.indices(),
+        per_example=found.per_example if len(prepared.pairs) > 1 else None,
+        ci_low=found.low,
+        ci_high=found.high,
+        **further,
     )
 
 
@@ -140,6 +229,8 @@ def within(chosen: Sequence[int] | None, size: int, what: str) -> tuple[int, ...
     """The chosen numbers below `size`, ascending and counted from the start; all of them for None."""
     if chosen is None:
         return tuple(range(size))
+    if isinstance(chosen, int):
+        raise SweepError(f"{what}={chosen} is one number. Pass a list, as in {what}=[{chosen}].")
     outside = [i for i in chosen if not -size <= i < size]
     if outside or not len(chosen):
         raise SweepError(
@@ -152,7 +243,7 @@ def within(chosen: Sequence[int] | None, size: int, what: str) -> tuple[int, ...
     return unique
 
 
-def token_labels(
+def _token_labels(
     model: InterpretableModel, prepared: Prepared, direction: Direction, swept: Sequence[tuple[int, int]]
 ) -> tuple[str, ...]:
     """The clean token at each position, with the corrupted one beside it where they differ."""

@@ -1,8 +1,6 @@
 """Which position of the clean prompt corresponds to which position of the corrupted one.
 
-Patching position p of one run into position p of another means something only under a stated map. What lives
-here: the map, and refusing where there is none. What doesn't: using it (`activation_patching.py`,
-    `ablation.py`).
+Patching position p of one run into position p of another means something only under a stated map.
 """
 
 from __future__ import annotations
@@ -51,7 +49,7 @@ class Alignment:
 
 
 def align_positions(model: InterpretableModel, clean: Ids, corrupted: Ids, align: Align) -> Alignment:
-    """The map for clean prompts `[n, length]` and their corrupted ones. Any but "strict" is warned about.
+    """The map for clean prompts `[n, length]` and their corrupted ones; any but "strict" gives a warning.
 
     Raises:
         LengthMismatch: unequal lengths without a map, or nothing in common at the end for "auto"; shows both.

@@ -1,8 +1,4 @@
-"""Prompts as tokens, and back to what a reader sees: rows of one length, single tokens, facts for results.
-
-What lives here: what every causal method needs to know of a prompt. What doesn't: pairs and baselines
-(`pair.py`), which position corresponds to which (`alignment.py`).
-"""
+"""Prompts as tokens, and tokens as text: rows of one length, single tokens, facts for results."""
 
 from __future__ import annotations
 
@@ -14,7 +10,7 @@ from numpy.typing import NDArray
 
 from mlxterp.core.linux_blas import swiglu as fast_math
 from mlxterp.core.model import InterpretableModel
-from mlxterp.errors import LengthMismatch, PromptPairError, TokenError
+from mlxterp.errors import LengthMismatch, ModelError, PromptPairError, TokenError
 
 Prompt: TypeAlias = str | Sequence[int]
 Ids: TypeAlias = NDArray[np.int64]
@@ -97,6 +93,13 @@ def facts_of(model: InterpretableModel) -> dict[str, Any]:
     """Which model computed, from which weights, with which BLAS: what every result records."""
     computes = str(model.blas) + (", arithmetic SwiGLU" if fast_math.used_by(model.architecture) else "")
     return {"model": model.name, "digest": model.digest, "blas": computes}
+
+
+def require_model(model: object) -> None:
+    """Raises ModelError for what is no InterpretableModel, with the call that makes one of it."""
+    if not isinstance(model, InterpretableModel):
+        given = shortened(model) if isinstance(model, str) else type(model).__name__
+        raise ModelError(f"model={given} is no InterpretableModel. Load it: InterpretableModel({given}).")
 
 
 def shortened(prompt: Any) -> str:

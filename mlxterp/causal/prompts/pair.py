@@ -1,21 +1,21 @@
-"""Prompt pairs: a clean and a corrupted prompt, what the model should say, and both baselines.
+"""Prompt pairs: a clean and a corrupted prompt, the answers expected of the model, and both baselines.
 
-`prepare` is the door of every causal method: tokens, the map between positions, the metric, one clean and one
-corrupted run. It refuses pairs that cannot be compared: unequal lengths without a stated map, equal tokens,
-no gap. What does not live here: patching (`activation_patching.py`), the forward passes themselves
-(`sweep.py`).
+`prepare` is the entry point of every causal method: tokens, the map between positions, the metric, one clean
+and one corrupted run. It refuses pairs that cannot be compared: unequal lengths without a stated map, equal
+tokens, no gap. What it returns can be passed to other methods in place of the pairs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, overload
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from mlxterp import metrics
 from mlxterp.causal.batching import sweep
+from mlxterp.causal.batching.rows import Logits
 from mlxterp.causal.prompts.alignment import Align, Alignment, align_positions
 from mlxterp.causal.prompts.encoding import (
     Ids,
@@ -23,23 +23,28 @@ from mlxterp.causal.prompts.encoding import (
     facts_of,
     frozen,
     prompt_text,
+    require_model,
     shortened,
     token_ids,
     token_rows,
 )
 from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import NoGap, PromptPairError
+from mlxterp.statistics.clusters import clusters
+
+MetricLike: TypeAlias = str | metrics.MetricFunction | metrics.Metric | None
+"""A metric as callers name it: see `mlxterp.metrics.resolve`."""
 
 
 @dataclass(frozen=True)
 class PromptPair:
-    """Two prompts that differ in what is studied, and nothing else if possible (Zhang & Nanda 2023).
+    """Two prompts that differ in what is studied, and in nothing else if possible (Zhang & Nanda 2023).
 
     Attributes:
         clean, corrupted: text, or token ids.
         answer: what the clean prompt should be continued with: one token, as text (`" Paris"`) or id.
         foil: what the corrupted prompt should be continued with.
-        name: for people.
+        name: a label for reports.
         cluster: pairs with the same one are one piece of evidence; None stands for pairs that share a prompt
             (`mlxterp.statistics.clusters`).
     """
@@ -60,6 +65,7 @@ class Prepared:
         clean, corrupted: token ids `[n, length]`.
         targets: answers, foils and, for a distance, the clean run's logits at the answer position (the last).
         clean_metric, corrupted_metric: the metric of each example's two runs.
+        clean_logits, corrupted_logits: of both runs at the answer position, `[n, d_vocab]`.
         clean_run, corrupted_run: both runs with what sweeps need of them, if they are small enough to keep.
     """
 
@@ -71,8 +77,31 @@ class Prepared:
     targets: metrics.Targets
     clean_metric: metrics.Floats
     corrupted_metric: metrics.Floats
-    clean_run: sweep.Base | None = field(default=None, repr=False)
-    corrupted_run: sweep.Base | None = field(default=None, repr=False)
+    clean_logits: Logits = field(repr=False)
+    corrupted_logits: Logits = field(repr=False)
+    clean_run: sweep.BaseRun | None = field(default=None, repr=False)
+    corrupted_run: sweep.BaseRun | None = field(default=None, repr=False)
+
+    def with_metric(self, metric: MetricLike) -> Prepared:
+        """The same runs measured by another metric.
+
+        Raises:
+            MetricError: a metric that needs an answer or a foil that the pairs do not have.
+            NoGap: as `prepare`.
+        """
+        given = {"answer": self.targets.answers is not None, "foil": self.targets.foils is not None}
+        resolved = metrics.resolve(metric, **given)
+        clean_logits = self.clean_logits if "clean_logits" in resolved.needs else None
+        targets = replace(self.targets, clean_logits=clean_logits)
+        prepared = replace(
+            self,
+            metric=resolved,
+            targets=targets,
+            clean_metric=resolved(self.clean_logits, targets),
+            corrupted_metric=resolved(self.corrupted_logits, targets),
+        )
+        _refuse_no_gap(prepared)
+        return prepared
 
     @property
     def gap(self) -> float:
@@ -80,8 +109,13 @@ class Prepared:
         return float(self.clean_metric.mean() - self.corrupted_metric.mean())
 
     @property
+    def clusters(self) -> tuple[str, ...]:
+        """Which pairs are one independent observation."""
+        return clusters(self.pairs).of_pair
+
+    @property
     def vocabulary(self) -> Ids | None:
-        """The token ids that the metric looks at, ascending; None if it looks at all."""
+        """The token ids that the metric reads, ascending; None if it reads all."""
         return vocabulary_of(self.metric, self.targets)
 
     def read(self, logits: np.ndarray[Any, Any], examples: Ids) -> metrics.Floats:
@@ -101,8 +135,38 @@ class Prepared:
         }
 
 
+def _several_prompts(clean: Any, corrupted: Any) -> list[tuple[Prompt, Prompt]] | None:
+    """Clean and corrupted prompts of two lists, side by side; None where `clean` is no list of prompts.
+
+    Raises:
+        PromptPairError: a prompt is of no kind that has tokens, or the lists do not match.
+    """
+    for name, given in (("clean", clean), ("corrupted", corrupted)):
+        if given is not None and (
+            isinstance(given, int | float | bool | dict) or not hasattr(given, "__len__")
+        ):
+            raise PromptPairError(
+                f"{name}={given!r} is no prompt. Pass a text, token ids, a PromptPair, or a list of these."
+            )
+        if isinstance(given, str) and not given:
+            raise PromptPairError(f"{name} is an empty text. Give a prompt of at least one token.")
+    if not _is_list_of_prompts(clean) and not _is_list_of_prompts(corrupted):
+        return None
+    if not _is_list_of_prompts(clean) or not _is_list_of_prompts(corrupted) or len(clean) != len(corrupted):
+        counts = [len(each) if _is_list_of_prompts(each) else "one" for each in (clean, corrupted)]
+        raise PromptPairError(
+            f"{counts[0]} clean and {counts[1]} corrupted prompts were given. Give each clean one "
+            "its corrupted one, in the same order."
+        )
+    return list(zip(clean, corrupted, strict=True))
+
+
+def _is_list_of_prompts(given: Any) -> bool:
+    return isinstance(given, list | tuple) and bool(given) and isinstance(given[0], str | list | tuple)
+
+
 def vocabulary_of(metric: metrics.Metric, targets: metrics.Targets) -> Ids | None:
-    """The token ids that a metric looks at, ascending; None if it looks at all."""
+    """The token ids that a metric reads, ascending; None if it reads all."""
     named = [ids for ids in (targets.answers, targets.foils) if ids is not None]
     return np.unique(np.concatenate(named)) if metric.targets_only and named else None
 
@@ -120,44 +184,37 @@ def read_rows(
     return metric(logits, mine)
 
 
-@overload
-def as_pairs(
-    clean: Prompt | PromptPair | Sequence[PromptPair],
-    corrupted: Prompt | None = None,
-    *,
-    answer: str | int | None = None,
-    foil: str | int | None = None,
-) -> tuple[PromptPair, ...]: ...
-
-
-@overload
-def as_pairs(
-    clean: Prompt | PromptPair | Sequence[PromptPair] | Prepared,
-    corrupted: Prompt | None = None,
-    *,
-    answer: str | int | None = None,
-    foil: str | int | None = None,
-) -> tuple[PromptPair, ...] | Prepared: ...
+Pairs: TypeAlias = PromptPair | Sequence[PromptPair] | Prepared
+"""What causal methods study: one pair, a dataset, or either as `prepare` returned it."""
 
 
 def as_pairs(
-    clean: Prompt | PromptPair | Sequence[PromptPair] | Prepared,
-    corrupted: Prompt | None = None,
+    clean: Prompt | Pairs | Sequence[Prompt],
+    corrupted: Prompt | Sequence[Prompt] | None = None,
     *,
     answer: str | int | None = None,
     foil: str | int | None = None,
 ) -> tuple[PromptPair, ...] | Prepared:
-    """The pairs meant by a call: two prompts, one pair, or several; `answer` and `foil` replace each one's
-    own. What is prepared already stays as it is, and takes none of the others beside it."""
+    """The pairs of a call: two prompts, two lists of prompts, one pair, several, or what `prepare` made of
+    them.
+
+    `answer` and `foil` replace each pair's own.
+
+    Raises:
+        PromptPairError: no pair, a prompt that is empty or neither text nor token ids, lists of unequal
+        length.
+    """
     if isinstance(clean, Prepared):
         if corrupted is not None or answer is not None or foil is not None:
             raise PromptPairError(
-                "corrupted, answer or foil comes beside prepared pairs, which hold their own. Leave it out, "
-                "or prepare the pairs with it."
+                "prepared pairs hold their corrupted prompts, answers and foils. Leave corrupted, answer and "
+                "foil out, or pass them to the PromptPair that is prepared."
             )
         return clean
     if isinstance(clean, PromptPair):
         pairs: tuple[PromptPair, ...] = (clean,)
+    elif (several := _several_prompts(clean, corrupted)) is not None:
+        return tuple(PromptPair(frozen(c), frozen(x), answer, foil) for c, x in several)
     elif not isinstance(clean, str) and len(clean) and isinstance(clean[0], PromptPair):
         pairs = tuple(each for each in clean if isinstance(each, PromptPair))
         if len(pairs) != len(clean):
@@ -187,28 +244,27 @@ def as_pairs(
 
 
 def prepare(
-    model: InterpretableModel,
-    pairs: PromptPair | Sequence[PromptPair] | Prepared,
-    metric: str | metrics.MetricFunction | metrics.Metric | None = None,
-    *,
-    align: Align = "strict",
+    model: InterpretableModel, pairs: Pairs, metric: MetricLike = None, *, align: Align = "strict"
 ) -> Prepared:
     """Tokens, position map, metric and both baselines of one pair or a dataset. Costs two forwards per pair.
 
+    Prepared pairs are returned as they are; with another metric, their runs are measured by it.
+
     Args:
         pairs: in a dataset all clean prompts have the same number of tokens, and all corrupted ones too.
-            Prepared pairs are returned as they are, with the metric and the alignment that they have.
         metric: see `mlxterp.metrics.resolve`.
         align: "strict" demands the same length; "auto" maps the common prefix and the common suffix; or a
-            list of (clean position, corrupted position). Recorded in the results.
+            list of (clean position, corrupted position). Recorded in the results. Prepared pairs keep theirs.
 
     Raises:
         LengthMismatch: unequal lengths, with both tokenisations side by side.
         PromptPairError: clean and corrupted are the same tokens.
         NoGap: both runs give the same metric, so that there is nothing to recover.
     """
+    require_model(model)
     if isinstance(pairs, Prepared):
-        return pairs
+        same = metric is None or metric in (pairs.metric, pairs.metric.name, pairs.metric.function)
+        return pairs if same else pairs.with_metric(metric)
     listed = (pairs,) if isinstance(pairs, PromptPair) else tuple(pairs)
     if not listed:
         raise PromptPairError("no prompt pairs were given. Pass at least one PromptPair.")
@@ -224,10 +280,10 @@ def prepare(
     answers = token_ids(model, [pair.answer for pair in listed], "answer")
     foils = token_ids(model, [pair.foil for pair in listed], "foil")
     resolved = metrics.resolve(metric, answer=answers is not None, foil=foils is not None)
-    clean_run, corrupted_run = _run_both(model, clean, corrupted)
-    clean_logits = sweep.answer_logits(model, clean) if clean_run is None else clean_run.logits
-    corrupted_logits = (
-        sweep.answer_logits(model, corrupted) if corrupted_run is None else corrupted_run.logits
+    runs = _run_both(model, clean, corrupted)
+    clean_logits, corrupted_logits = (
+        sweep.answer_logits(model, tokens) if run is None else run.logits
+        for run, tokens in zip(runs, (clean, corrupted), strict=True)
     )
     targets = metrics.Targets(answers, foils, clean_logits if "clean_logits" in resolved.needs else None)
     prepared = Prepared(
@@ -239,8 +295,10 @@ def prepare(
         targets=targets,
         clean_metric=resolved(clean_logits, targets),
         corrupted_metric=resolved(corrupted_logits, targets),
-        clean_run=clean_run,
-        corrupted_run=corrupted_run,
+        clean_logits=clean_logits,
+        corrupted_logits=corrupted_logits,
+        clean_run=runs[0],
+        corrupted_run=runs[1],
     )
     _refuse_no_gap(prepared)
     return prepared
@@ -248,7 +306,7 @@ def prepare(
 
 def _run_both(
     model: InterpretableModel, clean: Ids, corrupted: Ids
-) -> tuple[sweep.Base | None, sweep.Base | None]:
+) -> tuple[sweep.BaseRun | None, sweep.BaseRun | None]:
     """Both runs, in one batch if their lengths are equal."""
     if clean.shape != corrupted.shape:
         return sweep.run_prompts(model, clean), sweep.run_prompts(model, corrupted)

@@ -24,11 +24,12 @@ def width(module: nn.Module) -> int:
 def rows(module: nn.Module, index: mx.array | slice = slice(None)) -> mx.array:
     """Rows of the weight [n, in] in float32: a linear layer's outputs, or an embedding's tokens."""
     if isinstance(module, _QUANTISED):
-        biases = module.get("biases")
+        # 16-bit scales would round what they are multiplied with; modes without biases keep theirs as codes.
+        biases, scales = module.get("biases"), module["scales"][index]
         whole: mx.array = mx.dequantize(
             module["weight"][index],
-            module["scales"][index],
-            None if biases is None else biases[index],
+            scales if biases is None else scales.astype(mx.float32),
+            None if biases is None else biases[index].astype(mx.float32),
             group_size=module.group_size,
             bits=module.bits,
             mode=module.mode,

@@ -107,7 +107,7 @@ def feature_attribution(
         if progress is not None:
             progress(done, n)
     ids = np.flatnonzero(changes)
-    bounds = intervals(scores[:, ids], seed)
+    bounds = intervals(scores[:, ids])
     options: dict[str, Any] = {"ablation": chosen, "method": method, "seed": seed}
     return FeatureAttributionResult(
         features=tuple(ids.tolist()),

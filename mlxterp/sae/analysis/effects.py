@@ -95,7 +95,7 @@ def feature_effects(
     Raises:
         SAEError: a feature that does not exist, an SAE of another width, "corrupted" without pairs.
 
-    Source: ablation with the error kept, Marks et al. 2024 (2403.19647); the controls are ours.
+    Source: ablation with the error held, Marks et al. 2024 (2403.19647); the controls are ours.
     """
     if controls < 0 or top_k < 1:
         raise SAEError(f"controls={controls}, top_k={top_k}: controls is 0 or more, top_k 1 or more.")
@@ -125,7 +125,7 @@ def feature_effects(
             for cell, value in zip(some, values, strict=True):
                 changes[batch.examples[cell.example], cell.feature, cell.direction] = value
     own, means = changes[:, :, 0], changes.mean(axis=0)
-    bounds = intervals(own, seed)
+    bounds = intervals(own)
     options: dict[str, Any] = {"ablation": chosen, "seed": seed, "controls": controls}
     return FeatureEffectsResult(
         features=tuple(measured),

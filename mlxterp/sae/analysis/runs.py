@@ -23,7 +23,7 @@ from mlxterp.sae.analysis.interventions import flat
 from mlxterp.sae.analysis.texts import Batch, Given, Texts, read_texts
 from mlxterp.sae.model_match import warn_of_mismatch
 from mlxterp.sae.sae import SAE
-from mlxterp.statistics.effects import DRAWS
+from mlxterp.statistics.ratio import mean_of
 
 ROUNDING = 1e-5
 """Relative difference of two activations that are the same but for the order of float32 additions."""
@@ -220,12 +220,7 @@ def percentiles(values: metrics.Floats) -> metrics.Floats:
     return np.asarray(np.where(n > 0, below / np.maximum(n, 1), np.nan), dtype=np.float64)
 
 
-def intervals(per_example: metrics.Floats, seed: int) -> tuple[metrics.Floats, metrics.Floats] | None:
-    """95 % percentile intervals of the means over examples `[n, …]`, by resampling; None for one example."""
-    n = len(per_example)
-    if n == 1:
-        return None
-    counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=DRAWS) / n
-    means = counts @ per_example.reshape(n, -1)
-    low, high = np.percentile(means, [2.5, 97.5], axis=0)
-    return low.reshape(per_example.shape[1:]), high.reshape(per_example.shape[1:])
+def intervals(per_example: metrics.Floats) -> tuple[metrics.Floats, metrics.Floats] | None:
+    """95 % intervals of the means over examples `[n, …]`; None below four examples."""
+    found = mean_of(per_example)
+    return None if found.low is None or found.high is None else (found.low, found.high)

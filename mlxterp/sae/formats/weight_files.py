@@ -21,7 +21,7 @@ Arrays = dict[str, mx.array]
 
 @dataclass(frozen=True)
 class Overrides:
-    """What a caller says of a file: it goes before what the file says."""
+    """Facts that a caller gives; they override those in the file."""
 
     model: str | None = None
     hook_point: str | None = None

@@ -244,7 +244,7 @@ class StreamedActivations(ActivationSource):
         at = mx.array(np.flatnonzero(self.counted(batch)))
         points = {place: parse(place) for place in self.hook_points}
         with blas.pinned_threads(), fast_math.used(self.model.architecture):
-            # Logits are lazy and never looked at, so what lies behind the last point is not computed.
+            # Logits are lazy and never evaluated, so layers behind the last point are not computed.
             _, captured = self.model.run(batch.tokens, capture=list(points.values()), lengths=batch.lengths)
             found = {}
             for place, point in points.items():

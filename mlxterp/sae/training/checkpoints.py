@@ -85,11 +85,11 @@ def read(folder: Path, configs: Sequence[SAEConfig], digest: str) -> Checkpoint 
     if where is None:
         return None
     facts = json.loads((where / FACTS).read_text(encoding="utf-8"))
-    wanted = json.loads(json.dumps([config.to_dict() for config in configs]))
-    if facts["configs"] != wanted or facts["source"] != digest:
+    given = json.loads(json.dumps([config.to_dict() for config in configs]))
+    if facts["configs"] != given or facts["source"] != digest:
         differs = [
             f"{name}: {before[name]!r} then, {now[name]!r} now"
-            for before, now in zip(facts["configs"], wanted, strict=False)
+            for before, now in zip(facts["configs"], given, strict=False)
             for name in now
             if before.get(name) != now[name]
         ]

@@ -120,10 +120,10 @@ def loss(
     if config.variant == "relu":
         value = value + penalty.sparsity * acts.sum() * penalty.per_token
     if config.variant == "jumprelu":
-        wanted = cast(mx.array, firing(pre, params["threshold"])).sum() * penalty.per_token / config.k
+        active = cast(mx.array, firing(pre, params["threshold"])).sum() * penalty.per_token / config.k
         # Per piece: the pieces of a batch are random samples of one size, so each aims at its share of k.
         part = x.shape[0] * penalty.per_token
-        value = value + penalty.sparsity * mx.square(wanted / part - 1.0) * part
+        value = value + penalty.sparsity * mx.square(active / part - 1.0) * part
     if dead is not None:
         value = value + config.aux_weight * _revival(config, params, x, error, dead) * (
             x.shape[0] * penalty.per_token

@@ -224,10 +224,10 @@ def _with_hook_points(config: SAEConfig, source: ActivationSource) -> SAEConfig:
                 f"The source holds {', '.join(there)}. Name in SAEConfig(hook_point=…) the one to read."
             )
         config = replace(config, hook_point=there[0])
-    wanted = {config.hook_point, config.hook_point_out or config.hook_point}
-    if not wanted <= set(there):
+    needed = {config.hook_point, config.hook_point_out or config.hook_point}
+    if not needed <= set(there):
         raise SAEError(
-            f"An SAE at {', '.join(sorted(str(w) for w in wanted))} from a source that holds "
+            f"An SAE at {', '.join(sorted(map(str, needed)))} from a source that holds "
             f"{', '.join(there)}. Make the source with these hook points."
         )
     return config

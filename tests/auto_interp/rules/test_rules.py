@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlxterp.auto_interp.evidence.token_view import CLASSES, view_of_texts
@@ -87,6 +87,7 @@ def test_what_is_no_rule_is_refused(data):
         rule_from_dict(data)
 
 
+@settings(deadline=None)
 @given(st.lists(st.text(max_size=6), min_size=1, max_size=12), st.sampled_from(sorted(CLASSES)))
 def test_the_kind_of_a_token_depends_on_its_text_only(tokens, name):
     together, rule = view_of_texts([tokens]), At(0, Class(name))

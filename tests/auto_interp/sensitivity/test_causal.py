@@ -11,6 +11,7 @@ import pytest
 
 from mlxterp.auto_interp import FeatureLabel, sensitivity_test
 from mlxterp.auto_interp.promoted_tokens import promoted_ids, promotion
+from mlxterp.auto_interp.sensitivity import causal
 from mlxterp.core.interventions import add
 from mlxterp.errors import LabelingError
 from mlxterp.metrics import kl, log_softmax
@@ -201,3 +202,21 @@ def test_on_smollm2_features_of_the_sae_that_ships():
         assert found["n"] >= 8
         assert found["kl_removed"] > 1e-6
         assert found["kl_added"] > 1e-6
+
+
+@pytest.mark.parametrize(
+    ("percentile", "removed", "passes"),
+    [(0.95, -0.1, True), (np.nextafter(0.95, 0), -0.1, False), (0.95, 0.1, False), (0.95, 0.0, False)],
+    ids=["at the bar", "below the bar", "the wrong way", "no change"],
+)
+def test_a_feature_is_causal_from_the_95th_percentile_on_and_in_the_right_direction(
+    percentile, removed, passes
+):
+    found = {
+        "promoted_removed": removed,
+        "promoted_added": 0.1,
+        "promoted_removed_percentile": percentile,
+        "promoted_added_percentile": 1.0,
+    }
+
+    assert causal._passed(found) is passes

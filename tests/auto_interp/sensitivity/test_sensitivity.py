@@ -11,7 +11,13 @@ import pytest
 from mlxterp.auto_interp import FeatureLabel, sensitivity_test, sensitivity_tests
 from mlxterp.auto_interp.scores import Auroc, auroc
 from mlxterp.auto_interp.sensitivity import sensitivity
-from mlxterp.auto_interp.sensitivity.items import FreshTexts, Items, by_rule, fresh_documents
+from mlxterp.auto_interp.sensitivity.items import (
+    FreshTexts,
+    Items,
+    SensitivityOptions,
+    by_rule,
+    fresh_documents,
+)
 from mlxterp.errors import LabelingError, StoreError, TrainingTexts
 from mlxterp.sae.feature_store.build import build_store
 from tests.auto_interp import planted
@@ -195,7 +201,7 @@ def test_an_area_above_the_bar_with_a_lower_bound_below_it_fails(held_out):
     assert area.value > sensitivity.MIN_AUROC > area.interval[0]
 
     found = sensitivity._measure(
-        items(positive, negative, held_out), sensitivity._Options(None, 8, causal=False, controls=1, seed=0)
+        items(positive, negative, held_out), SensitivityOptions(None, 8, causal=False, controls=1, seed=0)
     )
 
     assert found["balanced_accuracy"] == 0.75
@@ -204,7 +210,7 @@ def test_an_area_above_the_bar_with_a_lower_bound_below_it_fails(held_out):
 
 @pytest.mark.parametrize(("n", "tested"), [(7, False), (8, True)])
 def test_eight_items_of_a_class_are_enough(held_out, n, tested):
-    options = sensitivity._Options(None, 8, causal=False, controls=1, seed=0)
+    options = SensitivityOptions(None, 8, causal=False, controls=1, seed=0)
 
     found = sensitivity._measure(items([1.0] * 20, [0.0] * n, held_out), options)
 
@@ -213,7 +219,7 @@ def test_eight_items_of_a_class_are_enough(held_out, n, tested):
 
 @pytest.mark.parametrize(("activation", "fires"), [(np.nextafter(0.1, 0), 0.0), (0.1, 0.125)])
 def test_a_feature_fires_from_a_tenth_of_its_strongest_activation_on(held_out, activation, fires):
-    options = sensitivity._Options(None, 8, causal=False, controls=1, seed=0)
+    options = SensitivityOptions(None, 8, causal=False, controls=1, seed=0)
 
     found = sensitivity._measure(items([1.0] * 8, [activation] + [0.0] * 7, held_out), options)
 

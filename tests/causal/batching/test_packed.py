@@ -8,27 +8,26 @@ import numpy as np
 import pytest
 
 from mlxterp.causal import activation_patching
-from mlxterp.causal.batching import one_pass, packed, packed_blocks, packed_rows
+from mlxterp.causal.batching import packed, packed_blocks
+from mlxterp.causal.batching.base_run import CannotJoin, run_base
+from mlxterp.causal.batching.packed_blocks import calls_attention_function
 from mlxterp.causal.batching.sweep import Row, run_prompts, run_rows
 from mlxterp.causal.patching.activation_patching import activation_patchings
 from mlxterp.causal.prompts.pair import prepare
 from mlxterp.core import forward as engine
-from mlxterp.core.hook_points import HookPoint
+from mlxterp.core.hook_points import HookPoint, axes
 from mlxterp.core.interventions import add, clamp, edit, mean, noise, replace, scale, zero
 from mlxterp.core.model import InterpretableModel
-from mlxterp.errors import HookError, SweepError
-from tests.causal.batching.test_sweep import everything
-from tests.causal.conftest import CLEAN, CORRUPTED, PAIR, PAIRS
+from mlxterp.errors import CapabilityUnavailable, HookError, SweepError
+from tests.causal.conftest import CLEAN, PAIR, PAIRS, TOKENS, everything
 from tests.rounding import backward_error
 from tests.tiny_models import ByteTokenizer, tiny_module
-
-TOKENS = np.array([list(CLEAN.encode()), list(CORRUPTED.encode())])
 
 
 def rows_of(model: InterpretableModel) -> list[Row]:
     """At every hook point of a pass: one and several positions, one head, whole suffixes, both prompts."""
     rows = []
-    for name in packed_rows.POINTS:
+    for name in packed.POINTS:
         for layer in range(model.n_layers if model.capabilities[name].available else 0):
             point, heads = HookPoint(name, layer), 1 if name == "z" else None
             value = np.full((1, 2, 1, 1) if name == "z" else (1, 2, 1), 0.3)
@@ -42,31 +41,36 @@ def rows_of(model: InterpretableModel) -> list[Row]:
 
 
 def run(model: InterpretableModel, rows: list[Row], vocabulary=None) -> np.ndarray:
-    return packed.run(model, one_pass.run_base(model, TOKENS, packed_rows.needed(rows)), rows, vocabulary)
+    return packed.run(model, run_base(model, TOKENS, packed.needed(rows)), rows, vocabulary)
 
 
 def test_a_packed_pass_equals_a_whole_forward_per_row_on_every_family(any_family):
     rows = rows_of(any_family)
-    if any_family.name == "gemma2":  # attention of its own, without the function that a pass looks into
-        assert not packed.supports(any_family.architecture)
-        return
-
     values = everything(run(any_family, rows), np.array([row.base for row in rows]))
 
-    slow = run_rows(any_family, TOKENS, rows, everything, engine="plain")
+    slow = run_rows(any_family, TOKENS, rows, everything, engine="reference")
     assert len(rows) >= 60
     assert values == pytest.approx(slow, abs=1e-4 * np.abs(slow).max())
+
+
+def whole_positions(point: HookPoint) -> np.ndarray:
+    """A constant with one entry for each position, whichever axis positions are on."""
+    shape = [1] * axes(point).ndim
+    shape[axes(point).pos] = TOKENS.shape[1]
+    return np.full(shape, 0.2)
 
 
 def rows_with_several_edits(model: InterpretableModel) -> list[Row]:
     """Heads and components of every layer at once, and drawn edits at two to four hook points."""
     rng = np.random.default_rng(0)
-    have = [name for name in packed_rows.IN_FLIGHT if model.capabilities[name].available]
+    inside = calls_attention_function(model.architecture)  # not gemma2, whose attention is its own
+    names = (*packed.POINTS, *packed.IN_ATTENTION) if inside else packed.POINTS
+    have = [name for name in names if model.capabilities[name].available]
     heads = tuple(zero(HookPoint("z", layer), heads=[1, 2]) for layer in range(model.n_layers))
-    means = [(HookPoint(name, layer), name == "z") for layer in range(model.n_layers) for name in have]
+    points = [HookPoint(name, layer) for layer in range(model.n_layers) for name in have]
     rows = [Row(0, heads), Row(1, heads), Row(1, heads[::-1])]
-    rows.append(Row(0, tuple(mean(p, np.full((1, 11, 1, 1)[: 4 if z else 3], 0.2)) for p, z in means)))
-    while len(rows) < 24:
+    rows.append(Row(0, tuple(mean(p, whole_positions(p)) for p in points)))
+    while len(rows) < 40:
         edits = []
         for _ in range(rng.integers(2, 5)):
             point = HookPoint(have[rng.integers(len(have))], int(rng.integers(model.n_layers)))
@@ -80,16 +84,14 @@ def rows_with_several_edits(model: InterpretableModel) -> list[Row]:
     return rows
 
 
-def test_rows_edited_on_their_way_equal_whole_forwards_on_every_family(any_family):
+def test_rows_edited_in_flight_equal_whole_forwards_on_every_family(any_family):
     rows = rows_with_several_edits(any_family)
-    assert all(map(packed_rows.fits, rows))
-    if not packed.supports(any_family.architecture):
-        return
+    assert all(packed.fits(any_family.architecture, row) for row in rows)
 
     def values():
         return everything(run(any_family, rows), np.array([row.base for row in rows]))
 
-    slow = run_rows(any_family, TOKENS, rows, everything, engine="plain")
+    slow = run_rows(any_family, TOKENS, rows, everything, engine="reference")
     assert values() == pytest.approx(slow, abs=backward_error(any_family, values))
 
 
@@ -98,12 +100,15 @@ def test_what_needs_to_see_all_of_a_row_at_once_takes_another_engine(tiny_llama)
     whole = [
         Row(0, (noise("L0.z", 0.5, key=key), zero("L2.z", heads=0))),
         Row(1, (edit("L2.attn_out", lambda x: x - x.mean(axis=1, keepdims=True)), zero("L0.mlp_out"))),
-        Row(1, (zero("L0.q"), zero("L2.z"))),
+        Row(1, (edit("L1.k", lambda x: x - x.mean(axis=1, keepdims=True)),)),
+        Row(0, (scale("model.layers.1.mlp.up_proj", 0.5), zero("L2.z"))),
     ]
 
-    assert not any(map(packed_rows.fits, whole))
+    assert not any(packed.fits(tiny_llama.architecture, row) for row in whole)
     values = run_rows(tiny_llama, TOKENS, whole, everything)
-    assert values == pytest.approx(run_rows(tiny_llama, TOKENS, whole, everything, engine="plain"), abs=1e-3)
+    assert values == pytest.approx(
+        run_rows(tiny_llama, TOKENS, whole, everything, engine="reference"), abs=1e-3
+    )
 
 
 def test_a_later_edit_at_a_position_that_does_not_exist_is_refused(tiny_llama):
@@ -113,12 +118,19 @@ def test_a_later_edit_at_a_position_that_does_not_exist_is_refused(tiny_llama):
             run_rows(tiny_llama, TOKENS, [row], everything)
 
 
+def test_an_edit_in_flight_of_a_part_that_the_model_does_not_have_is_refused(toy_model):
+    tokens = np.array([[1, 2, 3, 1]])
+
+    with pytest.raises(CapabilityUnavailable, match="no 'mlp_out'"):
+        run_rows(toy_model, tokens, [Row(0, (zero("L0.z"), zero("L1.mlp_out")))], everything)
+
+
 def test_windows_of_attention_reach_back_into_the_prompt():
     """gemma3's sliding window of 4 ends before the first token of a row that starts at position 8."""
     model = InterpretableModel(tiny_module("gemma3"), ByteTokenizer())
     rows = [Row(0, (scale(f"L{la}.mlp_out", 0.5, positions=[8, 9]),)) for la in range(3)]
 
-    slow = run_rows(model, TOKENS, rows, everything, engine="plain")
+    slow = run_rows(model, TOKENS, rows, everything, engine="reference")
     assert everything(run(model, rows), np.zeros(3)) == pytest.approx(slow, abs=1e-4 * np.abs(slow).max())
 
 
@@ -128,7 +140,7 @@ def test_quantised_weights_give_what_their_whole_forwards_give():
     model = InterpretableModel(module, ByteTokenizer())
     rows = rows_of(model)
 
-    slow = run_rows(model, TOKENS, rows, everything, engine="plain")
+    slow = run_rows(model, TOKENS, rows, everything, engine="reference")
     values = everything(run(model, rows), np.array([row.base for row in rows]))
     assert values == pytest.approx(slow, abs=1e-4 * np.abs(slow).max())
 
@@ -139,7 +151,7 @@ def test_types_of_16_bits_stay_on_the_fast_engines():
 
     values = everything(run(model, rows), np.array([row.base for row in rows]))
 
-    slow = run_rows(model, TOKENS, rows, everything, engine="plain")
+    slow = run_rows(model, TOKENS, rows, everything, engine="reference")
     assert values == pytest.approx(slow, abs=4e-2 * np.abs(slow).max())
 
 
@@ -149,7 +161,7 @@ def test_long_prompts_are_swept_within_the_budget_of_tokens(tiny_llama):
 
     fast = run_rows(tiny_llama, tokens, rows, everything, token_budget=1024)
 
-    slow = run_rows(tiny_llama, tokens, rows, everything, engine="plain")
+    slow = run_rows(tiny_llama, tokens, rows, everything, engine="reference")
     assert fast == pytest.approx(slow, abs=1e-4 * np.abs(slow).max())
 
 
@@ -160,13 +172,11 @@ def test_any_function_of_an_activation_can_be_an_edit(tiny_llama):
         Row(1, (zero("L2.attn_out"),)),
     ]
 
-    slow = run_rows(tiny_llama, TOKENS, rows, everything, engine="plain")
+    slow = run_rows(tiny_llama, TOKENS, rows, everything, engine="reference")
     assert everything(run(tiny_llama, rows), np.array([0, 1, 1])) == pytest.approx(slow, abs=1e-3)
 
 
 def test_only_the_logits_that_are_read_are_computed_and_they_are_the_same(any_family):
-    if not packed.supports(any_family.architecture):
-        return
     rows, vocabulary = rows_of(any_family), np.array([3, 77, 120])
 
     chosen = run(any_family, rows, vocabulary)
@@ -175,9 +185,9 @@ def test_only_the_logits_that_are_read_are_computed_and_they_are_the_same(any_fa
     assert chosen == pytest.approx(run(any_family, rows)[:, vocabulary], abs=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["one_pass", "plain"])
-def test_the_other_engines_read_the_same_logits(tiny_llama, kind):
-    edits = (zero("L1.z", positions=[5]), zero("L2.z", positions=[5]))
+@pytest.mark.parametrize("kind", ["auto", "reference"])
+def test_both_engines_read_the_same_logits(tiny_llama, kind):
+    edits = (zero("L1.z", positions=[5]), scale("final_norm", 0.5, positions=-1))
     vocabulary = np.array([3, 77])
 
     def second(logits, _):
@@ -191,19 +201,21 @@ def test_the_other_engines_read_the_same_logits(tiny_llama, kind):
 
 def test_small_budgets_make_more_passes_and_the_same_numbers(tiny_llama):
     rows = rows_of(tiny_llama)
-    sizes = [len(chunk) for chunk in packed_rows.chunks(rows, range(len(rows)), 11, 40)]
+    sizes = [len(chunk) for chunk in packed.chunks(rows, range(len(rows)), 11, 40)]
 
     small = run_rows(tiny_llama, TOKENS, rows, everything, token_budget=40)
 
     assert len(sizes) > 5
     assert sum(sizes) == len(rows)
-    assert small == pytest.approx(run_rows(tiny_llama, TOKENS, rows, everything, engine="plain"), abs=1e-3)
+    assert small == pytest.approx(
+        run_rows(tiny_llama, TOKENS, rows, everything, engine="reference"), abs=1e-3
+    )
 
 
 @pytest.mark.parametrize("part", ["_rotary", "behind_attention"])
 def test_a_pass_that_comes_out_wrong_is_noticed_and_another_engine_takes_over(tiny_llama, monkeypatch, part):
     rows = [Row(1, (scale("L0.z", 0.5, positions=[p]),)) for p in (3, 5, 8)]
-    right = run_rows(tiny_llama, TOKENS, rows, everything, engine="plain")
+    right = run_rows(tiny_llama, TOKENS, rows, everything, engine="reference")
     if part == "_rotary":  # rotary positions are not those of the prompt
         monkeypatch.setattr(packed_blocks, "_rotary", lambda _: [])
     else:
@@ -211,7 +223,7 @@ def test_a_pass_that_comes_out_wrong_is_noticed_and_another_engine_takes_over(ti
         spoilt = lambda *args, **kwargs: own(*args, **kwargs) * 1.1  # noqa: E731
         monkeypatch.setattr(packed_blocks.Blocks, "behind_attention", spoilt)
 
-    with pytest.raises(one_pass.CannotJoin, match="an unpatched row came out"):
+    with pytest.raises(CannotJoin, match="an unpatched row came out"):
         run(tiny_llama, rows)
 
     assert run_rows(tiny_llama, TOKENS, rows, everything) == pytest.approx(right, abs=1e-3)

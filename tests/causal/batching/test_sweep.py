@@ -1,32 +1,24 @@
-"""One pass gives the numbers of a whole forward per row, on every family and for every kind of edit."""
+"""Sweeps give the numbers of a whole forward per row, on every family and for every kind of edit."""
 
 from __future__ import annotations
-
-import itertools
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
 
-from mlxterp.causal.batching import one_pass, sweep
+from mlxterp.causal.batching import reference, sweep
+from mlxterp.causal.batching.base_run import BaseRun, CannotJoin, run_base
 from mlxterp.causal.batching.sweep import Row, run_rows
 from mlxterp.core.hook_points import HookPoint
 from mlxterp.core.interventions import add, replace, scale, zero
 from mlxterp.core.model import InterpretableModel
-from mlxterp.errors import CapabilityUnavailable, HookError, SlowSweep
-from tests.causal.conftest import CLEAN, CORRUPTED
+from mlxterp.errors import HookError, SlowSweep
+from tests.causal.conftest import CLEAN, CORRUPTED, TOKENS, everything
 from tests.rounding import backward_error
 from tests.tiny_models import ByteTokenizer, tiny_module
 
-TOKENS = np.array([list(CLEAN.encode()), list(CORRUPTED.encode())])
 POINTS = ("resid_pre", "q", "k", "v", "pattern", "z", "attn_out", "resid_mid", "mlp_out", "resid_post")
-
-
-def everything(logits, examples):
-    """A number per row that depends on all of its logits and on which prompt it is said to start from."""
-    weights = np.cos(np.arange(logits.shape[1]))
-    return logits.astype(np.float64) @ weights + 100.0 * examples
 
 
 def available(model: InterpretableModel) -> list[HookPoint]:
@@ -40,37 +32,42 @@ def one_row_per_point(model: InterpretableModel) -> list[Row]:
     return [Row(i % 2, (scale(point, 0.5, positions=[3, -1]),)) for i, point in enumerate(points)]
 
 
-def test_one_pass_equals_a_whole_forward_per_row_at_every_hook_point_of_every_family(any_family):
+def test_a_sweep_equals_a_whole_forward_per_row_at_every_hook_point_of_every_family(any_family):
     rows = one_row_per_point(any_family)
 
-    fast = run_rows(any_family, TOKENS, rows, everything, engine="one_pass")
+    fast = run_rows(any_family, TOKENS, rows, everything)
 
-    slow = run_rows(any_family, TOKENS, rows, everything, engine="plain")
+    slow = run_rows(any_family, TOKENS, rows, everything, engine="reference")
     assert len(rows) >= 18
     assert fast == pytest.approx(slow, abs=1e-4 * np.abs(slow).max())
 
 
-@pytest.mark.parametrize("start", [1, 3])
-def test_rows_that_carry_only_the_tokens_from_a_position_on_equal_whole_forwards(any_family, start):
-    rows = one_row_per_point(any_family)
-    base = one_pass.run_base(any_family, TOKENS)
+def test_blocks_before_a_rows_first_edit_are_skipped_by_the_reference_with_the_same_numbers(any_family):
+    rows = [row for row in one_row_per_point(any_family) if row.joins_after(any_family.n_layers) >= 0]
+    base = run_base(any_family, TOKENS)
 
-    suffixes = one_pass.run_pass(any_family, base, rows, start)
+    for row in rows:
+        logits = reference.run_from_join(any_family, base, [row])
 
-    examples = np.array([row.base for row in rows])
-    slow = run_rows(any_family, TOKENS, rows, everything, engine="plain")
-    assert everything(suffixes, examples) == pytest.approx(slow, abs=1e-4 * np.abs(slow).max())
+        whole = reference.run_whole(any_family, base, [row])
+        assert logits == pytest.approx(whole, abs=1e-4 * float(np.abs(whole).max()))
 
 
-def test_windows_of_attention_reach_back_into_the_prefix():
-    """gemma3's sliding window of 4 ends inside the prefix of a row that starts at position 8."""
-    model = InterpretableModel(tiny_module("gemma3"), ByteTokenizer())
-    rows = [Row(0, (scale(f"L{la}.mlp_out", 0.5, positions=[8, 9]),)) for la in range(3)]
+@pytest.mark.parametrize("engine", ["auto", "reference"])
+def test_rows_of_an_edited_run_have_its_edits_too(any_family, engine):
+    """As in causal tracing: noise on the embedding of each draw, then one state restored."""
+    own = tuple((add("embed", np.full((1, 1, 1), size), positions=[4]),) for size in (0.3, -0.5))
+    edits = [(scale("L0.mlp_out", 0.5, positions=[5]), zero("L2.mlp_out", positions=[5]))]
+    edits += [(scale("L2.resid_pre", 0.5),), (zero("L1.z", positions=-1),)]
+    if not any_family.capabilities["mlp_out"].available:
+        edits = edits[1:]
+    rows = [Row(i, each) for each in edits for i in (0, 1)]
 
-    suffixes = one_pass.run_pass(model, one_pass.run_base(model, TOKENS), rows, 8)
+    values = run_rows(any_family, TOKENS, rows, everything, base_edits=own, engine=engine)
 
-    slow = run_rows(model, TOKENS, rows, everything, engine="plain")
-    assert everything(suffixes, np.zeros(3)) == pytest.approx(slow, abs=1e-4 * np.abs(slow).max())
+    together = [Row(row.base, (*own[row.base], *row.edits)) for row in rows]
+    slow = run_rows(any_family, TOKENS, together, everything, engine="reference")
+    assert values == pytest.approx(slow, abs=1e-4 * np.abs(slow).max())
 
 
 def test_where_a_row_joins_follows_from_its_earliest_edit():
@@ -82,22 +79,6 @@ def test_where_a_row_joins_follows_from_its_earliest_edit():
     assert Row(0, (zero("embed", positions=4),)).joins_after(4) == -1
     assert Row(0, ()).joins_after(4) == 3
     assert Row(0, (zero("L0.z", positions=slice(-4, None)),)).first_position(11) == 7
-
-
-def test_passes_start_where_together_they_cost_least():
-    work, length = {1: 40, 4: 3, 5: 90, 9: 200}, 10
-
-    def cost(starts: tuple[int, ...]) -> int:
-        return sum(
-            50 + sum(w for p, w in work.items() if s == max(t for t in starts if t <= p)) * (length - s)
-            for s in starts
-        )
-
-    positions = list(work)
-    choices = [(1, *more) for n in range(4) for more in itertools.combinations(positions[1:], n)]
-    assert one_pass._starts(work, length, 50) == list(min(choices, key=cost))
-    assert one_pass._starts(work, length, 10**6) == [1]
-    assert one_pass._starts(work, length, 0) == positions
 
 
 def test_rows_with_edits_in_several_layers_equal_whole_forwards(tiny_llama):
@@ -112,9 +93,9 @@ def test_rows_with_edits_in_several_layers_equal_whole_forwards(tiny_llama):
         Row(0, ()),
     ]
 
-    fast = run_rows(tiny_llama, TOKENS, rows, everything, engine="one_pass")
+    fast = run_rows(tiny_llama, TOKENS, rows, everything)
 
-    assert fast == pytest.approx(run_rows(tiny_llama, TOKENS, rows, everything, engine="plain"), abs=1e-3)
+    assert fast == pytest.approx(run_rows(tiny_llama, TOKENS, rows, everything, engine="reference"), abs=1e-3)
 
 
 def test_a_row_without_edits_is_its_prompt(tiny_llama):
@@ -125,7 +106,7 @@ def test_a_row_without_edits_is_its_prompt(tiny_llama):
     )
 
 
-@pytest.mark.parametrize("engine", ["one_pass", "plain"])
+@pytest.mark.parametrize("engine", ["auto", "reference"])
 def test_small_batches_give_what_one_batch_gives_in_the_rows_order(tiny_llama, engine):
     rows = one_row_per_point(tiny_llama)
     seen: list[tuple[int, int]] = []
@@ -212,24 +193,22 @@ def test_an_architecture_whose_rows_cannot_join_falls_back_to_whole_forwards_wit
     with pytest.warns(SlowSweep, match="every patch takes a whole forward"):
         values = run_rows(model, TOKENS, rows, everything)
 
-    assert values == pytest.approx(run_rows(model, TOKENS, rows, everything, engine="plain"), abs=1e-5)
-    with pytest.raises(CapabilityUnavailable, match="engine='plain'"):
-        run_rows(model, TOKENS, rows, everything, engine="one_pass")
+    assert values == pytest.approx(run_rows(model, TOKENS, rows, everything, engine="reference"), abs=1e-5)
 
 
-def test_an_unpatched_row_that_comes_out_wrong_is_noticed(tiny_llama, monkeypatch):
-    tap = one_pass._Live.tap
+def test_an_unpatched_row_that_comes_out_wrong_is_noticed_and_whole_forwards_take_over(
+    tiny_llama, monkeypatch
+):
+    rows = [Row(i, (scale("final_norm", 0.5, positions=-1), scale("L2.z", 0.5))) for i in (0, 1)]
+    right = run_rows(tiny_llama, TOKENS, rows, everything, engine="reference")
+    stream = BaseRun.stream
+    monkeypatch.setattr(BaseRun, "stream", lambda base, block: stream(base, block) * 1.1)
 
-    def spoilt(live, block):
-        around = tap(live, block)
-        return around and (lambda call, h, *args, **kwargs: around(call, h, *args, **kwargs) * 1.1)
+    with pytest.raises(CannotJoin, match="an unpatched row came out"):
+        reference.run_from_join(tiny_llama, run_base(tiny_llama, TOKENS), rows)
 
-    edits = (scale("L1.q", 0.5), scale("L2.z", 0.5))
-    rows = [Row(0, edits), Row(1, edits)]
-    monkeypatch.setattr(one_pass._Live, "tap", spoilt)
-
-    with pytest.raises(CapabilityUnavailable, match="an unpatched row came out"):
-        run_rows(tiny_llama, TOKENS, rows, everything, engine="one_pass")
+    with pytest.warns(SlowSweep, match="every patch takes a whole forward"):
+        assert run_rows(tiny_llama, TOKENS, rows, everything) == pytest.approx(right, abs=1e-5)
 
 
 @pytest.mark.usefixtures("pinned_threads")

@@ -14,35 +14,14 @@ from mlxterp.causal.circuits.edge_patching import EdgeRun
 from mlxterp.causal.circuits.graph import graph_of, parse_edge
 from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import NoGap, SweepError
-from mlxterp.models import toy_circuit
 from mlxterp.results import AnalysisResult
-from tests.causal.conftest import PAIR, PAIRS
+from tests.causal.conftest import PAIR, PAIRS, planted_edges, random_token_pairs
 from tests.tiny_models import ByteTokenizer, tiny_module
 
 
 @pytest.fixture(scope="module")
 def two_layers() -> InterpretableModel:
     return InterpretableModel(tiny_module("llama", num_hidden_layers=2), ByteTokenizer())
-
-
-def planted_edges() -> set[str]:
-    """The edges that carry a token; those that carry a position are the same on every prompt of a length."""
-    names = []
-    for edge in toy_circuit.truth()["edges"]:
-        if edge["carries"] == "token":
-            names.append(f"{edge['from'].replace('embed', 'input')}→{edge['to']}")
-    return set(names)
-
-
-def random_token_pairs(n: int = 8, n_words: int = 26) -> list[PromptPair]:
-    """`A B C D E A` → B, against six random words: every token-carrying edge carries something else."""
-    rng = np.random.default_rng(0)
-    pairs = []
-    for _ in range(n):
-        a, b, c, d, e = rng.choice(n_words, size=5, replace=False).tolist()
-        other = tuple(rng.choice(n_words, size=6, replace=False).tolist())
-        pairs.append(PromptPair((a, b, c, d, e, a), other, answer=b, foil=c))
-    return pairs
 
 
 def edges_of(result) -> list[str]:

@@ -18,13 +18,13 @@ from mlxterp.causal import (
     faithfulness,
     faithfulnesses,
 )
-from mlxterp.causal.batching import sweep
 from mlxterp.causal.circuits.edge_patching import EdgeRun
 from mlxterp.causal.circuits.graph import parse_edge
 from mlxterp.causal.prompts.pair import prepare
 from mlxterp.core.model import InterpretableModel
-from mlxterp.errors import LengthMismatch, PositionsAligned, PromptPairError, SweepError
-from tests.causal.circuits.test_acdc import edges_of, planted_edges, random_token_pairs
+from mlxterp.errors import LengthMismatch, PositionsAligned, SweepError
+from tests.causal.circuits.test_acdc import edges_of
+from tests.causal.conftest import planted_edges, random_token_pairs
 from tests.tiny_models import ByteTokenizer, tiny_module
 
 LONG, SHORT = "the elephant sat", "the dog sat"
@@ -155,19 +155,3 @@ def test_the_faithfulness_of_several_circuits_is_each_ones_own(toy_model):
     assert together.low.shape == (3,)
     with pytest.raises(SweepError, match="at least one"):
         faithfulnesses(toy_model, pairs, [])
-
-
-def test_analyses_of_prepared_pairs_give_the_same_numbers_and_run_the_prompts_once(model, monkeypatch):
-    made = []
-    run_prompts = sweep.run_prompts
-    pair = PromptPair("the cat sat", "the dog sat", answer="x", foil="y")
-    alone = activation_patching(model, pair, component="z")
-    monkeypatch.setattr(sweep, "run_prompts", lambda m, t: (made.append(len(t)), run_prompts(m, t))[1])
-
-    prepared = prepare(model, pair)
-    results = [activation_patching(model, prepared, component=name) for name in ("z", "mlp_out")]
-
-    assert results[0] == alone
-    assert made == [2]
-    with pytest.raises(PromptPairError, match="which hold their own"):
-        activation_patching(model, prepared, answer="x")

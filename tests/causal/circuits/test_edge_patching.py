@@ -24,10 +24,9 @@ from mlxterp.core.hook_points import HookPoint
 from mlxterp.core.interventions import add, replace
 from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import CapabilityUnavailable, SweepError
-from tests.causal.conftest import CLEAN, CORRUPTED
+from tests.causal.conftest import TOKENS
 from tests.tiny_models import ByteTokenizer, tiny_module
 
-TOKENS = np.array([list(CLEAN.encode()), list(CORRUPTED.encode())])
 OTHERS = np.array([list(b"the cow ran"), list(b"the pig ran")])
 
 

@@ -26,8 +26,7 @@ from mlxterp.causal.circuits.graph import (
 )
 from mlxterp.errors import ResultError, SweepError
 from mlxterp.results import CircuitEdge, CircuitResult
-from tests.causal.circuits.test_acdc import planted_edges, random_token_pairs
-from tests.causal.conftest import PAIR, PAIRS, logit_difference
+from tests.causal.conftest import PAIR, PAIRS, logit_difference, planted_edges, random_token_pairs
 
 SMALL = Graph(n_layers=2, n_heads=2, n_kv_heads=2)
 SHARED = Graph(n_layers=2, n_heads=2, n_kv_heads=1)

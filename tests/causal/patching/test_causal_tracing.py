@@ -113,14 +113,13 @@ def test_the_same_seed_gives_the_same_noise_and_another_seed_another(tiny_llama)
 
 
 def test_draws_are_averaged(tiny_llama):
-    two = traced(tiny_llama, samples=2)
+    four = traced(tiny_llama, samples=4)
 
-    base = causal_tracing(tiny_llama, TEXT, SUBJECT, samples=1, seed=3, **LOGIT)
+    three = traced(tiny_llama, samples=3)
 
-    assert two.ci_low is not None
-    assert (two.ci_low <= two.effects + 1e-12).all()
-    assert (two.effects <= two.ci_high + 1e-12).all()
-    assert base.ci_low is None
+    assert four.ci_low == pytest.approx(2 * four.effects - four.ci_high)
+    assert (four.ci_low <= four.effects).all()
+    assert three.ci_low is None
 
 
 def test_twice_the_noise_is_twice_the_standard_deviation_of_the_subjects_embeddings(tiny_llama):

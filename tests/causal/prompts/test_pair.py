@@ -5,6 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from mlxterp.causal import (
+    ablate,
+    acdc,
+    activation_patching,
+    attribution_patching,
+    edge_attribution,
+    faithfulness,
+    path_patching,
+)
+from mlxterp.causal.batching import sweep
 from mlxterp.causal.prompts.pair import PromptPair, as_pairs, prepare
 from mlxterp.errors import LengthMismatch, MetricError, NoGap, PositionsAligned, PromptPairError, TokenError
 from tests.causal.conftest import CLEAN, CORRUPTED, FIRST_DIFFERENCE, PAIR, PAIRS, logit_difference
@@ -132,3 +142,46 @@ def test_what_a_call_may_give_as_prompts_becomes_pairs():
         as_pairs("a")
     with pytest.raises(PromptPairError, match="comes beside 1 PromptPair"):
         as_pairs(PAIR, "b")
+
+
+METHODS = {
+    "activation patching": lambda model, pairs, **k: activation_patching(model, pairs, **k).effects,
+    "attribution patching": lambda model, pairs, **k: attribution_patching(model, pairs, **k).effects,
+    "edge attribution": lambda model, pairs, **k: edge_attribution(model, pairs, **k).scores,
+    "path patching": lambda model, pairs, **k: path_patching(model, pairs, receivers="logits", **k).effects,
+    "ablation": lambda model, pairs, **k: [row.share for row in ablate(model, pairs, ["L1.H0"], **k).rows],
+    "faithfulness": lambda model, pairs, **k: faithfulness(model, pairs, ["L0.H0→logits"], **k).effects,
+    "acdc": lambda model, pairs, **k: [e.effect for e in acdc(model, pairs, threshold=0.3, **k).edges],
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_prepared_pairs_give_what_the_pairs_give_without_running_both_prompts_again(
+    tiny_llama, method, monkeypatch
+):
+    measure = METHODS[method]
+    alone = measure(tiny_llama, PAIRS, metric="logit_diff")
+    prepared = prepare(tiny_llama, PAIRS)
+    monkeypatch.setattr(sweep, "run_prompts", lambda *_: pytest.fail("both prompts ran again"))
+
+    assert measure(tiny_llama, prepared) == pytest.approx(np.asarray(alone), abs=1e-5)
+    if method != "acdc":  # by a distance its circuit is another one
+        assert measure(tiny_llama, prepared.with_metric("log_prob")) == pytest.approx(
+            np.asarray(measure(tiny_llama, prepared, metric="log_prob")), abs=1e-6
+        )
+
+
+def test_prepared_pairs_measured_by_another_metric_are_as_if_prepared_with_it(tiny_llama):
+    prepared = prepare(tiny_llama, PAIRS).with_metric("kl")
+
+    fresh = prepare(tiny_llama, PAIRS, "kl")
+    assert prepared.metric.name == "kl"
+    assert prepared.corrupted_metric == pytest.approx(fresh.corrupted_metric, abs=1e-5)
+    assert prepared.vocabulary is None
+    with pytest.raises(MetricError, match="needs foil"):
+        prepare(tiny_llama, PromptPair(CLEAN, CORRUPTED, "x"), "prob").with_metric("logit_diff")
+
+
+def test_prepared_pairs_hold_their_answers(tiny_llama):
+    with pytest.raises(PromptPairError, match="hold their corrupted prompts, answers and foils"):
+        activation_patching(tiny_llama, prepare(tiny_llama, PAIR), answer="z")

@@ -27,6 +27,7 @@ from mlxterp.sae import (
     feature_scale,
     feature_zero,
 )
+from mlxterp.statistics.ratio import mean_of
 from tests.rounding import backward_error
 from tests.sae.planted import (
     ALL,
@@ -394,15 +395,18 @@ def test_texts_of_other_lengths_in_the_batch_change_nothing(tiny_llama, sae):
         alone = feature_effects(tiny_llama, sae, text, features=features, controls=0)
         assert together.per_example[i] == pytest.approx(alone.effects, abs=1e-7)
     assert together.effects == pytest.approx(together.per_example.mean(axis=0))
-    assert (together.ci_low <= together.effects + 1e-12).all()
-    assert (together.effects <= together.ci_high + 1e-12).all()
 
 
-def test_the_interval_of_two_texts_is_from_the_one_to_the_other(tiny_llama, sae):
-    result = feature_effects(tiny_llama, sae, [TEXT, "the dog ran"], top_k=4, controls=0)
+def test_the_interval_is_students_over_texts_and_takes_four_of_them(tiny_llama, sae):
+    texts = [TEXT, "the dog ran", "one red hat", "my old map"]
 
-    assert result.ci_low == pytest.approx(result.per_example.min(axis=0))
-    assert result.ci_high == pytest.approx(result.per_example.max(axis=0))
+    four = feature_effects(tiny_llama, sae, texts, top_k=4, controls=0)
+
+    three = feature_effects(tiny_llama, sae, texts[:3], top_k=4, controls=0)
+    expected = mean_of(four.per_example)
+    assert four.ci_low == pytest.approx(expected.low)
+    assert four.ci_high == pytest.approx(expected.high)
+    assert (three.ci_low, three.ci_high) == (None, None)
 
 
 def test_rescaling_the_sae_changes_no_effect_and_no_percentile(tiny_llama, sae):

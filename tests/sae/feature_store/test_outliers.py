@@ -19,7 +19,7 @@ from mlxterp.sae.feature_store.build import build_store, cached_store
 from mlxterp.sae.feature_store.store import load_store
 from mlxterp.sae.sae import Relu
 from mlxterp.sae.training.activations import StreamedActivations
-from tests.sae.feature_store.test_build import TEXTS, random_sae, same
+from tests.sae.feature_store.stores import TEXTS, random_sae, same
 from tests.tiny_models import ByteTokenizer, tiny_module
 
 SINK = ord("z")

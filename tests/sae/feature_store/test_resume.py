@@ -17,7 +17,7 @@ from mlxterp.sae.feature_store import build as store_module
 from mlxterp.sae.feature_store.build import build_store
 from mlxterp.sae.feature_store.jobs import blocks
 from mlxterp.sae.feature_store.store import FeatureStore, load_store
-from tests.sae.feature_store.test_build import TEXTS, random_sae, same
+from tests.sae.feature_store.stores import TEXTS, random_sae, same
 from tests.tiny_models import ByteTokenizer, tiny_module
 
 ROOT = Path(__file__).resolve().parents[3]

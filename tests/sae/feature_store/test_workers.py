@@ -13,7 +13,7 @@ from mlxterp.errors import TokenError
 from mlxterp.sae.feature_store.build import build_store
 from mlxterp.sae.feature_store.jobs import blocks
 from tests.auto_interp import planted
-from tests.sae.feature_store.test_build import TEXTS, random_sae, same
+from tests.sae.feature_store.stores import TEXTS, random_sae, same
 from tests.tiny_models import ByteTokenizer, tiny_module
 
 BATCH = 512

@@ -19,6 +19,7 @@ import mlx.nn as nn
 import numpy as np
 
 from mlxterp.core.model import InterpretableModel
+from mlxterp.metrics import Floats
 from mlxterp.models.toy import Attention, ToyArgs
 
 SHARP = 80.0  # score of a match: attention leaks e^-40 to what does not match
@@ -26,26 +27,34 @@ LOGIT = 10.0
 SPARE = 6  # dimensions that only the idle parts write to
 
 
-class Mlp(nn.Module):
+class Mlp(nn.Module):  # type: ignore[misc]
+    """Two linear layers with a ReLU between them."""
+
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
         self.up, self.down = nn.Linear(width, hidden), nn.Linear(hidden, width)
 
     def __call__(self, x: mx.array) -> mx.array:
-        return self.down(nn.relu(self.up(x)))
+        out: mx.array = self.down(nn.relu(self.up(x)))
+        return out
 
 
-class Block(nn.Module):
+class Block(nn.Module):  # type: ignore[misc]
+    """Attention, then the MLP, without norms."""
+
     def __init__(self, args: ToyArgs, hidden: int) -> None:
         super().__init__()
         self.self_attn, self.mlp = Attention(args), Mlp(args.hidden_size, hidden)
 
     def __call__(self, x: mx.array, mask: mx.array | str | None = None) -> mx.array:
         h = x + self.self_attn(x, mask)
-        return h + self.mlp(h)
+        out: mx.array = h + self.mlp(h)
+        return out
 
 
-class Transformer(nn.Module):
+class Transformer(nn.Module):  # type: ignore[misc]
+    """Embeddings of tokens and positions, the blocks, and an unembedding."""
+
     def __init__(self, args: ToyArgs, hidden: int, n_out: int) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(args.vocab_size, args.hidden_size)
@@ -57,7 +66,8 @@ class Transformer(nn.Module):
         h = self.embed_tokens(inputs) + self.embed_positions(mx.arange(inputs.shape[1]))
         for layer in self.layers:
             h = layer(h, "causal")
-        return self.lm_head(h)
+        logits: mx.array = self.lm_head(h)
+        return logits
 
 
 @dataclass(frozen=True)
@@ -99,8 +109,8 @@ class Program:
 
     def __post_init__(self) -> None:
         self._width = 0
-        self._heads: dict[str, tuple[np.ndarray, ...]] = {}
-        self._mlps: dict[str, tuple[np.ndarray, ...]] = {}
+        self._heads: dict[str, tuple[Floats, ...]] = {}
+        self._mlps: dict[str, tuple[Floats, ...]] = {}
         self.tok = self._new("tok", self.n_tokens, "input", varies=True)
         self.pos = self._new("pos", self.n_positions, "input")
         self.bos = self._new("bos", 1, "input")
@@ -122,9 +132,9 @@ class Program:
         node: str,
         query: Variable,
         key: Variable,
-        selector: np.ndarray,
+        selector: Floats,
         value: Variable,
-        values: np.ndarray | None = None,
+        values: Floats | None = None,
         *,
         beginning: float = 0.5,
     ) -> Variable:
@@ -172,7 +182,7 @@ class Program:
             self._reads(node, self.variables[name])
         return out
 
-    def map(self, node: str, read: Variable, matrix: np.ndarray) -> Variable:
+    def map(self, node: str, read: Variable, matrix: Floats) -> Variable:
         """A function of one categorical variable: row i of `matrix` where it is i."""
         out = self._new(node, matrix.shape[1], node, varies=read.varies)
         up, down = np.zeros((len(read.dims), 500)), np.zeros((500, len(read.dims)))
@@ -206,7 +216,9 @@ class Program:
             self._fill_mlp(block.mlp, f"L{layer}.mlp", width, rng)
         return Compiled(InterpretableModel(module), frozenset(self.edges), frozenset(self.wired))
 
-    def _fill_heads(self, attn: Attention, layer: int, width: int, d_head: int, rng) -> None:
+    def _fill_heads(
+        self, attn: Attention, layer: int, width: int, d_head: int, rng: np.random.Generator
+    ) -> None:
         parts = {name: np.zeros((self.n_heads * d_head, width)) for name in "qkv"} | {
             "o": np.zeros((width, self.n_heads * d_head))
         }
@@ -227,7 +239,7 @@ class Program:
         for name, matrix in parts.items():
             attn[f"{name}_proj"].weight = mx.array(matrix.astype(np.float32))
 
-    def _fill_mlp(self, mlp: Mlp, node: str, width: int, rng) -> None:
+    def _fill_mlp(self, mlp: Mlp, node: str, width: int, rng: np.random.Generator) -> None:
         up, bias = rng.normal(size=(self.hidden, width)), rng.normal(size=self.hidden)
         down, base = np.zeros((width, self.hidden)), np.zeros(width)
         down[-SPARE:] = rng.normal(size=(SPARE, self.hidden))

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mlxterp.causal import PromptPair
-from tests.rasp import Compiled, Program
+from mlxterp.causal.prompts.pair import PromptPair
+from mlxterp.metrics import Floats, Tokens
+from mlxterp.worlds.rasp import Compiled, Program
 
 LENGTH = 7  # with the beginning of sequence
 TOKENS = 5
@@ -19,11 +20,11 @@ class Case:
     """A compiled program and what it should answer at the last position for tokens without the beginning."""
 
     compiled: Compiled
-    answer: Callable[[np.ndarray], float]
-    draw: Callable[[np.random.Generator], np.ndarray]
+    answer: Callable[[Tokens], float]
+    draw: Callable[[np.random.Generator], Tokens]
     number: bool = False  # the answer is the first logit, and not the place of the highest
 
-    def prompts(self, n: int, seed: int = 0) -> list[np.ndarray]:
+    def prompts(self, n: int, seed: int = 0) -> list[Tokens]:
         rng = np.random.default_rng(seed)
         return [self.draw(rng) for _ in range(n)]
 
@@ -35,19 +36,22 @@ class Case:
 
 
 def program(n_layers: int = 2) -> Program:
+    """An empty program of this many layers."""
     return Program(TOKENS, LENGTH, n_layers)
 
 
-def any_tokens(rng: np.random.Generator) -> np.ndarray:
+def any_tokens(rng: np.random.Generator) -> Tokens:
+    """A prompt without the beginning."""
     return rng.integers(TOKENS, size=LENGTH - 1)
 
 
-def back(distance: int) -> np.ndarray:
+def back(distance: int) -> Floats:
     """Selects the position so many places before."""
     return np.eye(LENGTH, k=-distance)
 
 
-def everywhere(p: Program) -> np.ndarray:
+def everywhere() -> Floats:
+    """Selects every position."""
     return np.zeros((1, LENGTH))
 
 
@@ -70,7 +74,7 @@ def frac_prevs() -> Case:
     """The fraction of positions, the beginning included, whose token is 2."""
     p = program()
     is_two = p.map("L0.mlp", p.tok, np.eye(TOKENS)[:, 2:3])
-    out = p.head("L1.H1", p.one, p.pos, everywhere(p), is_two, beginning=0.0)
+    out = p.head("L1.H1", p.one, p.pos, everywhere(), is_two, beginning=0.0)
     return Case(p.compile(out), lambda t: np.mean(np.append(t, -1) == 2), any_tokens, number=True)
 
 
@@ -97,7 +101,7 @@ def pair_balance() -> Case:
     """0: more of token 1 than of token 0; 1: as many; 2: more of token 0."""
     p = program(1)
     for node, token in (("L0.H0", 0), ("L0.H1", 1)):
-        p.head(node, p.one, p.pos, everywhere(p), p.tok, np.eye(TOKENS)[:, token : token + 1], beginning=0.0)
+        p.head(node, p.one, p.pos, everywhere(), p.tok, np.eye(TOKENS)[:, token : token + 1], beginning=0.0)
     half = 0.5 / LENGTH
     out = p.table("L0.mlp", {"L0.H0": 1.0, "L0.H1": -1.0}, [-half, half])
     return Case(p.compile(out), lambda t: 1 + np.sign(np.sum(t == 0) - np.sum(t == 1)), any_tokens)
@@ -107,14 +111,14 @@ def reverse() -> Case:
     """The first token of the reversed sequence: the last one before the padding (token 4) at its end."""
     p = program()
     padding = np.eye(TOKENS)[:, 4:5]
-    p.head("L0.H0", p.one, p.pos, everywhere(p), p.tok, padding, beginning=0.0)
+    p.head("L0.H0", p.one, p.pos, everywhere(), p.tok, padding, beginning=0.0)
     bounds = (np.arange(LENGTH - 2) + 0.5) / LENGTH
     n_padded = p.table("L0.mlp", {"L0.H0": 1.0}, bounds.tolist())
     at = np.zeros((LENGTH - 1, LENGTH))
     at[np.arange(LENGTH - 1), LENGTH - 1 - np.arange(LENGTH - 1)] = 1
     out = p.head("L1.H1", n_padded, p.pos, at, p.tok, beginning=0.0)  # something always matches
 
-    def draw(rng: np.random.Generator) -> np.ndarray:
+    def draw(rng: np.random.Generator) -> Tokens:
         tokens = rng.integers(4, size=LENGTH - 1)
         tokens[rng.integers(2, LENGTH) :] = 4
         return tokens

@@ -1,0 +1,360 @@
+"""One job of the judge: a sealed setup.py and declared claims in, numbers out. Plain JSON both ways.
+
+A job, as `python -m mlxterp.remeasure` reads it from standard input:
+
+    {"setup": "/…/setup.py",          the sealed copy
+     "sha256": "…",                   of its bytes; the bytes that are compiled are the ones that were hashed
+     "claims": [{…}, …],              declarations as `Hypothesis.to_dict` writes them; none for a gate
+     "pairs": {"dataset": [0, 3]}     indices into setup.dataset; or
+              {"confirm": {"n": 24, "seed": 7}}   what setup.confirm_pairs(n, seed) gives; or
+              {"heldout": [{"clean": …, "corrupted": …, "answer": …, "foil": …, "cluster": …}, …]}
+     "metric": "logit_diff",          of the gate, in setup.metrics or of mlxterp.metrics; a claim has its own
+     "measure": ["gate", "claim", "placebos", "replay"],
+     "seed": 0,                       of placebos, noise and role texts
+     "twin_seed": 0,                  optional: the gate is measured on the weight-shuffled twin too
+     "placebos": 24}                  optional
+
+A result: `{"schema": "remeasure/1", "setup": sha256, "model": {…}, "pairs": […], "gate": …, "twin_gate": …,
+"claims": [{"measurement", "placebos", "other_heads", "drop_one", "role", "replay"}, …]}`, with null for what
+was not asked for or does not apply. "replay" measures the claim a second time from its pairs on. Or
+`{"schema": "remeasure/1", "error": {"kind": …, "message": …}}`; kinds are those of `ERROR_KINDS`.
+
+Does not cover: hostile code in setup.py, which the user wrote; time and memory, which the caller limits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import linecache
+import sys
+import types
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+from mlx.utils import tree_flatten
+
+from mlxterp.autointerpret.hypothesis import Hypothesis
+from mlxterp.causal.prompts.encoding import facts_of
+from mlxterp.causal.prompts.pair import PromptPair
+from mlxterp.core.linux_blas import blas
+from mlxterp.core.model import InterpretableModel
+from mlxterp.errors import MlxterpError
+from mlxterp.metrics import METRICS
+from mlxterp.remeasure.behaviour_gate import gate_cells
+from mlxterp.remeasure.edits import Resources, read_operation
+from mlxterp.remeasure.measurement import Measurement, SetCells, drop_one, measure, measure_placebos
+from mlxterp.remeasure.pairs import MeasuredPairs, run_pairs
+from mlxterp.remeasure.placebos import N_PLACEBOS, other_heads, placebo_sites
+from mlxterp.remeasure.roles import measure_role
+from mlxterp.worlds.twin import shuffled_twin
+
+SCHEMA = "remeasure/1"
+ERROR_KINDS = {
+    "bad_job": "the job is not JSON, or a field of it is missing or not what it must be",
+    "setup_changed": "the bytes of setup.py do not have the digest of the job",
+    "setup_failed": "setup.py raised, or lacks `model`, `dataset`, `confirm_pairs` or the metric",
+    "bad_claim": "a claim is no valid declaration",
+    "cannot_measure": "the model, the pairs or the metric do not allow the measurement, or raised in it",
+    "out_of_memory": "memory ran out",
+}
+MEASURES = ("gate", "claim", "placebos", "replay")
+
+
+class JobError(Exception):
+    """A job that cannot be done; `kind` is one of `ERROR_KINDS`."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job as read; fields as in the module's docstring."""
+
+    setup: Path
+    sha256: str
+    claims: tuple[Mapping[str, Any], ...]
+    pairs: Mapping[str, Any]
+    metric: str | None
+    measure: frozenset[str]
+    seed: int
+    twin_seed: int | None
+    placebos: int
+
+
+def read_job(text: str) -> Job:
+    """A job from its JSON.
+
+    Raises:
+        JobError: bad_job or bad_claim, naming the field.
+    """
+    try:
+        given = json.loads(text)
+    except ValueError as problem:
+        raise JobError("bad_job", f"the job is not JSON: {problem}. Send one JSON object.") from problem
+    if not isinstance(given, dict):
+        raise JobError("bad_job", f"the job is a {type(given).__name__}. Send one JSON object.")
+    known = {"setup", "sha256", "claims", "pairs", "metric", "measure", "seed", "twin_seed", "placebos"}
+    if set(given) - known:
+        raise JobError("bad_job", f"the job has unknown fields {sorted(set(given) - known)}.")
+    for name, kind in (("setup", str), ("sha256", str), ("pairs", dict), ("measure", list)):
+        if not isinstance(given.get(name), kind):
+            raise JobError("bad_job", f"{name} is {given.get(name)!r}; it must be a {kind.__name__}.")
+    wanted = given["measure"]
+    if not wanted or not all(isinstance(each, str) and each in MEASURES for each in wanted):
+        raise JobError("bad_job", f"measure is {wanted!r}. List some of: {', '.join(MEASURES)}.")
+    for name, default in (("seed", 0), ("twin_seed", None), ("placebos", N_PLACEBOS)):
+        value = given.setdefault(name, default)
+        if value is not default and (type(value) is not int or value < 0):
+            raise JobError("bad_job", f"{name} is {value!r}; it must be a whole number, 0 or more.")
+    if len(given["pairs"]) != 1 or not set(given["pairs"]) <= {"dataset", "confirm", "heldout"}:
+        raise JobError(
+            "bad_job", f"pairs names {sorted(given['pairs'])}. Name one of: dataset, confirm, heldout."
+        )
+    ((how, what),) = given["pairs"].items()
+    fresh = isinstance(what, dict) and all(type(what.get(name)) is int for name in ("n", "seed"))
+    if not (fresh if how == "confirm" else isinstance(what, list)):
+        wanted_form = '{"n": 24, "seed": 7}' if how == "confirm" else "a list"
+        raise JobError("bad_job", f"pairs.{how} is {what!r}; it must be {wanted_form}.")
+    claims = given.get("claims", [])
+    if not isinstance(claims, list):
+        raise JobError("bad_job", f"claims is {claims!r}; it must be a list of declarations.")
+    if not claims and set(wanted) - {"gate"}:
+        raise JobError(
+            "bad_job", f"measure is {wanted}, and there is no claim. Send one, or ask for the gate."
+        )
+    if "gate" in wanted and not isinstance(given.get("metric"), str):
+        raise JobError("bad_job", "the gate needs a metric. Send its name in `metric`.")
+    return Job(
+        setup=Path(given["setup"]),
+        sha256=given["sha256"],
+        claims=tuple(_read_claim(each) for each in claims),
+        pairs=given["pairs"],
+        metric=given.get("metric"),
+        measure=frozenset(wanted),
+        seed=given["seed"],
+        twin_seed=given["twin_seed"],
+        placebos=given["placebos"],
+    )
+
+
+def _read_claim(given: Any) -> Mapping[str, Any]:
+    if not isinstance(given, dict):
+        raise JobError("bad_claim", f"a claim is {given!r}. Send what `Hypothesis.to_dict` writes.")
+    try:
+        return Hypothesis.from_dict(given).to_dict()
+    except (MlxterpError, TypeError) as problem:
+        raise JobError("bad_claim", str(problem)) from problem
+
+
+def run_job(job: Job) -> dict[str, Any]:
+    """The numbers of a job.
+
+    Raises:
+        JobError: with its kind.
+    """
+    setup = load_setup(job.setup, job.sha256)
+    model = _model_of(setup)
+    facts = _facts(model)
+    in_float32(model)
+    try:
+        with blas.pinned_threads():
+            pairs = _pairs_of(setup, job.pairs)
+            result: dict[str, Any] = {
+                "schema": SCHEMA,
+                "setup": job.sha256,
+                "model": facts,
+                "pairs": [_plain_pair(pair) for pair in pairs],
+                "gate": None,
+                "twin_gate": None,
+                "claims": [],
+            }
+            if "gate" in job.measure:
+                result |= _gates(setup, model, pairs, job)
+            runs: dict[tuple[str, str], MeasuredPairs] = {}
+            for claim in job.claims:
+                result["claims"].append(_measured(setup, model, pairs, claim, job, runs))
+    except JobError:
+        raise
+    except (Exception, SystemExit) as problem:
+        # Metrics and `confirm_pairs` of setup.py run here, and may raise anything. mlx says with a
+        # RuntimeError that it could not allocate.
+        short = isinstance(problem, MemoryError) or (
+            isinstance(problem, RuntimeError) and "alloc" in str(problem).lower()
+        )
+        kind = "out_of_memory" if short else "cannot_measure"
+        raise JobError(kind, f"{type(problem).__name__}: {problem}") from problem
+    return result
+
+
+def load_setup(path: Path, sha256: str) -> types.ModuleType:
+    """The module that these bytes of setup.py are, put into `sys.modules` as `setup`.
+
+    What is compiled are the bytes whose digest was compared: no cache of Python's and no file that changes
+    meanwhile can take their place (docs/decisions/0007). Nothing of the project is on the path.
+
+    Raises:
+        JobError: setup_changed or setup_failed.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as problem:
+        raise JobError("setup_failed", f"{path} cannot be read: {problem}.") from problem
+    found = hashlib.sha256(data).hexdigest()
+    if found != sha256:
+        raise JobError(
+            "setup_changed", f"{path} has the digest {found}, and the job names {sha256}. Nothing was run."
+        )
+    module = types.ModuleType("setup")
+    module.__file__ = str(path)
+    linecache.cache[str(path)] = (
+        len(data),
+        None,
+        data.decode("utf-8", "replace").splitlines(keepends=True),
+        str(path),
+    )
+    sys.modules["setup"] = module
+    try:
+        exec(compile(data, str(path), "exec", dont_inherit=True), module.__dict__)
+    except (Exception, SystemExit) as problem:
+        raise JobError("setup_failed", f"setup.py raised {type(problem).__name__}: {problem}") from problem
+    return module
+
+
+def in_float32(model: InterpretableModel) -> None:
+    """Computes in float32 from now on, whatever type the weights came in; quantised ones stay so."""
+    kinds = {array.dtype for _, array in tree_flatten(model.model.parameters())}
+    if kinds & {mx.float16, mx.bfloat16}:
+        model.model.set_dtype(mx.float32)
+        mx.eval(model.model.parameters())
+
+
+def _model_of(setup: types.ModuleType) -> InterpretableModel:
+    model = getattr(setup, "model", None)
+    if not isinstance(model, InterpretableModel):
+        raise JobError("setup_failed", f"setup.py's `model` is {model!r}. Define an InterpretableModel.")
+    return model
+
+
+def _facts(model: InterpretableModel) -> dict[str, Any]:
+    kinds = sorted({str(array.dtype) for _, array in tree_flatten(model.model.parameters())})
+    sizes = {"n_layers": model.n_layers, "n_heads": model.n_heads, "d_vocab": model.d_vocab}
+    return {**facts_of(model), **sizes, "weights": kinds, "computed_in": "mlx.core.float32"}
+
+
+def _metric_of(setup: types.ModuleType, name: str) -> Any:
+    registry = getattr(setup, "metrics", None)
+    if registry is not None and name in registry:
+        return registry.get(name)
+    if name in METRICS:
+        return METRICS[name]
+    raise JobError("setup_failed", f"there is no metric {name!r} in setup.py's `metrics`. Register it there.")
+
+
+def _pairs_of(setup: types.ModuleType, chosen: Mapping[str, Any]) -> list[PromptPair]:
+    ((how, what),) = chosen.items()
+    if how == "heldout":
+        return [_read_pair(item) for item in what]
+    if how == "confirm":
+        draw = getattr(setup, "confirm_pairs", None)
+        if not callable(draw):
+            raise JobError("setup_failed", "setup.py has no `confirm_pairs(n, seed)`. Define it.")
+        found = list(draw(what["n"], what["seed"]))
+    else:
+        dataset = getattr(setup, "dataset", None)
+        if not isinstance(dataset, Sequence):
+            raise JobError(
+                "setup_failed", f"setup.py's `dataset` is {type(dataset).__name__}. Define a list."
+            )
+        outside = [i for i in what if type(i) is not int or not 0 <= i < len(dataset)]
+        if outside:
+            raise JobError("bad_job", f"pairs names {outside[0]!r}; setup.dataset has {len(dataset)} pairs.")
+        found = [dataset[i] for i in what]
+    odd = next((pair for pair in found if not isinstance(pair, PromptPair)), None)
+    if odd is not None:
+        raise JobError("setup_failed", f"setup.py gives {type(odd).__name__} where a PromptPair is needed.")
+    return found
+
+
+def _read_pair(item: Any) -> PromptPair:
+    if not isinstance(item, dict) or not {"clean", "corrupted"} <= set(item):
+        raise JobError("bad_job", f"a held-out item is {item!r}. Give clean and corrupted prompts.")
+    clean, corrupted = (tuple(p) if isinstance(p, list) else p for p in (item["clean"], item["corrupted"]))
+    return PromptPair(
+        clean,
+        corrupted,
+        answer=item.get("answer"),
+        foil=item.get("foil"),
+        name=item.get("name") or "",
+        cluster=item.get("cluster"),
+    )
+
+
+def _plain_pair(pair: PromptPair) -> dict[str, Any]:
+    def plain(prompt: Any) -> Any:
+        return prompt if isinstance(prompt, str) else [int(token) for token in prompt]
+
+    return {
+        "clean": plain(pair.clean),
+        "corrupted": plain(pair.corrupted),
+        "answer": pair.answer,
+        "foil": pair.foil,
+        "name": pair.name,
+        "cluster": pair.cluster,
+    }
+
+
+def _gates(
+    setup: types.ModuleType, model: InterpretableModel, pairs: Sequence[PromptPair], job: Job
+) -> dict[str, Any]:
+    metric = _metric_of(setup, str(job.metric))
+    candidates = getattr(setup, "candidates", ())
+    found = {"gate": gate_cells(model, pairs, metric, candidates).to_dict()}
+    if job.twin_seed is not None:
+        twin = shuffled_twin(model, job.twin_seed)
+        found["twin_gate"] = gate_cells(twin, pairs, metric, candidates).to_dict()
+    return found
+
+
+def _measured(
+    setup: types.ModuleType,
+    model: InterpretableModel,
+    pairs: Sequence[PromptPair],
+    claim: Mapping[str, Any],
+    job: Job,
+    runs: dict[tuple[str, str], MeasuredPairs],
+) -> dict[str, Any]:
+    """What was asked of one claim; `runs` holds the pairs' own runs for the claims that follow."""
+    found: dict[str, Any] = dict.fromkeys(
+        ("measurement", "placebos", "other_heads", "drop_one", "role", "replay")
+    )
+    if claim.get("role"):
+        found["role"] = measure_role(model, claim, seed=job.seed, pairs=pairs).to_dict()
+        return found
+    resources = Resources(getattr(setup, "sae", None), getattr(setup, "vectors", {}))
+    metric = _metric_of(setup, claim["metric"])
+    operation = read_operation(claim)
+    key = claim["metric"], operation.align
+    if key not in runs:
+        runs[key] = run_pairs(model, pairs, metric, align=operation.align)
+    shared: dict[str, Any] = {"resources": resources, "seed": job.seed}
+    if "claim" in job.measure:
+        found["measurement"] = measure(model, claim, runs[key], **shared).to_dict()
+        if len(claim["site"]) > 1:
+            found["drop_one"] = drop_one(model, claim, runs[key], **shared).to_dict()
+        if claim.get("more_than"):
+            others = other_heads(model, claim)
+            found["other_heads"] = measure_placebos(model, claim, others, runs[key], **shared).to_dict()
+    if "placebos" in job.measure:
+        sets = placebo_sites(model, claim, job.seed, job.placebos)
+        cells: SetCells | None = measure_placebos(model, claim, sets, runs[key], **shared) if sets else None
+        found["placebos"] = None if cells is None else cells.to_dict()
+    if "replay" in job.measure:
+        again: Measurement = measure(model, claim, pairs, metric, **shared)
+        found["replay"] = again.to_dict()
+    return found
