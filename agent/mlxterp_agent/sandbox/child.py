@@ -13,7 +13,6 @@ import json
 import os
 import re
 import selectors
-import shutil
 import signal
 import subprocess
 import sys
@@ -27,7 +26,7 @@ from typing import Any, BinaryIO, Literal, NamedTuple
 from mlxterp_agent.platform import child_environment
 from mlxterp_agent.sandbox.frames import Frames
 from mlxterp_agent.sandbox.jail import Policy, macos
-from mlxterp_agent.sandbox.scratch_files import WrittenFiles, copy_written_files
+from mlxterp_agent.sandbox.scratch_files import WrittenFiles, copy_written_files, remove_tree
 
 TAIL = 64 * 1024
 FILE = 1_000_000
@@ -204,6 +203,7 @@ class Child:
         self._out, self._err = Capture(), Capture()
         self._tmp = tmp
         self._scratch = tmp / "scratch"
+        self._wrapped = start.policy is not None and sys.platform == "darwin"
         self._changed = threading.Condition()
         self._ended = False
         self._began = time.monotonic()
@@ -247,6 +247,13 @@ class Child:
     def ended(self) -> bool:
         """Whether it is gone and everything it wrote is read."""
         return self._ended
+
+    @property
+    def jail_error(self) -> str | None:
+        """Why there is no jail; None if there is one, or none was asked for."""
+        if self._wrapped and self.frames.facts is None and self.stderr.startswith("sandbox-exec:"):
+            return self.stderr.strip().splitlines()[0]
+        return self.frames.jail_error
 
     @property
     def output_bytes(self) -> int:
@@ -319,7 +326,7 @@ class Child:
                 with contextlib.suppress(BrokenPipeError):
                     stream.close()
         written = WrittenFiles() if files_to is None else copy_written_files(self._scratch, files_to)
-        shutil.rmtree(self._tmp, ignore_errors=True)
+        remove_tree(self._tmp)
         return written
 
     def _send(self, order: Mapping[str, Any]) -> None:

@@ -13,7 +13,6 @@ experiment, watch it, end it, read how it ended. An instance is used from one th
 from __future__ import annotations
 
 import contextlib
-import shutil
 import signal
 import sys
 import uuid
@@ -30,7 +29,7 @@ from mlxterp_agent.platform import Clock, Descendants, SystemClock, oom_kills
 from mlxterp_agent.sandbox.child import Child, ChildStart, Exit
 from mlxterp_agent.sandbox.frames import Problem
 from mlxterp_agent.sandbox.jail import Isolation, caches, experiment_policy
-from mlxterp_agent.sandbox.scratch_files import WrittenFiles
+from mlxterp_agent.sandbox.scratch_files import WrittenFiles, remove_tree
 from mlxterp_agent.storage.record import Execution, Status
 from mlxterp_agent.storage.state_dir import State
 
@@ -102,7 +101,7 @@ class Runner:
         self._clock: Clock = clock or SystemClock()
         self._spare: Child | None = None
         for left in state.tmp_dir.iterdir():
-            shutil.rmtree(left, ignore_errors=True)
+            remove_tree(left)
 
     def warm(self) -> None:
         """Starts the hot spare unless there is one that imports the setup.py that is sealed now. Returns at
@@ -239,7 +238,7 @@ class Runner:
             prepared = child.ready
         finally:
             child.close()
-        if cut is not None or child.frames.jail_error is not None:
+        if cut is not None or child.jail_error is not None:
             return _failed_setup(child, cut)
         if prepared:
             write_atomically(marker, key)
@@ -309,7 +308,7 @@ def _failed_setup(child: Child, cut: _Cut | None) -> SetupReport:
     problem = Problem(cut.error) if cut else _setup_problem(child)
     return SetupReport(
         ok=False,
-        jail_error=child.frames.jail_error,
+        jail_error=child.jail_error,
         error=problem.error,
         traceback=problem.traceback,
         seconds=child.setup_seconds or 0.0,

@@ -6,6 +6,7 @@ relative to its directory, and only so many bytes.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import stat
@@ -14,6 +15,8 @@ from pathlib import Path
 
 MAX_BYTES = 20_000_000
 MAX_FILES = 200
+_MAX_DEPTH = 10
+_MAX_LOOKED_AT = 10_000
 
 
 @dataclass(frozen=True)
@@ -40,11 +43,18 @@ def copy_written_files(scratch: Path, target: Path) -> WrittenFiles:
     elif target.is_dir():
         shutil.rmtree(target)
     kept: list[str] = []
-    room, left_out = MAX_BYTES, 0
+    room, left_out, looked_at = MAX_BYTES, 0, 0
     try:
         walk = os.fwalk(scratch, follow_symlinks=False)
         for directory, folders, names, fd in walk:
             folders.sort()
+            looked_at += len(names) + 1
+            if looked_at > _MAX_LOOKED_AT:
+                left_out += len(names)
+                break
+            if len(Path(directory).relative_to(scratch).parts) >= _MAX_DEPTH:
+                left_out += len(folders)
+                folders.clear()
             for name in sorted(names):
                 path = os.path.relpath(os.path.join(directory, name), scratch)
                 data = _read(name, fd, room) if len(kept) < MAX_FILES else None
@@ -64,6 +74,12 @@ def copy_written_files(scratch: Path, target: Path) -> WrittenFiles:
         # It was removed while it was read, by a process that outlived its experiment.
         left_out += 1
     return WrittenFiles(tuple(sorted(kept)), left_out)
+
+
+def remove_tree(path: Path) -> None:
+    """Removes a directory as far as it can be removed: one that is nested too deep stays."""
+    with contextlib.suppress(RecursionError):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _read(name: str, directory: int, room: int) -> bytes | None:

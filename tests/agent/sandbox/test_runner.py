@@ -950,6 +950,18 @@ def test_a_pipe_among_the_files_of_an_experiment_does_not_stop_the_supervisor(be
     assert (outcome.status, outcome.files, outcome.files_left_out) == ("ok", (), 1)
 
 
+def test_directories_nested_without_end_do_not_stop_the_supervisor(bench: Bench):
+    outcome = bench.run("""
+        import os
+        for _ in range(1500):
+            os.mkdir("d")
+            os.chdir("d")
+        open("deep", "w").close()
+    """)
+
+    assert (outcome.status, outcome.files, outcome.files_left_out) == ("ok", (), 1)
+
+
 def test_a_folder_for_files_that_is_a_link_is_replaced_and_not_followed(bench: Bench, tmp_path: Path):
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
