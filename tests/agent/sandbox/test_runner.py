@@ -960,6 +960,7 @@ def test_directories_nested_without_end_do_not_stop_the_supervisor(bench: Bench)
     """)
 
     assert (outcome.status, outcome.files, outcome.files_left_out) == ("ok", (), 1)
+    assert list(bench.state.tmp_dir.iterdir()) == []
 
 
 def test_a_folder_for_files_that_is_a_link_is_replaced_and_not_followed(bench: Bench, tmp_path: Path):
