@@ -1,7 +1,7 @@
-"""Conversations: messages as the tokens a model was trained on, each turn's place in them, patching by turn.
+"""Conversations: chat templates, the position of each turn among the tokens, patching by turn.
 
-Lives here: chat templates, turns, generations as results. Does not live here: generating
-(`core/generate.py`), patching (`causal/patching/activation_patching.py`).
+Also contains generations as results. See `core/generate.py` for generating and
+`causal/patching/activation_patching.py` for patching.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Turn:
     Attributes:
         role: "system", "user", "assistant" …
         start, stop: the first token that holds any of the content, and one past the last.
-        text: the content as it stands in the prompt.
+        text: the content as the prompt holds it.
     """
 
     role: str
@@ -63,12 +63,12 @@ def chat(
         messages: each with "role" and "content".
         template: a chat template in Jinja, as tokenizers hold them; by default the tokenizer's own. It sees
             `messages`, `add_generation_prompt`, `bos_token` and `eos_token`.
-        add_generation_prompt: end with what begins an answer of the assistant.
+        add_generation_prompt: end with the header of an assistant message.
 
     Raises:
         TokenError: a message without role or content; a tokenizer without a template, and none given.
     """
-    text = _rendered(model, _checked(messages), template, answer=add_generation_prompt)
+    text = _render(model, _check_messages(messages), template, answer=add_generation_prompt)
     return tuple(TextTokens(model.tokenizer).encode(text, special=False))
 
 
@@ -79,21 +79,21 @@ def turns(
     template: str | None = None,
     add_generation_prompt: bool = True,
 ) -> tuple[Turn, ...]:
-    """Where each message's content is among the tokens that `chat` gives with the same arguments.
+    """The position of each message's content among the tokens of `chat` with the same arguments.
 
-    What a template adds by itself (role names, a system prompt of its own) belongs to no turn. A token that
+    Text that the template adds (role names, its own system prompt) belongs to no turn. A token that
     holds the end of one and the beginning of another belongs to both.
 
     Raises:
         TokenError: as `chat`; or the template changes contents beyond trimming them, or the tokens do not
-            decode to the text, so that no place is known.
+            decode to the text, so that no position is known.
     """
-    given = _checked(messages)
-    text = _rendered(model, given, template, answer=add_generation_prompt)
-    # A private-use character cannot be in a template, so what stands between the marks is the template's own.
+    given = _check_messages(messages)
+    text = _render(model, given, template, answer=add_generation_prompt)
+    # A private-use character cannot be in a template, so the text between the marks is the template's own.
     marks = [f"\ue000{i}\ue001" for i in range(len(given))]
     marked = [{**message, "content": mark} for message, mark in zip(given, marks, strict=True)]
-    frame = _rendered(model, marked, template, answer=add_generation_prompt)
+    frame = _render(model, marked, template, answer=add_generation_prompt)
     found: list[tuple[int, str]] = []
     place, rest = 0, frame
     for message, mark in zip(given, marks, strict=True):
@@ -102,20 +102,20 @@ def turns(
         place += len(before)
         here = next((c for c in (content, content.strip()) if text.startswith(c, place)), None)
         if not there or here is None or text[place - len(before) : place] != before:
-            raise _unplaced(model, content)
+            raise _unknown_position(model, content)
         found.append((place, here))
         place += len(here)
     if text[place:] != rest:
-        raise _unplaced(model, given[-1]["content"])
+        raise _unknown_position(model, given[-1]["content"])
     tokens = TextTokens(model.tokenizer)
     ids = tokens.encode(text, special=False)
     if tokens.decode(ids) != text:
         raise TokenError(
-            f"{model.name}: the tokens of this conversation do not decode to its text, so the places of "
-            "turns are not known. Give positions yourself."
+            f"{model.name}: the tokens of this conversation do not decode to its text, so the positions "
+            "of its turns are not known. Give positions yourself."
         )
     return tuple(
-        _turn(tokens, ids, text, message["role"], (start, start + len(content)))
+        _locate_turn(tokens, ids, text, message["role"], (start, start + len(content)))
         for message, (start, content) in zip(given, found, strict=True)
     )
 
@@ -137,7 +137,7 @@ def turn_patching(
     """The effect of patching each turn: `component` at all tokens of the turn's content together, by layer.
 
     Args:
-        clean, corrupted: two conversations of the same roles. Turns are those of the one that is patched: the
+        clean, corrupted: two conversations of the same roles. The turns are those of the patched one: the
             corrupted one, or with direction="noising" the clean one.
         template: see `chat`. The rest as in `activation_patching`.
 
@@ -147,8 +147,8 @@ def turn_patching(
         effects [n_layers, n_turns].
 
     Raises:
-        PromptPairError: other roles in one than in the other. And what `activation_patching` and `turns`
-        raise.
+        PromptPairError: the two conversations have different roles. And what `activation_patching` and
+            `turns` raise.
     """
     roles = [[message.get("role") for message in messages] for messages in (clean, corrupted)]
     if roles[0] != roles[1]:
@@ -190,10 +190,10 @@ def turn_patching(
 
 
 def generation_result(model: InterpretableModel, generation: Generation, **settings: Any) -> GenerationResult:
-    """What `model.generate` gave as a result: for reports, plots and JSON.
+    """A generation of `model.generate` as a result: for reports, plots and JSON.
 
     Args:
-        settings: what it was generated with (temperature, seed …), for the record.
+        settings: the generation settings (temperature, seed …), recorded in the result.
     """
     return GenerationResult(
         prompt="".join(str_tokens(model, generation.prompt_tokens)),
@@ -207,9 +207,9 @@ def generation_result(model: InterpretableModel, generation: Generation, **setti
     )
 
 
-def _checked(messages: Sequence[Message]) -> list[dict[str, str]]:
+def _check_messages(messages: Sequence[Message]) -> list[dict[str, str]]:
     if not messages:
-        raise TokenError("a conversation of no messages. Give at least one, with 'role' and 'content'.")
+        raise TokenError("the conversation has no messages. Give at least one, with 'role' and 'content'.")
     for message in messages:
         if not (isinstance(message.get("role"), str) and isinstance(message.get("content"), str)):
             raise TokenError(
@@ -218,12 +218,12 @@ def _checked(messages: Sequence[Message]) -> list[dict[str, str]]:
     return [dict(message) for message in messages]
 
 
-def _rendered(
+def _render(
     model: InterpretableModel, messages: Sequence[Message], template: str | None, *, answer: bool
 ) -> str:
     tokenizer: Any = model.tokenizer
     if template is not None:
-        return _by_template(tokenizer, messages, template, answer=answer)
+        return _render_template(tokenizer, messages, template, answer=answer)
     if getattr(tokenizer, "chat_template", None) is None:  # transformers' and ours have it, perhaps as None
         raise TokenError(
             f"{model.name}'s tokenizer has no chat template, so how it was trained on conversations is not "
@@ -235,12 +235,12 @@ def _rendered(
     return str(rendered)
 
 
-def _by_template(tokenizer: Any, messages: Sequence[Message], template: str, *, answer: bool) -> str:
+def _render_template(tokenizer: Any, messages: Sequence[Message], template: str, *, answer: bool) -> str:
     from jinja2.exceptions import TemplateError
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-    special = {name: _special(tokenizer, name) for name in ("bos_token", "eos_token")}
+    special = {name: _special_token_text(tokenizer, name) for name in ("bos_token", "eos_token")}
     try:
         return environment.from_string(template).render(
             messages=messages, add_generation_prompt=answer, **special
@@ -249,8 +249,8 @@ def _by_template(tokenizer: Any, messages: Sequence[Message], template: str, *, 
         raise TokenError(f"this chat template cannot be rendered: {problem}. Correct template=.") from problem
 
 
-def _special(tokenizer: Any, name: str) -> str:
-    """A special token's text: transformers' tokenizers say it, ours knows its id; else nothing."""
+def _special_token_text(tokenizer: Any, name: str) -> str:
+    """A special token's text: transformers' tokenizers hold the text, ours the id; "" if there is none."""
     text = getattr(tokenizer, name, None)
     if isinstance(text, str):
         return text
@@ -258,26 +258,26 @@ def _special(tokenizer: Any, name: str) -> str:
     return "" if token is None else str(tokenizer.decode([token]))
 
 
-def _unplaced(model: InterpretableModel, content: str) -> TokenError:
+def _unknown_position(model: InterpretableModel, content: str) -> TokenError:
     return TokenError(
-        f"{model.name}: the chat template changes {content[:60]!r} beyond trimming it, so where it stands "
+        f"{model.name}: the chat template changes {content[:60]!r} beyond trimming it, so its position "
         "among the tokens is not known. Give positions yourself."
     )
 
 
-def _turn(tokens: TextTokens, ids: Sequence[int], text: str, role: str, span: tuple[int, int]) -> Turn:
-    """The turn whose content is this span of characters; a character of several tokens is all of them."""
+def _locate_turn(tokens: TextTokens, ids: Sequence[int], text: str, role: str, span: tuple[int, int]) -> Turn:
+    """The turn whose content is this span of characters; a character may span several tokens."""
     start, stop = span
     if start == stop:
-        empty = _first(len(ids), lambda n: len(tokens.decode(ids[:n])) >= start)
+        empty = _find_smallest(len(ids), lambda n: len(tokens.decode(ids[:n])) >= start)
         return Turn(role, empty, empty, "")
-    first = _first(len(ids), lambda n: len(tokens.decode(ids[:n])) > start) - 1
-    last = _first(len(ids), lambda n: tokens.decode(ids[:n])[:stop] == text[:stop])
+    first = _find_smallest(len(ids), lambda n: len(tokens.decode(ids[:n])) > start) - 1
+    last = _find_smallest(len(ids), lambda n: tokens.decode(ids[:n])[:stop] == text[:stop])
     return Turn(role, first, last, text[start:stop])
 
 
-def _first(most: int, holds: Callable[[int], bool]) -> int:
-    """The smallest number up to `most` for which it holds, where it holds for all larger ones."""
+def _find_smallest(most: int, holds: Callable[[int], bool]) -> int:
+    """The smallest number up to `most` for which `holds` is true; `holds` must be monotone."""
     low, high = 0, most
     while low < high:
         middle = (low + high) // 2

@@ -10,50 +10,50 @@ A message has three parts: what was asked, what is there, what to do. It repeats
     │   └── CapabilityUnavailable  this model lacks the hook point or method, or it failed its check at load
     ├── HookError
     │   ├── UnknownHookPoint       a name that is not in the vocabulary, or a layer that does not exist
-    │   ├── MissingActivation      the trace did not capture what is asked for
-    │   │   └── MissingAttribute   the same, asked for as an attribute; also an AttributeError
+    │   ├── MissingActivation      the trace did not capture the requested activation
+    │   │   └── MissingAttribute   the same, requested as an attribute; also an AttributeError
     │   └── InterventionNotFired   an intervention that changed nothing because its hook never ran
     ├── TokenError                 a text that is not one token, a position out of range
     ├── PromptPairError
     │   ├── LengthMismatch         clean and corrupted have different numbers of tokens and no alignment
     │   └── NoGap                  clean and corrupted give the same metric: nothing to recover
     ├── SweepError                 a sweep over axes or components that do not go together
-    ├── LensError                  a tuned lens of another model, a file that is none, or nothing to train on
+    ├── LensError                  a tuned lens of another model, a file without one, or nothing to train on
     ├── MetricError                an unknown metric, or one whose arguments are missing
     ├── StatisticsError            numbers from which a statistic cannot be computed
     ├── ResultError                a result that cannot be read back, or a component that is not in it
-    ├── SettingError               an environment variable with a value that means nothing
+    ├── SettingError               an environment variable with an invalid value
     ├── SAEError                   an SAE whose shapes or options do not go together
-    │   ├── SAEFormatError         a file that is no SAE we know how to read
+    │   ├── SAEFormatError         a file that is in no known SAE format
     │   └── TooLittleData          fewer tokens than the training asked for needs
-    ├── StoreError                 a feature store that is not there, does not fit, or lacks what is asked for
-    ├── LabelingError              features that cannot be labelled as asked, or a label that cannot be read
+    ├── StoreError                 a feature store that does not exist, does not fit, or lacks the request
+    ├── LabelingError              features that cannot be labelled as requested, or an unreadable label
     ├── LlmError
     │   ├── LlmUnavailable         no API key, or the anthropic package is missing
     │   ├── LlmRejected            the service will never answer this request: key, model, size
-    │   ├── LlmAway                the service stayed away through every retry
+    │   ├── LlmAway                the service was unavailable through every retry
     │   ├── LlmBudgetReached       the next call could cost more than max_usd leaves
-    │   └── ReplyCacheError        a file that is no cache of replies, or cannot be written
+    │   └── ReplyCacheError        a file that is not a reply cache, or cannot be written
     └── ContractError
         ├── ScaffoldError          a directory that exists, an unknown scaffold
-        ├── ProjectError           a directory that is no investigation, or whose files are missing
+        ├── ProjectError           a directory that is not an investigation, or that lacks files
         ├── CorruptLog             a line of results.jsonl that cannot be read
         ├── EntryError             an ExperimentEntry with a field of the wrong type
         ├── DeclarationError       a HYPOTHESIS that is not a literal declaration
         ├── UnknownMetricName      a name the MetricRegistry does not hold
-        ├── OutboxClosed           the pipe to the supervisor is gone
+        ├── OutboxClosed           the pipe to the supervisor is closed
         └── BudgetReached          no experiment is left in the budget
 
-Warnings, for what works but not as well as it could:
+Warnings, for results or speed that could be better:
 
     MlxterpWarning
     ├── SlowBlas                   MLX on this Linux computes with the reference BLAS
     ├── PositionsAligned           prompts of different lengths, compared by a stated map
     ├── SlowSweep                  this architecture needs a whole forward per patch
-    ├── OfflineLabels              a language model was to label features, and there is no key
+    ├── OfflineLabels              labels by a language model were requested, but there is no key
     ├── DeprecatedModel            a model whose service ends or has ended
     ├── PromptNotCached            instructions sent again and again, never read from the service's cache
-    ├── SAEMismatch                an SAE trained on another model, or on another treatment of it
+    ├── SAEMismatch                an SAE trained on another model, or with other model settings
     ├── TrainingTexts              a label is tested on texts that it was made from
     ├── UnderTrained               an SAE that was still improving fast when its training ended
     └── TornTail                   the last line of results.jsonl was cut off by a crash
@@ -71,7 +71,7 @@ class ModelError(MlxterpError):
 
 
 class ModelNotFound(ModelError):
-    """No bundled model, path or hub id answers to this name."""
+    """No bundled model, path or hub id has this name."""
 
 
 class UnsupportedArchitecture(ModelError):
@@ -99,7 +99,7 @@ class MissingActivation(HookError):
 
 
 class MissingAttribute(MissingActivation, AttributeError):
-    """An attribute of a trace that was not captured; lists what was."""
+    """An attribute of a trace that was not captured; lists the captured ones."""
 
 
 class InterventionNotFired(HookError):
@@ -123,11 +123,11 @@ class NoGap(PromptPairError):
 
 
 class SweepError(MlxterpError):
-    """A sweep, ablation or set of heads that means nothing for this component or model."""
+    """A sweep, ablation or set of heads that is not defined for this component or model."""
 
 
 class LensError(MlxterpError):
-    """A tuned lens of another model, a file that holds none, or texts it cannot be trained on."""
+    """A tuned lens of another model, a file without one, or texts it cannot be trained on."""
 
 
 class MetricError(MlxterpError):
@@ -143,7 +143,7 @@ class ResultError(MlxterpError):
 
 
 class SettingError(MlxterpError):
-    """An environment variable of ours holds a value that means nothing."""
+    """An environment variable of this library holds an invalid value."""
 
 
 class SAEError(MlxterpError):
@@ -151,7 +151,7 @@ class SAEError(MlxterpError):
 
 
 class SAEFormatError(SAEError):
-    """A file that is no SAE we know how to read; says what is in it and what can be read."""
+    """A file that is in no known SAE format; lists its contents and the known formats."""
 
 
 class TooLittleData(SAEError):
@@ -159,7 +159,7 @@ class TooLittleData(SAEError):
 
 
 class LlmError(MlxterpError):
-    """A language model behind an API gave no reply; what it replied is never an error."""
+    """A language model behind an API gave no reply; an unusable reply is never an error."""
 
 
 class LlmUnavailable(LlmError):
@@ -167,11 +167,11 @@ class LlmUnavailable(LlmError):
 
 
 class LlmRejected(LlmError):
-    """The service refused the request for good: the key, the model's name, the size, the bill."""
+    """The service refused the request for good: wrong key or model, too large, or not paid for."""
 
 
 class LlmAway(LlmError):
-    """The service stayed overloaded or out of reach through every retry."""
+    """The service was overloaded or unreachable through every retry."""
 
 
 class LlmBudgetReached(LlmError):
@@ -179,15 +179,15 @@ class LlmBudgetReached(LlmError):
 
 
 class ReplyCacheError(LlmError):
-    """The file of kept replies cannot be opened, read or written."""
+    """The file of cached replies cannot be opened, read or written."""
 
 
 class StoreError(MlxterpError):
-    """A feature store that is not there, does not fit the SAE, or lacks what is asked for."""
+    """A feature store that does not exist, does not fit the SAE, or lacks the requested features."""
 
 
 class LabelingError(MlxterpError):
-    """Features that cannot be labelled as asked, or a label that cannot be read."""
+    """Features that cannot be labelled as requested, or a label that cannot be read."""
 
 
 class ContractError(MlxterpError):
@@ -219,7 +219,7 @@ class UnknownMetricName(ContractError):
 
 
 class OutboxClosed(ContractError):
-    """The supervisor asked for entries on a pipe that is not there, or is closed."""
+    """The pipe on which the supervisor expects entries does not exist, or is closed."""
 
 
 class BudgetReached(ContractError):
@@ -231,7 +231,7 @@ class MlxterpWarning(UserWarning):
 
 
 class SlowBlas(MlxterpWarning):
-    """MLX computes with the reference BLAS, and no faster one could be given to it."""
+    """MLX computes with the reference BLAS, and no faster one could be loaded."""
 
 
 class UnderTrained(MlxterpWarning):
@@ -239,12 +239,11 @@ class UnderTrained(MlxterpWarning):
 
 
 class SAEMismatch(MlxterpWarning):
-    """An SAE is used on another model than it was trained on, or one that was treated in another way
-    there."""
+    """An SAE is used on another model than it was trained on, or with other settings of that model."""
 
 
 class TrainingTexts(MlxterpWarning):
-    """A label is tested on texts that it was made from: a pass there says little of other texts."""
+    """A label is tested on texts that it was made from: a pass there says little about other texts."""
 
 
 class TornTail(MlxterpWarning):
@@ -256,11 +255,11 @@ class PositionsAligned(MlxterpWarning):
 
 
 class OfflineLabels(MlxterpWarning):
-    """A language model was to label features, and there is no key: they are labelled by rules instead."""
+    """Labels by a language model were requested, but there is no key: rules label instead."""
 
 
 class DeprecatedModel(MlxterpWarning):
-    """The service of the model that was asked for ends, or has ended."""
+    """The service of the requested model ends, or has ended."""
 
 
 class PromptNotCached(MlxterpWarning):

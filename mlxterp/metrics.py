@@ -1,14 +1,14 @@
-"""Metrics: the logits at the answer position go in, one number per example comes out.
+"""Metrics: from the logits at the answer position to one number per example.
 
 There are two families. A *behaviour* (`logit_diff`, `logit`, `prob`, `log_prob`) is a property of one row of
 logits; higher means more of it. A *distance* (`l2`, `cosine`, `kl`) is measured from the clean run's row; 0
-means "as the clean run", higher means further away.
+means identical to the clean run, higher means further away.
 
 Everything is computed in float64 from float32 logits, one row at a time. No metric changes when a constant is
 added to a row of logits, except `logit`, which is meant for comparison with an attribution only.
 
-`recovered` turns any of them into the field's recovered effect. What does not live here: running a model,
-choosing the answer position, averages over a dataset (`mlxterp.causal`).
+`recovered` turns any of them into a recovered effect. See `mlxterp.causal` for running a model, choosing the
+answer position and averages over a dataset.
 """
 
 from __future__ import annotations
@@ -26,10 +26,9 @@ from mlxterp.errors import MetricError
 Floats: TypeAlias = NDArray[np.float64]
 Tokens: TypeAlias = NDArray[np.int64]
 MetricFunction: TypeAlias = Callable[..., ArrayLike]
-"""A metric of one's own: float32 logits `[n, d_vocab]` in, `n` numbers out.
+"""A custom metric: takes float32 logits `[n, d_vocab]`, returns `n` numbers.
 
-With a second positional argument it gets the `Targets` of these n examples too: each row's own answer and
-foil.
+With a second positional argument it also gets the `Targets` of these n examples: the answer and foil of each.
 """
 
 
@@ -61,10 +60,10 @@ class Metric:
         needs: which of the targets it reads.
         compute: logits `[n, d_vocab]` and targets of n examples to n numbers.
         tolerance: two values closer than this are the same value: below it there is no gap to recover.
-        absent: its value where nothing of the behaviour is left, if it has one by itself: 0 for `logit_diff`.
-        targets_only: whether it looks at the answer's and the foil's logits only, so that the others need not
-            be computed.
-        function: the caller's own function that it was made of, if any; gradients call it with mlx arrays.
+        absent: its value when the behaviour is absent, if that is defined: 0 for `logit_diff`.
+        targets_only: whether it reads the answer's and the foil's logits only, so that the others need not be
+            computed.
+        function: the caller's function that it wraps, if any; gradients call it with mlx arrays.
     """
 
     name: str
@@ -140,7 +139,7 @@ def kl(logits: ArrayLike, reference: ArrayLike) -> Floats:
         log_p, log_q = log_softmax(ref), log_softmax(row)
         return float(np.sum(np.exp(log_p) * (log_p - log_q)))
 
-    return _rowwise(one, logits, reference)
+    return _compute_by_row(one, logits, reference)
 
 
 def l2(logits: ArrayLike, reference: ArrayLike) -> Floats:
@@ -150,7 +149,7 @@ def l2(logits: ArrayLike, reference: ArrayLike) -> Floats:
         difference = row - ref
         return float(np.linalg.norm(difference - difference.mean()))
 
-    return _rowwise(one, logits, reference)
+    return _compute_by_row(one, logits, reference)
 
 
 def cosine(logits: ArrayLike, reference: ArrayLike) -> Floats:
@@ -168,7 +167,7 @@ def cosine(logits: ArrayLike, reference: ArrayLike) -> Floats:
         chord = a / length_a - b / length_b
         return float(0.5 * np.dot(chord, chord))
 
-    return _rowwise(one, logits, reference)
+    return _compute_by_row(one, logits, reference)
 
 
 def recovered(patched: ArrayLike, clean: ArrayLike, corrupted: ArrayLike) -> Floats:
@@ -214,7 +213,7 @@ def resolve(metric: str | MetricFunction | Metric | None, *, answer: bool, foil:
     if missing:
         instead = "no foil: log_prob, prob" if "answer" in given else "neither: l2, kl, cosine"
         raise MetricError(
-            f"metric {chosen.name!r} needs {' and '.join(missing)}, which {_were(missing)} not given. Pass "
+            f"metric {chosen.name!r} needs {' and '.join(missing)}, which {_verb(missing)} not given. Pass "
             f"{', '.join(f'{m}=' for m in missing)} (a text of one token, or a token id), or use a metric "
             f"that needs {instead}."
         )
@@ -222,7 +221,7 @@ def resolve(metric: str | MetricFunction | Metric | None, *, answer: bool, foil:
 
 
 def from_callable(function: MetricFunction, *, name: str | None = None) -> Metric:
-    """A metric of a function that sees float32 logits `[n, d_vocab]`, and their `Targets` if it takes two
+    """A metric from a function that takes float32 logits `[n, d_vocab]`, and their `Targets` if it has two
     arguments, and returns n numbers."""
     own_name = name or str(getattr(function, "__name__", type(function).__name__))
     return Metric(
@@ -236,7 +235,7 @@ def from_callable(function: MetricFunction, *, name: str | None = None) -> Metri
 
 
 def asked(function: MetricFunction, targets: Targets) -> Callable[[Any], Any]:
-    """A function of one's own as one of logits alone: where it takes targets, these are given to it."""
+    """A custom function as a function of logits alone: its targets, if it takes any, are bound."""
     try:
         parameters = inspect.signature(function).parameters.values()
     except ValueError:  # compiled functions without a signature
@@ -245,11 +244,13 @@ def asked(function: MetricFunction, targets: Targets) -> Callable[[Any], Any]:
     return (lambda logits: function(logits, targets)) if len(needed) > 1 else function
 
 
-def _were(names: Sequence[str]) -> Literal["was", "were"]:
+def _verb(names: Sequence[str]) -> Literal["was", "were"]:
     return "was" if len(names) == 1 else "were"
 
 
-def _rowwise(one: Callable[[Floats, Floats], float], logits: ArrayLike, reference: ArrayLike) -> Floats:
+def _compute_by_row(
+    one: Callable[[Floats, Floats], float], logits: ArrayLike, reference: ArrayLike
+) -> Floats:
     # One row at a time: a float64 copy of every row of a sweep at once would take gigabytes.
     rows, references = np.asarray(logits), np.asarray(reference)
     if rows.shape != references.shape:
@@ -260,19 +261,19 @@ def _rowwise(one: Callable[[Floats, Floats], float], logits: ArrayLike, referenc
     return np.array([one(r.astype(np.float64), s.astype(np.float64)) for r, s in pairs], dtype=np.float64)
 
 
-def _answers(targets: Targets) -> Tokens:
+def _require_answers(targets: Targets) -> Tokens:
     if targets.answers is None:
         raise MetricError("this metric reads the answer's token id, and the targets hold no answers.")
     return targets.answers
 
 
-def _foils(targets: Targets) -> Tokens:
+def _require_foils(targets: Targets) -> Tokens:
     if targets.foils is None:
         raise MetricError("this metric reads the foil's token id, and the targets hold no foils.")
     return targets.foils
 
 
-def _clean(targets: Targets) -> NDArray[np.float32]:
+def _require_clean_logits(targets: Targets) -> NDArray[np.float32]:
     if targets.clean_logits is None:
         raise MetricError(
             "this metric is a distance from the clean run, and the targets hold no clean logits."
@@ -294,17 +295,19 @@ METRICS: dict[str, Metric] = {
             "logit_diff",
             "higher = the answer is preferred over the foil",
             _BOTH,
-            lambda x, t: logit_diff(x, _answers(t), _foils(t)),
+            lambda x, t: logit_diff(x, _require_answers(t), _require_foils(t)),
             1e-3,
             absent=0.0,
             targets_only=True,
         ),
-        Metric("log_prob", _LIKELIER, _ANSWER, lambda x, t: log_prob(x, _answers(t)), 1e-3),
-        Metric("prob", _LIKELIER, _ANSWER, lambda x, t: prob(x, _answers(t)), 1e-6, absent=0.0),
-        Metric("logit", _MORE_LOGIT, _ANSWER, lambda x, t: logit(x, _answers(t)), 1e-3, targets_only=True),
-        Metric("kl", _FURTHER, _REFERENCE, lambda x, t: kl(x, _clean(t)), 1e-7),
-        Metric("l2", _FURTHER, _REFERENCE, lambda x, t: l2(x, _clean(t)), 1e-3),
-        Metric("cosine", _FURTHER, _REFERENCE, lambda x, t: cosine(x, _clean(t)), 1e-7),
+        Metric("log_prob", _LIKELIER, _ANSWER, lambda x, t: log_prob(x, _require_answers(t)), 1e-3),
+        Metric("prob", _LIKELIER, _ANSWER, lambda x, t: prob(x, _require_answers(t)), 1e-6, absent=0.0),
+        Metric(
+            "logit", _MORE_LOGIT, _ANSWER, lambda x, t: logit(x, _require_answers(t)), 1e-3, targets_only=True
+        ),
+        Metric("kl", _FURTHER, _REFERENCE, lambda x, t: kl(x, _require_clean_logits(t)), 1e-7),
+        Metric("l2", _FURTHER, _REFERENCE, lambda x, t: l2(x, _require_clean_logits(t)), 1e-3),
+        Metric("cosine", _FURTHER, _REFERENCE, lambda x, t: cosine(x, _require_clean_logits(t)), 1e-7),
     )
 }
 """The named metrics, in the order error messages list them."""

@@ -50,7 +50,7 @@ LAYERS = (
     ("metrics",),
     ("causal",),
     ("conversation", "datasets", "sae"),
-    ("auto_interp",),
+    ("auto_interp", "remeasure", "worlds"),
     ("workflows",),
 )
 """The rooms of `mlxterp` from the ground up: each imports from its own row and those above it in this table.

@@ -1,4 +1,4 @@
-"""What mkdocs cannot say in its configuration: the decision records, listed by number in the menu."""
+"""Lists the decision records by number in the menu, which mkdocs cannot configure."""
 
 from __future__ import annotations
 

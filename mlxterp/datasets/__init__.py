@@ -1,12 +1,12 @@
 """Prompt pairs for the behaviours that the scaffolds ask about, made for the model and tokenizer at hand; and
-texts to look at features on (`sample_texts`).
+texts to examine features on (`sample_texts`).
 
 Every function returns pairs with answers and foils of one token, on which the model shows the behaviour: it
 prefers the answer after the clean prompt and the foil after the corrupted one. By default they have one token
 length; with `one_length=False` all lengths are pooled, and each is measured by itself (`by_length`).
-`shown=False` gives the candidates, which were not selected by what the model does. `clusters` says how many
-of them are independent. What does not live here: measuring (`mlxterp.causal`). A new behaviour is one
-function that makes candidates and hands them to `making.py`.
+`shown=False` gives candidates that were not selected by the model's behaviour. `clusters` counts the
+independent ones. See `mlxterp.causal` for measuring. A new behaviour is one function that generates
+candidates and passes them to `select_pairs` in `making.py`.
 """
 
 from __future__ import annotations

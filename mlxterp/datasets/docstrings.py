@@ -1,4 +1,4 @@
-"""Docstrings: a Python docstring goes on with the next argument of its function."""
+"""Docstrings: a Python docstring continues with the next argument of its function."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TEMPLATE = '''def {name}(self, {a}, {b}, {c}, {d}):
     :param {a}: {w3} {w4}
     :param {b}: {w5} {w6}
     :param'''
-"""`{c}` is the argument that comes next; `{w0}` to `{w6}` are words that say nothing of it."""
+"""`{c}` is the argument that comes next; `{w0}` to `{w6}` are words unrelated to it."""
 
 
 def docstring_pairs(
@@ -42,7 +42,7 @@ def docstring_pairs(
     words: Sequence[str] = WORDS,
     template: str = TEMPLATE,
 ) -> list[PromptPair]:
-    """A docstring that has described the arguments `load` and `size` goes on with the third, `:param file`.
+    """A docstring that has described the arguments `load` and `size` continues with the third, `:param file`.
 
     In the corrupted prompt the function's third argument is another, the foil; nothing else differs, so the
     prompts differ in one token. SmolLM2-135M shows it on 24 of 24 pairs that were not chosen for it. Costs
@@ -51,12 +51,11 @@ def docstring_pairs(
     Args:
         n: how many pairs; no two share a prompt.
         seed: of the draw; another seed draws other pairs.
-        shown: leave out pairs on which the model does not show the behaviour; False to measure how often it
-            does.
+        shown: only pairs on which the model shows the behaviour; False to measure how often it does.
         one_length: only pairs of the commonest token length, which one call can measure; False pools all
             lengths (`by_length`).
-        apart_from: pairs that these share no prompt with, as those that were explored.
-        arguments, words: to choose from; those that are not one token behind a space are left out.
+        apart_from: pairs to share no prompt with, such as those already explored.
+        arguments, words: to choose from; those that are not one token after a space are left out.
         template: with `{a}`, `{b}`, `{c}` at least; the answer follows its end.
 
     Raises:
@@ -69,7 +68,7 @@ def docstring_pairs(
     """
     names = [word for word in dict.fromkeys(arguments) if is_one_word(model, word)]
     plain = [word for word in dict.fromkeys(words) if is_one_word(model, word) and word not in names]
-    writable = row_of(model, _filled(template, [*names, *[""] * 5], [*plain, *[""] * 7])) is not None
+    writable = row_of(model, _fill_template(template, [*names, *[""] * 5], [*plain, *[""] * 7])) is not None
     if len(names) < 6 or len(plain) < 7 or not writable:
         raise PromptPairError(
             f"docstrings need six arguments and seven words of one token, and line breaks; for the tokenizer "
@@ -85,8 +84,8 @@ def docstring_pairs(
             said = [str(word) for word in rng.choice(plain, size=7, replace=False)]
             *before, right, wrong, last, function = chosen
             yield PromptPair(
-                clean=_filled(template, [*before, right, last, function], said),
-                corrupted=_filled(template, [*before, wrong, last, function], said),
+                clean=_fill_template(template, [*before, right, last, function], said),
+                corrupted=_fill_template(template, [*before, wrong, last, function], said),
                 answer=f" {right}",
                 foil=f" {wrong}",
                 name=f"{right} after {' and '.join(before)}",
@@ -95,6 +94,6 @@ def docstring_pairs(
     return select_pairs(model, candidates(), Selection(n, shown, one_length, apart_from), what="docstrings")
 
 
-def _filled(template: str, names: Sequence[str], words: Sequence[str]) -> str:
+def _fill_template(template: str, names: Sequence[str], words: Sequence[str]) -> str:
     a, b, c, d, name = names[:5]
     return template.format(a=a, b=b, c=c, d=d, name=name, **{f"w{i}": w for i, w in enumerate(words[:7])})

@@ -1,4 +1,4 @@
-"""Facts: a subject is given, its attribute follows, as a landmark's city or a country's capital."""
+"""Facts: a prompt names a subject and continues with its attribute, such as a landmark's city."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Fact = tuple[str, str]
 """A subject and its attribute."""
 
 
-def _by_attribute(table: str) -> tuple[Fact, ...]:
+def _parse_facts(table: str) -> tuple[Fact, ...]:
     """The facts of a table `attribute: subject, subject; attribute: …`: first subjects, then second ones.
 
     Two facts with the same attribute make no pair, so neighbours have different ones.
@@ -31,7 +31,7 @@ def _by_attribute(table: str) -> tuple[Fact, ...]:
     )
 
 
-LANDMARKS: tuple[Fact, ...] = _by_attribute("""
+LANDMARKS: tuple[Fact, ...] = _parse_facts("""
 Paris: Eiffel Tower, Sorbonne, Moulin Rouge, Louvre, Arc de Triomphe, Champs-Elysees, Musee d'Orsay,
   Pompidou Centre, Tuileries Garden, Luxembourg Gardens, Sainte-Chapelle, Place de la Concorde, Pont Neuf,
   Les Invalides, Gare du Nord, Palais Garnier, Folies Bergere;
@@ -160,7 +160,7 @@ CAPITALS: tuple[Fact, ...] = tuple(
 )
 """Countries, states and regions, and their capitals; no subject's name holds its capital's."""
 
-LANGUAGES: tuple[Fact, ...] = _by_attribute("""
+LANGUAGES: tuple[Fact, ...] = _parse_facts("""
 French: France, Quebec, Paris, Lyon, Marseille, Normandy, Bordeaux, Toulouse, Nantes;
 Italian: Italy, Rome, Milan, Florence, Naples, Venice, Tuscany, Bologna, Genoa;
 German: Austria, Bavaria, Berlin, Vienna, Munich, Hamburg, Frankfurt, Saxony, Dresden, Cologne, Leipzig;
@@ -223,12 +223,12 @@ def factual_recall_pairs(
         facts: subject and attribute; an attribute that is not one token (with its leading space) is left out.
         template: `{}` stands for the subject; the attribute follows the prompt's last token. Pairs of another
             template are of the same cluster where they are of the same couple.
-        shown: leave out couples that the model does not tell apart; False to measure how many it does.
+        shown: leave out couples that the model does not distinguish; False to measure how many it does.
         one_length: only the token length with the most couples, which one call can measure; False pools all
             lengths (`by_length`).
 
     Raises:
-        PromptPairError: there are not two subjects of one length that the model tells apart.
+        PromptPairError: there are not two subjects of one length that the model distinguishes.
     """
     usable = [fact for fact in facts if is_one_word(model, fact[1])]
     lengths: dict[int, list[Fact]] = defaultdict(list)
@@ -238,12 +238,12 @@ def factual_recall_pairs(
     found: list[PromptPair] = []
     for group in sorted(lengths.values(), key=len, reverse=True):
         if not one_length:
-            found += _couples(model, group, template, shown=shown)
+            found += _make_couples(model, group, template, shown=shown)
         elif len(group) // 2 * 2 > len(found):
-            found = max(found, _couples(model, group, template, shown=shown), key=len)
+            found = max(found, _make_couples(model, group, template, shown=shown), key=len)
     if not found:
         raise PromptPairError(
-            f"{model.name} tells no two of these {len(usable)} subjects apart that have the same number of "
+            f"{model.name} distinguishes no two of these {len(usable)} subjects with the same number of "
             f"tokens in {template!r}. Give other facts or another template, or a model that knows them."
         )
     return found
@@ -273,7 +273,7 @@ def languages_pairs(
     return factual_recall_pairs(model, facts, template=template, shown=shown, one_length=one_length)
 
 
-def _couples(
+def _make_couples(
     model: InterpretableModel, facts: Sequence[Fact], template: str, *, shown: bool
 ) -> list[PromptPair]:
     """Disjoint couples of facts with different attributes, each as two pairs."""

@@ -1,4 +1,4 @@
-"""Indirect object identification: of two names, the one that is not repeated follows."""
+"""Indirect object identification: of two names, the model continues with the one that is not repeated."""
 
 from __future__ import annotations
 
@@ -44,18 +44,17 @@ def ioi_pairs(
 ) -> list[PromptPair]:
     """`When Mary and John went to the store, John gave a drink to` is continued with `Mary`.
 
-    In the corrupted prompt the other name gives (`… store, Mary gave a drink to`), so it is continued with
-    the foil, `John`. The prompts differ in that one token. Names come in both orders, so the answer is the
-    first of them or the second. Costs two forwards per pair that is tried, at most eight times n pairs.
+    In the corrupted prompt the other name is the giver (`… store, Mary gave a drink to`), so it is continued
+    with the foil, `John`. The prompts differ in that one token. Names come in both orders, so the answer is
+    the first or the second name. Costs two forwards per pair that is tried, at most eight times n pairs.
 
     Args:
         n: how many pairs; no two share a prompt.
         seed: of the draw; another seed draws other pairs.
-        shown: leave out pairs on which the model does not show the behaviour; False to measure how often it
-            does.
+        shown: only pairs on which the model shows the behaviour; False to measure how often it does.
         one_length: only pairs of the commonest token length, which one call can measure; False pools all
             lengths (`by_length`).
-        apart_from: pairs that these share no prompt with, as those that were explored.
+        apart_from: pairs to share no prompt with, such as those already explored.
         names, places, things: words to choose from; those that are not one token are left out.
         templates: with `{a}`, `{b}`, `{s}`, and `{place}` and `{thing}` as wanted.
 
@@ -70,7 +69,7 @@ def ioi_pairs(
         [word for word in dict.fromkeys(words) if is_one_word(model, word)]
         for words in (names, places, things)
     )
-    usable = [t for t in templates if row_of(model, _filled(t, people, where, what)) is not None]
+    usable = [t for t in templates if row_of(model, _fill_template(t, people, where, what)) is not None]
     for has, there in (
         ("two names", len(people) >= 2),
         ("a place", bool(where)),
@@ -104,7 +103,7 @@ def ioi_pairs(
     )
 
 
-def _filled(template: str, names: Sequence[str], places: Sequence[str], things: Sequence[str]) -> str:
+def _fill_template(template: str, names: Sequence[str], places: Sequence[str], things: Sequence[str]) -> str:
     first = {"place": next(iter(places), ""), "thing": next(iter(things), "")}
     name = next(iter(names), "")
     return template.format(a=name, b=name, s=name, **first)

@@ -1,4 +1,4 @@
-"""What every behaviour needs to make its pairs: independent ones, of one length, and that the model shows."""
+"""Selection of a behaviour's prompt pairs: independent, of one token length, and shown by the model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mlxterp.core.tokens import Tokens
 from mlxterp.errors import LengthMismatch, PromptPairError, TokenError
 
 DRAWS_PER_PAIR = 8
-"""So many candidates are drawn for each pair that is asked for."""
+"""Candidates drawn for each requested pair."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Selection:
     """Which of the drawn candidates are kept, and how many.
 
     Attributes:
-        n: how many, no two of which share a prompt: as many independent clusters.
+        n: how many; no two share a prompt, so each is an independent cluster.
         shown: only those on which the model shows the behaviour.
         one_length: only those of the commonest token length.
         apart_from: pairs with which they share no prompt.
@@ -39,13 +39,13 @@ class Selection:
 def select_pairs(
     model: InterpretableModel, candidates: Iterable[PromptPair], selection: Selection, *, what: str
 ) -> list[PromptPair]:
-    """The first of these candidates, in their order, that the selection allows.
+    """The first candidates that the selection allows, in their order.
 
     Costs two forwards per candidate that is tried, in batches; none if not `shown`.
 
     Args:
-        candidates: as many as one is willing to try.
-        what: the behaviour, for the message.
+        candidates: as many as may be tried.
+        what: the behaviour's name, for the error message.
 
     Raises:
         LengthMismatch: a clean and its corrupted prompt differ in length.
@@ -71,7 +71,7 @@ def select_pairs(
         of_length = " of one token length" if selection.one_length else ""
         of_these = f", {model.name} shows it on {n_shown} of them" if selection.shown else ""
         raise PromptPairError(
-            f"{n} pairs of {what} were asked for; drawn were {tried} different ones{of_length}{of_these}, "
+            f"{n} pairs of {what} were asked for; {tried} different ones{of_length} were drawn{of_these}, "
             f"and {len(found)} share no prompt with others. Ask for fewer, or give more words to choose from."
         )
     return found[:n]
@@ -130,7 +130,7 @@ def rows_of(model: InterpretableModel, prompt: str | Sequence[int]) -> Tokens:
 
 
 def row_of(model: InterpretableModel, text: str) -> Tokens | None:
-    """The tokens of a text, or None where a tokenizer has none for it."""
+    """The tokens of a text, or None if the tokenizer cannot encode it."""
     try:
         return rows_of(model, text)
     except TokenError:

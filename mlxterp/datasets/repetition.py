@@ -33,9 +33,8 @@ def repeated_random_pairs(
         n: how many pairs; no two share a prompt.
         period: how many words, all different, before they repeat; at least 6.
         seed: of the words; another seed draws other pairs.
-        shown: leave out pairs on which the model does not show the behaviour; False to measure how often it
-            does.
-        apart_from: pairs that these share no prompt with, as those that were explored.
+        shown: only pairs on which the model shows the behaviour; False to measure how often it does.
+        apart_from: pairs to share no prompt with, such as those already explored.
 
     Raises:
         PromptPairError: the tokenizer has too few of the words as one token, or the model does not continue
@@ -52,13 +51,13 @@ def repeated_random_pairs(
         rng = np.random.default_rng(seed)
         for _ in range(DRAWS_PER_PAIR * n):
             drawn = rng.choice(words, size=period, replace=False).tolist()
-            yield _repetition(drawn, query=period // 4, other=2 * period // 3)
+            yield _make_pair(drawn, query=period // 4, other=2 * period // 3)
 
     selection = Selection(n, shown, one_length=True, apart_from=apart_from)
     return select_pairs(model, candidates(), selection, what=f"repetitions of {period} words")
 
 
-def _repetition(words: Sequence[str], query: int, other: int) -> PromptPair:
+def _make_pair(words: Sequence[str], query: int, other: int) -> PromptPair:
     changed = list(words)
     changed[query], changed[other] = words[other], words[query]
     repeat = list(words[: query + 1])

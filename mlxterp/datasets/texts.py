@@ -1,7 +1,4 @@
-"""Texts that are there without a download: an excerpt of Jane Austen's novels.
-
-What lives here: reading it. What doesn't: larger corpora (any list of strings is one).
-"""
+"""Texts that need no download: an excerpt of Jane Austen's novels. Any list of strings is a larger corpus."""
 
 from __future__ import annotations
 

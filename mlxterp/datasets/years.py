@@ -1,4 +1,4 @@
-"""Greater than: what began in a year ends in a later one."""
+"""Greater than: an event that begins in one year ends in a later one."""
 
 from __future__ import annotations
 
@@ -48,21 +48,20 @@ def greater_than_pairs(
         n: how many pairs; no two share a prompt. There are about 26,000: of each event, century and digit
             of the year, one.
         seed: of the draw; another seed draws other pairs.
-        shown: leave out pairs on which the model does not show the behaviour; False to measure how often it
-            does.
+        shown: only pairs on which the model shows the behaviour; False to measure how often it does.
         one_length: only pairs of the commonest token length, which one call can measure; False pools all
             lengths (`by_length`).
-        apart_from: pairs that these share no prompt with, as those that were explored.
-        events: what lasted.
+        apart_from: pairs to share no prompt with, such as those already explored.
+        events: to choose from.
         template: with `{year}`, `{century}` at its end, and `{event}` as wanted.
 
     Raises:
-        PromptPairError: the tokenizer does not split a year behind its century, or the model shows it on too
+        PromptPairError: the tokenizer does not split a year after its century, or the model shows it on too
             few pairs.
 
     Source: Hanna et al. 2023, "How does GPT-2 compute greater-than?". They sum the probability of all later
     years and corrupt with the year 01; here one later and one earlier token are compared, and the corrupted
-    prompt has an answer of its own.
+    prompt has its own answer.
     """
 
     def candidates() -> Iterator[PromptPair]:
@@ -78,16 +77,16 @@ def greater_than_pairs(
             yield PromptPair(
                 clean=clean,
                 corrupted=corrupted,
-                answer=_continuation(model, clean, f"{decade + 1}{unit}"),
-                foil=_continuation(model, corrupted, f"{earlier + 1}{unit}"),
+                answer=_continuation_token(model, clean, f"{decade + 1}{unit}"),
+                foil=_continuation_token(model, corrupted, f"{earlier + 1}{unit}"),
                 name=f"after {century}{decade}{unit}, not {century}{earlier}{unit}",
             )
 
     return select_pairs(model, candidates(), Selection(n, shown, one_length, apart_from), what="greater-than")
 
 
-def _continuation(model: InterpretableModel, prompt: str, digits: str) -> int:
-    """The token that follows the prompt when it goes on with these two digits."""
+def _continuation_token(model: InterpretableModel, prompt: str, digits: str) -> int:
+    """The token that follows the prompt when it continues with these two digits."""
     try:
         before, whole = rows_of(model, prompt)[0], rows_of(model, prompt + digits)[0]
     except TokenError as problem:
@@ -96,7 +95,7 @@ def _continuation(model: InterpretableModel, prompt: str, digits: str) -> int:
         ) from problem
     if len(whole) <= len(before) or not np.array_equal(whole[: len(before)], before):
         raise PromptPairError(
-            f"greater-than needs a year that splits behind its century, and {model.name} reads "
+            f"greater-than needs a year that splits after its century, and {model.name} reads "
             f"{prompt[-8:] + digits!r} as {'|'.join(model.to_str_tokens(whole)[-3:])!r}. Use a model whose "
             "tokens hold one or two digits."
         )

@@ -1,12 +1,12 @@
-"""Questions to a language model behind an API: what is asked, what came back, what it cost.
+"""Requests to a language model behind an API, their replies and their cost.
 
-Lives here: `Completer`, the one thing the library needs of such a model; Claude as a completer, call by call
+Contains: `Completer`, the protocol of such a model; Claude as a completer, call by call
 (`anthropic_completer.py`) or in batches (`batches.py`); the client under both and under the researcher of
 `mlxterp_agent` (`client.py`, `stream.py`), with one table of faults (`faults.py`) and one accounting of money
 (`spending_limit.py`, `prices.py`); replies cached on disk (`reply_cache.py`); running it from code that is
-not async (`sync.py`). Does not live here: what is asked about features (`mlxterp.auto_interp`).
+not async (`sync.py`). See `mlxterp.auto_interp` for the questions about features.
 
-Imports no mlx, and loads the anthropic package only when something is asked.
+Imports no mlx, and loads the anthropic package only at the first request.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Claude as a `Completer`: many questions at once, each one call, within a limit in dollars.
 
-Lives here too: how a question is put into a message and read out of one, which batches share.
+Also contains the conversion of requests and replies to and from messages, which batches share.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from mlxterp.llm.client import (
     CallPolicy,
     MessagesClient,
     Pause,
-    other_page,
+    foreign_answer,
 )
 from mlxterp.llm.completer import Reply, Request
 from mlxterp.llm.faults import TransientError
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
 _UNREAD = 5
-"""Calls that could have read their instructions from the cache and did not, after which it warns."""
+"""Calls that could have read their instructions from the cache and did not, before a warning."""
 
 
 class AnthropicCompleter:
@@ -43,22 +43,22 @@ class AnthropicCompleter:
     Args:
         model: its name; a deprecated one is used as asked, with a warning that names the successor.
         api_key: by default ANTHROPIC_API_KEY. It is never written anywhere: cache, log or error.
-        base_url: of another service that speaks the Messages API; else ANTHROPIC_BASE_URL or Anthropic's.
+        base_url: of another service with the Messages API; by default ANTHROPIC_BASE_URL or Anthropic's.
         max_usd: never spend more; priced from `prices.py` by the service's own counts, worst case first.
         attempts, patience: tries per question, and seconds of waiting for all of them.
         call_seconds: from the first byte of a request to the last of its answer.
-        pause: waits so many seconds; tests give one that does not.
-        transport: of the HTTP client; tests give one that fails.
+        pause: waits the given seconds; tests pass one that does not.
+        transport: of the HTTP client; tests pass one that fails.
 
     Attributes:
-        usage: sums over its answers.
-        spending: dollars that were spent, and the limit on them.
+        usage: totals of its answers.
+        spending: dollars spent, and their limit.
 
     Raises:
         LlmUnavailable: no key, or no anthropic package.
 
     `complete` raises LlmRejected at once for what no retry changes (400, 401, 402, 403, 404, 413, 422),
-    LlmAway when the service answered no try, LlmBudgetReached before a call that could pass `max_usd`.
+    LlmAway when no try was answered, LlmBudgetReached before a call that could exceed `max_usd`.
     """
 
     def __init__(
@@ -133,7 +133,7 @@ class AnthropicCompleter:
 
 @dataclass
 class _Instructions:
-    """What became of one set of instructions: answers, those that paid for it again, whether one read it."""
+    """Cache use of one set of instructions: answers, those that paid for it again, whether one read it."""
 
     answered: int = 0
     paid_in_full: int = 0
@@ -146,7 +146,7 @@ class _Instructions:
 
 
 def warn_of_end(model: str) -> None:
-    """Warns the caller's caller of a model whose service ends or has ended."""
+    """Warns about a model whose service ends or has ended, at the line of the caller's caller."""
     end = deprecation(model)
     if end is not None:
         warnings.warn(DeprecatedModel(end), stacklevel=3)
@@ -174,17 +174,17 @@ def reply_of(message: Any, model: str, *, discount: float = 1.0) -> Reply:
     """A message of the SDK as a reply. The SDK does not check what the service sent; this does.
 
     Raises:
-        TransientError: it is no message.
+        TransientError: it is not a message.
     """
     if isinstance(message, str):
-        raise other_page("a page of text")
+        raise foreign_answer("a page of text")
     try:
         # Thinking comes first and is no part of the answer.
         text = "".join(block.text for block in message.content if block.type == "text")
         tokens = Tokens.of(message.usage.model_dump(mode="json", warnings="none"))
         reason = str(message.stop_reason)
     except (AttributeError, TypeError, ValueError) as problem:
-        why = f"the answer makes no sense ({type(problem).__name__}: {problem})"
+        why = f"the answer is malformed ({type(problem).__name__}: {problem})"
         raise TransientError(why, paid=True) from problem
     priced = price_of(model)
     return Reply(text, reason, tokens, priced.usd(tokens) * discount, estimated=priced.estimated)
@@ -192,7 +192,7 @@ def reply_of(message: Any, model: str, *, discount: float = 1.0) -> Reply:
 
 @cache
 def _sent_schema(schema: type[BaseModel]) -> dict[str, Any]:
-    """The schema as the service takes it: what it does not know of JSON schema stands in descriptions."""
+    """The schema as the service accepts it: keywords that it lacks are moved into descriptions."""
     import anthropic
 
     return anthropic.transform_schema(schema)

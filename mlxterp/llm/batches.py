@@ -1,7 +1,7 @@
 """Claude's Message Batches as a `Completer`: half the price, answers within a day and mostly within the hour.
 
-Covers: gathering questions that wait at the same time, sending them as one batch, polling, going on with a
-batch that an earlier run sent. Does not cover: one call at a time (`anthropic_completer.py`).
+Covers: gathering questions that wait at the same time, sending them as one batch, polling, resuming a
+batch that an earlier run sent. See `anthropic_completer.py` for one call at a time.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import httpx2
 
 DISCOUNT = 0.5
-"""What a batched answer costs, of the price of others (2026-11)."""
+"""The price of a batched answer, as a share of the usual one (2026-11)."""
 
 LARGEST = 10_000
 """Questions in one batch; the service takes more."""
@@ -38,31 +38,31 @@ T = TypeVar("T")
 
 _TRIES = 3
 _TURNS = 50
-"""Turns of the event loop without a new question after which all that can ask have asked."""
+"""Turns of the event loop without a new question after which a batch is complete."""
 
 
 class BatchCompleter:
     """Asks Claude in batches.
 
-    Every question waits until no more come, then all are sent as one batch. So it pays where many are asked
-    at once: `auto_label_features(..., llm=BatchCompleter(), max_concurrency=1000)` labels hundreds of
+    Questions wait until no more arrive, then all are sent as one batch. So it pays where many are asked at
+    once: `auto_label_features(..., llm=BatchCompleter(), max_concurrency=1000)` labels hundreds of
     features with about three batches, one after the other.
 
     The ids of batches are in the cache beside the replies: a run that is killed and started again fetches
-    what it had sent, and sends nothing twice. (A kill in the moment between the service's taking a batch and
-    our noting its id loses that batch.)
+    what it had sent, and sends nothing twice. (A kill between the service's acceptance of a batch and the
+    writing of its id loses that batch.)
 
     Args:
         cache: of replies and ids; by default the library's own file.
         model, api_key, base_url, attempts, patience, call_seconds, pause, transport: as for
             `AnthropicCompleter`; attempts and patience are for each request about a batch.
-        max_usd: never spend more; a batch holds only as many questions as fit at their worst, the others
-            wait for the next. What an earlier run has sent is not counted again.
-        poll_seconds: between two looks at a batch.
+        max_usd: never spend more; a batch holds only as many questions as their worst cost allows, the
+            others wait for the next. What an earlier run has sent is not counted again.
+        poll_seconds: between two polls of a batch.
 
     Attributes:
-        usage: sums over its answers.
-        spending: dollars that were spent, and the limit on them.
+        usage: totals of its answers.
+        spending: dollars spent, and their limit.
 
     Raises:
         LlmUnavailable: no key, or no anthropic package.
@@ -118,11 +118,11 @@ class BatchCompleter:
         either: list[asyncio.Future[Any]] = [question.answer, here.work]
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         if not question.answer.done():
-            here.work.result()  # raises what ended it
+            here.work.result()  # raises the error that ended it
         return question.answer.result()
 
     async def close(self) -> None:
-        """Ends the polling and closes connections and file. A batch under way goes on at the service."""
+        """Ends the polling and closes connections and file. An open batch continues at the service."""
         here = self._questions.pop()
         if here is not None and here.work is not None:
             here.work.cancel()
@@ -131,11 +131,11 @@ class BatchCompleter:
         self.cache.close()
 
     async def _work(self, here: _Questions) -> None:
-        """Sends and fetches until no question waits. What it raises is raised to all who wait."""
+        """Sends and fetches until no question waits. Its errors are raised in every waiting task."""
         waited = 0.0
         try:
             while here.waiting:
-                await _until_no_more_come(here)
+                await _wait_for_last_question(here)
                 await self._send(here)
                 if await self._fetch(here):
                     waited = 0.0
@@ -153,7 +153,7 @@ class BatchCompleter:
             here.waiting.clear()
 
     async def _send(self, here: _Questions) -> None:
-        """Sends what waits and is in no batch, as far as the money goes."""
+        """Sends the waiting questions that are in no batch, as far as the budget allows."""
         under_way = {key for keys in here.batches.values() for key in keys}
         new: list[str] = []
         for key, question in list(here.waiting.items()):
@@ -183,7 +183,7 @@ class BatchCompleter:
         here.batches[batch.id] = list(keys)
 
     async def _fetch(self, here: _Questions) -> bool:
-        """Takes the answers of every batch that has ended; whether there was one."""
+        """Takes the answers of every batch that has ended; returns whether there was one."""
         ended = False
         for batch in list(here.batches):
             try:
@@ -201,7 +201,7 @@ class BatchCompleter:
         return ended
 
     async def _results(self, batch: str) -> dict[str, Any] | None:
-        """The result of each question of a batch by its key, or None while it goes on."""
+        """The result of each question of a batch by its key, or None while it is open."""
         batches = self._client.sdk.messages.batches
 
         async def lines() -> dict[str, Any]:
@@ -252,14 +252,14 @@ class BatchCompleter:
             here.waiting.pop(key).answer.set_result(reply)
 
     def _settle(self, question: _Question, cost: Cost | None) -> None:
-        if question.held is not None and cost is not None:  # an earlier run has sent what is not held
+        if question.held is not None and cost is not None:  # one that is not held was sent by an earlier run
             self.spending.settle(question.held, cost)
             question.held = None
 
 
 @dataclass
 class _Question:
-    """A question whose answer is awaited; `held` is what is reserved for it while it is in a batch."""
+    """A question whose answer is awaited; `held` is the cost reserved for it while it is in a batch."""
 
     request: Request
     answer: asyncio.Future[Reply]
@@ -268,12 +268,12 @@ class _Question:
 
     def fail(self, problem: Exception) -> None:
         self.answer.set_exception(problem)
-        self.answer.exception()  # the one who asked may have been cancelled
+        self.answer.exception()  # the asking task may have been cancelled
 
 
 @dataclass
 class _Questions:
-    """What belongs to one event loop. `batches`: ids that have not ended, and the keys of their questions."""
+    """The state of one event loop. `batches`: ids of open batches, and the keys of their questions."""
 
     batches: dict[str, list[str]]
     waiting: dict[str, _Question] = field(default_factory=dict)
@@ -281,8 +281,8 @@ class _Questions:
     asked: int = 0
 
 
-async def _until_no_more_come(here: _Questions) -> None:
-    """Returns when no question has come for a while, so that all who can ask have."""
+async def _wait_for_last_question(here: _Questions) -> None:
+    """Waits until no question has arrived for a while, so that every task that can ask has asked."""
     before = -1
     while before != here.asked:
         before = here.asked

@@ -1,8 +1,8 @@
 """The client of the Messages API, for labels and for research, over the official SDK.
 
-Covers: one deadline for all bytes of a call, streamed or whole, and repeating what failed for now. Does not
-cover: what a fault means (`faults.py`), money (`spending_limit.py`), questions for labels
-(`anthropic_completer.py`, `batches.py`), tools and conversations (`mlxterp_agent`).
+Contains: one deadline for all bytes of a call, streamed or whole, and retries of transient faults. See
+`faults.py` for the meaning of faults, `spending_limit.py` for costs, `anthropic_completer.py` and
+`batches.py` for labels, `mlxterp_agent` for tools and conversations.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ KEY_ENV = "ANTHROPIC_API_KEY"
 
 CONNECT_SECONDS = 15.0
 CALL_SECONDS = 300.0
-"""For one whole answer. The SDK's own timeout is per read: a body that drips never meets it."""
+"""Seconds for one whole answer. The SDK's own timeout is per read: a slow trickle never reaches it."""
 
 ATTEMPTS = 6
 PATIENCE = 300.0
 """Seconds of waiting for one question, all its retries together."""
 
 LONGEST_WAIT = 45.0
-"""Seconds between two tries if the service does not ask for more: so long after it is back, at most."""
+"""The longest wait between two tries, in seconds, unless the service asks for more."""
 
 SLACK = 2_000
 """Tokens that the service may add to a request: roles, text around tools and the schema."""
@@ -50,15 +50,15 @@ _random_wait = wait_random_exponential(multiplier=1, max=LONGEST_WAIT)
 
 @dataclass(frozen=True, kw_only=True)
 class CallPolicy:
-    """How long a caller waits for an answer, and how often it asks.
+    """How long a caller waits for an answer, and how often it tries.
 
     Attributes:
         attempts: calls for one question; None is no limit.
         patience: seconds of waiting for one question, all its retries together, where the caller has no
             deadline.
         call_seconds: for one call, from the first byte of its request to the last of its answer.
-        read_seconds: without a byte, after which a call is lost.
-        pause: waits so many seconds.
+        read_seconds: without a byte, after which a call counts as lost.
+        pause: waits the given seconds.
     """
 
     attempts: int | None = ATTEMPTS
@@ -69,12 +69,12 @@ class CallPolicy:
 
 
 class MessagesClient:
-    """Calls one model of the service. Never shows its key.
+    """Calls one model of the service. The key appears in no message.
 
     Args:
         api_key: by default ANTHROPIC_API_KEY.
-        base_url: of another service that speaks the Messages API; else ANTHROPIC_BASE_URL or Anthropic's.
-        transport: of the HTTP client; tests give one that fails.
+        base_url: of another service with the Messages API; by default ANTHROPIC_BASE_URL or Anthropic's.
+        transport: of the HTTP client; tests pass one that fails.
 
     Raises:
         LlmUnavailable: no key, or no anthropic package.
@@ -117,7 +117,7 @@ class MessagesClient:
 
     @property
     def sdk(self) -> anthropic.AsyncAnthropic:
-        """The SDK's client for the running event loop, without retries of its own."""
+        """The SDK's client for the running event loop, without its own retries."""
         return self._sdk.get()
 
     async def close(self) -> None:
@@ -137,7 +137,7 @@ class MessagesClient:
             async with await self.sdk.messages.create(model=self.model, stream=True, **params) as events:
                 kind = events.response.headers.get("content-type", "")
                 if "event-stream" not in kind:
-                    raise other_page(kind or "nothing")
+                    raise foreign_answer(kind or "empty")
                 return await accumulate_stream(events)
 
         return await self.call_with_timeout(call())
@@ -151,7 +151,7 @@ class MessagesClient:
         return await self.call_with_timeout(self.sdk.messages.create(model=self.model, **params))
 
     async def call_with_timeout(self, call: Awaitable[T]) -> T:
-        """What a call of the SDK gives, within `call_seconds`.
+        """The result of a call of the SDK, within `call_seconds`.
 
         Raises:
             TransientError, LlmRejected: see `faults.py`.
@@ -179,13 +179,13 @@ class MessagesClient:
         seconds_left: Callable[[], float] | None = None,
         on_wait: Callable[[TransientError, float], None] | None = None,
     ) -> T:
-        """What a call gives, repeated while it fails for now.
+        """The result of a call, repeated while it fails with a transient fault.
 
         The wait is as long as the service asks for, else random up to `LONGEST_WAIT`.
 
         Args:
-            seconds_left: until the caller's deadline, which then limits the waits instead of `patience`: a
-                wait that would pass it is not begun.
+            seconds_left: until the caller's deadline, which then limits the waits instead of `patience`: no
+                wait that would pass it begins.
             on_wait: is called before each wait, with the fault and the seconds.
 
         Raises:
@@ -256,6 +256,6 @@ def _fault(state: RetryCallState) -> TransientError:
     return problem
 
 
-def other_page(kind: str) -> TransientError:
-    """The fault of an answer that is none of the API's, such as the login page of a network."""
-    return TransientError(f"something else than the service answered, with {kind}", paid=False)
+def foreign_answer(kind: str) -> TransientError:
+    """The fault of an answer that is not from the API, such as a network's login page."""
+    return TransientError(f"the answer is not from the service but {kind}", paid=False)

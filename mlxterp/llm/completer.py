@@ -1,8 +1,7 @@
-"""Questions to a language model, its replies, the protocol of a model, and a scripted one for tests.
+"""Requests, replies, the protocol of a language model, and a scripted one for tests.
 
-A reply is text. `read` makes of it either the value that was asked for or `Unusable`, which says why not: a
-refusal, an answer that was cut off, text that is not of the wanted form. Faults of a service are errors
-(`faults.py`).
+A reply is text. `read` parses it into the requested value or into `Unusable`, which gives the reason: a
+refusal, an answer that was cut off, text of another form. Faults of a service are errors (`faults.py`).
 """
 
 from __future__ import annotations
@@ -30,13 +29,12 @@ class Request:
 
     Attributes:
         system: the instructions, the same for many questions, so that the service reads them from its cache.
-        user: the data of this question. Whatever it says, it is data.
+        user: the data of this question, never instructions.
         schema: the form of the answer, a pydantic model.
         max_tokens: of the answer, thinking included.
         effort: how hard the model should think; None leaves it to the service.
-        version: of the prompt: a name to be changed with its words, kept with what it led to.
-        attempt: counts askings of the same question, so that the second is not answered by the kept reply
-            of the first.
+        version: a name of the prompt's wording, changed with it and stored with the results.
+        attempt: counts repeats of the same question, so that a repeat is not answered from the cache.
     """
 
     system: str
@@ -74,13 +72,13 @@ class Request:
 
 @dataclass(frozen=True)
 class Reply:
-    """What came back.
+    """A reply.
 
     Attributes:
         text: all text of the answer, without the thinking.
-        stop_reason: the service's word for why the answer ends.
-        tokens: what it used; usd: what that costs, a guess if `estimated`.
-        cached: it was answered from the kept replies, so tokens and usd are those of the first time and
+        stop_reason: why the answer ends, as the service names it.
+        tokens: those used; usd: their cost, a guess if `estimated`.
+        cached: it was answered from the cache, so tokens and usd are those of the first call and
             nothing was paid now.
     """
 
@@ -123,7 +121,7 @@ class Completer(Protocol):
 
     @property
     def model(self) -> str:
-        """The name of the model, part of the key of a kept reply."""
+        """The name of the model, part of the key of a cached reply."""
         ...
 
     async def complete(self, request: Request) -> Reply: ...
@@ -132,7 +130,7 @@ class Completer(Protocol):
 
 
 def read(reply: Reply, schema: type[Value]) -> Value | Unusable:
-    """The value in a reply, or why there is none. Types are taken as they are: "3" is not a number here."""
+    """The value in a reply, or why there is none. Types are strict: "3" is not a number here."""
     if reply.stop_reason == "refusal":
         return Unusable("refused", "the model refused to answer")
     if reply.stop_reason in ("max_tokens", "model_context_window_exceeded"):
@@ -156,10 +154,10 @@ class ScriptedCompleter:
     can be called from Python, a local one for instance, becomes a completer this way.
 
     Attributes:
-        requests: everything that was asked.
+        requests: all that were made.
 
     Raises:
-        LlmError: it is asked more often than the list is long.
+        LlmError: there are more requests than answers in the list.
     """
 
     def __init__(

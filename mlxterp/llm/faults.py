@@ -1,11 +1,11 @@
-"""What a fault of the Messages API means for the call that met it: the one table for labels and for research.
+"""What a fault of the Messages API means for the failed call: the one table for labels and for research.
 
     408, 409, 429, 5xx, a lost connection, no answer in time,
-    an error inside a stream, a page or a stream that is no answer     TransientError: the call is repeated
+    an error inside a stream, a page or a stream that is not an answer TransientError: the call is repeated
     413, and 400 that says the prompt is too long                      RequestTooLong
     400, 401, 402, 403, 404, 422, every other status                   LlmRejected: repeating changes nothing
 
-When a call is repeated is decided in `client.py`, what it is charged in `spending_limit.py`.
+See `client.py` for when a call is repeated, `spending_limit.py` for its charge.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class TransientError(Exception):
-    """A fault that passes.
+    """A fault that a later try may not meet.
 
     Attributes:
         paid: whether the lost reply may have been paid for.
@@ -41,12 +41,12 @@ class RequestTooLong(LlmRejected):
 
 
 _STREAMED = ("overloaded_error", "rate_limit_error", "api_error", "timeout_error")
-"""Errors that pass, as they arrive inside a stream that began with status 200."""
+"""Transient errors, as they arrive inside a stream that began with status 200."""
 
 _REJECTED = {
-    401: ("the API key was refused", "Check the API key (ANTHROPIC_API_KEY) and what it may use."),
+    401: ("the API key was refused", "Check the API key (ANTHROPIC_API_KEY) and its permissions."),
     402: ("the account cannot pay", "Add credit to the account, or use another key."),
-    403: ("the API key was refused", "Check the API key (ANTHROPIC_API_KEY) and what it may use."),
+    403: ("the API key was refused", "Check the API key (ANTHROPIC_API_KEY) and its permissions."),
     404: ("the service does not know what was asked for", "Check the name of the model and the base URL."),
     413: ("the request is too large", "Give shorter or fewer texts."),
 }

@@ -1,8 +1,8 @@
 """What a model of the Messages API costs, and which model to use. The service reports tokens, never money.
 
 Prices are dollars per million tokens as published on 2026-11 (platform.claude.com, "Pricing"); fast and
-regional prices are not here, because no request of ours uses them. A model that is not in the table is priced
-as the dearest that is, and everything derived from it says `estimated`.
+regional prices are not here, because no request uses them. A model that is not in the table is priced as the
+most expensive one in it, and everything derived from it is marked `estimated`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Price:
 
 
 class Tokens(NamedTuple):
-    """What one answer used, as the service counts it: the parts do not overlap."""
+    """The tokens of one answer, as the service counts them: the parts do not overlap."""
 
     input: int = 0
     cache_write: int = 0
@@ -55,7 +55,7 @@ class Tokens(NamedTuple):
 
     @property
     def total(self) -> int:
-        """What counts towards --max-tokens."""
+        """The tokens that count towards --max-tokens."""
         return self.prompt + self.output
 
     @staticmethod
@@ -93,13 +93,13 @@ class Usage:
 
 
 class Priced(NamedTuple):
-    """A price, and whether it is a guess."""
+    """A price, and whether it is an estimate."""
 
     price: Price
     estimated: bool
 
     def usd(self, tokens: Tokens) -> float:
-        """What these tokens cost, in dollars."""
+        """The cost of these tokens, in dollars."""
         price = self.price
         if price.long_prompt is not None and tokens.prompt > LONG_PROMPT:
             price = price.long_prompt

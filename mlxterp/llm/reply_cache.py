@@ -1,7 +1,7 @@
-"""Replies cached on disk, so that what was paid for once is not paid for again.
+"""Replies cached on disk, so that no reply is paid for twice.
 
-A reply is committed before it is returned: a run that is killed and started again asks only what was under
-way. The file holds the sha256 of each question and its answer, never the question's texts and never a key. A
+A reply is committed before it is returned: a run that is killed and started again repeats only the calls that
+were open. The file holds the sha256 of each question and its answer, never the question's texts or a key. A
 refusal or a cut-off answer is cached too: it was paid for, and the same question gives the same again.
 Several processes may share a file.
 """
@@ -24,7 +24,7 @@ _WAIT = 30.0
 """Seconds for another process that writes to the same file."""
 
 _FORM = 1
-"""Of the table; a file with another is not touched."""
+"""The version of the table; a file with another one is not touched."""
 
 _TABLES = (
     """CREATE TABLE IF NOT EXISTS replies (
@@ -43,7 +43,7 @@ class ReplyCache:
             (MLXTERP_CACHE, or the user's).
 
     Raises:
-        ReplyCacheError: the file is something else, or cannot be written.
+        ReplyCacheError: the file is not a reply cache, or cannot be written.
     """
 
     def __init__(self, path: str | Path | None = None) -> None:
@@ -55,7 +55,7 @@ class ReplyCache:
 
     @contextmanager
     def _opened(self) -> Iterator[sqlite3.Connection]:
-        """The database, to one thread at a time; opened if it is not."""
+        """The database, for one thread at a time; opened at first use."""
         with self._lock:
             try:
                 if self._db is None:
@@ -69,7 +69,7 @@ class ReplyCache:
 
     def _open(self) -> sqlite3.Connection:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        # Each run of the event loop may be in a thread of its own; the lock keeps them apart.
+        # Each run of the event loop may be in its own thread; the lock serialises them.
         db = sqlite3.connect(self.path, timeout=_WAIT, isolation_level=None, check_same_thread=False)
         try:
             db.execute("PRAGMA synchronous=NORMAL")
@@ -118,14 +118,14 @@ class ReplyCache:
         return {batch: json.loads(keys) for batch, keys in rows}
 
     def add_batch(self, batch: str, keys: Sequence[str], *, model: str) -> None:
-        """Notes a batch that was sent; on disk when this returns."""
+        """Records a batch that was sent; on disk when this returns."""
         with self._opened() as db:
             db.execute(
                 "INSERT OR REPLACE INTO batches VALUES (?, ?, ?)", (batch, model, json.dumps(list(keys)))
             )
 
     def drop_batch(self, batch: str) -> None:
-        """Forgets a batch whose replies are here."""
+        """Removes a batch whose replies were fetched."""
         with self._opened() as db:
             db.execute("DELETE FROM batches WHERE id = ?", (batch,))
 
@@ -142,10 +142,10 @@ class ReplyCache:
 
 
 class CachedCompleter:
-    """A completer that asks another one only what the cache does not hold.
+    """A completer that passes to another one only the requests that the cache does not hold.
 
     Attributes:
-        asked, kept: how many questions went to the other, and how many were answered from the cache.
+        asked, kept: how many questions the other one answered, and how many the cache.
     """
 
     def __init__(self, completer: Completer, cache: ReplyCache) -> None:

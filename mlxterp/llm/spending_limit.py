@@ -1,4 +1,4 @@
-"""Money of calls: each reserves its worst case before it is sent, and is charged by what became of it.
+"""The cost of calls: each reserves its worst case before it is sent, and is charged by its outcome.
 
 `charge_call` alone decides what a call is charged. What is reserved and charged is counted in memory with a
 limit in dollars (`SpendingLimit`, for labels), or in the journal of a supervised investigation
@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 class Cost(NamedTuple):
-    """What a call costs, at worst or in fact.
+    """The worst or the actual cost of a call.
 
     Attributes:
         usage: the service's own count; None where there is no answer.
@@ -39,10 +39,10 @@ async def charge_call(
     cost_of: Callable[[T], Cost],
     settle: Callable[[Cost], None],
 ) -> T:
-    """The answer of a call for which `worst` is reserved; `settle` is given what it costs in the end.
+    """The answer of a call for which `worst` is reserved; `settle` gets its final cost.
 
     An answer costs what `cost_of` says; a refused call costs nothing. A reply that was lost on its way, or
-    given up while it was under way, may have been paid for and costs what was reserved.
+    cancelled before it arrived, may have been paid for and costs what was reserved.
     """
     cost = worst._replace(lost="given up")
     try:
@@ -62,7 +62,7 @@ async def charge_call(
 class SpendingLimit:
     """A limit in dollars that concurrent calls cannot break.
 
-    A call that does not fit now waits while others are under way, as most cost less than they reserve.
+    A call that does not fit now waits while others are open, as most cost less than they reserve.
 
     Attributes:
         spent: dollars, settled. A reply that was lost on its way counts as what was reserved for it.
@@ -78,7 +78,7 @@ class SpendingLimit:
         """Reserves `worst.usd`.
 
         Raises:
-            LlmBudgetReached: it does not fit, and nothing is under way that could make room.
+            LlmBudgetReached: it does not fit, and no open call could make room.
         """
         while not self.try_hold(worst):
             if not self._held:

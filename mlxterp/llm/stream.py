@@ -1,4 +1,4 @@
-"""An answer put together from the events of its stream.
+"""An answer assembled from the events of its stream.
 
 The SDK can do this too, and raises where the input of a tool is not JSON, which loses what the answer cost.
 Here such a call is part of the answer, with its problem, so that it can be answered and counted.
@@ -32,7 +32,7 @@ class Answer:
     Attributes:
         content: the blocks as they are sent back in the next request.
         calls: the tools that it calls, in order.
-        tokens: what it used, by the service's own count.
+        tokens: those it used, by the service's own count.
     """
 
     content: list[dict[str, Any]] = field(default_factory=list)
@@ -68,7 +68,7 @@ async def accumulate_stream(events: AsyncIterable[Any]) -> Answer:
                 case "message_stop":
                     ended = True
         except (AttributeError, LookupError, TypeError, ValueError) as problem:
-            raise _unreadable(f"an event of the stream makes no sense: {problem!r}") from problem
+            raise _unreadable(f"an event of the stream is malformed: {problem!r}") from problem
     if not ended or answer.stop_reason is None:
         raise _unreadable("the stream ended before the answer did")
     return answer

@@ -14,8 +14,8 @@ T = TypeVar("T")
 def run(job: Callable[[], Coroutine[Any, Any, T]]) -> T:
     """The result of `job()`, run to its end.
 
-    Where a loop runs already in this thread (a notebook), a thread with a loop of its own does the work and
-    this one waits. Ctrl-C cancels the job, so that its `finally` blocks run, and is raised here.
+    Where a loop runs already in this thread (a notebook), another thread with its own loop does the work
+    and this one waits. Ctrl-C cancels the job, so that its `finally` blocks run, and is raised here.
     """
     try:
         asyncio.get_running_loop()
@@ -27,7 +27,7 @@ def run(job: Callable[[], Coroutine[Any, Any, T]]) -> T:
 async def together(*jobs: Coroutine[Any, Any, T]) -> list[T]:
     """The results of all jobs, run at once. If one raises, the others are cancelled before it is raised here.
 
-    `asyncio.gather` would let them go on, and spend. (A TaskGroup needs Python 3.11.)
+    `asyncio.gather` would let them continue, and spend money. (A TaskGroup needs Python 3.11.)
     """
     tasks = [asyncio.ensure_future(job) for job in jobs]
     try:
@@ -53,7 +53,7 @@ class PerLoop(Generic[T]):
         return self._held[1]
 
     def pop(self) -> T | None:
-        """Forgets the value, and gives it if there is one."""
+        """Removes the value, and returns it if there is one."""
         held, self._held = self._held, None
         return None if held is None else held[1]
 

@@ -1,11 +1,11 @@
 """Figures of what a result shows: `figure` for a notebook, `svg` for a page, `png` for a file.
 
 Drawn with matplotlib's Figure object, without pyplot and its global state. Positive is blue, negative is
-orange, and 0 is the background: colours are mixed with what lies behind them, so one SVG reads well on
+orange, and 0 is the background: colours are mixed with the background, so one SVG reads well on
 light and dark pages. Text in a figure is text, never mathematics or markup: `$x$` or `<b>` is shown as
 these characters.
 
-Lives here: drawing. Does not live here: what there is to draw (`mlxterp.results`), pages (`mlxterp.reports`).
+See `mlxterp.results` for what is drawn, `mlxterp.reports` for pages.
 """
 
 from __future__ import annotations
@@ -53,20 +53,19 @@ def draw(show: Drawable, *, titled: bool = True) -> Figure:
 
 def png(show: Drawable, *, dpi: int = 160) -> bytes:
     """A figure with its title, on white: the bytes of a PNG file."""
-    return _saved(draw(show), "png", dpi=dpi, facecolor="white")
+    return _save(draw(show), "png", dpi=dpi, facecolor="white")
 
 
 def svg(show: Drawable) -> str:
-    """A figure without its title, to stand inside an HTML page and take its text colour.
+    """A figure without its title, to embed in an HTML page; it takes the page's text colour.
 
-    It holds its alternative text, a title for every cell (which a browser shows on hover), and nothing
-    that runs.
+    It holds its alternative text and a title for every cell (which a browser shows on hover), and no script.
     """
-    raw = _saved(draw(show, titled=False), "svg", transparent=True, metadata={"Date": None, "Creator": None})
+    raw = _save(draw(show, titled=False), "svg", transparent=True, metadata={"Date": None, "Creator": None})
     return inlined(raw, _DRAWERS[type(show)].drawn_part(show))
 
 
-def _saved(drawn: Figure, kind: str, **options: Any) -> bytes:
+def _save(drawn: Figure, kind: str, **options: Any) -> bytes:
     out = io.BytesIO()
     with _style():
         drawn.savefig(out, format=kind, **options)

@@ -1,4 +1,4 @@
-"""What heatmaps and bars share: colours, labels, ticks, numbers."""
+"""Shared by heatmaps and bars: colours, labels, ticks, numbers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bars: upright along an axis such as layers, lying down for a ranking."""
+"""Bar charts: vertical along an axis such as layers, horizontal for a ranking."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _MOST_BARS = 60
 
 
 def drawn_part(show: Bars) -> Bars:
-    """The show, or the largest 60 bars of a longer ranking in their order, saying so in its title."""
+    """The show, or the largest 60 bars of a longer ranking in their order, which its title states."""
     if show.ordered or len(show.labels) <= _MOST_BARS:
         return show
     size = np.nan_to_num(np.abs(np.array(show.values, dtype=np.float64)))
@@ -55,12 +55,12 @@ def height(show: Bars) -> float:
 
 
 def draw(drawn: Figure, show: Bars, area: Area) -> None:
-    """Bars in the order given; those the result is about in colour."""
+    """Bars in the order given; those that the result is about are coloured."""
     (_columns if show.ordered else _ranking)(drawn, show, area)
 
 
 def _columns(drawn: Figure, show: Bars, area: Area) -> None:
-    """Upright bars along an axis whose neighbours mean something."""
+    """Vertical bars along an ordered axis."""
     bottom, height, total = area
     left, right, below = 0.62, 0.15, 0.5
     width = WIDTH - left - right
@@ -108,7 +108,7 @@ def _columns(drawn: Figure, show: Bars, area: Area) -> None:
 
 
 def _ranking(drawn: Figure, show: Bars, area: Area) -> None:
-    """Bars lying down, a label before each and its value behind it."""
+    """Horizontal bars, a label before each and its value after it."""
     bottom, height, total = area
     left, right, below = margin(show.labels) + 0.1, 0.6, 0.38
     above = 0.15 if show.references else 0.0

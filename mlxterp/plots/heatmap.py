@@ -33,7 +33,7 @@ def _cell_height(n_rows: int) -> float:
 
 
 def draw(drawn: Figure, show: Heatmap, area: Area) -> None:
-    """Cells whose colour is their value, the strongest outlined, and what the colours mean beside them."""
+    """Cells coloured by value, the strongest outlined, and a colour bar."""
     from matplotlib.patches import Rectangle
 
     bottom, height, total = area

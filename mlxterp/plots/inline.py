@@ -1,6 +1,6 @@
-"""matplotlib's SVG made fit to stand inside a page: small, no ids that clash, in the page's colour of text.
+"""matplotlib's SVG prepared for embedding in a page: small, no clashing ids, in the page's text colour.
 
-Only the elements and attributes named here pass; another one is our own mistake and raises.
+Only the elements and attributes named here are allowed; any other is a bug of this library and raises.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def _copy(element: ElementTree.Element, parent: ElementTree.Element, show: Drawa
         _copy_squares(element, parent, show)
         return
     if name == "g" and cell is None and set(element.attrib) <= {"id"}:
-        # groups carry only ids; their children stand for themselves
+        # groups carry only ids; only their children are copied
         for child in element:
             _copy(child, parent, show)
         return
@@ -71,14 +71,14 @@ def _copy(element: ElementTree.Element, parent: ElementTree.Element, show: Drawa
             if name in ("pattern", "clipPath"):
                 copied.set(key, value)
         elif not (key == "transform" and value.startswith("rotate(-0 ")):
-            copied.set(key, _tidied(value) if key in ("d", "style", "x", "y", "transform") else value)
+            copied.set(key, _tidy_style(value) if key in ("d", "style", "x", "y", "transform") else value)
     if name == "text":
         copied.text = element.text
     for child in element:
         _copy(child, copied, show)
 
 
-def _tidied(value: str) -> str:
+def _tidy_style(value: str) -> str:
     value = _NUMBER.sub(lambda found: f"{float(found.group()):.2f}".rstrip("0").rstrip("."), value)
     value = re.sub(r"font-family: [^;]*;? ?", "", " ".join(value.split()))
     return value.replace(INK, "currentColor")
@@ -90,7 +90,7 @@ def _copy_squares(group: ElementTree.Element, parent: ElementTree.Element, show:
     A cell of value 0 paints nothing, and still has its title.
     """
     copied = ElementTree.SubElement(parent, "g", {"shape-rendering": "crispEdges", "pointer-events": "all"})
-    titles = _titles(show) if group.get("id") == "cells" else None
+    titles = _cell_titles(show) if group.get("id") == "cells" else None
     for square in group:
         _require(square.tag == f"{{{_SVG}}}path" and set(square.attrib) <= {"d", "style"}, "an odd square")
         left, top, _, _, right, bottom = (float(n) for n in _REAL.findall(square.attrib["d"])[:6])
@@ -106,15 +106,15 @@ def _copy_squares(group: ElementTree.Element, parent: ElementTree.Element, show:
             ElementTree.SubElement(one, "title").text = next(titles)
 
 
-def _titles(show: Drawable) -> Iterator[str]:
-    """Of the cells that hold a finite number, row by row."""
+def _cell_titles(show: Drawable) -> Iterator[str]:
+    """The titles of cells that hold a finite number, row by row."""
     if isinstance(show, Heatmap):
         for row, column in np.argwhere(np.isfinite(np.array(show.values, dtype=np.float64))):
             yield cell_title(show, int(row), int(column))
 
 
 def cell_title(show: Drawable, row: int, column: int) -> str:
-    """The title of one cell, bar or node: where it stands, its value, its interval."""
+    """The title of one cell, bar or node: its position, value and interval."""
     if isinstance(show, Network):
         ends = [link.start for link in show.links], [link.end for link in show.links]
         counts = f"{ends[1].count(row)} edges in, {ends[0].count(row)} out"
@@ -133,6 +133,4 @@ def cell_title(show: Drawable, row: int, column: int) -> str:
 
 def _require(condition: bool, what: str) -> None:  # noqa: FBT001
     if not condition:
-        raise AssertionError(
-            f"a figure of mlxterp holds {what}, which mlxterp.plots.inline does not let pass"
-        )
+        raise AssertionError(f"a figure of mlxterp holds {what}, which mlxterp.plots.inline does not allow")

@@ -18,7 +18,7 @@ _LEFT, _RIGHT, _LABELLED = 0.7, 0.15, 40
 
 
 def drawn_part(show: Network) -> Network:
-    """The show, or the 150 strongest links of a larger one with their nodes, saying so in its title."""
+    """The show, or the 150 strongest links of a larger one with their nodes, which its title states."""
     if len(show.links) <= _MOST_LINKS:
         return show
     kept = sorted(show.links, key=lambda link: -abs(link.weight))[:_MOST_LINKS]
@@ -124,7 +124,7 @@ class _Curve(NamedTuple):
 
 
 def _bow(span: int, nth: int) -> float:
-    """How far a link over so many rows swings to the side; further links of the same two nodes alternate."""
+    """How far a link across this many rows bows sideways; further links of the same two nodes alternate."""
     over = 0.0 if span <= 1 else 0.55 + 0.3 * span
     side = 1.0 if nth % 2 == 0 else -1.0
     return side * (over + 0.25 * nth)

@@ -395,6 +395,7 @@ def _path_patched(
     zero, one = pairs.metric_of[operation.edited][group.indices], operation.other
 
     def run(chosen: Sequence[int], source: Ids) -> Floats:
+        own = source is group.tokens[operation.edited]
         # `path_patching` gives effects in shares of the gap: with a gap of 1 they are changes of the metric.
         prepared = Prepared(
             pairs=tuple(pairs.pairs[i] for i in group.indices),
@@ -405,6 +406,8 @@ def _path_patched(
             targets=group.targets,
             clean_metric=zero,
             corrupted_metric=zero + 1.0,
+            clean_logits=group.logits[operation.edited],
+            corrupted_logits=group.logits[operation.edited if own else operation.other],
         )
         found = np.empty((len(chosen), len(zero)))
         by_pos: dict[int | None, list[int]] = {}

@@ -50,7 +50,7 @@ class LengthGroup:
     logits: dict[Side, np.ndarray[tuple[int, ...], np.dtype[np.float32]]] = field(repr=False)
     alignment: Alignment
     targets: Targets = field(repr=False)
-    parts: tuple[tuple[slice, dict[Side, sweep.Base | None]], ...] = field(repr=False)
+    parts: tuple[tuple[slice, dict[Side, sweep.BaseRun | None]], ...] = field(repr=False)
 
     def length(self, side: Side) -> int:
         return int(self.tokens[side].shape[1])

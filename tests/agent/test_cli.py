@@ -338,7 +338,7 @@ def test_start_says_which_researcher_it_took_and_goes_on_where_it_stopped(autoin
     second = autointerp("start", project, "--agent", "none", "--max-experiments", 1)
 
     assert first.out.startswith(f"going on with {project}\n")
-    assert "[nobody in particular" in first.out
+    assert "[any editor" in first.out
     assert second.code == exit_codes.FINISHED
     assert "resuming after 1" in second.out
     assert len(entries(project)) == 1

@@ -112,12 +112,12 @@ def test_a_couple_is_one_cluster_under_every_template(toy):
 def test_two_facts_with_the_same_attribute_make_no_couple(toy):
     same = [("sun river dog sun", "river"), ("king river fish king", "river")]
 
-    with pytest.raises(PromptPairError, match="tells no two of these 2 subjects apart"):
+    with pytest.raises(PromptPairError, match="distinguishes no two of these 2 subjects"):
         factual_recall_pairs(toy, same, template="{}")
 
 
 def test_a_model_that_knows_nothing_of_it_is_told_what_to_do(toy):
-    with pytest.raises(PromptPairError, match=r"tells no two of these 0 subjects apart.*Give other facts"):
+    with pytest.raises(PromptPairError, match=r"distinguishes no two of these 0 subjects.*Give other facts"):
         factual_recall_pairs(toy)
 
 
@@ -257,7 +257,7 @@ def test_events_leave_room_for_thousands_of_independent_years():
 
 
 def test_more_pairs_than_the_words_allow_are_refused(talkative):
-    with pytest.raises(PromptPairError, match=r"9 pairs of indirect objects .* drawn were 4 different ones"):
+    with pytest.raises(PromptPairError, match=r"9 pairs of indirect objects .* 4 different ones .* drawn"):
         ioi_pairs(talkative, 9, names=("Mary", "John"), places=("store",), things=("drink",), **IOI)
 
 
@@ -299,7 +299,7 @@ def test_a_tokenizer_that_does_not_split_years_is_refused(tiny_llama):
 
     model = InterpretableModel(tiny_module("llama"), WholeYears(str(i) for i in range(128)))
 
-    with pytest.raises(PromptPairError, match="needs a year that splits behind its century"):
+    with pytest.raises(PromptPairError, match="needs a year that splits after its century"):
         greater_than_pairs(model)
 
 

@@ -426,7 +426,7 @@ def test_an_empty_log_makes_a_report_that_says_so(tmp_path):
     text, page = write(tmp_path, [], spent={})
 
     assert "**No experiments**; dollars not known." in text
-    assert "Nothing that was tried was kept." in page
+    assert "No entry was kept." in page
 
 
 def test_what_is_not_known_is_never_a_zero(tmp_path):

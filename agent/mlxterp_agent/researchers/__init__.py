@@ -1,1 +1,1 @@
-"""Who proposes experiments: Claude Code, a model of the Messages API, a script, or a person who edits."""
+"""Researchers propose experiments: Claude Code, a model of the Messages API, a script, or a person."""

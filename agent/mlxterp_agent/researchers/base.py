@@ -1,7 +1,7 @@
-"""Who proposes the next experiment: a script, Claude Code, an API model, or a person with an editor.
+"""The protocol of a researcher, and the values that it exchanges with the supervisor.
 
-Here are the values that pass between the supervisor and a researcher, and the protocol of a researcher. How
-one researcher works is its own module; the supervisor alone decides what becomes of a proposal.
+Each researcher has its own module: a script, Claude Code, an API model, or a person with an editor. The
+supervisor alone decides about a proposal.
 
 A researcher works in turns. Within one turn it may write `experiment.py` once and be idle (the scripted
 researcher), or write it many times while the supervisor runs each new version (Claude Code): `tell` is
@@ -20,10 +20,10 @@ from mlxterp.autointerpret.entry import ExperimentEntry
 
 @dataclass(frozen=True)
 class Working:
-    """A turn is under way; `doing` says in one line what the researcher does, for the live screen.
+    """A turn has begun; `doing` describes the researcher's activity in one line, for the live screen.
 
-    `offers` is False while experiment.py may be half written: a researcher that edits it in several steps
-    itself says when it is to be run.
+    `offers` is False while experiment.py may be half written: a researcher that edits it in several
+    steps requests its runs itself.
     """
 
     doing: str = ""
@@ -32,7 +32,7 @@ class Working:
 
 @dataclass(frozen=True)
 class Idle:
-    """No turn is under way: the next one may begin."""
+    """No turn has begun: the next one may."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Done:
 
 @dataclass(frozen=True)
 class Failed:
-    """The researcher cannot go on: no program, a refused key, a service that does not answer."""
+    """The researcher cannot continue: no program, a refused key, a service that does not answer."""
 
     reason: str
 
@@ -71,7 +71,7 @@ class BudgetState:
 
 
 class Charge(Protocol):
-    """Notes what the researcher has cost. `call` names what was held for it; `details` go to the journal."""
+    """Records a cost of the researcher. `call` identifies its reservation; `details` go to the journal."""
 
     def __call__(
         self,
@@ -115,9 +115,9 @@ class Situation:
         facts: what `setup.py` gave when it was imported: model, metrics, question, size of the dataset.
         charge: called by a researcher that costs money, with dollars and tokens just spent. This and what
             follows is called on the supervisor's thread only.
-        hold: reserves what a call may cost at worst, before it is made; a crash in between spends it.
+        hold: reserves the worst cost of a call before it is made; a crash in between spends it.
         budget_now: what is spent and left at this moment.
-        note: shows people what the researcher waits for, and writes it to the journal.
+        note: shows a message on the screen, such as a wait, and writes it to the journal.
     """
 
     project: Path
@@ -135,7 +135,7 @@ class Situation:
 
 @dataclass(frozen=True)
 class ExperimentOutcome:
-    """What became of a proposal, as the researcher gets it.
+    """The outcome of a proposal, as the researcher gets it.
 
     Attributes:
         run: the number of the run, or None when nothing ran (the file did not parse, or these bytes ran
@@ -152,13 +152,13 @@ class ExperimentOutcome:
 class Researcher(Protocol):
     """A researcher. Every method returns at once; none waits for an experiment.
 
-    `begin_turn` starts one turn. `poll` says how it stands. `tell` delivers the outcome of an experiment,
+    `begin_turn` starts one turn. `poll` gives its state. `tell` delivers the outcome of an experiment,
     also in the middle of a turn. `close` ends whatever the researcher started, within two seconds.
     """
 
     @property
     def name(self) -> str:
-        """Who proposes, as written to the log: "scripted", "claude-code", "external"."""
+        """The name in the log: "scripted", "claude-code", "external"."""
 
     @property
     def model(self) -> str | None:

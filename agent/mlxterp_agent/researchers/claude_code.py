@@ -1,13 +1,11 @@
-"""Claude Code investigates: headless turns of the user's own `claude`, each a process of its own.
+"""Claude Code investigates: headless turns of the user's own `claude`, each its own process.
 
-Lives here: the command line and what it permits, the process, when one begins and ends, and what follows from
-how it ended. What its events mean is `claude_events.py`. The supervisor alone decides what becomes of an
-experiment.
+Contains: the command line and its permissions, when a process begins and ends, and what follows from its end.
+See `claude_events.py` for its events. The supervisor alone decides about an experiment.
 
 A turn lasts until the agent ends it by itself. Within it, a process that was lost, went silent or was refused
 by the service is replaced by another that resumes the same conversation. A turn that ends while budget
-remains is followed by the next one: "I am done" is sent back, until the supervisor sees that nothing new
-comes.
+remains is followed by the next one, until the supervisor stops after turns without a new experiment.
 """
 
 from __future__ import annotations
@@ -50,10 +48,10 @@ SUPERVISED_ENV = "AUTOINTERP_DRIVEN"
 Turns = Literal["fresh", "resumed"]
 
 SILENCE = 300.0
-"""Seconds without a byte, while no tool works and no retry is announced, after which a process is lost."""
+"""Seconds without a byte, with no tool running and no retry announced, after which a process is lost."""
 
 LINGER = 10.0
-"""Seconds that a process may go on after its last result before it is ended."""
+"""Seconds that a process may run after its last result before it is ended."""
 
 _STEPS = 60
 _NEVER_EDITED = (SETUP, PROGRAM, LOG, STATE, STEER, "CLAUDE.md", "AGENTS.md", ".mcp.json")
@@ -78,7 +76,7 @@ _SENT_BACK = (
     "You ended your last turn without a new experiment, and budget remains. The investigation is not over: "
     "test a rival explanation, or what would prove the kept entries wrong."
 )
-_WENT_ON = "Go on where you stopped: your last turn was interrupted, and what it ran is in results.jsonl."
+_INTERRUPTED = "Continue where you stopped: your last turn was interrupted; what it ran is in results.jsonl."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,8 +85,8 @@ class ClaudeOptions:
 
     Attributes:
         binary: path of the program.
-        model: what `--model` says; None leaves it to the program.
-        turns: "fresh" begins each turn with a new conversation and STATE.md, "resumed" goes on in one.
+        model: the value of `--model`; None leaves it to the program.
+        turns: "fresh" begins each turn with a new conversation and STATE.md, "resumed" continues one.
         shell: the agent gets Bash as well.
     """
 
@@ -133,7 +131,7 @@ def mcp_config(project: Path) -> dict[str, Any]:
 
 
 def environment(parent: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """The user's own, with which `claude` finds its key or login, without updates and short time limits."""
+    """The user's own, by which `claude` finds its key or login, without updates and short time limits."""
     ours = {
         SUPERVISED_ENV: "1",
         "DISABLE_AUTOUPDATER": "1",
@@ -146,15 +144,15 @@ def environment(parent: Mapping[str, str] = os.environ) -> dict[str, str]:
 
 
 def prompt(situation: Situation, *, again: str = "") -> str:
-    """The prompt at the beginning of a turn. What the agent must know about the files is in CLAUDE.md.
+    """The prompt at the beginning of a turn. CLAUDE.md explains the files to the agent.
 
     Args:
-        again: why a turn begins although the last one was ended, or a process was lost.
+        again: why a turn begins after the agent ended the last one, or a process was lost.
     """
     parts = [
-        "Read program.md and STATE.md, then go on investigating: write experiment.py whole, call "
+        "Read program.md and STATE.md, then continue investigating: write experiment.py whole, call "
         "run_experiment, believe its verdict, choose the next experiment. Do not end your turn and do not "
-        "ask whether to go on while budget remains.",
+        "ask whether to continue while budget remains.",
         f"Budget: {budget_words(situation.budget)}.",
     ]
     if again:
@@ -173,10 +171,10 @@ def prompt(situation: Situation, *, again: str = "") -> str:
 
 
 class ClaudeProcess:
-    """A running process. Two threads read its pipes; `read` takes what came.
+    """A running process. Two threads read its pipes; `read` takes their lines.
 
     Attributes:
-        stream: what its events say, up to the last `read`.
+        stream: the state by its events, up to the last `read`.
         last_byte: monotonic time of the last byte it wrote.
     """
 
@@ -218,12 +216,12 @@ class ClaudeProcess:
 
     @property
     def gone(self) -> bool:
-        """Whether the process itself is gone; something it started may still hold its pipes."""
+        """Whether the process itself has exited; a process that it started may still hold its pipes."""
         return self._process.poll() is not None
 
     @property
     def ended(self) -> bool:
-        """Whether it is gone and wrote all that it ever will."""
+        """Whether it has exited and its output was read to the end."""
         return self.gone and not self._threads[0].is_alive()
 
     @property
@@ -235,13 +233,13 @@ class ClaudeProcess:
         return f"it was ended by {signal.Signals(-code).name}" if code < 0 else f"it ended with code {code}"
 
     @property
-    def complaint(self) -> str:
+    def stderr_tail(self) -> str:
         """The end of what it wrote to standard error."""
         return plain(self._stderr.decode("utf-8", "replace")).strip()
 
     def read(self) -> Stream:
-        """Takes the events that came. Every few seconds it also notes what the process has started, so that
-        this can be ended too."""
+        """Takes the new events. Every few seconds it also lists the processes that this one has started, so
+        that they can be ended too."""
         with contextlib.suppress(queue.Empty):
             while True:
                 self.stream.take(self._lines.get_nowait())
@@ -251,7 +249,7 @@ class ClaudeProcess:
         return self.stream
 
     def end(self, *, patience: float = 1.0) -> None:
-        """Ends it: asked to twice, then killed; and whatever it has started, wherever that went."""
+        """Ends it, by two signals and then a kill, and all processes that it has started."""
         self._left.observe()
         for order, seconds in ((b"I", patience), (b"T", 0.4), (b"K", 5.0)):
             if self.gone:
@@ -330,16 +328,16 @@ class ClaudeCode:
         self._silence = silence
         self._linger = linger
         self._state: ResearcherState = IDLE
-        # Of the turn:
+        # State of the turn:
         self._situation: Situation | None = None
         self._began = 0.0
         self._lost = 0
         self._refused = 0
         self._wait: _Wait | None = None
-        # Of the conversation: whether the program has announced it, and what its ended processes cost.
+        # State of the conversation: whether the program has announced it, the cost of its ended processes.
         self._announced = False
         self._spent = _Cost()
-        # Of the process:
+        # State of the process:
         self._process: ClaudeProcess | None = None
         self._resumed = False
         self._charged = _Cost()
@@ -351,7 +349,7 @@ class ClaudeCode:
         self._began = self._clock.elapsed()
         self._lost = self._refused = 0
         if self._options.turns == "fresh":
-            self._forget()
+            self._reset_conversation()
         self._launch(_SENT_BACK if len(situation.entries) == entries else "")
 
     def poll(self) -> ResearcherState:
@@ -359,7 +357,7 @@ class ClaudeCode:
             if self._clock.elapsed() < self._wait.until:
                 return Working(self._wait.reason, offers=False)
             self._wait = None
-            self._launch(_WENT_ON)
+            self._launch(_INTERRUPTED)
         if self._process is None:
             return self._state
         stream = self._process.read()
@@ -368,7 +366,7 @@ class ClaudeCode:
         self.model = stream.model or self.model
         self._charge(self._process)
         silent = self._silent_for(self._process)
-        if silent is None and not self._is_through(self._process):
+        if silent is None and not self._is_finished(self._process):
             return Working(stream.doing, offers=stream.waits_for_run)
         self._settle(self._process, silent)
         return self._state if self._wait is None else Working(self._wait.reason, offers=False)
@@ -405,7 +403,7 @@ class ClaudeCode:
             why = problem.strerror or problem
             self._state = Failed(f"{self._options.binary} could not be started: {why}")
 
-    def _is_through(self, process: ClaudeProcess) -> bool:
+    def _is_finished(self, process: ClaudeProcess) -> bool:
         """Whether the process has given its last result: a later one replaces an earlier one."""
         if process.ended:
             return True
@@ -416,15 +414,15 @@ class ClaudeCode:
         return now - self._through_at > (1.0 if process.gone else self._linger)
 
     def _silent_for(self, process: ClaudeProcess) -> str | None:
-        """Why the process is given up, or None. A silence while a tool works is the tool's."""
+        """Why the process counts as lost, or None. Silence while a tool runs does not count."""
         stream, silent = process.stream, time.monotonic() - process.last_byte
         if stream.result is not None or process.gone or stream.calls_tools:
             return None
         allowed = self._silence + (stream.retry_seconds or 0.0)
-        return f"it said nothing for {duration(silent)}" if silent > allowed else None
+        return f"it wrote nothing for {duration(silent)}" if silent > allowed else None
 
     def _settle(self, process: ClaudeProcess, silent: str | None) -> None:
-        """The process is over: the turn ends, goes on in another process, waits, or cannot go on."""
+        """Handles the end of a process: the turn ends, continues in another process, waits, or fails."""
         self._end(process)
         resets_at = process.stream.resets_at
         result = None if silent else process.stream.result
@@ -434,30 +432,30 @@ class ClaudeCode:
             self._state = IDLE
         elif result.status in _FINAL or "/login" in result.text:
             why = one_line(result.text or process.ending, 300)
-            self._state = Failed(f"Claude Code cannot go on: {why}")
+            self._state = Failed(f"Claude Code cannot continue: {why}")
         elif result.why == "api_error" or result.status is not None or resets_at is not None:
             self._wait_for_service(result, resets_at)
         else:
             self._start_over(result.text or result.why or process.ending, process)
 
     def _start_over(self, why: str, process: ClaudeProcess) -> None:
-        """Replaces a lost process: resumed at first, then in a new conversation, and at last not at all."""
+        """Replaces a lost process: first in the same conversation, then in a new one; then the turn fails."""
         assert self._situation is not None
         self._lost += 1
         if (self._resumed and process.stream.session is None) or self._lost > _RESUMED_IN_A_ROW:
-            self._forget()
+            self._reset_conversation()
         if self._lost >= _LOST_IN_A_ROW:
-            said = f". {one_line(process.complaint, 200)}" if process.complaint else ""
+            said = f". {one_line(process.stderr_tail, 200)}" if process.stderr_tail else ""
             lost = f"Claude Code was lost {self._lost} times in a row"
             self._state = Failed(f"{lost}: {one_line(why, 200)}{said}")
             return
         pause = min(_LONGEST_WAIT, 2.0 ** (self._lost - 1) - 1)
-        reason = f"Claude Code was lost ({one_line(why, 80)}); starts it again"
+        reason = f"Claude Code was lost ({one_line(why, 80)}); starting it again"
         self._wait = _Wait(self._clock.elapsed() + pause, reason)
         self._situation.note(reason)
 
     def _wait_for_service(self, result: Result, resets_at: float | None) -> None:
-        """Waits until a rate limit resets or the service is back, unless the time is up before."""
+        """Waits until a rate limit resets or the service is back, unless the deadline comes first."""
         assert self._situation is not None
         self._refused += 1
         pause = min(_LONGEST_WAIT, _FIRST_WAIT * 2 ** (self._refused - 1))
@@ -492,12 +490,12 @@ class ClaudeCode:
             self._situation.charge(more.usd, max(more.tokens, 0), details=details)
 
     def _end(self, process: ClaudeProcess) -> None:
-        """Ends the process and charges what it says at the end."""
+        """Ends the process and charges its final cost."""
         process.end()
         self._charge(process)
         if (result := process.stream.result) is not None:
             self._spent = _Cost(result.usd or self._spent.usd, result.tokens or self._spent.tokens)
         self._process = None
 
-    def _forget(self) -> None:
+    def _reset_conversation(self) -> None:
         self._announced, self.session, self._spent = False, None, _Cost()

@@ -1,7 +1,7 @@
-"""The events of a `claude -p --output-format stream-json` process, folded into a few values.
+"""The events of a `claude -p --output-format stream-json` process, reduced to a few values.
 
-Does not live here: the process, and what follows from its end (`claude_code.py`). Unknown events change
-nothing: the client adds kinds with its versions.
+See `claude_code.py` for the process, and for what follows from its end. Unknown events change nothing: the
+client adds kinds with its versions.
 """
 
 from __future__ import annotations
@@ -37,15 +37,14 @@ _NAMED_BY = ("file_path", "notebook_path", "pattern", "query", "name", "command"
 
 @dataclass(frozen=True)
 class Result:
-    """The last `result` event: how the process says that it ended.
+    """The last `result` event: the end as the process reports it.
 
     Attributes:
-        error: by `is_error`; the exit code and `subtype` say "success" also after a failed request.
+        error: by `is_error`; exit code and `subtype` report "success" even after a failed request.
         why: `terminal_reason`, for instance "completed", "max_turns", "budget_exhausted", "api_error".
         status: of the failed request, if one failed.
-        usd, tokens: what the conversation has cost so far, by all its processes that came to an end; None if
-            it does not say.
-        text: its last words.
+        usd, tokens: the cost of the conversation so far, of all its ended processes; None if not reported.
+        text: its last message.
     """
 
     error: bool
@@ -65,10 +64,9 @@ class Stream:
     """The fold: `take` is given each line of standard output.
 
     Attributes:
-        doing: what the agent does, in one line.
+        doing: the agent's activity, in one line.
         session, model: as the process announces them; None before it does.
-        retry_seconds: how long the client said it waits before it repeats a request; None if it does not
-            wait.
+        retry_seconds: the client's announced wait before it repeats a request; None if it does not wait.
         resets_at: wall time at which a rate limit ends, if one was announced.
         result: the last one; None while there is none.
     """
@@ -87,22 +85,22 @@ class Stream:
 
     @property
     def calls_tools(self) -> bool:
-        """Whether any tool is at work: the silence is then the tool's, and not the model's."""
+        """Whether any tool is running: a silence is then not the model's."""
         return bool(self._runs_by_call)
 
     @property
     def waits_for_run(self) -> bool:
-        """Whether a call of run_experiment (or of `autointerp run` in a shell) is under way."""
+        """Whether a call of run_experiment (or of `autointerp run` in a shell) has not returned."""
         return any(self._runs_by_call.values())
 
     @property
     def tokens(self) -> int:
-        """Of this process, as far as its answers tell: input, cached input and output."""
+        """Tokens of this process, by its answers so far: input, cached input and output."""
         return self._earlier.tokens + self._answer.tokens
 
     @property
     def usd(self) -> float:
-        """What they cost by our own table: an estimate, until there is a result."""
+        """Their cost by our own price table: an estimate, until there is a result."""
         return self._earlier.usd + self._answer.usd
 
     def take(self, line: bytes) -> None:
@@ -142,7 +140,7 @@ class Stream:
             self.doing = f"the API fails ({one_line(str(status), 40)}); asks again in {wait}"
 
     def _part_of_answer(self, event: Mapping[str, Any]) -> None:
-        """Parts of a message while it is written: a sign of life, and the only exact count of its tokens."""
+        """Parts of a message while it is written, with the only exact count of its tokens."""
         self.retry_seconds = None
         match event.get("type"):
             case "message_start":
@@ -196,7 +194,7 @@ def _result(event: Mapping[str, Any]) -> Result:
 
 
 def _tokens_of_session(usage: object) -> int | None:
-    """Of all models. The event's own `usage` leaves out what compaction used."""
+    """The tokens of all models. The event's own `usage` leaves out those of compaction."""
     if not isinstance(usage, dict):
         return None
     names = ("inputTokens", "outputTokens", "cacheReadInputTokens", "cacheCreationInputTokens")

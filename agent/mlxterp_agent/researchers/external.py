@@ -16,7 +16,7 @@ from mlxterp_agent.researchers.base import (
 
 
 class External:
-    """Always at work: an editor outside needs no turn to begin, and is never done."""
+    """Always working: an external editor needs no turn, and is never done."""
 
     name = "external"
     model: str | None = None
@@ -35,7 +35,7 @@ class External:
 
 
 class Once:
-    """One proposal: what experiment.py holds now. Done as soon as it has an outcome."""
+    """One proposal: the present experiment.py. Done as soon as it has an outcome."""
 
     name = "external"
     model: str | None = None

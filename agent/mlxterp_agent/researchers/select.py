@@ -1,6 +1,6 @@
-"""Who investigates, from what was asked for and what is there: Claude Code, the Anthropic API, a script.
+"""Chooses the researcher by the options and what is installed: Claude Code, the Anthropic API, a script.
 
-Nothing is started here. Each choice says why it was made.
+Nothing is started here. Each choice has its reason.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ BINARY_ENV = "AUTOINTERP_CLAUDE"
 
 
 class Choice(NamedTuple):
-    """The researcher, and a sentence that says who it is and why."""
+    """The researcher, and its name with the reason for the choice."""
 
     researcher: Researcher
     description: str
@@ -49,12 +49,12 @@ def choose(
     """The researcher for `--agent`.
 
     Raises:
-        ResearcherUnavailable: it was asked for by name, and it is not there.
+        ResearcherUnavailable: it was requested by name and is not available.
     """
     wishes = _Wishes(model, turns, shell, base_url)
     match agent:
         case "none":
-            return Choice(External(), "nobody in particular: experiment.py is run whenever it changes")
+            return Choice(External(), "any editor: experiment.py is run whenever it changes")
         case "scripted":
             return _scripted("asked for")
         case "claude":
@@ -71,7 +71,7 @@ def find_claude(environment: Mapping[str, str] = os.environ) -> str | None:
 
 
 def logged_in(binary: str) -> bool:
-    """Whether the program says that it can reach a model; asks no service, in less than a second."""
+    """Whether the program reports a login or key; contacts no service, takes less than a second."""
     try:
         asked = subprocess.run(
             [binary, "auth", "status", "--json"],
@@ -92,7 +92,7 @@ def _automatic(wishes: _Wishes) -> Choice:
     if binary is None:
         return _scripted(f"no claude on PATH and no {KEY_ENV}; this one needs no key and no model hub")
     if not logged_in(binary):
-        return _scripted(f"{binary} is there but not logged in; this one needs no key")
+        return _scripted(f"{binary} is installed but not logged in; this one needs no key")
     return _claude(binary, "it is on PATH and logged in", wishes)
 
 
@@ -133,7 +133,7 @@ def _api(why: str, wishes: _Wishes) -> Choice:
     if warning := deprecation(model):
         notes.append(warning)
     if price_of(model).estimated:
-        notes.append("its price is not known; dollars are estimated, from the dearest model that is")
+        notes.append("its price is not known; dollars are estimated at the highest known price")
     researcher = ApiResearcher(model=model, api_key=key, base_url=wishes.base_url)
     del os.environ[KEY_ENV]  # from here on only the researcher holds it
     return Choice(researcher, f"Anthropic API with {model} ({'; '.join(notes)})")

@@ -76,7 +76,7 @@ def copy_written_files(scratch: Path, target: Path) -> WrittenFiles:
 
 
 def remove_tree(path: Path) -> None:
-    """Removes a directory as far as it can be removed, also one that is nested too deep for `shutil.rmtree`."""
+    """Removes a directory as far as it can be; also one that is nested too deep for `shutil.rmtree`."""
     command = ["/bin/rm", "-rf", "--", str(path)]
     subprocess.run(command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
 

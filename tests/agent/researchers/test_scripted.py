@@ -173,7 +173,7 @@ def test_a_planted_circuit_is_investigated_from_behaviour_to_conclusion_and_name
     conclusion = steps[-1].values
     assert conclusion["answered"]
     assert "L6.H3 (0.70) moves the answer to the last position, in layer 6" in conclusion["conclusion"]
-    assert "L1.H5 (0.40) matters before that; L1.H5 tells L6.H3 where to look" in conclusion["conclusion"]
+    assert "L1.H5 (0.40) matters before that; L1.H5 steers where L6.H3 looks" in conclusion["conclusion"]
     assert "leaves 10% [5%, 15%]" in conclusion["conclusion"]
     assert steps[-1].values["metadata"]["role"] == "conclusion"
     assert conclusion["evidence"] == {

@@ -1,6 +1,6 @@
 """The researcher behind `--agent api`: a model of the Anthropic Messages API, or of any compatible service.
 
-`researcher.py` is the researcher and its thread, `turn.py` what happens in that thread, `conversation.py`
-what is sent, `tools.py` what the model can do, `supervisor_queue.py` what passes between the two threads.
+`researcher.py` has the researcher and its thread, `turn.py` a turn in that thread, `conversation.py` the
+messages, `tools.py` the model's tools, `supervisor_queue.py` the queue between the two threads.
 Calls, faults and prices are those of `mlxterp.llm`.
 """

@@ -1,7 +1,7 @@
-"""What the model has before it: a stable beginning, then question and answer, never more than a stated size.
+"""The model's context: a stable beginning, then messages and answers, within a size limit.
 
 When the next request would pass `CONTEXT_LIMIT`, the conversation is not summarised by the model: it is
-thrown away, and a new one begins from the log (the text of STATE.md) and the last verdict. The same log gives
+discarded, and a new one begins from the log (the text of STATE.md) and the last verdict. The same log gives
 the same beginning.
 """
 
@@ -31,7 +31,7 @@ class Conversation:
         self._counted = (0, 0)
 
     def request(self) -> dict[str, Any]:
-        """What would be sent now: the stable part first, so that the service reads it from its cache, with
+        """The next request: the stable part first, so that the service reads it from its cache, with
         a mark for the cache at its end and at the end of everything."""
         *before, last = self._messages
         *blocks, newest = last["content"]
@@ -57,17 +57,17 @@ class Conversation:
         return tokens + (self.size - size) + SLACK
 
     def count(self, tokens: Tokens) -> None:
-        """Notes what the service counted in the request as it is now."""
+        """Records the service's token count of the present request."""
         self._counted = (self.size, tokens.prompt)
 
     def add_answer(self, answer: Answer) -> None:
         """Adds the model's answer."""
-        # The service refuses to be sent the empty texts that it sends.
+        # The service sends empty texts, and refuses them in a request.
         content = [block for block in answer.content if block != {"type": "text", "text": ""}]
         self._messages.append({"role": "assistant", "content": content})
 
     def add_results(self, results: Sequence[tuple[ToolCall, ToolResult]]) -> None:
-        """Adds what its tools gave."""
+        """Adds the results of its tools."""
         blocks = [
             {
                 "type": "tool_result",

@@ -1,6 +1,6 @@
-"""The API researcher: a model of the Messages API with five tools, in a thread of its own.
+"""The API researcher: a model of the Messages API with five tools, in its own thread.
 
-Lives here: the thread, and what passes between it and the supervisor. What happens in a turn is `turn.py`.
+Contains: the thread, and its exchange with the supervisor. See `turn.py` for a turn.
 
 The supervisor runs experiment.py only while `run_experiment` waits for it, so what runs is what the model
 meant to run.
@@ -30,13 +30,13 @@ from mlxterp_agent.researchers.base import (
 from mlxterp_agent.text import one_line
 
 CALL_SECONDS = 900.0
-"""For one question, from its first byte to the last of the answer."""
+"""Seconds for one question, from its first byte to the last of the answer."""
 
 READ_SECONDS = 120.0
-"""Without a byte, after which a call is lost. A stream that is alive sends a ping every few seconds."""
+"""Seconds without a byte after which a call counts as lost. A live stream sends a ping every few seconds."""
 
 PATIENCE = 12 * 3600.0
-"""How long a service that fails is waited for when nothing else limits the time."""
+"""The longest wait for a failing service, in seconds, when nothing else limits the time."""
 
 _SENT_BACK = (
     "Your last turn ended without an experiment, and the budget is not used up. Test a rival explanation, "
@@ -54,10 +54,10 @@ class ApiResearcher:
         model: any name that the service knows.
         api_key: held by this object only; it is in no environment and in no file.
         base_url: an Anthropic-compatible service; None is Anthropic's.
-        pause: how the researcher sleeps, a second at a time, while the service fails.
+        pause: waits a second at a time while the service fails.
 
     Attributes:
-        usage: sums over the answers of all turns.
+        usage: totals of the answers of all turns.
     """
 
     name = "anthropic-api"
@@ -128,7 +128,7 @@ class ApiResearcher:
         self._outcomes.put(outcome)
 
     def close(self) -> None:
-        """Ends the thread at once. A call that is under way is given up and charged what was reserved."""
+        """Ends the thread at once. An open call is cancelled and charged what was reserved."""
         self._queue.closed.set()
         self._cancel()
         if self._thread is not None:
@@ -168,14 +168,14 @@ class ApiResearcher:
             await self._connections.client.close()
 
     async def _wait(self, seconds: float) -> None:
-        """Waits by the clock, which goes on while the machine sleeps."""
+        """Waits by the clock, which also counts the time that the machine sleeps."""
         until = self._clock.elapsed() + seconds
         while (left := until - self._clock.elapsed()) > 0:
             self._queue.check()
             await self._pause(min(left, 1.0))
 
     def _run_experiment(self) -> ExperimentOutcome | None:
-        """Offers experiment.py to the supervisor and waits for the outcome; None: it has nothing to run."""
+        """Offers experiment.py to the supervisor and waits for the outcome; None if nothing is new."""
         self._show("waiting for the verdict")
         self._polls_of_offer, self._offers = 0, True
         try:

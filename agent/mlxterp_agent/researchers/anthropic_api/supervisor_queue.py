@@ -1,7 +1,7 @@
-"""Work that the researcher's thread has the supervisor's thread do.
+"""Work that the researcher's thread delegates to the supervisor's thread.
 
-The supervisor alone writes the journal and the log. The researcher's thread hands it a piece of work and
-waits until it is done; the supervisor does what is waiting each time it polls.
+The supervisor alone writes the journal and the log. The researcher's thread queues a piece of work and
+waits for its result; the supervisor does the queued work each time it polls.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 class Closed(Exception):
-    """The supervisor wants nothing more; the thread unwinds."""
+    """The supervisor has closed the queue; the researcher's thread must end."""
 
 
 class SupervisorQueue:
@@ -33,9 +33,9 @@ class SupervisorQueue:
         self._waiting: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = queue.SimpleQueue()
 
     def ask(self, do: Callable[[], T], *, always: bool = False) -> T:
-        """Called by the researcher: has the supervisor do this, and gives its result.
+        """Called by the researcher: the result of `do`, which the supervisor calls.
 
-        Work that still waits when the queue is closed is dropped, unless it is to be done `always`.
+        Work that still waits when the queue is closed is dropped, unless `always`.
 
         Raises:
             Closed: the result is not waited for any longer.
@@ -51,7 +51,7 @@ class SupervisorQueue:
                 raise Closed
 
     def serve(self) -> None:
-        """Called by the supervisor: does everything that waits. What fails, fails on its side."""
+        """Called by the supervisor: does everything that waits. Exceptions of the work are raised here."""
         with contextlib.suppress(queue.Empty):
             while True:
                 work, do = self._waiting.get_nowait()

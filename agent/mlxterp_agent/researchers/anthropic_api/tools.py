@@ -1,9 +1,8 @@
 """The five tools of the API researcher. There is no shell, and the only file that is written is
 experiment.py.
 
-What the model gives is checked here; a tool that cannot do what was asked raises `ToolError` with what to do
-instead, and the model reads it as the tool's result. Running an experiment is the supervisor's: the tool
-waits for its verdict.
+The model's arguments are checked here; a tool that cannot comply raises `ToolError` with what to do instead,
+and the model reads it as the tool's result. The supervisor runs experiments: the tool waits for its verdict.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ _HIDDEN = (".git", ".autointerp", ".claude", ".mcp.json")
 
 
 class ToolError(Exception):
-    """A tool cannot do what was asked; the message says what there is and what to do."""
+    """A tool cannot comply; the message has what was asked, what is there and what to do."""
 
 
 class ToolResult(NamedTuple):
@@ -83,7 +82,7 @@ SCHEMAS: Sequence[Mapping[str, Any]] = (
     },
     {
         "name": "search_log",
-        "description": "Finds entries of the log whose words include all words of `query`, newest first; an "
+        "description": "Finds entries of the log that include all words of `query`, newest first; an "
         "id such as 0007 gives that entry with its numbers; an empty query the newest.",
         "input_schema": _schema("query", query={"type": "string"}),
     },
@@ -97,10 +96,10 @@ SCHEMAS: Sequence[Mapping[str, Any]] = (
 
 
 class Tools:
-    """Does what the model calls.
+    """Executes the model's tool calls.
 
     Args:
-        run: has experiment.py run, and gives the text of its outcome.
+        run: runs experiment.py through the supervisor, and returns the text of its outcome.
         entries: the log as it is now.
         show: is called with one line for the live screen.
     """

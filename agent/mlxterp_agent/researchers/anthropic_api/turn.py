@@ -1,7 +1,7 @@
 """One turn of the API researcher, on its own thread: conversations with the model until it ends the turn.
 
-Lives here: what each way of stopping means, and the money of a call within the supervisor's budget. One call
-is `mlxterp.llm.client`, what is sent `conversation.py`, what the model can do `tools.py`.
+Contains: the handling of each stop reason, and the cost of a call within the supervisor's budget. See
+`mlxterp.llm.client` for one call, `conversation.py` for the messages, `tools.py` for the tools.
 
 A turn ends when the model ends it, when the budget does not pay for another question, or when the service
 refuses.
@@ -40,13 +40,13 @@ MAX_TOKENS = 16_000
 """Tokens of one answer, thinking included."""
 
 LEAST_TOKENS = 1_000
-"""An answer that may not be this long is not worth its question: the budget counts as used up."""
+"""When the budget allows only shorter answers than this, it counts as used up."""
 
 ROUNDS = 40
-"""Answers without an experiment after which a turn ends: a model that only reads costs money for nothing."""
+"""Answers without an experiment after which a turn ends: a model that only reads costs money too."""
 
 UNUSABLE = 10
-"""Answers in a row that cannot be used (cut, empty, refused) after which the researcher gives up."""
+"""Answers in a row that cannot be used (cut, empty, refused) after which the researcher fails."""
 
 _REFUSALS = 3
 
@@ -57,15 +57,15 @@ class BudgetUsedUp(Exception):
 
 @dataclass(frozen=True)
 class Connections:
-    """What a turn works with, the same in every turn.
+    """The resources of a turn, the same in every turn.
 
     Attributes:
         client: of the service.
         queue: of work for the supervisor's thread.
         clock: measures the time that is left.
         show: is called with one line for the live screen.
-        run: has experiment.py run; None if there is nothing new to run.
-        usage: sums over the answers of all turns.
+        run: runs experiment.py through the supervisor; None if there is nothing new to run.
+        usage: totals of the answers of all turns.
     """
 
     client: MessagesClient
@@ -85,7 +85,7 @@ class Reservation(NamedTuple):
 
 
 class SupervisedBudget:
-    """The money of a turn's calls, in the supervisor's budget and journal."""
+    """The cost of a turn's calls, in the supervisor's budget and journal."""
 
     def __init__(self, situation: Situation, queue: SupervisorQueue, model: str) -> None:
         self._situation = situation
@@ -141,7 +141,7 @@ class Turn:
     """One turn.
 
     Attributes:
-        last: what the model reads of the last outcome at the beginning of a conversation.
+        last: the text on the last outcome at the beginning of a conversation.
         ran: whether an experiment ran.
     """
 
@@ -158,7 +158,7 @@ class Turn:
         self._rounds = 0
 
     async def take(self) -> ResearcherState:
-        """The whole turn; gives the state after it."""
+        """Runs the whole turn; returns the state after it."""
         try:
             return await self._converse()
         except BudgetUsedUp as problem:
@@ -201,7 +201,7 @@ class Turn:
             if unusable >= UNUSABLE:
                 return Failed(f"{UNUSABLE} answers in a row could not be used; the last one: {defect}")
             if refusals >= _REFUSALS:
-                return Failed(f"the model declined {_REFUSALS} times in a row to go on")
+                return Failed(f"the model declined {_REFUSALS} times in a row to continue")
             if answer.stop_reason == "max_tokens":
                 talk.add_text(defect)
             else:
@@ -209,7 +209,7 @@ class Turn:
         return IDLE
 
     async def _ask(self, talk: Conversation) -> Answer:
-        """The model's answer, repeated while the service fails for now and there is time."""
+        """The model's answer, with retries while the service fails and there is time."""
 
         async def call() -> Answer:
             reserved = self._budget.reserve(talk.most_tokens)
@@ -238,7 +238,7 @@ class Turn:
         return answer
 
     def _begin(self) -> Conversation:
-        """A conversation from its beginning, with what is known by now."""
+        """A new conversation, with the present state of the investigation."""
         facts = self._situation.facts
         opening = prompts.opening_text(
             facts=facts,

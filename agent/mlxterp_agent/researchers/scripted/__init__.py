@@ -1,7 +1,7 @@
 """The scripted researcher: an adaptive investigation without a language model.
 
-It writes one experiment.py at a time and chooses the next from the log. `study.py` says what a study is and
-how the next step is chosen; `heads.py` and `features.py` are the studies; `researcher.py` writes the files.
+It writes one experiment.py at a time and chooses the next from the log. `study.py` defines a study and
+chooses the next step; `heads.py` and `features.py` are the studies; `researcher.py` writes the files.
 """
 
 from __future__ import annotations

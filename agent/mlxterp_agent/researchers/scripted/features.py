@@ -1,7 +1,7 @@
 """The study of a sparse autoencoder's features: which have a label that holds, and which the model uses.
 
-Hypotheses, thresholds and code of the experiments are in `templates/experiments/features/`; a threshold is
-here where a sentence of the conclusion states it.
+See `templates/experiments/features/` for hypotheses, thresholds and code of the experiments; a threshold that
+a sentence of the conclusion states is here.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from mlxterp_agent.researchers.scripted.study import (
 EXPLAINED = 0.5
 """Share of the variance about the mean that a dictionary explains on held-out texts, to be worth labels."""
 ACCURACY = 0.75
-"""Balanced accuracy on held-out documents from which on a label says what its feature does."""
+"""The least balanced accuracy on held-out documents of a label that describes its feature."""
 CHANCE = 0.05
-"""Chance that a random direction of the same size does as much, up to which an ablation stands out."""
+"""The largest p-value, against random directions of the same size, of an ablation that stands out."""
 CANDIDATES, FEWER_CANDIDATES = 48, 12
-"""How many features are looked at; fewer on a second attempt."""
+"""How many features are examined; fewer on a second attempt."""
 TESTED, FEWER_TESTED = 12, 4
 """How many labels are tested on fresh texts, exchanged, or steered with."""
 ABLATED, FEWER_ABLATED = 8, 3
 """How many features are ablated."""
 
 
-# What the log says.
+# Readings of the log.
 
 
 def _kept_labels(progress: Progress) -> dict[int, Mapping[str, Any]]:
-    """The labels that hold on held-out documents, by feature, the surest first."""
+    """The labels that hold on held-out documents, by feature, the most confident first."""
     kept = progress.numbers("labels").get("kept", {})
     ordered = sorted(kept.items(), key=lambda each: (-float(each[1]["confidence"]), int(each[0])))
     return {int(feature): kept_label for feature, kept_label in ordered}
@@ -56,11 +56,11 @@ def _passed_labels(progress: Progress) -> list[int]:
 
 
 def _standing_out(progress: Progress) -> list[int]:
-    """The features whose ablation changes the output more than that of random features does."""
+    """The features whose ablation changes the output more than that of random features."""
     return _features_where(progress, "effects", "measured", "stands_out")
 
 
-# What each step asks: the values of its template.
+# The template values of each step.
 
 
 def _survey(_: Progress, attempt: int) -> Values:
@@ -75,7 +75,7 @@ def _labels(progress: Progress, attempt: int) -> Values | Skip:
 
 
 def _surest(progress: Progress, attempt: int) -> Values | Skip:
-    """The features with the surest labels, as many as are tested."""
+    """The features with the most confident labels, as many as are tested."""
     features = list(_kept_labels(progress))[: TESTED if attempt == 1 else FEWER_TESTED]
     return {"features": features} if features else Skip("no label holds")
 
@@ -178,7 +178,7 @@ def _named(progress: Progress, features: Iterable[int], most: int = 5) -> list[s
     return [*named, f"{len(chosen) - most} more"] if len(chosen) > most else named
 
 
-# The answer, from all of them.
+# The answer, from all sentences.
 
 
 def _answer(progress: Progress) -> Answer:

@@ -1,8 +1,8 @@
 """The study of a behaviour that prompt pairs show: where it is carried, by which heads, and tests of that.
 
-Lives here: the steps, when each applies and how large its experiment may be. Readings of the log and the
-sentences of the conclusion are in `heads_log.py`. Hypotheses, thresholds and code of the experiments are in
-`templates/experiments/heads/`; a threshold is here where it also decides what comes next.
+Contains: the steps, when each applies and how large its experiment may be. See `heads_log.py` for readings of
+the log and the sentences of the conclusion, `templates/experiments/heads/` for hypotheses, thresholds and
+code of the experiments; a threshold that also decides the next step is here.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from mlxterp_agent.researchers.scripted.study import Condition, Progress, Skip, 
 CARRIED = 0.2
 """Recovery at which a position carries the answer."""
 DIRECT = 0.1
-"""Share of the logit difference that a head writes directly, for its layer to be searched."""
+"""The least share of the logit difference that a head writes directly for its layer to be searched."""
 MOST_POSITIONS = 4
 """How many positions are patched layer by layer, besides the last."""
 MOST_LAYERS = 6
-"""In so many layers heads are patched one by one."""
+"""Number of layers whose heads are patched one by one."""
 WORK = 1.2e11
 """Size of a sweep: rows × layers × d_model² × tokens. SmolLM2-135M and ten tokens: 1,200 rows."""
 
@@ -80,7 +80,7 @@ def _first_pairs(facts: Facts, count: int) -> str:
 
 
 def _swept_pairs(facts: Facts, rows_per_pair: int, attempt: int) -> str:
-    """The slice of pairs to search on: as many as the sweep may have rows for."""
+    """The slice of pairs to search on, as many as the row limit allows."""
     return _first_pairs(facts, _most_rows(facts, attempt) // rows_per_pair)
 
 
@@ -103,7 +103,7 @@ def _random_sets(facts: Facts, found: list[Head], wanted: int) -> int:
 
 
 def _layers_to_search(progress: Progress) -> list[int]:
-    """The layers whose heads are worth patching one by one, most promising first.
+    """The layers whose heads are patched one by one, most promising first.
 
     Those whose attention recovers something, those whose heads write the answer directly, and the one that
     moves it. In a small model, all.
@@ -128,7 +128,7 @@ def _layers_to_search(progress: Progress) -> list[int]:
     return sorted(scores, key=lambda layer: (-scores[layer], layer))[:MOST_LAYERS]
 
 
-# What each step asks: the values of its template.
+# The template values of each step.
 
 
 def _baseline(_: Progress, attempt: int) -> Values:
@@ -233,7 +233,7 @@ def _sufficiency(progress: Progress, attempt: int) -> Values | Skip:
     facts, found = facts_of(progress), found_heads(progress)
     if len(found) == facts.n_layers * facts.n_heads:
         return Skip("every head of the model was found, so there are no others to ablate")
-    # Of interest where earlier layers stay as they are, and heads are left to ablate behind them.
+    # Of interest if there are unablated earlier layers, and heads left to ablate after them.
     late = moving_layer(progress) or None
     if late is not None:
         in_late = [head for head in found if head[0] >= late]

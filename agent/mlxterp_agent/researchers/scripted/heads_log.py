@@ -1,8 +1,8 @@
-"""What the log of a study of heads says: the facts that decisions share, and the sentences of its
+"""Readings of the log of a study of heads: the facts that decisions share, and the sentences of its
 conclusion.
 
 Each sentence states what a step measured, from its numbers and from nothing else. What was not measured,
-failed or missed its criterion is stated too. What each step asks is in `heads.py`.
+failed or missed its criterion is stated too. See `heads.py` for the steps.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ ACCURACY = 0.8
 KEPT = 0.5
 """Share of the logit difference that sufficient heads keep by themselves."""
 FEW_PAIRS = 4
-"""With fewer pairs than this an interval says little."""
+"""With fewer pairs than this an interval is unreliable."""
 
 Head = tuple[int, int]
 """Layer and head."""
@@ -27,7 +27,7 @@ Head = tuple[int, int]
 
 @dataclass(frozen=True)
 class Facts:
-    """What the baseline says about model and prompts.
+    """Model and prompts, as the baseline measured them.
 
     Attributes:
         accuracy: share of pairs on which the model prefers answer and foil where it should.
@@ -134,8 +134,8 @@ def carriers(progress: Progress) -> list[int]:
 def moving_layer(progress: Progress) -> int | None:
     """The layer in which the answer reaches the last position; None if it is not known.
 
-    The sweep patches what enters a layer: where the last position leads from layer l on, layer l − 1 brought
-    it there. Where it never leads, only the last layer is left to do so.
+    The sweep patches what enters a layer: where the last position leads from layer l on, layer l − 1 moved
+    the answer there. Where it never leads, only the last layer is left to do so.
     """
     numbers = progress.numbers("residual")
     if not numbers.get("carried"):
@@ -271,7 +271,7 @@ def null_sentence(progress: Progress) -> str:
     return f"The null check failed: only effects {bounds} are ruled out; something may be missing."
 
 
-# The answer, from all of them.
+# The answer, from all sentences.
 
 
 def answer(progress: Progress) -> Answer:
@@ -338,7 +338,7 @@ def _circuit(progress: Progress, found: list[Head]) -> str:
         _clause(mover, "move", f"the answer to the last position, in layer {moving}"),
         _clause(before, "matter", "before that"),
         _clause(after, "act", "on it later"),
-        listed(f"{earlier} tells {later} where to look" for earlier, _, later in edges),
+        listed(f"{earlier} steers where {later} looks" for earlier, _, later in edges),
         _clause(against, "work", "against it"),
     ]
     return f"{'; '.join(part for part in parts if part)}."

@@ -1,6 +1,6 @@
 """Writes experiment.py when a turn begins, from a template; the outcome is read from the log.
 
-Which experiment comes next is decided in `study.py`.
+See `study.py` for the choice of the next experiment.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class ScriptedResearcher:
             return
         match decide(situation.entries, experiments_left(situation), study_of(situation)):
             case Experiment() as experiment:
-                situation.charge(0.0, 0)  # known to cost nothing, which is not the same as not known
+                situation.charge(0.0, 0)  # a cost of 0, not an unknown cost
                 write_atomically(situation.project / EXPERIMENT, render(experiment).encode())
             case Concluded(reason):
                 self._state = Done(reason)
@@ -70,21 +70,21 @@ class ScriptedResearcher:
     def poll(self) -> ResearcherState:
         return self._state
 
-    def tell(self, told: ExperimentOutcome) -> None:
-        """The outcome is in the log, except that a file was not run: writing it again is no use."""
-        self._refused = told.text if told.run is None else None
+    def tell(self, outcome: ExperimentOutcome) -> None:
+        """The log has the outcome, unless the file was not run; then writing it again would not help."""
+        self._refused = outcome.text if outcome.run is None else None
 
     def close(self) -> None:
         """Nothing was started."""
 
 
 def decide(entries: Sequence[ExperimentEntry], left: int | None, study: Study = HEADS) -> Next:
-    """What comes after these entries, when `left` more experiments may run."""
+    """The next step after these entries, when `left` more experiments may run."""
     return next_experiment(read(entries, study), left, study)
 
 
 def study_of(situation: Situation) -> Study:
-    """What setup.py is about: features where it has a sparse autoencoder, else prompt pairs."""
+    """The study for setup.py: of features if it has a sparse autoencoder, else of heads."""
     return FEATURES if situation.facts.get("sae") else HEADS
 
 

@@ -1,9 +1,9 @@
-"""What a study is, and which experiment comes next, from the log alone.
+"""The definition of a study, and the choice of the next experiment from the log alone.
 
 A study is a sequence of steps, given as data. `next_experiment(read(entries, study), left, study)` is a pure
-function, so a supervisor that was killed goes on where it was. Lives here: what a step is, what the log says
-of each step, what a budget allows, what happens after a failure, and how the conclusion is put together. Not
-here: the steps themselves (`heads.py`, `features.py`) and writing experiment.py (`researcher.py`).
+function, so a killed supervisor resumes where it was. Contains: steps, their progress by the log, budget
+limits, retries after a failure, and the conclusion. See `heads.py` and `features.py` for the steps
+themselves, `researcher.py` for writing experiment.py.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ CONCLUSION = "conclusion"
 MOST_FAILURES = 2
 """A step that failed this often is left out; its second attempt asks for less."""
 MOST_INTERRUPTIONS = 3
-"""So many interrupted runs count as one failure."""
+"""The number of interrupted runs that count as one failure."""
 FAILED = "it failed"
 NO_BUDGET = "the budget did not reach that far"
 
 
 @dataclass(frozen=True)
 class Progress:
-    """What the log says of each step.
+    """The progress of each step, by the log.
 
     Attributes:
         measured: the newest valid entry.
         failures: why each of its runs ended without a valid entry.
-        interruptions: how many of its runs were cut off from outside, which says nothing about the step.
+        interruptions: how many of its runs were cut off from outside, which is no evidence about the step.
         skipped: why it is left out. Filled in by `next_experiment`.
     """
 
@@ -64,12 +64,12 @@ class Progress:
 
 
 Values = Mapping[str, Any]
-"""What a template needs."""
+"""The values of a template."""
 
 
 @dataclass(frozen=True)
 class Skip:
-    """Why a step has nothing to ask: as things stand, or whatever other steps find (`lasting`)."""
+    """Why a step has nothing to ask: for now, or whatever other steps find (`lasting`)."""
 
     reason: str
     lasting: bool = False
@@ -83,10 +83,10 @@ class Step:
     """One step of a study.
 
     Attributes:
-        values: what the template needs for an attempt, given what is known, or why there is nothing to ask.
+        values: the template's values for an attempt, given the progress, or why there is nothing to ask.
         concludes: one sentence on what it measured; None if another step's sentence covers it.
         needs: the steps that must have been measured before, besides the study's first, which all need.
-        applies: conditions on what is known.
+        applies: conditions on the progress.
         template: its hypothesis and the code of its experiment, in the study's templates; by default of the
             step's name.
     """
@@ -110,17 +110,17 @@ class Answer:
 
 @dataclass(frozen=True)
 class Study:
-    """What one kind of investigation asks.
+    """The steps of one kind of investigation.
 
     Attributes:
         name: of the directory of its templates in `templates/experiments/`.
         steps: in the order in which they run; the conclusion follows them. Without the first there is nothing
             to investigate.
         priority: the names of the steps, those that a short budget is spent on first.
-        criterion: what has to be the case for the question to count as answered.
+        criterion: the condition under which the question counts as answered.
         answer: the answer, from everything that was measured.
         cited: the numbers it rests on: a name, and the step and key where it is found.
-        no_start: what it means that the first step failed.
+        no_start: the reason to stop if the first step failed.
         applies: conditions of every step but the first.
     """
 
@@ -172,14 +172,14 @@ Next = Experiment | Concluded | GiveUp
 
 
 def read(entries: Iterable[ExperimentEntry], study: Study) -> Progress:
-    """What these entries, oldest first, say of the steps of a study.
+    """The progress of a study's steps by these entries, oldest first.
 
     An experiment that crashed reported nothing; its line carries the first line of its docstring, which
     begins with the name of the step. Entries of other researchers are ignored.
     """
     progress = Progress()
     for entry in entries:
-        step, problem = _step_of(entry, study.order), _problem_of(entry)
+        step, problem = _step_of(entry, study.order), _why_invalid(entry)
         if step is None:
             continue
         if problem is None and isinstance(entry.result.get("numbers"), Mapping):
@@ -196,13 +196,13 @@ def read(entries: Iterable[ExperimentEntry], study: Study) -> Progress:
 def _step_of(entry: ExperimentEntry, order: Sequence[str]) -> str | None:
     """The step an entry belongs to; None if it belongs to none."""
     step = entry.result.get("step")
-    if step is None and _problem_of(entry) is not None:
+    if step is None and _why_invalid(entry) is not None:
         step = entry.hypothesis.partition(":")[0]
     return step if isinstance(step, str) and step in order else None
 
 
-def _problem_of(entry: ExperimentEntry) -> str | None:
-    """Why this entry says nothing; None if it does. Without a verdict (logged by hand) it counts as valid."""
+def _why_invalid(entry: ExperimentEntry) -> str | None:
+    """Why this entry is not valid; None if it is. Without a verdict (logged by hand) it counts as valid."""
     record = entry.record or {}
     verdict = str(record.get("verdict", ""))
     if not verdict.startswith("invalid") and verdict != "interrupted":
@@ -239,7 +239,7 @@ def next_experiment(progress: Progress, left: int | None, study: Study) -> Next:
             if name not in affordable:
                 progress = progress.skip(name, NO_BUDGET)
         name = next(name for name in open_steps if name in affordable)
-        # Made again: what is skipped is now known, and the conclusion names it.
+        # Made again, because the conclusion names the skipped steps.
         experiment = _experiment(study, name, progress)
         if isinstance(experiment, Experiment):
             return experiment
@@ -291,14 +291,14 @@ def _conclusion(study: Study, progress: Progress) -> Values:
         "evidence": {step.name: progress.measured[step.name].experiment_id for step in measured},
         "cited": [each for each in study.cited if each[1] in progress.measured],
         "shown": [*shown, _predictions(progress)] if measured else [answer.text],
-        "not_shown": [*answer.limits, *_left_out(study, progress)],
+        "not_shown": [*answer.limits, *_unanswered_steps(study, progress)],
         "answered": answer.criterion_met,
         "criterion": study.criterion,
         "conclusion": answer.text,
     }
 
 
-def _left_out(study: Study, progress: Progress) -> list[str]:
+def _unanswered_steps(study: Study, progress: Progress) -> list[str]:
     """The steps that failed or that the budget did not pay for; a step with nothing to ask is no limit."""
     return [
         f"what the step {name} would have shown: {progress.skipped[name]}."
