@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from mlxterp_agent.sandbox.jail import protection
+from mlxterp_agent.supervisor.prepare import ALLOW_UNSANDBOXED_ENV
+
 if TYPE_CHECKING:
     from mlxterp.core.model import InterpretableModel
 
@@ -27,6 +30,15 @@ def no_announcements_of_the_installed_sdk() -> Iterator[None]:
     """Which models have ended is read from our own table: the SDK's differs from version to version."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("mlxterp.llm.prices.sdk_table", dict)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def without_a_jail_where_the_machine_has_none() -> Iterator[None]:
+    """Every supervised run of the tests is jailed, except on a machine that offers no jail."""
+    with pytest.MonkeyPatch.context() as patch:
+        if protection().kind == "none":
+            patch.setenv(ALLOW_UNSANDBOXED_ENV, "1")
         yield
 
 

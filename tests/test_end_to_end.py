@@ -29,7 +29,7 @@ def newcomer(tmp_path) -> dict[str, str]:
     keep = {
         name: value
         for name, value in os.environ.items()
-        if name.startswith(("PATH", "LANG", "PIP_", "MLXTERP"))
+        if name.startswith(("PATH", "LANG", "PIP_", "MLXTERP", "AUTOINTERP_ALLOW"))
     }
     return keep | {
         "HOME": str(home),

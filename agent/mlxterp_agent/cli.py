@@ -50,6 +50,13 @@ TimeBox = Annotated[float | None, typer.Option(metavar="SECONDS", help="Time box
 Reseal = Annotated[
     bool, typer.Option("--reseal", help="Take the setup.py that is there now as the sealed one.")
 ]
+AllowUnsandboxed = Annotated[
+    bool,
+    typer.Option(
+        "--allow-unsandboxed",
+        help="Run experiments without a jail: with all your rights. It is in every record.",
+    ),
+]
 Scaffold = Annotated[str | None, typer.Option(help="What a new investigation is made from.")]
 ModelName = Annotated[str | None, typer.Option(help="Model of a new investigation.")]
 Question = Annotated[str | None, typer.Option(help="Question of a new investigation.")]
@@ -132,6 +139,7 @@ def start(
     model: ModelName = None,
     question: Question = None,
     reseal: Reseal = False,
+    allow_unsandboxed: AllowUnsandboxed = False,
     notify: Notify = None,
     as_json: AsJson = False,
 ) -> None:
@@ -166,6 +174,7 @@ def start(
         max_tokens=max_tokens,
         streak=None if chosen.researcher.model is None else AGENT_STREAK,
         reseal=reseal,
+        allow_unsandboxed=allow_unsandboxed,
         **asked,
     )
     if not as_json:
@@ -181,6 +190,7 @@ def watch(
     until: Until = None,
     time_per_experiment: TimeBox = None,
     reseal: Reseal = False,
+    allow_unsandboxed: AllowUnsandboxed = False,
     notify: Notify = None,
     as_json: AsJson = False,
 ) -> None:
@@ -200,6 +210,7 @@ def watch(
         until=until,
         time_per_experiment=time_per_experiment,
         reseal=reseal,
+        allow_unsandboxed=allow_unsandboxed,
     )
     chosen = Choice(External(), "whoever edits experiment.py")
     _supervise(directory, chosen, options, as_json=as_json, notify=targets)
@@ -210,6 +221,7 @@ def run(
     directory: Here = Path("."),
     time_per_experiment: TimeBox = None,
     reseal: Reseal = False,
+    allow_unsandboxed: AllowUnsandboxed = False,
     as_json: AsJson = False,
 ) -> None:
     """Runs experiment.py once, as it is now, and prints the verdict. Beside a supervisor: waits for its
@@ -224,6 +236,7 @@ def run(
         now=datetime.now().astimezone(),
         time_per_experiment=time_per_experiment,
         reseal=reseal,
+        allow_unsandboxed=allow_unsandboxed,
     )
     answer = run_once(directory, options, PlainLines(sys.stderr))
     if as_json:
@@ -300,6 +313,21 @@ def verify(directory: Here = Path("."), as_json: AsJson = False) -> None:
             _say(f"{check.result:9}  {check.name:11}  {one_line(check.text, 300)}")
     if any(check.result == "problem" for check in checks):
         raise typer.Exit(exit_codes.CONTRACT)
+
+
+@app.command()
+def doctor(directory: Here = Path("."), as_json: AsJson = False) -> None:
+    """Checks what protects a run here, and what would stop one. Ends with exit code 6 for a problem."""
+    from mlxterp_agent.doctor import examine
+
+    findings = examine(directory)
+    for found in findings:
+        if as_json:
+            _json({"check": found.name, "result": found.result, "words": plain(found.text)})
+        else:
+            _say(f"{found.result:9}  {found.name:17}  {one_line(found.text, 300)}")
+    if any(found.result == "problem" for found in findings):
+        raise typer.Exit(exit_codes.MACHINE)
 
 
 @app.command()

@@ -34,7 +34,7 @@ MEANING = {
     PROJECT: "the project cannot be used: not an investigation, setup.py missing or raising, unknown model",
     CONTRACT: "the contract was violated: twice in one run, or found by `verify` or at start",
     RESEARCHER: "the researcher failed or is not available",
-    MACHINE: "the machine: disk full, git unusable, a directory that cannot be written",
+    MACHINE: "the machine: disk full, git unusable, no jail, a directory that cannot be written",
     LOCKED: "another supervisor works in this directory",
     INTERRUPTED: "interrupted by Ctrl-C, SIGTERM or SIGHUP; everything is saved",
 }
@@ -95,6 +95,12 @@ class GitUnavailable(AgentError):
 
 class StateUnavailable(AgentError):
     """The directory that holds lock, seal and journal cannot be used."""
+
+    exit_code = MACHINE
+
+
+class SandboxUnavailable(AgentError):
+    """There is no jail for experiments on this machine, and running without one was not allowed."""
 
     exit_code = MACHINE
 

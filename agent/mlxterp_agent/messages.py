@@ -13,7 +13,7 @@ from mlxterp_agent.display.json_lines import entry_fields
 from mlxterp_agent.exit_codes import CONTRACT, INTERRUPTED, Ended
 from mlxterp_agent.researchers.base import BudgetState
 from mlxterp_agent.state_md import budget_words
-from mlxterp_agent.storage.record import is_kept, tally, tally_text, verdict_of
+from mlxterp_agent.storage.record import RUNS, is_kept, tally, tally_text, verdict_of
 from mlxterp_agent.supervisor.project_view import Overview
 from mlxterp_agent.text import cut, duration, one_line, tail
 
@@ -24,6 +24,7 @@ _TRACE = 900
 def outcome_text(entries: Sequence[ExperimentEntry], budget: BudgetState) -> str:
     """Verdict, reasons, failing checks and budget; for a run that failed, the traceback."""
     lines: list[str] = []
+    runs: set[object] = set()
     for entry in entries:
         record = entry.record or {}
         lines.append(f"{entry.experiment_id} {verdict_of(entry)}: {one_line(entry.conclusion, 300)}")
@@ -31,6 +32,11 @@ def outcome_text(entries: Sequence[ExperimentEntry], budget: BudgetState) -> str
         error = (record.get("execution") or {}).get("error")
         if error:
             lines.append(f"  error: {one_line(str(error), 300)}")
+        files = (record.get("execution") or {}).get("files")
+        if files and record.get("run") not in runs:
+            names = one_line(", ".join(map(str, files)), 300)
+            lines.append(f"  files: {names} (in {RUNS}/{record.get('run')}/files)")
+        runs.add(record.get("run"))
         failing = [name for name, passed in (record.get("checks") or {}).items() if passed is False]
         if failing:
             lines.append(f"  failing check: {', '.join(failing)}")

@@ -31,6 +31,7 @@ class Options:
         usd, tokens: what the researcher may cost in the whole investigation.
         streak: experiments in a row without a kept entry after which the run ends.
         reseal: take the setup.py that is there now as the sealed one.
+        allow_unsandboxed: run experiments without a jail.
     """
 
     time_per_experiment: float = 120.0
@@ -41,6 +42,7 @@ class Options:
     tokens: int | None = None
     streak: int | None = None
     reseal: bool = False
+    allow_unsandboxed: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """The options as the journal keeps them."""
@@ -75,6 +77,7 @@ def merge(
     time_per_experiment: float | None = None,
     streak: int | None = None,
     reseal: bool = False,
+    allow_unsandboxed: bool = False,
 ) -> Options:
     """The options of a run: the command line first, the project's configuration where it says nothing.
 
@@ -92,6 +95,7 @@ def merge(
         tokens=_count("--max-tokens", max_tokens),
         streak=streak,
         reseal=reseal,
+        allow_unsandboxed=allow_unsandboxed,
     )
 
 

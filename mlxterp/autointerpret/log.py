@@ -65,13 +65,14 @@ class ExperimentLog:
     instead, which decides what the entry is worth and writes the line; reading works from the file as always.
 
     Args:
-        path: the file; made at the first append. A symlink, a FIFO or a directory is refused.
+        path: the file; made at the first append. A symlink, a FIFO or a directory is refused; under
+            supervision a symlink is followed, because an experiment's directory links to the project's files.
         clock: seconds since 1970, for the timestamp of entries that have none.
     """
 
     def __init__(self, path: str | Path = "results.jsonl", *, clock: Callable[[], float] = time.time) -> None:
         self.path = Path(path)
-        self._file = LogFile(self.path)
+        self._file = LogFile(self.path.resolve() if OUTBOX_ENV in os.environ else self.path)
         self._clock = clock
 
     def append(self, entry: ExperimentEntry) -> ExperimentEntry:

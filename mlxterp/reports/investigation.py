@@ -63,6 +63,7 @@ class Investigation:
     wrong: tuple[Item, ...]
     limits: tuple[Limit, ...]
     measured_with: tuple[tuple[str, str], ...]
+    without_jail: str = field(default="")
     first_kept: str = field(default="")
 
 
@@ -122,6 +123,7 @@ def investigation(
         wrong=tuple(item for item, _ in items if item.group in ("invalid", "interrupted", "retracted")),
         limits=_limits(config, spent),
         measured_with=_measured_with(entries, config),
+        without_jail=_without_jail(entries),
         first_kept=first,
     )
 
@@ -132,6 +134,22 @@ def _tally(items: Sequence[Item]) -> str:
         return "No experiments"
     shown = [g for g in _PLURALS if counts[g] or (g in ("finding", "lead") and set(counts) != {"by hand"})]
     return ", ".join(f"{counts[g]} {g if counts[g] == 1 and g != 'by hand' else _PLURALS[g]}" for g in shown)
+
+
+def _without_jail(entries: Sequence[ExperimentEntry]) -> str:
+    """How many runs had no jail, as a sentence; "" if none is known to have had none."""
+    runs: dict[Any, Any] = {}
+    for entry in entries:
+        execution = (entry.record or {}).get("execution")
+        if isinstance(execution, Mapping) and execution.get("isolation") is not None:
+            runs[(entry.record or {}).get("run")] = execution["isolation"]
+    bare = sum(isolation == "none" for isolation in runs.values())
+    if not bare:
+        return ""
+    return (
+        f"{bare} of {len(runs)} experiments ran without a jail, with all rights of the person who started "
+        "them: their results are as trustworthy as the code that reported them."
+    )
 
 
 def _spent_sentence(spent: Mapping[str, Any]) -> str:

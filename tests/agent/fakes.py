@@ -90,7 +90,8 @@ while True:
 """,
     "gated": """
 import os, time
-while not os.path.exists("gate"):
+from pathlib import Path
+while not Path(__file__).with_name("gate").exists():
     time.sleep(0.02)
 log("gated", {"a": 6.1, "b": 6.2, "c": 6.3})
 """,
@@ -223,6 +224,10 @@ def _experiment_of(entry: ExperimentEntry) -> str | None:
     record = entry.record or {}
     ended = (record.get("execution") or {}).get("status") not in ("interrupted", "refused")
     return (record.get("digests") or {}).get("experiment") if ended else None
+
+
+WITHOUT_JAIL = Options(allow_unsandboxed=True)
+"""For experiments that break the contract: in the jail they cannot, and what notices them is behind it."""
 
 
 def supervise(

@@ -25,7 +25,9 @@ from mlxterp_agent.run_config import (
     merge,
     next_time,
 )
+from mlxterp_agent.sandbox.jail import Protection, protection
 from mlxterp_agent.storage.state_dir import ProjectLock, open_state
+from mlxterp_agent.supervisor import prepare
 from mlxterp_agent.supervisor.loop import run
 from tests.agent.fakes import entries, git, make_project, source, supervise, verdicts
 
@@ -433,3 +435,117 @@ def test_what_the_command_line_does_not_say_comes_from_the_project(project):
     options = merge(read_config(project), now=datetime.now(timezone.utc), hours=2.0)
 
     assert (options.max_experiments, options.time_per_experiment, options.seconds) == (100, 120.0, 7200.0)
+
+
+@pytest.fixture
+def no_jail(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that offers no jail, and a person who has not allowed to go without."""
+    monkeypatch.delenv(prepare.ALLOW_UNSANDBOXED_ENV, raising=False)
+    none = Protection("none", "Landlock is switched off")
+    monkeypatch.setattr(prepare, "protection", lambda: none)
+    monkeypatch.setattr("mlxterp_agent.doctor.protection", lambda: none)
+
+
+@pytest.mark.usefixtures("no_jail", "without_report")
+@pytest.mark.parametrize(
+    "command", [("start", "DIR", "--agent", "none"), ("watch", "DIR"), ("run", "DIR")], ids=lambda c: c[0]
+)
+def test_without_a_jail_nothing_starts_unless_it_is_allowed(autointerp, project, command):
+    (project / "experiment.py").write_text(source("alpha"))
+    line = [str(project) if each == "DIR" else each for each in command]
+    more = [] if command[0] == "run" else ["--max-experiments", "1"]
+
+    refused = autointerp(*line, *more)
+    logged = entries(project)
+    allowed = autointerp(*line, *more, "--allow-unsandboxed")
+
+    assert refused.code == exit_codes.MACHINE
+    assert "there is none: Landlock is switched off" in refused.err
+    assert "--allow-unsandboxed" in refused.err
+    assert logged == []
+    assert allowed.code == exit_codes.FINISHED
+    assert {entry.record["execution"]["isolation"] for entry in entries(project)} <= {"none"}
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or protection().kind == "none", reason="needs a jail that Linux closes"
+)
+def test_a_jail_that_does_not_hold_stops_a_start_with_one_sentence(
+    autointerp, project, tmp_path, monkeypatch, without_report
+):
+    ajar = tmp_path / "linux.py"
+    ajar.write_text("class JailError(Exception): pass\ndef close(read, write): pass\n")
+    monkeypatch.setattr("mlxterp_agent.sandbox.child.JAIL", ajar)
+    (project / "experiment.py").write_text(source("alpha"))
+
+    said = autointerp("run", project)
+
+    assert said.code == exit_codes.MACHINE
+    assert "can be read all the same" in said.err
+    assert "--allow-unsandboxed" in said.err
+    assert entries(project) == []
+
+
+@pytest.mark.skipif(protection().kind == "none", reason="this machine has no jail")
+def test_what_was_in_force_is_in_every_record_and_what_was_not_is_on_the_reports_first_screen(
+    autointerp, project
+):
+    supervise(project, ["alpha", "crash"])
+    jailed = entries(project)
+    autointerp("report", project)
+    before = (project / "report.md").read_text()
+    (project / "experiment.py").write_text(source("beta"))
+    autointerp("run", project, "--allow-unsandboxed")
+
+    autointerp("report", project)
+
+    assert {entry.record["execution"]["isolation"] for entry in jailed} == {protection().kind}
+    assert "without a jail" not in before
+    assert "1 of 3 experiments ran without a jail" in (project / "report.md").read_text()
+    page = (project / "report.html").read_text()
+    assert 0 < page.index("1 of 3 experiments ran without a jail") < page.index("<main>")
+
+
+def test_files_that_an_experiment_wrote_are_listed_with_its_verdict(autointerp, project):
+    (project / "experiment.py").write_text("open('table.csv', 'w').write('1,2')\n" + source("alpha"))
+
+    said = autointerp("run", project)
+
+    assert "files: table.csv (in .autointerp/runs/0001/files)" in said.out
+    assert (project / ".autointerp/runs/0001/files/table.csv").read_text() == "1,2"
+
+
+def test_the_doctor_says_what_protects_a_run(autointerp, project):
+    said = autointerp("doctor", project, "--json")
+
+    found = {each["check"]: each["result"] for each in map(json.loads, said.out.splitlines())}
+    assert {"jail", "git", "lock in directory", "lock in state", "disk of directory"} <= set(found)
+    assert (said.code == exit_codes.FINISHED) == ("problem" not in found.values())
+    assert sorted(path.name for path in project.iterdir()) == sorted(
+        [".autointerp", ".gitignore", "experiment.py", "findings", "program.md", "results.jsonl", "setup.py"]
+    )
+
+
+@pytest.mark.usefixtures("no_jail")
+def test_the_doctor_names_what_is_missing_and_ends_with_the_machines_code(
+    autointerp, project, monkeypatch, tmp_path
+):
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+    said = autointerp("doctor", project)
+
+    assert said.code == exit_codes.MACHINE
+    problems = [line for line in said.out.splitlines() if line.startswith("problem")]
+    assert ["jail" in problems[0], "Landlock is switched off" in problems[0]] == [True, True]
+    assert "git is not installed" in problems[1]
+
+
+def test_only_a_name_of_the_hub_that_is_not_in_its_cache_is_fetched_from_there(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    (tmp_path / "models--somebody--there").mkdir()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "directory").mkdir()
+    names = ["somebody/missing", "somebody/there", "a/directory", "toy-induction", "/a/b", "x/y.gguf/z"]
+
+    assert list(map(prepare.is_missing_from_hub_cache, names)) == [True] + 5 * [False]

@@ -102,11 +102,15 @@ def _digests(folder: Path) -> dict[str, str]:
     return {path.relative_to(folder).as_posix(): digest(path.read_bytes()) for path in files}
 
 
+_ADDED = ("isolation", "files")
+"""Keys of a record that came with later versions."""
+
+
 def _shape(value: Any) -> Any:
     """The keys of nested objects, and the kind of what they hold; of the lists, how long they are."""
     if isinstance(value, dict):
         # Which BLAS computes, and whether it has a name at all, is the machine's affair.
-        return {name: _shape(item) for name, item in value.items() if name != "blas"}
+        return {name: _shape(item) for name, item in value.items() if name not in ("blas", *_ADDED)}
     return f"list of {len(value)}" if isinstance(value, list) else type(value).__name__
 
 

@@ -13,18 +13,20 @@ import json
 import os
 import re
 import selectors
-import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal, NamedTuple
+from typing import Any, BinaryIO, Literal, NamedTuple
 
 from mlxterp_agent.platform import child_environment
 from mlxterp_agent.sandbox.frames import Frames
+from mlxterp_agent.sandbox.jail import Policy, macos
+from mlxterp_agent.sandbox.scratch_files import WrittenFiles, copy_written_files, remove_tree
 
 TAIL = 64 * 1024
 FILE = 1_000_000
@@ -96,9 +98,14 @@ class Capture:
 
 
 _HERE = Path(__file__).resolve().parent
+JAIL = _HERE / "jail" / "linux.py"
 _CHUNK = 1 << 16
 _DRAIN = 0.5
 _LAST_WAIT = 10.0
+_MAX_FILE = 4_000_000_000
+_NOT_LINKED = ["report.html", "report.md", "report_files"]
+"""What the supervisor makes from the log: an experiment's own `report.html` takes its place in the scratch
+directory."""
 
 
 def warden_command(
@@ -123,6 +130,57 @@ class Exit(NamedTuple):
     peak_mb: float
 
 
+@dataclass(frozen=True, kw_only=True)
+class ChildStart:
+    """What a worker begins with.
+
+    Attributes:
+        project: the investigation.
+        source, setup_sha: the sealed setup.py and its digest.
+        tmp: its directory for temporary files, made for it and removed at its end.
+        policy: of its jail; None for none.
+        secret, fixed: files that it must not be able to read, and not to write; it tries once it is jailed.
+    """
+
+    project: Path
+    source: bytes
+    setup_sha: str
+    tmp: Path
+    policy: Policy | None
+    secret: Path
+    fixed: Path
+
+    def program(self) -> list[str]:
+        """The command line of the worker. On macOS it runs in its jail from the start."""
+        program = [sys.executable, str(_HERE / "worker.py")]
+        if self.policy is None or sys.platform != "darwin":
+            return program
+        return macos.command(self.policy, program)
+
+    def environment(self) -> dict[str, str]:
+        """In a jail there is no network, and Hugging Face's library is not to try it."""
+        return {} if self.policy is None else {"HF_HUB_OFFLINE": "1"}
+
+    def order(self) -> dict[str, Any]:
+        """The first order, as `worker.py` reads it."""
+        jail: dict[str, Any] | None = None
+        if self.policy is not None:
+            jail = {
+                "module": str(JAIL) if sys.platform == "linux" else None,
+                "read": self.policy.roots(),
+                "write": self.policy.write,
+                "secret": str(self.secret),
+                "fixed": str(self.fixed),
+            }
+        return {
+            "project": str(self.project),
+            "source": self.source.decode("latin-1"),
+            "sha": self.setup_sha,
+            "max_file": None if self.policy is not None and self.policy.prepares else _MAX_FILE,
+            "jail": jail,
+        }
+
+
 class Child:
     """A worker that imports setup.py at once and then waits for `go`.
 
@@ -135,14 +193,17 @@ class Child:
         exit: None while it runs, and when the warden was lost (then `ended` is true).
     """
 
-    def __init__(self, project: Path, setup: Path, setup_sha: str, tmp: Path) -> None:
-        self.setup_sha = setup_sha
+    def __init__(self, start: ChildStart) -> None:
+        tmp = start.tmp
+        self.setup_sha = start.setup_sha
         self.frames = Frames()
         self.pid: int | None = None
         self.exit: Exit | None = None
         self.setup_seconds: float | None = None
         self._out, self._err = Capture(), Capture()
         self._tmp = tmp
+        self._scratch = tmp / "scratch"
+        self._wrapped = start.policy is not None and sys.platform == "darwin"
         self._changed = threading.Condition()
         self._ended = False
         self._began = time.monotonic()
@@ -154,7 +215,7 @@ class Child:
         try:
             self._process = subprocess.Popen(
                 warden_command(
-                    [sys.executable, str(_HERE / "worker.py")],
+                    start.program(),
                     lifeline=lifeline,
                     status=status,
                     outbox=outbox,
@@ -163,15 +224,15 @@ class Child:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
-                cwd=project,
-                env=child_environment(os.environ, outbox=outbox, tmp=tmp),
+                cwd=start.project,
+                env=child_environment(os.environ, outbox=outbox, tmp=tmp) | start.environment(),
                 start_new_session=True,
                 pass_fds=(lifeline, status, outbox),
             )
         finally:
             for fd in (lifeline, status, outbox):
                 os.close(fd)
-        self._send(project=str(project), setup=str(setup), sha=setup_sha)
+        self._send(start.order())
         self._pump = threading.Thread(
             target=self._read_pipes, name=f"autointerp-pump-{tmp.name}", daemon=True
         )
@@ -186,6 +247,13 @@ class Child:
     def ended(self) -> bool:
         """Whether it is gone and everything it wrote is read."""
         return self._ended
+
+    @property
+    def jail_error(self) -> str | None:
+        """Why there is no jail; None if there is one, or none was asked for."""
+        if self._wrapped and self.frames.facts is None and self.stderr.startswith("sandbox-exec:"):
+            return self.stderr.strip().splitlines()[0]
+        return self.frames.jail_error
 
     @property
     def output_bytes(self) -> int:
@@ -204,13 +272,20 @@ class Child:
         """The last line it printed: during a download, the progress."""
         return self._err.last_line() or self._out.last_line()
 
-    def go(self, experiment: Path, sha: str, run_dir: Path) -> None:
+    def go(self, source: bytes, sha: str, run_dir: Path) -> None:
         """Starts the experiment; what it prints goes to stdout.txt and stderr.txt in `run_dir`."""
         with self._changed:
             self._out.to_file(run_dir / "stdout.txt")
             self._err.to_file(run_dir / "stderr.txt")
             self.frames.expect_entries()
-        self._send(experiment=str(experiment), sha=sha)
+        self._send(
+            {
+                "source": source.decode("latin-1"),
+                "sha": sha,
+                "scratch": str(self._scratch),
+                "not_linked": _NOT_LINKED,
+            }
+        )
 
     def wait(self, ready: Callable[[], bool], timeout: float) -> bool:
         """Waits until something that was read makes `ready` true, at most this long in real time."""
@@ -229,8 +304,12 @@ class Child:
             self._process.kill()
             self.wait(lambda: self._ended, _DRAIN)
 
-    def close(self) -> None:
-        """Ends it if it still runs, and frees everything it used."""
+    def close(self, *, files_to: Path | None = None) -> WrittenFiles:
+        """Ends it if it still runs, and frees everything it used.
+
+        Args:
+            files_to: where the files go that the experiment wrote; by default they are lost.
+        """
         if not self._ended:
             self.kill()
         if self.exit is None and self.pid is not None:
@@ -246,9 +325,11 @@ class Child:
             if stream is not None:
                 with contextlib.suppress(BrokenPipeError):
                     stream.close()
-        shutil.rmtree(self._tmp, ignore_errors=True)
+        written = WrittenFiles() if files_to is None else copy_written_files(self._scratch, files_to)
+        remove_tree(self._tmp)
+        return written
 
-    def _send(self, **order: str) -> None:
+    def _send(self, order: Mapping[str, Any]) -> None:
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.write(json.dumps(order).encode() + b"\n")

@@ -1,7 +1,8 @@
-"""What a child reports on its outbox, read strictly: JSON lines of four types, each at its time.
+"""What a child reports on its outbox, read strictly: JSON lines of five types, each at its time.
 
     ready         setup.py was imported; `facts` about it
     setup_error   it was not; `error`, `traceback`
+    jail_error    the jail does not hold, so setup.py was not imported; `error`
     entry         `ExperimentLog.append` was called; `entry`
     done          the experiment ended by itself; `status`, `error`, `traceback`
 
@@ -47,6 +48,7 @@ class Frames:
     Attributes:
         facts: what `ready` brought; None before.
         setup_error: None unless setup.py failed.
+        jail_error: why there is no jail; None if there is one, or none was asked for.
         entries: none with a record.
         bad: what was not accepted; at most twenty.
         done: None until the experiment reported its end.
@@ -55,6 +57,7 @@ class Frames:
     def __init__(self) -> None:
         self.facts: dict[str, Any] | None = None
         self.setup_error: Problem | None = None
+        self.jail_error: str | None = None
         self.entries: list[ExperimentEntry] = []
         self.bad: list[BadFrame] = []
         self.done: Done | None = None
@@ -107,11 +110,14 @@ class Frames:
                 self.facts = facts if isinstance(facts, dict) else {}
             case "setup_error" if not self._running and self.facts is None and self.setup_error is None:
                 self.setup_error = _problem(frame)
+            case "jail_error" if not self._running and self.facts is None and self.setup_error is None:
+                self.setup_error = _problem(frame)
+                self.jail_error = self.setup_error.error
             case "entry" if self._running and self.done is None:
                 self._entry(frame)
             case "done" if self._running and self.done is None and frame.get("status") in ("ok", "error"):
                 self.done = Done(None if frame["status"] == "ok" else _problem(frame))
-            case "ready" | "setup_error" | "entry" | "done" as kind:
+            case "ready" | "setup_error" | "jail_error" | "entry" | "done" as kind:
                 self._refuse(f"a frame {kind!r} came when none was expected", forged=True)
             case other:
                 self._refuse(f"a frame of unknown type {str(other)[:40]!r}", forged=True)

@@ -1,8 +1,10 @@
 """Runs one experiment in a child process and says how it ended.
 
-Covers: the time box, the size of the output, the environment, processes left behind, a hot spare that has
-imported setup.py already. Does not cover: a hostile program, which can reach the network
-and the disk.
+Covers: the time box, the size of the output, the environment, the jail, processes left behind, a hot spare
+that has imported setup.py already. Does not cover: what the jail allows (`jail/policy.py`).
+
+Before the first run with a setup.py and a version of the library, a child that may also write to the caches
+imports setup.py once: what is computed once is there afterwards, and every run only reads it.
 
 The order is that of a run: take the spare (or start a worker), wait until setup.py is imported, start the
 experiment, watch it, end it, read how it ended. An instance is used from one thread.
@@ -10,7 +12,7 @@ experiment, watch it, end it, read how it ended. An instance is used from one th
 
 from __future__ import annotations
 
-import shutil
+import contextlib
 import signal
 import sys
 import uuid
@@ -19,10 +21,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from mlxterp.autointerpret.contract import digest
+from mlxterp._files import write_atomically
+from mlxterp._version import __version__
+from mlxterp.autointerpret.contract import SETUP, digest
+from mlxterp.models.fetch import cache_dir
 from mlxterp_agent.platform import Clock, Descendants, SystemClock, oom_kills
-from mlxterp_agent.sandbox.child import Child, Exit
+from mlxterp_agent.sandbox.child import Child, ChildStart, Exit
 from mlxterp_agent.sandbox.frames import Problem
+from mlxterp_agent.sandbox.jail import Isolation, caches, experiment_policy
+from mlxterp_agent.sandbox.scratch_files import WrittenFiles, remove_tree
 from mlxterp_agent.storage.record import Execution, Status
 from mlxterp_agent.storage.state_dir import State
 
@@ -43,9 +50,13 @@ def _ignore(_: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class SetupReport:
-    """Whether setup.py can be imported. `facts`: model, model_digest, blas, dataset, metrics, question."""
+    """Whether setup.py can be imported. `facts`: model, model_digest, blas, dataset, metrics, question.
+
+    `jail_error`: why the jail could not be closed; None if it was, or none was wanted.
+    """
 
     ok: bool
+    jail_error: str | None = None
     error: str | None = None
     traceback: str | None = None
     seconds: float = 0.0
@@ -62,7 +73,11 @@ class _Cut:
 
 
 class Runner:
-    """Runs experiments of one project, one at a time, each in a process of its own."""
+    """Runs experiments of one project, one at a time, each in a process of its own.
+
+    Args:
+        isolation: the jail they run in, as `jail.protection` offers it; "none" for none.
+    """
 
     def __init__(
         self,
@@ -70,6 +85,7 @@ class Runner:
         sealed_setup: Path,
         state: State,
         *,
+        isolation: Isolation,
         setup_timeout: float = 600.0,
         grace: float = 2.0,
         output_limit: int = 100_000_000,
@@ -78,13 +94,14 @@ class Runner:
         self._project = project.resolve()
         self._setup = sealed_setup
         self._state = state
+        self._isolation: Isolation = isolation
         self._setup_timeout = setup_timeout
         self._grace = grace
         self._output_limit = output_limit
         self._clock: Clock = clock or SystemClock()
         self._spare: Child | None = None
         for left in state.tmp_dir.iterdir():
-            shutil.rmtree(left, ignore_errors=True)
+            remove_tree(left)
 
     def warm(self) -> None:
         """Starts the hot spare unless there is one that imports the setup.py that is sealed now. Returns at
@@ -93,8 +110,7 @@ class Runner:
         if self._spare is not None and (self._spare.ended or self._spare.setup_sha != sha):
             self._drop_spare()
         if self._spare is None:
-            tmp = self._state.tmp_dir / uuid.uuid4().hex[:12]
-            self._spare = Child(self._project, self._setup, sha, tmp)
+            self._spare = self._start(prepare=False)
 
     def ready(self) -> bool:
         """Whether the spare has imported setup.py."""
@@ -109,6 +125,9 @@ class Runner:
             stop: asked ten times a second; a text ends the wait.
             progress: gets what setup.py printed last, ten times a second, such as the state of a download.
         """
+        failed = self._prepare_caches(stop, progress)
+        if failed is not None:
+            return failed
         self.warm()
         assert self._spare is not None
         child = self._spare
@@ -118,14 +137,7 @@ class Runner:
                 ok=True, seconds=child.setup_seconds or 0.0, facts=dict(child.frames.facts or {})
             )
         self._drop_spare()
-        problem = Problem(cut.error) if cut else _setup_problem(child)
-        return SetupReport(
-            ok=False,
-            error=problem.error,
-            traceback=problem.traceback,
-            seconds=child.setup_seconds or 0.0,
-            output_tail=child.stderr or child.stdout,
-        )
+        return _failed_setup(child, cut)
 
     def run(
         self, frozen: Path, run: int, *, time_box: float, stop: Callable[[], str | None] = _never
@@ -139,7 +151,8 @@ class Runner:
             time_box: seconds of awake time from the moment setup.py is imported.
             stop: asked ten times a second; a text ends the run with status "interrupted".
         """
-        sha = digest(frozen.read_bytes())
+        source = frozen.read_bytes()
+        sha = digest(source)
         self.warm()
         assert self._spare is not None
         child, self._spare = self._spare, None
@@ -147,15 +160,16 @@ class Runner:
         cut: _Cut | None = None
         began: float | None = None
         seconds, strays, ooms = 0.0, 0, oom_kills()
+        written = WrittenFiles()
         try:
             cut = self._await_setup(child, stop, _ignore)
             if cut is None and child.ready:
                 began = self._clock.monotonic()
-                child.go(frozen, sha, frozen.parent)
+                child.go(source, sha, frozen.parent)
                 cut, strays = self._watch(child, began + time_box, f"run {run:04d}", time_box, stop)
                 seconds = self._clock.monotonic() - began
         finally:
-            child.close()
+            written = child.close(files_to=None if began is None else frozen.parent / "files")
         ended = child.exit
         status, problem = _ending(
             child, cut, began=began is not None, lack_of_memory=_more(ooms, oom_kills())
@@ -175,11 +189,60 @@ class Runner:
             stderr_tail=child.stderr,
             output_bytes=child.output_bytes,
             escaped=strays + (ended.escaped if ended else 0),
+            isolation=self._isolation,
+            files=written.kept,
+            files_left_out=written.left_out,
         )
 
     def close(self) -> None:
         """Ends the spare."""
         self._drop_spare()
+
+    def _start(self, *, prepare: bool) -> Child:
+        source = self._setup.read_bytes()
+        tmp = self._state.tmp_dir / uuid.uuid4().hex[:12]
+        policy = None
+        if self._isolation != "none":
+            policy = experiment_policy(
+                project=self._project, state=self._state.root, scratch=tmp, caches=caches(), prepare=prepare
+            )
+        return Child(
+            ChildStart(
+                project=self._project,
+                source=source,
+                setup_sha=digest(source),
+                tmp=tmp,
+                policy=policy,
+                secret=self._setup,
+                fixed=self._project / SETUP,
+            )
+        )
+
+    def _prepare_caches(
+        self, stop: Callable[[], str | None], progress: Callable[[str], None]
+    ) -> SetupReport | None:
+        """Imports setup.py once in a child that may write to the caches.
+
+        What fails with them may succeed without them: only an interruption, a timeout or a jail that does not
+        hold is a failure of the setup itself.
+        """
+        marker = self._state.root / "prepared"
+        key = f"{digest(self._setup.read_bytes())} {__version__}".encode()
+        if self._isolation == "none" or (marker.is_file() and marker.read_bytes() == key):
+            return None
+        with contextlib.suppress(OSError):
+            cache_dir().mkdir(parents=True, exist_ok=True)
+        child = self._start(prepare=True)
+        try:
+            cut = self._await_setup(child, stop, progress)
+            prepared = child.ready
+        finally:
+            child.close()
+        if cut is not None or child.jail_error is not None:
+            return _failed_setup(child, cut)
+        if prepared:
+            write_atomically(marker, key)
+        return None
 
     def _drop_spare(self) -> None:
         if self._spare is not None:
@@ -239,6 +302,18 @@ class Runner:
         if cut is not None and not child.ended:
             child.kill()
         return cut, 0 if strays is None else strays.end()
+
+
+def _failed_setup(child: Child, cut: _Cut | None) -> SetupReport:
+    problem = Problem(cut.error) if cut else _setup_problem(child)
+    return SetupReport(
+        ok=False,
+        jail_error=child.jail_error,
+        error=problem.error,
+        traceback=problem.traceback,
+        seconds=child.setup_seconds or 0.0,
+        output_tail=child.stderr or child.stdout,
+    )
 
 
 def _setup_problem(child: Child) -> Problem:

@@ -1,12 +1,19 @@
-"""What runs in the child: imports the sealed setup.py, waits, runs one experiment, reports its end.
+"""What runs in the child: closes the jail, imports the sealed setup.py, waits, runs one experiment.
 
 Run as a program by `warden.py`, standard library only. Orders come as JSON lines on standard input, frames go
-to the outbox (`frames.py`). The bytes of setup.py and of the experiment are read, compared with the digest in
-the order and compiled here: a changed file, a planted `__pycache__` or a module that shadows `setup` cannot
-take their place. Both are compiled under the names they have in the project, so a traceback reads as if they
-had been run there.
+to the outbox (`frames.py`). The bytes of setup.py and of the experiment are in the orders; they are compared
+with their digest and compiled here: a changed file, a planted `__pycache__` or a module that shadows `setup`
+cannot take their place. Both are compiled under the names they have in the project, so a traceback reads as
+if they had been run there.
 
-Does not cover: a hostile program. It shares this process, and can write anything to the outbox.
+The jail is closed before anything of the investigation, numpy or mlx is imported (`jail/linux.py`, loaded by
+its path; on macOS `sandbox-exec` has closed it already), and what it must prevent is tried. A jail that does
+not hold ends this process.
+
+An experiment works in a scratch directory, where the project's files are links: it reads them by their names,
+and what it writes stays there.
+
+Does not cover: what an experiment writes to the outbox. It shares this process.
 """
 
 import os
@@ -20,6 +27,7 @@ import atexit  # noqa: E402
 import contextlib  # noqa: E402
 import faulthandler  # noqa: E402
 import hashlib  # noqa: E402
+import importlib.util  # noqa: E402
 import json  # noqa: E402
 import linecache  # noqa: E402
 import resource  # noqa: E402
@@ -31,6 +39,7 @@ from typing import Any, NoReturn  # noqa: E402
 
 PDEATHSIG = 1
 MAX_TRACE = 8000
+MAX_OPEN = 4096
 
 
 class TimeIsUp(BaseException):
@@ -75,6 +84,11 @@ def main() -> None:
         return
     report, project = Report(outbox), order["project"]
     atexit.register(report.finish)
+    _limit(order["max_file"])
+    problem = None if order["jail"] is None else _close_jail(order["jail"])
+    if problem is not None:
+        report.send(type="jail_error", error=problem, traceback=None)
+        return
     sys.path.append(project)
     sys.argv = [os.path.join(project, "experiment.py")]
     imported = _import_setup(project, order)
@@ -86,6 +100,7 @@ def main() -> None:
         os._exit(0)
     orders.close()
     sys.dont_write_bytecode = True
+    _enter_scratch(project, order["scratch"], order["not_linked"])
     signal.signal(signal.SIGTERM, _raise_time_is_up)
     report.at_the_end(**_run(project, order))
 
@@ -108,11 +123,48 @@ def _belong_to(parent: int) -> None:
 def _take_orders_from_stdin() -> Any:
     """The pipe moves away from descriptor 0: `input()` in an experiment finds an end of file, not its
     orders."""
-    orders = open(os.dup(0), "rb", buffering=0)  # noqa: SIM115 - it lives as long as the process
+    orders = open(os.dup(0), "rb")  # noqa: SIM115 - it lives as long as the process
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
     os.close(null)
     return orders
+
+
+def _limit(max_file: "int | None") -> None:
+    """The largest file it may write, and how many it may have open."""
+    if max_file is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (max_file, max_file))
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    most = MAX_OPEN if hard == resource.RLIM_INFINITY else min(hard, MAX_OPEN)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def _close_jail(jail: Mapping[str, Any]) -> "str | None":
+    """Closes the jail and tries what it must prevent: None, or why it does not hold."""
+    if jail["module"] is not None:
+        spec = importlib.util.spec_from_file_location("jail", jail["module"])
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        try:
+            module.close(jail["read"], jail["write"])
+        except module.JailError as error:
+            return str(error)
+    for flags, path, verb in ((os.O_RDONLY, jail["secret"], "read"), (os.O_WRONLY, jail["fixed"], "written")):
+        with contextlib.suppress(OSError):
+            os.close(os.open(path, flags))
+            return f"{path} can be {verb} all the same"
+    return None
+
+
+def _enter_scratch(project: str, scratch: str, not_linked: "list[str]") -> None:
+    """Makes the scratch directory, with links to what stands in the project, the current one."""
+    os.mkdir(scratch)
+    for name in os.listdir(project):
+        if not name.startswith(".") and name not in not_linked:
+            os.symlink(os.path.join(project, name), os.path.join(scratch, name))
+    os.chdir(scratch)
 
 
 def _import_setup(project: str, order: Mapping[str, Any]) -> dict[str, Any]:
@@ -121,7 +173,7 @@ def _import_setup(project: str, order: Mapping[str, Any]) -> dict[str, Any]:
     setup = types.ModuleType("setup")
     setup.__file__ = path
     try:
-        code = _compiled(order["setup"], order["sha"], path)
+        code = _compiled(order["source"], order["sha"], path)
         sys.modules["setup"] = setup
         exec(code, setup.__dict__)
         facts = _facts(setup)
@@ -143,7 +195,7 @@ def _run(project: str, order: Mapping[str, Any]) -> dict[str, Any]:
     main_module.__file__ = path
     ended: dict[str, Any] = {"type": "done", "status": "ok", "error": None, "traceback": None}
     try:
-        code = _compiled(order["experiment"], order["sha"], path)
+        code = _compiled(order["source"], order["sha"], path)
         sys.modules["__main__"] = main_module
         exec(code, main_module.__dict__)
     except SystemExit as end:
@@ -155,10 +207,9 @@ def _run(project: str, order: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _compiled(source: str, sha: str, name: str) -> types.CodeType:
-    with open(source, "rb") as file:
-        data = file.read()
+    data = source.encode("latin-1")
     if hashlib.sha256(data).hexdigest() != sha:
-        raise RuntimeError(f"{source} was changed between its digest and its run")
+        raise RuntimeError(f"{name} was changed between its digest and its run")
     lines = data.decode("utf-8", "replace").splitlines(keepends=True)
     # Without a time of modification the cache does not look at the file again, which may have changed
     # meanwhile.

@@ -34,6 +34,9 @@ Status = Literal[
 """How a run ended; "refused" never began, because the contract was violated before it."""
 
 
+_MAX_NAMED = 50
+
+
 class BadFrame(NamedTuple):
     """A report of the experiment that cannot be accepted.
 
@@ -61,6 +64,9 @@ class Execution:
         stdout_tail, stderr_tail: the last 64 kB; the beginning is in the run's stdout.txt and stderr.txt.
         output_bytes: the size of all that it printed.
         escaped: how many processes outside its group still ran at its end, and were ended then.
+        isolation: the jail it ran in ("landlock+seccomp", "sandbox-exec", "none"); None if it did not run.
+        files: what it wrote into its scratch directory, as paths below `files` in the folder of its run.
+        files_left_out: how many of them were not copied, because there were too many or they were too large.
     """
 
     status: Status
@@ -77,6 +83,9 @@ class Execution:
     stderr_tail: str = ""
     output_bytes: int = 0
     escaped: int = 0
+    isolation: str | None = None
+    files: tuple[str, ...] = ()
+    files_left_out: int = 0
 
     @property
     def may_run_again(self) -> bool:
@@ -96,6 +105,8 @@ class Execution:
             "error": None if self.error is None else one_line(self.error, 500),
             "traceback": None if self.traceback is None else tail(self.traceback),
             "bad_frames": [one_line(frame.text, 200) for frame in self.bad_frames],
+            "isolation": self.isolation,
+            "files": [one_line(name, 200) for name in self.files[:_MAX_NAMED]],
         }
 
 

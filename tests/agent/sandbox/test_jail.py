@@ -250,6 +250,27 @@ def test_the_profile_for_macos_names_what_is_written_and_what_is_hidden(tmp_path
         assert rule in profile.splitlines()
 
 
+def test_the_scratch_directory_inside_the_hidden_one_is_allowed_by_a_later_rule_of_the_profile(tmp_path):
+    state = tmp_path / "state"
+    scratch = state / "tmp" / "a"
+    scratch.mkdir(parents=True)
+
+    profile = macos.profile(Policy(read=(), write=(str(scratch),), hide=(str(state),)))
+
+    hidden = profile.index(f'(deny file-read* file-write* (subpath "{state.resolve()}")')
+    assert profile.index(f'(allow file-read* (subpath "{scratch.resolve()}")') > hidden
+    assert profile.index(f'(allow file-write* (subpath "{scratch.resolve()}")') > hidden
+    assert f'(literal "{state.resolve()}")' in profile
+    assert profile.index("(allow process-exec* ") > profile.index("(deny process-exec*)")
+
+
+def test_a_process_may_look_at_itself_and_not_at_the_one_that_made_its_policy(tmp_path):
+    roots = experiment_policy(project=tmp_path, state=tmp_path / "s", scratch=tmp_path, caches=()).roots()
+
+    assert [root for root in roots if root.startswith(f"/proc/{os.getpid()}")] == []
+    assert "/proc/self" in roots
+
+
 def test_a_path_that_the_profile_cannot_spell_is_refused():
     with pytest.raises(ValueError, match="has a control character in its name"):
         macos.profile(Policy(read=(), write=("/tmp/a\nb",), hide=()))

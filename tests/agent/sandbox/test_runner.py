@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -17,9 +18,13 @@ import psutil
 import pytest
 
 from mlxterp.autointerpret.contract import digest
+from mlxterp.autointerpret.entry import ExperimentEntry
+from mlxterp.autointerpret.log import ExperimentLog
 from mlxterp.core.linux_blas import blas
 from mlxterp_agent.platform import BLAS_THREADS, Descendants, FakeClock
+from mlxterp_agent.sandbox import child as child_module
 from mlxterp_agent.sandbox import runner as runner_module
+from mlxterp_agent.sandbox.jail import protection
 from mlxterp_agent.sandbox.runner import Runner
 from mlxterp_agent.storage.record import Execution
 from mlxterp_agent.storage.state_dir import State, open_state
@@ -72,8 +77,13 @@ class Bench:
 
     def new_runner(self, **options: object) -> Runner:
         options.setdefault("grace", 0.3)
+        options.setdefault("isolation", protection().kind)
         self.runner = Runner(self.project, self.sealed, self.state, **options)  # type: ignore[arg-type]
         return self.runner
+
+    def without_jail(self) -> Runner:
+        """A runner whose experiments may start processes: what stands behind the jail is tried with it."""
+        return self.new_runner(isolation="none")
 
     def run(self, source: str, *, time_box: float = 20.0, **options: object) -> Execution:
         snapshot = self.run_dir / "experiment.py"
@@ -260,8 +270,8 @@ def test_what_runs_is_the_frozen_copy_under_the_projects_name(bench: Bench):
     )
 
     path = str(bench.project / "experiment.py")
-    expected = {"file": path, "name": "__main__", "argv": [path], "cwd": str(bench.project)}
-    assert outcome.entries[0].result == expected
+    assert Path(str(outcome.entries[0].result.pop("cwd"))).name == "scratch"
+    assert outcome.entries[0].result == {"file": path, "name": "__main__", "argv": [path]}
 
 
 def test_an_error_is_shown_where_the_experiment_called_and_where_it_was_raised(bench: Bench):
@@ -364,6 +374,8 @@ def test_an_experiment_that_does_not_listen_is_killed(bench: Bench, stubborn: st
 
 
 def test_the_whole_group_ends_with_the_experiment(bench: Bench):
+    bench.without_jail()
+
     outcome = bench.run(
         "import subprocess, sys\n"
         "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
@@ -393,6 +405,8 @@ def test_a_daemon_that_left_the_group_is_ended_and_counted(bench: Bench):
         pytest.skip(
             "needs a subreaper (Linux); elsewhere a walk of the processes catches those that live long enough"
         )
+
+    bench.without_jail()
 
     outcome = bench.run(DAEMON)
 
@@ -435,6 +449,7 @@ def test_a_process_that_only_has_the_number_of_one_that_was_seen_is_left_alone()
 
 
 def test_the_next_spare_survives_the_end_of_a_run(bench: Bench):
+    bench.without_jail()
     warmed = False
 
     def warm_once() -> None:
@@ -450,6 +465,8 @@ def test_the_next_spare_survives_the_end_of_a_run(bench: Bench):
 
 
 def test_an_experiment_that_ends_its_warden_is_no_success(bench: Bench):
+    bench.without_jail()
+
     outcome = bench.run("import os, signal\nos.kill(os.getppid(), signal.SIGKILL)\n" + HANG, time_box=5)
 
     assert outcome.status == "crashed"
@@ -458,6 +475,8 @@ def test_an_experiment_that_ends_its_warden_is_no_success(bench: Bench):
 
 
 def test_an_experiment_that_stops_its_warden_is_ended_all_the_same(bench: Bench):
+    bench.without_jail()
+
     outcome = bench.run("import os, signal\nos.kill(os.getppid(), signal.SIGSTOP)\n" + HANG, time_box=0.3)
 
     assert outcome.status == "timeout"
@@ -505,7 +524,7 @@ def test_a_child_that_ended_while_the_supervisor_was_stopped_past_the_deadline_i
 ):
     late, judged = bench.run_dir / "late", bench.run_dir / "judged"
     monkeypatch.setattr(runner_module, "_LAST_WORD", 10)
-    bench.new_runner(clock=JumpingClock(late))
+    bench.new_runner(clock=JumpingClock(late), isolation="none")
     source = f"import os\nopen({str(late)!r}, 'w').close()\nwhile not os.path.exists({str(judged)!r}): pass\n"
 
     outcome = bench.run(source, time_box=10, stop=lambda: judged.touch() if late.exists() else None)
@@ -670,7 +689,7 @@ from mlxterp_agent.sandbox.runner import Runner
 from mlxterp_agent.storage.state_dir import open_state
 project, snapshot = Path(sys.argv[1]), Path(sys.argv[2])
 state = open_state(project)
-runner = Runner(project, state.sealed_dir / "setup.py", state)
+runner = Runner(project, state.sealed_dir / "setup.py", state, isolation="none")
 assert runner.check_setup().ok
 spare = runner._spare
 def started():
@@ -730,6 +749,276 @@ def test_a_runner_leaves_no_descriptor_and_no_process_behind(bench: Bench):
 
     assert me.num_fds() == before
     assert me.children(recursive=True) == []
+
+
+needs_jail = pytest.mark.skipif(
+    protection().kind == "none", reason="this machine has no jail: " + protection().reason
+)
+
+
+@needs_jail
+def test_an_experiment_that_edits_setup_py_fails_and_setup_py_is_untouched(bench: Bench):
+    outcome = bench.run("open('setup.py', 'a').write('model = None')\n")
+
+    assert outcome.status == "error"
+    assert (outcome.error or "").startswith("PermissionError")
+    assert (bench.project / "setup.py").read_text() == SETUP
+    assert outcome.isolation == protection().kind
+
+
+@pytest.fixture
+def sleeper() -> Iterator[int]:
+    """A process of somebody else, that does nothing."""
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    yield process.pid
+    process.communicate(b"\n")
+
+
+@needs_jail
+@pytest.mark.parametrize(
+    "attack",
+    [
+        "append_to_log",
+        "connect_tcp",
+        "daemonise",
+        "edit_setup",
+        "forge_journal",
+        "kill_another",
+        "read_environment_of_another",
+        "read_key_file",
+        "read_salt",
+        "run_a_program",
+        "write_in_a_thread",
+    ],
+)
+def test_a_hostile_experiment_does_nothing_through_the_runner(
+    bench: Bench, sleeper: int, attack: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    home = tmp_path / "home"
+    (home / ".ssh").mkdir(parents=True)
+    (home / ".ssh" / "id_ed25519").write_text("secret")
+    monkeypatch.setenv("HOME", str(home))
+    (bench.project / "results.jsonl").touch()
+    (bench.state.root / "salt").write_text("salt")
+    bench.state.journal_path.touch()
+    names = {"project": bench.project, "state": bench.state.root, "home": home}
+    server = socket.create_server(("127.0.0.1", 0))
+    place = [f"{name} = {str(path)!r}" for name, path in names.items()]
+    place += [f"victim = {sleeper}", f"port = {server.getsockname()[1]}"]
+    text = (Path(__file__).resolve().parents[2] / "hostile" / f"{attack}.py").read_text()
+    before = contents(bench)
+
+    outcome = bench.run("\n".join(place) + "\n" + text)
+
+    server.close()
+    assert (outcome.status, outcome.escaped) == ("error", 0), outcome
+    assert contents(bench) == before
+    assert not is_gone(sleeper)
+
+
+def contents(bench: Bench) -> dict[Path, bytes]:
+    """Every file of the project and the state, but for those of the run and of the next spare."""
+    roots = (bench.project, bench.state.sealed_dir, bench.state.journal_path.parent)
+    files = [path for root in roots for path in root.rglob("*") if path.is_file()]
+    return {path: path.read_bytes() for path in files if not path.is_relative_to(bench.state.tmp_dir)}
+
+
+LOOKS = """
+import os
+found = []
+def look(path):
+    try:
+        with open(path, "rb") as file:
+            if b"canary" + b"-7" in file.read(1_000_000):
+                found.append(path)
+    except (OSError, ValueError):
+        pass
+for place in PLACES:
+    for folder, _, names in os.walk(place):
+        for name in names:
+            look(os.path.join(folder, name))
+for process in PROCESSES:
+    for name in ("environ", "cmdline"):
+        look(f"/proc/{process}/{name}")
+print(found)
+"""
+
+
+@needs_jail
+def test_a_key_appears_nowhere_that_an_experiment_can_read(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    home = tmp_path / "home"
+    for folder in (".ssh", ".aws", ".config/x", ".cache/huggingface/hub"):
+        (home / folder).mkdir(parents=True)
+    for name in (".netrc", ".ssh/id", ".aws/credentials", ".config/x/y", ".cache/huggingface/token"):
+        (home / name).write_text("canary-7")
+    (bench.state.root / "key").write_text("canary-7")
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "canary-7")
+    monkeypatch.delenv("HF_HOME", raising=False)
+    holder = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    source = LOOKS.replace("PLACES", repr([str(home), str(bench.state.root)]))
+    source = source.replace("PROCESSES", repr([os.getpid(), holder.pid]))
+
+    jailed = bench.run(source)
+    bench.without_jail()
+    bare = bench.run(source)
+
+    holder.communicate(b"\n")
+    assert (jailed.status, jailed.stdout_tail.strip()) == ("ok", "[]")
+    assert str(home / ".ssh/id") in bare.stdout_tail
+    assert str(bench.state.root / "key") in bare.stdout_tail
+    if sys.platform == "linux":
+        assert f"/proc/{holder.pid}/environ" in bare.stdout_tail
+
+
+@needs_jail
+@pytest.mark.skipif(sys.platform != "linux", reason="on macOS sandbox-exec closes the jail")
+def test_a_jail_that_cannot_be_closed_ends_the_child_before_setup_py(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+):
+    broken = bench.run_dir / "linux.py"
+    broken.write_text(
+        "class JailError(Exception): pass\ndef close(read, write): raise JailError('seccomp: refused')\n"
+    )
+    monkeypatch.setattr(child_module, "JAIL", broken)
+    bench.seal("open('ran', 'w').close()\n")
+
+    report = bench.runner.check_setup()
+
+    assert (report.ok, report.jail_error) == (False, "seccomp: refused")
+    assert not (bench.project / "ran").exists()
+
+
+@needs_jail
+@pytest.mark.skipif(sys.platform != "linux", reason="on macOS sandbox-exec closes the jail")
+def test_a_jail_that_closes_and_does_not_hold_is_noticed(bench: Bench, monkeypatch: pytest.MonkeyPatch):
+    ajar = bench.run_dir / "linux.py"
+    ajar.write_text("class JailError(Exception): pass\ndef close(read, write): pass\n")
+    monkeypatch.setattr(child_module, "JAIL", ajar)
+
+    assert "can be read all the same" in (bench.runner.check_setup().jail_error or "")
+    assert bench.run("x = 1").status == "setup_error"
+
+
+@pytest.mark.parametrize("isolation", sorted({"none", protection().kind}))
+def test_an_experiment_reads_the_projects_files_and_writes_beside_them(bench: Bench, isolation: str):
+    (bench.project / "words.txt").write_text("a b")
+    (bench.project / "report.html").write_text("the supervisor's")
+    (bench.project / ".hidden").touch()
+    bench.new_runner(isolation=isolation)
+
+    outcome = bench.run("""
+        import os
+        from pathlib import Path
+        assert Path("words.txt").read_text() == "a b"
+        assert not Path(".hidden").exists()
+        Path("report.html").write_text("mine")
+        Path("tables").mkdir()
+        Path("tables/one.csv").write_text("1,2")
+        Path("way out").symlink_to("/etc/passwd")
+        Path("large").write_bytes(b"x" * 20_000_001)
+    """)
+
+    assert outcome.error is None
+    assert (outcome.files, outcome.files_left_out) == (("report.html", "tables/one.csv"), 1)
+    files = bench.run_dir / "files"
+    assert (files / "report.html").read_text() == "mine"
+    assert sorted(path.name for path in files.iterdir()) == ["report.html", "tables"]
+    assert (bench.project / "report.html").read_text() == "the supervisor's"
+
+
+@pytest.mark.parametrize("isolation", sorted({"none", protection().kind}))
+def test_an_experiment_reads_the_log_by_its_name_in_the_project(bench: Bench, isolation: str):
+    ExperimentLog(bench.project / "results.jsonl").append(ExperimentEntry("h", "m", {}, True, "before", None))
+    bench.new_runner(isolation=isolation)
+
+    outcome = bench.run("""
+        from mlxterp.autointerpret import ExperimentLog
+        print([entry.conclusion for entry in ExperimentLog("results.jsonl").entries()])
+    """)
+
+    assert (outcome.error, outcome.stdout_tail) == (None, "['before']\n")
+
+
+def test_a_pipe_among_the_files_of_an_experiment_does_not_stop_the_supervisor(bench: Bench):
+    bench.without_jail()
+
+    outcome = bench.run("import os\nos.mkfifo('pipe')\n")
+
+    assert (outcome.status, outcome.files, outcome.files_left_out) == ("ok", (), 1)
+
+
+def test_directories_nested_without_end_do_not_stop_the_supervisor(bench: Bench):
+    outcome = bench.run("""
+        import os
+        for _ in range(1500):
+            os.mkdir("d")
+            os.chdir("d")
+        open("deep", "w").close()
+    """)
+
+    assert (outcome.status, outcome.files, outcome.files_left_out) == ("ok", (), 1)
+    assert list(bench.state.tmp_dir.iterdir()) == []
+
+
+def test_a_folder_for_files_that_is_a_link_is_replaced_and_not_followed(bench: Bench, tmp_path: Path):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (bench.run_dir / "files").symlink_to(elsewhere)
+
+    outcome = bench.run("open('a', 'w').close()\n")
+
+    assert outcome.files == ("a",)
+    assert list(elsewhere.iterdir()) == []
+    assert (bench.run_dir / "files" / "a").is_file()
+
+
+@needs_jail
+def test_caches_are_made_once_for_a_setup_and_are_read_only_in_runs(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    cache = tmp_path / "cache"
+    monkeypatch.setenv("MLXTERP_CACHE", str(cache))
+    bench.seal(
+        "import os\nplace = os.environ['MLXTERP_CACHE'] + '/made'\n"
+        "try:\n    open(place, 'a').write('x')\nexcept PermissionError:\n    pass\n"
+        "model = open(place).read()\n"
+    )
+    report = bench.runner.check_setup()
+    bench.runner.close()
+    bench.runner.check_setup()
+
+    outcome = bench.run("import os\nopen(os.environ['MLXTERP_CACHE'] + '/made', 'a')\n")
+
+    assert report.facts["model"] == "x"
+    assert (outcome.error or "").startswith("PermissionError")
+    assert (cache / "made").read_text() == "x"
+
+
+def test_what_fails_while_caches_are_made_and_not_afterwards_is_no_failure(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    cache = tmp_path / "cache"
+    monkeypatch.setenv("MLXTERP_CACHE", str(cache))
+    bench.seal(
+        "import os\ntry:\n    open(os.environ['MLXTERP_CACHE'] + '/half', 'x')\nexcept OSError:\n    pass\n"
+        "else:\n    raise OSError('the disk is full')\nmodel = 'm'\n"
+    )
+
+    assert bench.runner.check_setup().ok
+
+
+def test_an_experiment_may_not_write_or_open_files_without_end(bench: Bench):
+    source = (
+        "import resource as r\nreport(file=r.getrlimit(r.RLIMIT_FSIZE), open=r.getrlimit(r.RLIMIT_NOFILE))\n"
+    )
+
+    limits = bench.run(REPORT + source).entries[0].result
+
+    assert limits["file"] == [4_000_000_000, 4_000_000_000]
+    assert max(limits["open"]) <= 4096
 
 
 def test_digests_decide_what_runs(bench: Bench, monkeypatch: pytest.MonkeyPatch):

@@ -44,6 +44,7 @@ from mlxterp_agent.storage.state_dir import ProjectLock, open_state
 from mlxterp_agent.supervisor.loop import run
 from tests.agent.fakes import (
     SETUP,
+    WITHOUT_JAIL,
     Proposals,
     digest_of,
     entries,
@@ -201,7 +202,7 @@ def test_an_experiment_that_ignores_sigterm_ends_soon_after_its_time_box(project
 
 
 def test_an_edit_of_setup_py_is_undone_and_the_second_one_pauses(project):
-    ended, events, _ = supervise(project, ["edits-setup", "edits-setup-again", "alpha"])
+    ended, events, _ = supervise(project, ["edits-setup", "edits-setup-again", "alpha"], options=WITHOUT_JAIL)
 
     assert verdicts(project) == ["invalid:contract", "invalid:contract"]
     assert (project / "setup.py").read_text() == SETUP
@@ -211,16 +212,16 @@ def test_an_edit_of_setup_py_is_undone_and_the_second_one_pauses(project):
 
 
 def test_after_a_pause_a_person_starts_again_with_a_clean_count(project):
-    supervise(project, ["edits-setup", "edits-setup-again"])
+    supervise(project, ["edits-setup", "edits-setup-again"], options=WITHOUT_JAIL)
 
-    ended, _, _ = supervise(project, ["forges-log", "alpha"])
+    ended, _, _ = supervise(project, ["forges-log", "alpha"], options=WITHOUT_JAIL)
 
     assert ended.exit_code == FINISHED
     assert verdicts(project)[2:] == ["invalid:contract", "lead"]
 
 
 def test_a_forged_log_is_put_back_from_the_journal(project):
-    supervise(project, ["alpha", "forges-log", "beta"])
+    supervise(project, ["alpha", "forges-log", "beta"], options=WITHOUT_JAIL)
 
     assert verdicts(project) == ["lead", "invalid:contract", "lead"]
     assert [entry.experiment_id for entry in entries(project)] == ["0001", "0002", "0003"]

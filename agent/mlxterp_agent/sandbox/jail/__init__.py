@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mlxterp_agent.sandbox.jail import linux, macos
-from mlxterp_agent.sandbox.jail.policy import Policy, experiment_policy
+from mlxterp_agent.sandbox.jail.policy import Policy, caches, experiment_policy
 
-__all__ = ["Policy", "Protection", "experiment_policy", "protection"]
+__all__ = ["Isolation", "Policy", "Protection", "caches", "experiment_policy", "protection"]
+
+Isolation = Literal["landlock+seccomp", "sandbox-exec", "none"]
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Protection:
         reason: why there is none, or what is not covered; "" if there is nothing to say.
     """
 
-    kind: Literal["landlock+seccomp", "sandbox-exec", "none"]
+    kind: Isolation
     reason: str = ""
 
 

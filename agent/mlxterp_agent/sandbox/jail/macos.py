@@ -11,6 +11,8 @@ Lives here: the profile and the command that applies it. Does not live here: the
 from __future__ import annotations
 
 import os
+import sys
+from pathlib import Path
 
 from mlxterp_agent.sandbox.jail.policy import Policy
 
@@ -37,8 +39,17 @@ def command(policy: Policy, program: list[str]) -> list[str]:
 
 
 def profile(policy: Policy) -> str:
-    """The profile of a policy. Paths are resolved, because rules do not see through links such as /tmp."""
-    write = " ".join(f"(subpath {_quoted(path)})" for path in policy.write if not path.startswith("/dev/"))
+    """The profile of a policy. Paths are resolved, because rules do not see through links such as /tmp.
+
+    The last rule that matches decides: the scratch directory may be inside a hidden one. `sandbox-exec`
+    starts Python after the profile is in force, and a framework's Python replaces itself once more; without
+    fork, replacing itself is all that is possible.
+    """
+    writable = [path for path in policy.write if not path.startswith(("/dev/", "/proc/"))]
+    write = " ".join(f"(subpath {_quoted(path)})" for path in writable)
+    above = dict.fromkeys(str(each) for path in writable for each in Path(os.path.realpath(path)).parents)
+    pass_through = " ".join(f"(literal {_quoted(path)})" for path in above)
+    python = f"(literal {_quoted(sys.executable)}) (subpath {_quoted(sys.base_prefix)})"
     hidden = [*policy.hide, *(os.path.join(os.path.expanduser("~"), name) for name in _SECRETS)]
     hide = " ".join(f"(subpath {_quoted(path)})" for path in hidden)
     return "\n".join(
@@ -48,9 +59,12 @@ def profile(policy: Policy) -> str:
             "(deny network*)",
             "(deny process-fork)",
             "(deny process-exec*)",
+            f"(allow process-exec* {python})",
             "(deny file-write*)",
-            f"(allow file-write* {write} {_DEVICES_AND_CACHES})",
             f"(deny file-read* file-write* {hide})",
+            f"(allow file-read-metadata {pass_through})",
+            f"(allow file-read* {write})",
+            f"(allow file-write* {write} {_DEVICES_AND_CACHES})",
             "(deny signal)",
             "(allow signal (target self))",
             "(deny process-info* (target others))",

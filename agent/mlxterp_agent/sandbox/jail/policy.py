@@ -14,7 +14,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mlxterp.models.fetch import cache_dir
+
 _SYSTEM = ("bin", "sbin", "lib", "lib32", "lib64", "libx32", "usr", "etc", "opt", "nix", "snap")
+_OWN = "/proc/self"
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
 _KERNEL = (
     *("/proc/cpuinfo", "/proc/meminfo", "/proc/stat", "/proc/loadavg", "/proc/filesystems", "/proc/version"),
@@ -33,18 +36,22 @@ class Policy:
         read: files and directories it may read and load code from.
         write: directories it may also write to, and remove from.
         hide: what it must not see, also inside a directory of `read`.
+        prepares: it makes caches, which may be as large as a model.
     """
 
     read: tuple[str, ...]
     write: tuple[str, ...]
     hide: tuple[str, ...]
+    prepares: bool = False
 
     def roots(self) -> tuple[str, ...]:
         """`read` without `hide`: a directory that holds something hidden is listed entry by entry."""
         hidden = [os.path.realpath(path) for path in self.hide]
-        return tuple(
-            dict.fromkeys(root for path in self.read for root in _without(os.path.realpath(path), hidden))
-        )
+        roots = [
+            root for path in self.read if path != _OWN for root in _without(os.path.realpath(path), hidden)
+        ]
+        # Resolved here, /proc/self would be the directory of this process and not of the jailed one.
+        return tuple(dict.fromkeys([*roots, *(path for path in self.read if path == _OWN)]))
 
 
 def experiment_policy(
@@ -67,18 +74,26 @@ def experiment_policy(
         prepare: whether this run makes caches and runs no code of an agent.
     """
     home = Path.home() if home is None else home
-    own = "/proc/self"
     read = [
-        *_installation(),
+        *(path for path in _installation() if not home.is_relative_to(path)),
         *_kernel_and_devices(),
-        own,
+        _OWN,
         *_data_directories(),
         *_visible_entries(home),
         str(project),
         *(str(cache) for cache in caches),
     ]
-    write = [str(scratch), "/dev/null", own, *(str(cache) for cache in caches if prepare)]
-    return Policy(read=tuple(read), write=tuple(write), hide=(str(state),))
+    write = [str(scratch), "/dev/null", _OWN, *(str(cache) for cache in caches if prepare)]
+    return Policy(read=tuple(read), write=tuple(write), hide=(str(state),), prepares=prepare)
+
+
+def caches() -> tuple[Path, ...]:
+    """Where models, data sets and what is computed from them once are stored, by this library and by Hugging
+    Face's. Hugging Face's own directory is not among them: it holds the token of its user."""
+    home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    face = Path(os.environ.get("HF_HOME") or os.path.join(home, "huggingface")).expanduser()
+    hub, sets = os.environ.get("HF_HUB_CACHE"), os.environ.get("HF_DATASETS_CACHE")
+    return (cache_dir(), Path(hub) if hub else face / "hub", Path(sets) if sets else face / "datasets")
 
 
 def _installation() -> Iterator[str]:
