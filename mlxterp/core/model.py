@@ -87,6 +87,7 @@ class InterpretableModel:
         if dtype is not None:
             self.model.set_dtype(dtype)
         self.tokenizer = loaded.tokenizer if tokenizer is None else tokenizer
+        self.prepend_bos_option = prepend_bos
         self._text = TextTokens(self.tokenizer, prepend_bos=prepend_bos)
         self.facts: Mapping[str, Any] = {**loaded.facts, "prepend_bos": self._text.prepend_bos}
         _evaluate_every_array(self.model)
@@ -108,6 +109,12 @@ class InterpretableModel:
 
     def __repr__(self) -> str:
         return f"InterpretableModel({self.name!r}, n_layers={self.n_layers}, d_model={self.d_model})"
+
+    @property
+    def loaded_by_name(self) -> bool:
+        """Whether `InterpretableModel(self.name)` loads these weights: a bundled model or a GGUF file,
+        unadapted."""
+        return "source" in self.facts and "adapter" not in self.facts
 
     @property
     def n_layers(self) -> int:

@@ -10,8 +10,9 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from mlxterp.core.model import InterpretableModel
-from mlxterp.core.tokens import TextTokens
 from mlxterp.errors import SAEMismatch
 from mlxterp.sae.sae import SAE
 
@@ -46,7 +47,7 @@ def warn_of_mismatch(model: InterpretableModel, sae: SAE) -> None:
 def mismatches(model: InterpretableModel, sae: SAE) -> list[str]:
     """A sentence for each difference, naming the field."""
     found = []
-    if model.facts and sae.model != "unknown" and _plain(sae.model) != _plain(model.name):
+    if model.loaded_by_name and sae.model != "unknown" and _plain(sae.model) != _plain(model.name):
         found.append(f"model: this SAE was trained on {sae.model!r}, and the model in use is {model.name!r}.")
     stated = _stated(sae.metadata)
     prepends = stated.get("prepend_bos")
@@ -83,5 +84,5 @@ def _plain(name: str) -> str:
 
 
 def _begins_with_bos(model: InterpretableModel) -> bool:
-    bos = getattr(model.tokenizer, "bos_token_id", None)
-    return bos is not None and TextTokens(model.tokenizer).encode("a")[:1] == [int(bos)]
+    bos = model.bos_token_id
+    return bos is not None and int(np.asarray(model.to_tokens("a"))[0, 0]) == bos

@@ -53,7 +53,7 @@ def benjamini_hochberg(p: ArrayLike) -> Floats:
     """
     values = _probabilities(p)
     n, order = len(values), np.argsort(values, kind="stable")
-    scaled = values[order] * n / np.arange(1, n + 1)
+    scaled = values[order] * (n / np.arange(1, n + 1))  # the largest p itself, to the last bit
     return _unsorted(np.minimum.accumulate(scaled[::-1])[::-1], order)
 
 

@@ -70,17 +70,19 @@ class Portable:
 
     digest: str
     name: str | None
+    prepend_bos: bool | str | None
     module: bytes
     sae: bytes
 
     @staticmethod
     def of(model: InterpretableModel, sae: SAE) -> Portable:
         values = {each.name: getattr(sae, each.name) for each in fields(sae)}
-        named = bool(model.facts)
+        named = model.loaded_by_name
         parts = (model.model, model.tokenizer, model.architecture.family)
         return Portable(
             digest=model.digest,
             name=model.name if named else None,
+            prepend_bos=model.prepend_bos_option,
             module=b"" if named else pickle.dumps(parts),
             sae=pickle.dumps({**values, "metadata": dict(sae.metadata)}),
         )
@@ -97,10 +99,10 @@ class Portable:
         """
         if self.digest not in _workers_model:
             if self.name is not None:
-                loaded = InterpretableModel(self.name)
+                loaded = InterpretableModel(self.name, prepend_bos=self.prepend_bos)
             else:
                 module, tokenizer, family = pickle.loads(self.module)
-                loaded = InterpretableModel(module, tokenizer, family=family)
+                loaded = InterpretableModel(module, tokenizer, family=family, prepend_bos=self.prepend_bos)
             if loaded.digest != self.digest:
                 raise StoreError(
                     f"A worker loaded {self.name!r} and got other weights ({loaded.digest[:12]}) than those "

@@ -243,7 +243,7 @@ def test_a_worker_that_loads_other_weights_says_so():
 
     wrong = Portable.of(InterpretableModel("toy-induction", verify=False), random_sae())
     with pytest.raises(StoreError, match="other weights"):
-        Portable(model.digest + "0", wrong.name, wrong.module, wrong.sae).model()
+        replace(wrong, digest=model.digest + "0").model()
 
 
 def test_what_makes_no_sense_is_refused(tiny_llama, sae):
