@@ -185,6 +185,7 @@ def test_promoted_ids_are_the_tokens_that_promotion_names():
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::mlxterp.errors.TrainingTexts")  # effects are asked for, not a fair test
 def test_on_smollm2_features_of_the_sae_that_ships():
     from mlxterp.auto_interp import auto_label_features
     from mlxterp.core.model import InterpretableModel
