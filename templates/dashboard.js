@@ -1,14 +1,14 @@
 "use strict";
 // Lists features, searches and sorts them, and sets the one that is chosen. Text goes into the page as text only.
 const data = JSON.parse(document.getElementById("data").textContent);
-const texts = data.texts, features = data.features;
+const strings = data.texts, features = data.features;
 const [search, sort, count, value, rows, more, article] =
   ["search", "sort", "count", "value", "rows", "more", "feature"].map((id) => document.getElementById(id));
 const PAGE = 200;
 const byId = new Map(features.map((feature) => [feature.id, feature]));
 const texts = new Map(features.map((f) => [f, [
   `f${f.id}`, f.label ?? "", f.description, f.status,
-  ...[...f.tokens, ...f.promoted].map(([text]) => texts[text]),
+  ...[...f.tokens, ...f.promoted].map(([string]) => strings[string]),
 ].join("\n").toLowerCase()]));
 let found = features, limit = PAGE;
 
@@ -72,7 +72,7 @@ function excerpt([tokens, fired, peak, place], largest) {
   const at = new Map(fired);
   tokens.forEach((word, i) => {
     const activation = at.get(i) ?? 0;
-    const token = element("span", shown(texts[text]), { class: i === peak ? "token peak" : "token", title: activation });
+    const token = element("span", shown(strings[word]), { class: i === peak ? "token peak" : "token", title: activation });
     const strength = Math.min(1, 0.08 + 0.72 * activation / largest);
     if (activation > 0) token.style.backgroundColor = `rgb(43 120 208 / ${strength})`;
     into(line, token);
@@ -115,7 +115,7 @@ function show() {
   if (!f) return;
   const numbers = into(element("dl", null, { class: "numbers" }), ...f.numbers.map(([name, value]) =>
     into(document.createElement("div"), element("dt", name), element("dd", value))));
-  const weights = (title, given, unit) => table(title, ["token", unit], given.map(([text, weight]) => [shown(texts[text]), String(weight).replace("-", "−")]), "weights");
+  const weights = (title, given, unit) => table(title, ["token", unit], given.map(([string, weight]) => [shown(strings[string]), String(weight).replace("-", "−")]), "weights");
   const tested = f.sensitivity || f.sensitivityDetails;
   const similar = f.neighbours.map((id) => byId.has(id) ? element("a", `f${id} ${byId.get(id).label ?? ""}`, { href: `#f${id}` }) : element("span", `f${id} `));
   article.replaceChildren();
