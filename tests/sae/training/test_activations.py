@@ -238,7 +238,7 @@ def test_the_sample_is_paragraphs_of_prose():
 
 WRITES = """
 import sys
-from tests.sae.test_activations import written_by_another
+from tests.sae.training.test_activations import written_by_another
 written_by_another(sys.argv[1])
 """
 
