@@ -12,7 +12,7 @@ import ast
 import os
 import platform
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, Literal, NamedTuple
@@ -22,7 +22,8 @@ from mlxterp.autointerpret.encoding import LineError, decode_object
 from mlxterp.autointerpret.entry import ExperimentEntry
 from mlxterp.autointerpret.keep_rule import Verdict
 from mlxterp.errors import EntryError
-from mlxterp_agent.storage.budget import KEPT_TIERS, Spent
+from mlxterp_agent.storage.budget import Spent
+from mlxterp_agent.storage.history import KEPT_TIERS
 from mlxterp_agent.storage.journal import Event
 from mlxterp_agent.text import one_line, plain, tail
 
@@ -350,15 +351,9 @@ def tally(entries: Sequence[ExperimentEntry]) -> dict[str, int]:
     return dict(Counter(map(verdict_of, entries)))
 
 
-def tally_text(entries: Sequence[ExperimentEntry]) -> str:
+def tally_text(counts: Mapping[str, int]) -> str:
     """`2 lead, 1 note`, or that there is no experiment yet."""
-    return ", ".join(f"{n} {verdict}" for verdict, n in tally(entries).items()) or "no experiment yet"
-
-
-def logged_bytes(events: Iterable[Event]) -> bytes:
-    """The bytes of results.jsonl as the journal has them."""
-    texts = (event["text"] for event in events if event["event"] in ("logged", "adopted"))
-    return "".join(texts).encode("utf-8")
+    return ", ".join(f"{n} {verdict}" for verdict, n in counts.items()) or "no experiment yet"
 
 
 def whole_lines(raw: bytes) -> list[bytes]:
