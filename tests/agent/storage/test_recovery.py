@@ -11,9 +11,9 @@ import pytest
 
 from mlxterp.autointerpret.contract import digest, state_dir
 from mlxterp.autointerpret.log import ExperimentLog
+from mlxterp_agent.crash_points import POINTS
 from mlxterp_agent.events import Event, Repaired, Violated
 from mlxterp_agent.exit_codes import CONTRACT, FINISHED
-from mlxterp_agent.faults import POINTS
 from mlxterp_agent.integrity.verify import verify
 from mlxterp_agent.platform import FakeClock
 from mlxterp_agent.run_config import Options
