@@ -50,6 +50,12 @@ class Measured:
     replays: bool = False
 
 
+NOT_MEASURED = (
+    "there is no measurement behind its numbers: no model ran through the library since the experiment "
+    "began, or since the entry before it"
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
     """Everything the rule may use. None means "not checked", and is never taken for a pass or a failure.
@@ -65,6 +71,7 @@ class Evidence:
         identical_to: id of a *different* experiment whose numbers are the same ones.
         positive_control: whether setup.py's known effect was found.
         informative: the researcher's claim (plain entries).
+        measured: whether the library measured something for the entry; None by hand, where it is not asked.
         repeat_of: id of the same experiment, done before.
         replication: the repeat was declared as one.
         declared: whether there is a HYPOTHESIS.
@@ -82,6 +89,7 @@ class Evidence:
     identical_to: str | None = None
     positive_control: bool | None = None
     informative: bool = False
+    measured: bool | None = None
     repeat_of: str | None = None
     replication: bool = False
     declared: bool = False
@@ -174,7 +182,13 @@ def _is_plain(e: Evidence) -> bool:
 
 
 def _lead(e: Evidence) -> list[str] | None:
-    if not _is_plain(e) or not e.informative or e.numbers - e.nonfinite <= 0 or e.repeat_of is not None:
+    if (
+        not _is_plain(e)
+        or not e.informative
+        or e.measured is False
+        or e.numbers - e.nonfinite <= 0
+        or e.repeat_of is not None
+    ):
         return None
     return _unjudged(e)
 
@@ -183,6 +197,8 @@ def _note(e: Evidence) -> list[str] | None:
     if not _is_plain(e):
         return None
     reasons = _unjudged(e)
+    if e.measured is False:
+        reasons.append(NOT_MEASURED)
     if not e.informative:
         reasons.append("the researcher does not call it informative")
     if e.numbers - e.nonfinite <= 0:

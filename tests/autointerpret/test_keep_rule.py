@@ -48,6 +48,8 @@ def _opposite(m: Measured) -> Measured:
         (LEAD, "lead", "lead", True),
         (replace(LEAD, informative=False), "note", "note", False),
         (replace(LEAD, numbers=0), "note", "note", False),
+        (replace(LEAD, measured=False), "note", "note", False),
+        (replace(LEAD, measured=True), "lead", "lead", True),
         (replace(LEAD, repeat_of="0002"), "note", "note", False),
         (replace(LEAD, declared=True), "lead", "lead", True),
         (DECLARED, "supported", "finding", True),

@@ -25,13 +25,16 @@ def judge_experiment(
         None.
     """
     return [
-        judged_entry(experiment, number, entry, _judge(experiment, entry, identical_to))
+        judged_entry(experiment, number, entry, _judge(experiment, number, entry, identical_to))
         for number, entry in enumerate(entries_of(experiment), 1)
     ]
 
 
 def _judge(
-    experiment: Experiment, entry: ExperimentEntry, identical_to: Callable[[ExperimentEntry], str | None]
+    experiment: Experiment,
+    number: int,
+    entry: ExperimentEntry,
+    identical_to: Callable[[ExperimentEntry], str | None],
 ) -> Judgement:
     execution = experiment.execution
     assert execution is not None
@@ -40,6 +43,7 @@ def _judge(
         why = f"{execution.error}; the same experiment may run again"
         return Judgement(Verdict("interrupted", "invalid", kept=False, reasons=(why,)))
     numbers, twin = count(entry.result), identical_to(entry)
+    measured = experiment.measured_before(number)
     evidence = Evidence(
         violations=experiment.violations,
         status=execution.status,
@@ -47,13 +51,16 @@ def _judge(
         nonfinite=numbers.nonfinite,
         identical_to=twin,
         informative=entry.informative,
+        measured=measured.measured,
+        hook_fired=measured.hook_fired,
+        activation_changed=measured.activation_changed,
         # No judge has measured a declared claim: it is decided as a plain entry, and the reasons say so.
         declared=experiment.declared is not None,
     )
     checks = {
         "finite": numbers.nonfinite == 0,
-        "hook_fired": None,
-        "not_no_op": twin is None,
+        "hook_fired": measured.hook_fired,
+        "not_no_op": twin is None and measured.activation_changed is not False,
         "positive_control": None,
     }
-    return Judgement(decide(evidence), checks)
+    return Judgement(decide(evidence), checks, {"explore": measured.to_dict()})
