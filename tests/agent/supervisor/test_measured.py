@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from mlxterp.autointerpret import ExperimentEntry
+from mlxterp.autointerpret.keep_rule import NOT_MEASURED
 from mlxterp.autointerpret.scaffold import init_autointerpret
 from tests.agent.fakes import entries, supervise
 
@@ -89,12 +90,12 @@ def test_an_experiment_that_runs_the_model_by_hand_is_measured(logged):
 @pytest.mark.parametrize("about", ["invented", "no model", "logs first"])
 def test_numbers_without_a_measurement_are_a_note_that_says_so(logged, about):
     assert verdict(logged[about]) == "note"
-    assert "there is no measurement behind its numbers" in reasons(logged[about])
+    assert NOT_MEASURED in reasons(logged[about])
 
 
 def test_what_is_measured_belongs_to_the_next_entry_alone(logged):
     assert (verdict(logged["one of two"]), verdict(logged["two of two"])) == ("lead", "note")
-    assert "since the entry before it" in reasons(logged["two of two"])
+    assert NOT_MEASURED in reasons(logged["two of two"])
 
 
 def test_an_intervention_that_writes_what_is_there_is_a_no_op(logged):
