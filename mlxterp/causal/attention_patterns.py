@@ -18,6 +18,7 @@ from mlxterp.causal.prompts.encoding import (
 from mlxterp.core.hook_points import HookPoint
 from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import SweepError
+from mlxterp.measurements import recorder
 from mlxterp.metrics import Floats
 from mlxterp.results import AttentionPatternResult, HeadScoresResult
 
@@ -51,6 +52,7 @@ def attention_patterns(
     _, captured = model.run(mx.array(tokens), capture=list(points.values()))
     read = {layer: np.array(captured[point][0].astype(mx.float32)) for layer, point in points.items()}
     shown = str_tokens(model, tokens[0])
+    recorder.add_method("attention_patterns")
     return AttentionPatternResult(
         heads=tuple(wanted),
         patterns=np.stack([read[layer][head] for layer, head in wanted]),
@@ -129,6 +131,7 @@ def attention_scores(
     _, captured = model.run(mx.array(rows), capture=points)
     patterns = np.stack([np.array(captured[point].astype(mx.float32)) for point in points])
     even = np.tril(np.ones((rows.shape[1],) * 2)) / np.arange(1, rows.shape[1] + 1)[:, None]
+    recorder.add_method("attention_scores")
     return HeadScoresResult(
         scores={name: _score(patterns, mask) for name, mask in masks.items()},
         expected={name: float(_score(even[None, None, None], mask)[0, 0]) for name, mask in masks.items()},

@@ -28,6 +28,7 @@ from mlxterp.core.hook_points import HookPoint
 from mlxterp.core.model import InterpretableModel
 from mlxterp.core.taps import tapped
 from mlxterp.errors import CapabilityUnavailable, PromptPairError, UnknownHookPoint
+from mlxterp.measurements import recorder
 from mlxterp.metrics import Floats
 from mlxterp.results import LogitAttributionResult, NeuronAttributionResult
 
@@ -92,6 +93,7 @@ def direct_logit_attribution(
     ]
     embed = float(contribution(here[first]))
     total = embed + float(attn.sum()) + (0.0 if mlp is None else float(mlp.sum())) + constant
+    recorder.add_method("direct_logit_attribution")
     return LogitAttributionResult(
         head_contributions=np.stack(heads),
         attn_contributions=attn,
@@ -178,6 +180,7 @@ def direct_logit_neurons(
     constant = 0.0 if bias is None else float(bias @ before_norm)
     constant += 0.0 if norm.bias is None else float(norm.bias @ scaled) * architecture.mlp_scale
     kept = np.argsort(-np.abs(each), kind="stable")[:k]
+    recorder.add_method("direct_logit_neurons")
     return NeuronAttributionResult(
         layer=layer,
         neurons=tuple(int(n) for n in kept),

@@ -29,6 +29,7 @@ from mlxterp.causal.prompts.encoding import Prompt
 from mlxterp.causal.prompts.pair import MetricLike, Pairs, as_pairs, prepare
 from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import SweepError
+from mlxterp.measurements import recorder
 from mlxterp.metrics import Floats
 from mlxterp.results import PatchingResult
 from mlxterp.results.views import number
@@ -318,6 +319,7 @@ def attribution_patchings(
         options += [f"{steps} steps"] * (steps > 1)
         if checked is not None:
             options.append(f"{len(checked.strongest)} sites verified")
+        recorder.add_method("attribution_patching", pairs=len(prepared.pairs))
         results.append(
             patching_result(
                 model,

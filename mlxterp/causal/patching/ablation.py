@@ -37,6 +37,7 @@ from mlxterp.core.hook_points import HookPoint, component_name, head_label
 from mlxterp.core.interventions import Intervention
 from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import MetricError, NoGap, SweepError
+from mlxterp.measurements import recorder
 from mlxterp.metrics import Floats, Metric
 from mlxterp.results import AblationResult, AblationRow
 from mlxterp.statistics.clusters import clusters
@@ -244,6 +245,7 @@ def ablate(
         )
         for i, (name, its_group, parts) in enumerate(sets)
     ]
+    recorder.add_method("ablate", pairs=len(subjects.tokens))
     return AblationResult(
         rows=tuple(rows),
         ablation=kind,

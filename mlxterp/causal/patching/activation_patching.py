@@ -27,6 +27,7 @@ from mlxterp.causal.prompts.pair import MetricLike, Pairs, Prepared, as_pairs, p
 from mlxterp.core import interventions
 from mlxterp.core.hook_points import HookPoint, axes
 from mlxterp.core.model import InterpretableModel
+from mlxterp.measurements import recorder
 from mlxterp.metrics import Floats
 from mlxterp.results import PatchingResult
 from mlxterp.statistics.effects import effects
@@ -149,6 +150,7 @@ def activation_patchings(
     measured = patched_metrics(
         model, prepared, runs, [(each.component, each.grid.sites()) for each in planned], progress
     )
+    recorder.add_method("activation_patching", pairs=len(prepared.pairs))
     facts = prepared.measured_on(model) | {"direction": direction}
     results = []
     for each, values in zip(planned, measured, strict=True):

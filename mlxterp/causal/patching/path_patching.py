@@ -32,6 +32,7 @@ from mlxterp.causal.prompts.encoding import Prompt
 from mlxterp.causal.prompts.pair import MetricLike, Pairs, as_pairs, prepare
 from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import SweepError
+from mlxterp.measurements import recorder
 from mlxterp.results import PathPatchingResult
 from mlxterp.statistics.effects import effects
 
@@ -96,6 +97,7 @@ def path_patching(
     found = effects(
         values, one=prepared.corrupted_metric, zero=unchanged, clusters=prepared.clusters, seed=seed
     )
+    recorder.add_method("path_patching", pairs=len(prepared.pairs))
     return PathPatchingResult(
         senders=tuple(" + ".join(str(node) for node in nodes) for nodes in sets),
         effects=found.effects,
