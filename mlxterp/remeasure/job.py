@@ -292,6 +292,7 @@ def _read_pair(item: Any) -> PromptPair:
         foil=item.get("foil"),
         name=item.get("name") or "",
         cluster=item.get("cluster"),
+        slice=item.get("slice"),
     )
 
 
@@ -306,6 +307,7 @@ def _plain_pair(pair: PromptPair) -> dict[str, Any]:
         "foil": pair.foil,
         "name": pair.name,
         "cluster": pair.cluster,
+        "slice": pair.slice,
     }
 
 

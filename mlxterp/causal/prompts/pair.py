@@ -47,6 +47,8 @@ class PromptPair:
         name: a label for reports.
         cluster: pairs with the same one are one piece of evidence; None stands for pairs that share a prompt
             (`mlxterp.statistics.clusters`).
+        slice: the part of the dataset it belongs to, such as its template; an effect is also looked at in
+            each part by itself. None where there are no parts.
     """
 
     clean: Prompt
@@ -55,6 +57,7 @@ class PromptPair:
     foil: str | int | None = None
     name: str = ""
     cluster: str | None = None
+    slice: str | None = None
 
 
 @dataclass(frozen=True)
