@@ -228,13 +228,13 @@ def from_callable(function: MetricFunction, *, name: str | None = None) -> Metri
         name=own_name,
         direction=f"as {own_name} defines it",
         needs=frozenset(),
-        compute=lambda logits, targets: np.asarray(asked(function, targets)(logits), dtype=np.float64),
+        compute=lambda logits, targets: np.asarray(bind_targets(function, targets)(logits), dtype=np.float64),
         tolerance=1e-6,
         function=function,
     )
 
 
-def asked(function: MetricFunction, targets: Targets) -> Callable[[Any], Any]:
+def bind_targets(function: MetricFunction, targets: Targets) -> Callable[[Any], Any]:
     """A custom function as a function of logits alone: its targets, if it takes any, are bound."""
     try:
         parameters = inspect.signature(function).parameters.values()

@@ -12,7 +12,7 @@ independent ones. What is drawn (`ioi_pairs`, `greater_than_pairs`, `repeated_ra
         return ioi_pairs(model, n, seed=seed, apart_from=dataset)
 
 See `mlxterp.causal` for measuring. A new behaviour is one function that generates
-candidates and passes them to `select_pairs` in `making.py`.
+candidates and passes them to `select_pairs` in `selection.py`.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from mlxterp.datasets.facts import (
     languages_pairs,
 )
 from mlxterp.datasets.indirect_object import NAMES, PLACES, TEMPLATES, THINGS, ioi_pairs
-from mlxterp.datasets.making import by_length
 from mlxterp.datasets.repetition import repeated_random_pairs
+from mlxterp.datasets.selection import by_length
 from mlxterp.datasets.texts import sample_texts
 from mlxterp.datasets.years import EVENTS, greater_than_pairs
 from mlxterp.statistics.clusters import Clusters, clusters

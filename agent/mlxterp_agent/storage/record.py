@@ -207,7 +207,8 @@ class JudgedEntry:
 def judged_entry(
     experiment: Experiment, number: int, entry: ExperimentEntry, judgement: Judgement
 ) -> JudgedEntry:
-    """The line of an experiment's entry: as the rule decided it, with the evidence.
+    """The line of an experiment's entry: as the rule decided it, with the evidence. What an experiment
+    declares is decided on its first line; the others are plain.
 
     The supervisor sets the id and the time; `informative` says what was decided, and `record["claimed"]` what
     the researcher called it.
@@ -226,7 +227,7 @@ def judged_entry(
         "reasons": [one_line(reason, 500) for reason in verdict.reasons],
         "rule": verdict.rule,
         "claimed": entry.informative,
-        "declared": experiment.declared,
+        "declared": experiment.declared if number == 1 else None,
         "measured": judgement.measured,
         "checks": dict(judgement.checks),
         "digests": {
@@ -288,6 +289,8 @@ def entries_of(experiment: Experiment) -> Sequence[ExperimentEntry]:
             conclusion=(
                 experiment.violations[0]
                 if experiment.violations
+                else experiment.claim
+                if experiment.declared is not None and execution.status == "ok"
                 else _how_it_ended(execution, experiment.time_box)
             ),
             duration_seconds=execution.seconds,

@@ -28,6 +28,8 @@ from mlxterp_agent.events import (
 )
 from mlxterp_agent.exit_codes import CONTRACT, FINISHED, INTERRUPTED, MACHINE, RESEARCHER, Ended
 from mlxterp_agent.integrity.guard import Guard, violations_since_the_pause
+from mlxterp_agent.judge.held_out import read_items, salt_of, take_items
+from mlxterp_agent.judge.judge import Judge
 from mlxterp_agent.platform import Clock, Signals, SystemClock, boot_id, explain_disk_full
 from mlxterp_agent.researchers.base import (
     Done,
@@ -39,6 +41,7 @@ from mlxterp_agent.researchers.base import (
     Working,
 )
 from mlxterp_agent.run_config import Options
+from mlxterp_agent.sandbox.measuring import Laboratory
 from mlxterp_agent.sandbox.runner import Runner
 from mlxterp_agent.state_md import write_state
 from mlxterp_agent.storage.budget import Budget
@@ -114,6 +117,19 @@ def run(
             runner = Runner(project.path, sealed.setup, state, isolation=isolation, grace=GRACE, clock=clock)
             stack.enter_context(contextlib.closing(runner))
             stack.enter_context(contextlib.closing(researcher))
+            taken = take_items(project.path, state, reseal=options.reseal or not measured)
+            if taken is not None:
+                emit(Repaired(taken))
+            judge = Judge(
+                laboratory=Laboratory(
+                    project=project.path, state=state, setup=sealed.setup, isolation=isolation
+                ),
+                journal=journal,
+                clock=clock,
+                setup_sha=sealed.setup_sha,
+                salt=salt_of(state),
+                items=read_items(state),
+            )
             context = RunContext(
                 project=project,
                 setup_sha=sealed.setup_sha,
@@ -121,6 +137,7 @@ def run(
                 guard=Guard(state, sealed, results, violations=violations_since_the_pause(before)),
                 budget=Budget(options.limits(), clock, journal),
                 runner=runner,
+                judge=judge,
                 researcher=researcher,
                 options=options,
                 emit=emit,
@@ -194,6 +211,7 @@ class _Supervision:
                 "fetches a model. Correct it, then start again."
             )
         self._pipeline.facts = report.facts
+        self._context.judge.divide(report.facts)
         model = str(report.facts.get("model") or self._context.project.config.model)
         self._context.emit(SetupReady(model, report.seconds, report.facts.get("blas")))
 
@@ -240,9 +258,12 @@ class _Supervision:
 
     def _try(self, candidate: Candidate) -> None:
         """Runs a proposal, if the time that is left pays for it."""
-        time_box = self._context.budget.reserve(self._context.options.time_per_experiment)
+        budget = self._context.budget
+        time_box = budget.reserve(self._context.options.time_per_experiment)
         if time_box is None:
-            self._ended = Ended("the time that is left is too short for another experiment", FINISHED)
+            # The researcher's turn may have used up a limit at the moment in which it made the proposal.
+            why = budget.stop_reason() or "the time that is left is too short for another experiment"
+            self._ended = Ended(why, FINISHED)
             return
         outcome = self._pipeline.run(candidate, time_box)
         if outcome.run is not None:
