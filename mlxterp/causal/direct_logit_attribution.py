@@ -74,7 +74,8 @@ def direct_logit_attribution(
     layers = range(model.n_layers)
     points = [HookPoint(name, layer) for name in parts for layer in layers]
     first, last = HookPoint("resid_pre", 0), HookPoint("resid_post", model.n_layers - 1)
-    logits, captured = model.run(mx.array(tokens), capture=[first, last, *points])
+    with architecture.float32_stream():
+        logits, captured = model.run(mx.array(tokens), capture=[first, last, *points])
     here = {point: value[0, at] for point, value in captured.items()}
     row = logits[0, at].astype(mx.float32)
     target, against = _targets(model, row, answer, foil)
@@ -155,7 +156,7 @@ def direct_logit_neurons(
         return call(x)
 
     written, last = HookPoint("mlp_out", layer), HookPoint("resid_post", model.n_layers - 1)
-    with tapped([(down, look)]):
+    with architecture.float32_stream(), tapped([(down, look)]):
         logits, captured = model.run(mx.array(tokens), capture=[written, last])
     if len(inputs) != 1 or inputs[0].shape[:2] != tokens.shape:
         raise _no_neurons(model, layer, "its down projection does not see each token once")

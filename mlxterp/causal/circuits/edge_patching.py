@@ -146,7 +146,8 @@ def baselines(
     last = HookPoint("resid_post", graph.n_layers - 1)
 
     def run(tokens: Ids) -> Activations:
-        _, captured = model.run(mx.array(tokens), capture=[*names, last, "embed"])
+        with model.architecture.float32_stream():
+            _, captured = model.run(mx.array(tokens), capture=[*names, last, "embed"])
         return {point: x.astype(mx.float32) for point, x in captured.items()}
 
     clean, corrupted = ({point: x[:, start:] for point, x in own.items()} for own in prompts.run_both(run))

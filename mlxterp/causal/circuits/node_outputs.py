@@ -56,7 +56,8 @@ class NodeOutputs:
         self.has_mlps = architecture.capabilities["mlp_out"].available
         self._model, self._architecture = model, architecture
         tokens = mx.zeros((1, length), dtype=mx.int32)
-        self._prologue = architecture.prologue(tokens, None if before is None else list(before))
+        with architecture.float32_stream():
+            self._prologue = architecture.prologue(tokens, None if before is None else list(before))
         self._dtype = self._prologue.h.dtype
         self._written: dict[int, mx.array] = {}
         self._slices: dict[tuple[int, int], tuple[mx.array, mx.array | None]] = {}

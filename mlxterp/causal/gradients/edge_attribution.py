@@ -127,7 +127,8 @@ class EdgeInputs:
             [inputs, rows, pos, d_model] for q, k, v of the layer's heads, and [1, rows, pos, d_model] or
             None.
         """
-        prologue = self._model.architecture.prologue(mx.array(tokens))
+        with self._model.architecture.float32_stream():
+            prologue = self._model.architecture.prologue(mx.array(tokens))
         h = backward.stream[HookPoint("resid_pre", layer)][:, span]
         attention = (self._by_weights if self.separate else self._by_block)(
             layer, backward, h, span, prologue

@@ -10,7 +10,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from mlxterp.causal.batching.rows import last, last_position_only
+from mlxterp.causal.batching.rows import last, last_position_only, measuring
 from mlxterp.causal.gradients.backward import (
     Plus,
     differentiable,
@@ -21,7 +21,6 @@ from mlxterp.causal.gradients.backward import (
 from mlxterp.core import interventions
 from mlxterp.core.hook_points import LAYER_NAMES, HookPoint
 from mlxterp.core.interventions import Intervention
-from mlxterp.core.linux_blas import swiglu as fast_math
 from mlxterp.core.model import InterpretableModel
 from mlxterp.core.selection import Positions
 from mlxterp.errors import SAEError
@@ -85,7 +84,7 @@ def metric_of_nodes(
             for sae, own in zip(saes, nodes, strict=True):
                 moved = move(model, sae, batch, ablation)
                 edits.append(interventions.edit(sae.point, _ablate_others(sae, own, batch, moved)))
-        with fast_math.used(model.architecture), last_position_only(model, ()):
+        with measuring(model), last_position_only(model, ()):
             logits, _ = model.run(mx.array(batch.clean), interventions=edits)
             values[batch.examples] = runs.read(last(logits), batch.examples)
     return values
@@ -270,7 +269,8 @@ class CircuitSearch:
 
         def run(plus: Plus) -> tuple[mx.array, None]:
             added = interventions.edit(start.point, lambda x: plus(start.point, x))
-            _, captured = self._model.run(tokens, interventions=[added, *edits], capture=[end.point])
+            with self._model.architecture.float32_stream():
+                _, captured = self._model.run(tokens, interventions=[added, *edits], capture=[end.point])
             return mx.sum(flat(captured[end.point], end).astype(mx.float32) * reading), None
 
         found = flat(slopes(run)[0][start.point], start)

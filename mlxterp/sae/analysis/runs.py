@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from mlxterp import metrics
 from mlxterp.causal.batching import sweep
+from mlxterp.causal.batching.rows import measuring
 from mlxterp.causal.prompts.encoding import Ids, token_ids
-from mlxterp.core.linux_blas import swiglu as fast_math
 from mlxterp.core.model import InterpretableModel
 from mlxterp.core.selection import Positions
 from mlxterp.errors import SAEError
@@ -50,7 +50,7 @@ def view(model: InterpretableModel, tokens: Ids, sae: SAE) -> View:
     Raises:
         SAEError: the model's width there is not the SAE's.
     """
-    with fast_math.used(model.architecture):
+    with measuring(model):
         _, seen = model.run(mx.array(tokens), capture=[sae.point, sae.point_out])
         mx.eval(list(seen.values()))  # the logits are never evaluated
     read, written = (flat(seen[p], sae, p).astype(mx.float32) for p in (sae.point, sae.point_out))
