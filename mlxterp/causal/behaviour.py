@@ -8,6 +8,7 @@ import numpy as np
 
 from mlxterp import metrics
 from mlxterp.causal.batching import sweep
+from mlxterp.causal.finite import require_finite_runs
 from mlxterp.causal.prompts.encoding import (
     Prompt,
     facts_of,
@@ -64,7 +65,9 @@ def behaviour(model: InterpretableModel, pairs: PromptPair | Sequence[PromptPair
 def _row(
     model: InterpretableModel, prompt: Prompt, answer: str | int, foil: str | int | None, run: str
 ) -> MetricsRow:
-    logits = sweep.answer_logits(model, token_rows(model, [prompt], run))
+    tokens = token_rows(model, [prompt], run)
+    logits = sweep.answer_logits(model, tokens)
+    require_finite_runs(model, logits, tokens, run)
     right = token_id(model, answer)
     wrong = None if foil is None else token_id(model, foil)
     return MetricsRow(

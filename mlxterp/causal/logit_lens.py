@@ -14,6 +14,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlxterp import metrics
+from mlxterp.causal.finite import require_finite
 from mlxterp.causal.prompts.encoding import (
     Prompt,
     facts_of,
@@ -112,6 +113,12 @@ def read_layers(
     logits, probs, ranks, top_ids, top_probs = [], [], [], [], []
     for layer in range(model.n_layers):
         rows = decoded(layer)
+        require_finite(
+            rows.T,
+            [f"L{layer}.resid_post pos {position}" for position in at],
+            "logits read from a layer's residual stream",
+            "Load the model with dtype=mx.float32, or look where the stream breaks with model.trace.",
+        )
         log_probs = np.stack([metrics.log_softmax(row) for row in rows])
         best = np.argpartition(-log_probs, k - 1, axis=-1)[:, :k]
         order = np.argsort(-np.take_along_axis(log_probs, best, axis=-1), axis=-1, kind="stable")

@@ -150,7 +150,7 @@ class NodeOutputs:
         index = head if which == 0 else head * self.n_kv_heads // self.n_heads
         key = (id(module), index)
         if key not in self._slices:
-            width = len(module["weight"]) // count
+            width = linear.n_rows(module) // count
             own = slice(index * width, (index + 1) * width)
             bias = linear.bias(module)
             self._slices[key] = (linear.rows(module, own).T, None if bias is None else bias[own])

@@ -28,6 +28,7 @@ from mlxterp.causal.circuits.partial_blocks import (
     stop_with_input,
     without_attention,
 )
+from mlxterp.causal.finite import require_finite
 from mlxterp.causal.gradients.backward import (
     TOKEN_BUDGET,
     Differentiable,
@@ -208,7 +209,7 @@ def _separate(layer: Layer, graph: Graph) -> bool:
         return False
     n_heads = (graph.n_heads, graph.n_kv_heads, graph.n_kv_heads)
     return all(
-        linear.readable(attn[name]) and attn[name]["weight"].shape[0] % n == 0
+        linear.readable(attn[name]) and linear.n_rows(attn[name]) % n == 0
         for name, n in zip(PROJECTIONS, n_heads, strict=True)
     )
 
@@ -275,6 +276,7 @@ def edge_attribution(
 
     Raises:
         MetricError: a metric without a gradient; a distance from the clean run, for "eap".
+        NotFinite: a gradient that is NaN or infinite at some edges; names them.
         LengthMismatch: an edge carries each position's value to the same position.
         CapabilityUnavailable: this architecture's inputs cannot be told apart.
 
@@ -304,11 +306,18 @@ def edge_attribution(
         if progress is not None:
             progress(int(examples[-1]) + 1, len(prepared.clean))
     one, zero = prepared.corrupted_metric, prepared.clean_metric
+    names = tuple(str(edge) for edge in graph.edges())
+    require_finite(
+        np.concatenate(changes),
+        names,
+        "scores of edges by gradients",
+        "A part of this model has no finite gradient there. Patch nodes instead (activation_patching).",
+    )
     patched = zero[:, None] + np.concatenate(changes)
     found = effects(patched, one=one, zero=zero, clusters=prepared.clusters, seed=seed)
     options = {"method": method, "direction": "noising", "ablation": ablation}
     return EdgeScoresResult(
-        edges=tuple(str(edge) for edge in graph.edges()),
+        edges=names,
         scores=found.effects,
         method=method,
         steps=len(ends) if method == "eap-ig" else None,

@@ -92,7 +92,12 @@ def side_by_side(model: InterpretableModel, rows: Mapping[str, Ids]) -> str:
 def facts_of(model: InterpretableModel) -> dict[str, Any]:
     """Which model computed, from which weights, with which BLAS: what every result records."""
     computes = str(model.blas) + (", arithmetic SwiGLU" if fast_math.used_by(model.architecture) else "")
-    return {"model": model.name, "digest": model.digest, "blas": computes}
+    return {
+        "model": model.name,
+        "digest": model.digest,
+        "prepend_bos": model.prepend_bos,
+        "blas": computes,
+    }
 
 
 def require_model(model: object) -> None:

@@ -166,6 +166,12 @@ class Architecture:
         capability = self.capabilities[name]
         return tuple(range(len(self.layers))) if capability.available else capability.layers
 
+    def require_in_some_layer(self, *names: str) -> None:
+        """Raises CapabilityUnavailable for the first of these that no layer of this model has."""
+        for name in names:
+            if not self.layers_with(name):
+                self.require(name)
+
     def require_in_layer(self, name: str, layer: int) -> None:
         """Raises CapabilityUnavailable if this layer does not have `name`, saying which have it."""
         if layer in self.layers_with(name):

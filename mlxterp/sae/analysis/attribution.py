@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlxterp.causal.batching.rows import last, last_position_only, measuring
+from mlxterp.causal.finite import require_finite
 from mlxterp.causal.gradients.backward import differentiable, gradients, refuse_at_its_minimum
 from mlxterp.core import interventions
 from mlxterp.core.model import InterpretableModel
@@ -105,6 +106,12 @@ def feature_attribution(
         ablated[batch.examples] = runs.read(_run(model, sae, batch, moved), batch.examples)
         if progress is not None:
             progress(done, n)
+    require_finite(
+        np.concatenate([scores, errors[:, None]], axis=1),
+        lambda i: f"feature {i}" if i < sae.d_sae else "the SAE's error",
+        "scores of features by gradients",
+        "A part of this model has no finite gradient there. Use `feature_effects`, which ablates.",
+    )
     ids = np.flatnonzero(changes)
     bounds = intervals(scores[:, ids])
     options: dict[str, Any] = {"ablation": chosen, "method": method, "seed": seed}
