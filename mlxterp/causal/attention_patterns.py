@@ -76,6 +76,9 @@ def _chosen_heads(
     heads: Sequence[int] | Sequence[tuple[int, int]] | None,
 ) -> list[tuple[int, int]]:
     """(layer, head) of each pattern, in the model's order."""
+    for name, given in (("layers", layers), ("heads", heads)):
+        if isinstance(given, int):
+            raise SweepError(f"{name}={given} is one number. Pass a list, as in {name}=[{given}].")
     pairs: list[tuple[int, int]] = []
     single: list[int] = []
     for each in range(model.n_heads) if heads is None else heads:

@@ -13,11 +13,12 @@ from mlxterp.causal.prompts.encoding import (
     Prompt,
     facts_of,
     prompt_text,
+    require_model,
     str_tokens,
     token_id,
     token_rows,
 )
-from mlxterp.causal.prompts.pair import PromptPair, describe
+from mlxterp.causal.prompts.pair import PromptPair, describe, listed_pairs
 from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import PromptPairError
 from mlxterp.results import MetricsResult, MetricsRow
@@ -36,9 +37,8 @@ def behaviour(model: InterpretableModel, pairs: PromptPair | Sequence[PromptPair
     Raises:
         PromptPairError: a pair without an answer.
     """
-    listed = (pairs,) if isinstance(pairs, PromptPair) else tuple(pairs)
-    if not listed:
-        raise PromptPairError("no prompt pairs were given. Pass at least one PromptPair.")
+    require_model(model)
+    listed = listed_pairs(pairs)
     rows: list[MetricsRow] = []
     for i, pair in enumerate(listed):
         if pair.answer is None:

@@ -21,6 +21,7 @@ from mlxterp.causal.prompts.encoding import (
     Prompt,
     facts_of,
     position_index,
+    require_model,
     str_tokens,
     token_id,
     token_rows,
@@ -70,6 +71,7 @@ def direct_logit_attribution(
     Source: Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits". The norm is frozen, not
     linearised: an effect through the norm's scale is not attributed to anyone.
     """
+    require_model(model)
     architecture = model.architecture
     architecture.require("unembedding", "final_norm_formula", "attn_out")
     architecture.require_in_some_layer("head_outputs")
@@ -177,6 +179,7 @@ def direct_logit_neurons(
 
     Source: Elhage et al. 2021; Geva et al. 2021, "Transformer Feed-Forward Layers Are Key-Value Memories".
     """
+    require_model(model)
     architecture = model.architecture
     architecture.require("unembedding", "final_norm_formula", "mlp_out")
     if not 0 <= layer < model.n_layers:

@@ -19,6 +19,7 @@ from mlxterp.causal.prompts.encoding import (
     Prompt,
     facts_of,
     position_index,
+    require_model,
     str_tokens,
     token_id,
     token_rows,
@@ -92,12 +93,15 @@ def read_layers(
     k: int,
 ) -> LogitLensResult:
     """Every layer's stream, translated, through final norm and unembedding; the rest as in `logit_lens`."""
+    require_model(model)
     architecture = model.architecture
     architecture.require("unembedding", "resid_post")
     if not 1 <= k <= model.d_vocab:
         raise TokenError(f"k={k}: {model.name} has {model.d_vocab} tokens. Choose 1 to {model.d_vocab}.")
     tokens = token_rows(model, [text], "read")
     length = tokens.shape[1]
+    if isinstance(positions, int):
+        raise TokenError(f"positions={positions} is one number. Pass a list, as in positions=[{positions}].")
     wanted = range(length) if positions is None else positions
     at = tuple(position_index(position, length) for position in wanted)
     if not at:

@@ -20,7 +20,9 @@ from mlxterp.causal.prompts.encoding import (
     Ids,
     Prompt,
     facts_of,
+    frozen,
     prompt_text,
+    require_model,
     token_ids,
     token_rows,
 )
@@ -98,6 +100,7 @@ def random_head_sets(
 ) -> list[tuple[tuple[int, int], ...]]:
     """`n` random sets of `k` heads `(layer, head)` each, without the excluded ones; two sets may share
     heads."""
+    require_model(model)
     left_out = {(part.layer, part.head) for part in (parse_parts(model, exclude) if exclude else ())}
     model.architecture.require_in_some_layer("z")
     layers = model.architecture.layers_with("z")
@@ -219,6 +222,7 @@ def ablate(
 
     Source: Wang et al. 2022 (2211.00593), mean ablation, faithfulness; Chan et al. 2022, resampling.
     """
+    require_model(model)
     if kind not in get_args(Kind):
         raise SweepError(f"kind={kind!r} is not known. Choose one of: {', '.join(get_args(Kind))}.")
     sets_given = heads if isinstance(heads, Mapping) else {label: heads}
@@ -384,6 +388,8 @@ def _read_subjects(
     foil: str | int | None,
     align: Align,
 ) -> _Subjects:
+    if isinstance(prompts, str) or not hasattr(prompts, "__len__"):
+        prompts = prompts if isinstance(prompts, PromptPair | Prepared) else frozen(prompts)
     several = isinstance(prompts, Sequence) and not isinstance(prompts, str) and len(prompts) > 0
     first = prompts[0] if several else prompts
     if not isinstance(first, PromptPair | Prepared):

@@ -22,6 +22,7 @@ from mlxterp.causal.prompts.encoding import (
     facts_of,
     frozen,
     position_index,
+    require_model,
     shortened,
     str_tokens,
     token_id,
@@ -218,6 +219,7 @@ def causal_tracing(
     Source: Meng et al. 2022 (2202.05262), "Locating and Editing Factual Associations in GPT", section 2. Here
     the noise is scaled by the embeddings of the prompts at hand, not of their 1,000 facts.
     """
+    require_model(model)
     point_name, span = _component_and_window(model, component, window)
     if samples < 1 or noise <= 0:
         raise SweepError(
@@ -304,6 +306,10 @@ def _list_prompts(
     answer: str | int | None,
     foil: str | int | None,
 ) -> tuple[TracedPrompt, ...]:
+    if not isinstance(prompts, TracedPrompt) and (
+        isinstance(prompts, str) or not hasattr(prompts, "__len__")
+    ):
+        prompts = frozen(prompts)
     several = not isinstance(prompts, str | TracedPrompt) and len(prompts) > 0
     given: tuple[Any, ...] = tuple(prompts) if several else (prompts,)  # type: ignore[arg-type]
     if all(isinstance(each, TracedPrompt) for each in given):

@@ -160,7 +160,7 @@ def _several_prompts(clean: Any, corrupted: Any) -> list[tuple[Prompt, Prompt]] 
         PromptPairError: a prompt is of no kind that has tokens, or the lists do not match.
     """
     for name, given in (("clean", clean), ("corrupted", corrupted)):
-        if given is not None and (
+        if (given is not None or name == "clean") and (
             isinstance(given, int | float | bool | dict) or not hasattr(given, "__len__")
         ):
             raise PromptPairError(
@@ -261,6 +261,22 @@ def as_pairs(
     )
 
 
+def listed_pairs(pairs: PromptPair | Sequence[PromptPair]) -> tuple[PromptPair, ...]:
+    """One pair or several as a tuple; PromptPairError for no pair, or for something else among them."""
+    if isinstance(pairs, PromptPair):
+        return (pairs,)
+    if isinstance(pairs, str) or not hasattr(pairs, "__len__"):
+        raise PromptPairError(f"{shortened(pairs)} is no PromptPair. Pass PromptPair(clean, corrupted, …).")
+    if not len(pairs):
+        raise PromptPairError("no prompt pairs were given. Pass at least one PromptPair.")
+    others = [each for each in pairs if not isinstance(each, PromptPair)]
+    if others:
+        raise PromptPairError(
+            f"{shortened(others[0])} is no PromptPair. Pass PromptPair(clean, corrupted, …)."
+        )
+    return tuple(pairs)
+
+
 def prepare(
     model: InterpretableModel, pairs: Pairs, metric: MetricLike = None, *, align: Align = "strict"
 ) -> Prepared:
@@ -284,9 +300,7 @@ def prepare(
     if isinstance(pairs, Prepared):
         same = metric is None or metric in (pairs.metric, pairs.metric.name, pairs.metric.function)
         return pairs if same else pairs.with_metric(metric)
-    listed = (pairs,) if isinstance(pairs, PromptPair) else tuple(pairs)
-    if not listed:
-        raise PromptPairError("no prompt pairs were given. Pass at least one PromptPair.")
+    listed = listed_pairs(pairs)
     clean = token_rows(model, [pair.clean for pair in listed], "clean")
     corrupted = token_rows(model, [pair.corrupted for pair in listed], "corrupted")
     for pair, c, x in zip(listed, clean, corrupted, strict=True):
