@@ -231,7 +231,7 @@ def from_callable(function: MetricFunction, *, name: str | None = None) -> Metri
         name=own_name,
         direction=f"as {own_name} defines it",
         needs=frozenset(),
-        compute=lambda logits, targets: _called(asked(function, targets), logits, own_name),
+        compute=lambda logits, targets: _called(bind_targets(function, targets), logits, own_name),
         tolerance=1e-6,
         function=function,
     )
@@ -252,7 +252,7 @@ def _called(function: Callable[[Any], Any], logits: NDArray[np.float32], name: s
             ) from problem
 
 
-def asked(function: MetricFunction, targets: Targets) -> Callable[[Any], Any]:
+def bind_targets(function: MetricFunction, targets: Targets) -> Callable[[Any], Any]:
     """A custom function as a function of logits alone: its targets, if it takes any, are bound."""
     try:
         parameters = inspect.signature(function).parameters.values()

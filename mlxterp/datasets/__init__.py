@@ -6,7 +6,7 @@ prefers the answer after the clean prompt and the foil after the corrupted one. 
 length; with `one_length=False` all lengths are pooled, and each is measured by itself (`by_length`).
 `shown=False` gives candidates that were not selected by the model's behaviour. `clusters` counts the
 independent ones. See `mlxterp.causal` for measuring. A new behaviour is one function that generates
-candidates and passes them to `select_pairs` in `making.py`.
+candidates and passes them to `select_pairs` in `selection.py`.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from mlxterp.datasets.facts import (
     languages_pairs,
 )
 from mlxterp.datasets.indirect_object import NAMES, PLACES, TEMPLATES, THINGS, ioi_pairs
-from mlxterp.datasets.making import by_length
 from mlxterp.datasets.repetition import repeated_random_pairs
+from mlxterp.datasets.selection import by_length
 from mlxterp.datasets.texts import sample_texts
 from mlxterp.datasets.years import EVENTS, greater_than_pairs
 from mlxterp.statistics.clusters import Clusters, clusters

@@ -11,7 +11,7 @@ import numpy as np
 from mlxterp.causal.batching import sweep
 from mlxterp.causal.prompts.pair import PromptPair
 from mlxterp.core.model import InterpretableModel
-from mlxterp.datasets.making import is_one_word, row_of, rows_of
+from mlxterp.datasets.selection import is_one_word, row_of, rows_of
 from mlxterp.errors import PromptPairError
 
 Fact = tuple[str, str]

@@ -26,7 +26,7 @@ from mlxterp._files import locate, write_atomically
 from mlxterp.errors import ResultError
 from mlxterp.reports import prose
 from mlxterp.results import markdown
-from mlxterp.results.shows import Cell, Section, Table, describe
+from mlxterp.results.views import Cell, Section, Table, describe
 from mlxterp.text import clip, slug, typeset, visible
 
 MOST_ROWS = 200

@@ -11,7 +11,7 @@ import numpy as np
 
 from mlxterp.errors import ResultError
 from mlxterp.results.base import AnalysisResult
-from mlxterp.results.shows import Component, Interval, Show, Table, bars, cautions
+from mlxterp.results.views import Component, Interval, Show, Table, bars, cautions
 from mlxterp.text import number, percent
 
 GROUPS = ("found", "random", "null")

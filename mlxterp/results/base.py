@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from mlxterp.errors import ResultError
 from mlxterp.results import markdown, rendering
-from mlxterp.results.shows import Component, Heatmap, Section, Show, drawables
 from mlxterp.results.values import converters, json_safe, plain
+from mlxterp.results.views import Component, Heatmap, Section, Show, drawables
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

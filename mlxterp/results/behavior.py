@@ -12,7 +12,7 @@ import numpy as np
 
 from mlxterp.errors import ResultError
 from mlxterp.results.base import AnalysisResult
-from mlxterp.results.shows import Cell, Component, Floats, Show, Table, bars, cautions
+from mlxterp.results.views import Cell, Component, Floats, Show, Table, bars, cautions
 from mlxterp.text import number
 
 

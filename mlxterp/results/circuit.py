@@ -12,7 +12,7 @@ import numpy as np
 
 from mlxterp.errors import ResultError
 from mlxterp.results.base import AnalysisResult
-from mlxterp.results.shows import (
+from mlxterp.results.views import (
     Component,
     Floats,
     Heatmap,

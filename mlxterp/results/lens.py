@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from mlxterp.errors import ResultError
 from mlxterp.results.base import AnalysisResult
-from mlxterp.results.shows import Component, Floats, Show, Table, heatmap, numbered
+from mlxterp.results.views import Component, Floats, Show, Table, heatmap, numbered
 from mlxterp.text import number
 
 _READING = "Read from each layer's resid_post with the model's own final norm and unembedding."

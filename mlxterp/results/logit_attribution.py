@@ -9,7 +9,7 @@ import numpy as np
 
 from mlxterp.errors import ResultError
 from mlxterp.results.base import AnalysisResult
-from mlxterp.results.shows import Component, Floats, Show, Table, bars, cautions, heatmap, listed, numbered
+from mlxterp.results.views import Component, Floats, Show, Table, bars, cautions, heatmap, listed, numbered
 from mlxterp.text import number
 
 

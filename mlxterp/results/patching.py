@@ -13,7 +13,7 @@ import numpy as np
 from mlxterp.errors import ResultError
 from mlxterp.results.base import AnalysisResult, measured_on_text
 from mlxterp.results.circuit import node_order
-from mlxterp.results.shows import (
+from mlxterp.results.views import (
     Component,
     Flags,
     Floats,

@@ -36,7 +36,7 @@ from mlxterp.results import (
     Step,
     WorkflowResult,
 )
-from mlxterp.results.shows import intervals, listed
+from mlxterp.results.views import intervals, listed
 from mlxterp.workflows import narratives
 from mlxterp.workflows.progress import Progress, ProgressReporter
 from mlxterp.workflows.question import (

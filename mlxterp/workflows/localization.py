@@ -21,7 +21,7 @@ from mlxterp.causal.prompts.pair import PromptPair
 from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import CapabilityUnavailable
 from mlxterp.results import LogitAttributionResult, Step, WorkflowResult
-from mlxterp.results.shows import listed
+from mlxterp.results.views import listed
 from mlxterp.workflows import narratives
 from mlxterp.workflows.progress import Progress, ProgressReporter
 from mlxterp.workflows.question import (

@@ -23,7 +23,7 @@ from mlxterp.results import (
     WorkflowResult,
 )
 from mlxterp.results.circuit import rounded
-from mlxterp.results.shows import listed
+from mlxterp.results.views import listed
 from mlxterp.text import number, percent
 from mlxterp.workflows.question import Question
 

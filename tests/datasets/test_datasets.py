@@ -22,7 +22,7 @@ from mlxterp.datasets import (
     languages_pairs,
     repeated_random_pairs,
 )
-from mlxterp.datasets.making import filter_by_behavior
+from mlxterp.datasets.selection import filter_by_behavior
 from mlxterp.errors import LengthMismatch, PromptPairError
 from mlxterp.models.toy import WordTokenizer
 from tests.tiny_models import tiny_module

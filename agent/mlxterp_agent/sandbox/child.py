@@ -1,7 +1,7 @@
 """One worker with its warden and its pipes, seen from the supervisor.
 
 Lives here: starting it, reading everything it writes without ever blocking it, ending it. Does not live here:
-how long it may run and what its end means (`runner.py`), what the frames are (`frames.py`).
+how long it may run and what its end means (`runner.py`), what the frames are (`child_messages.py`).
 
 The supervisor never forks: `subprocess` starts the warden, and the warden starts the worker (`warden.py`).
 """
@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple
 
 from mlxterp_agent.platform import child_environment
-from mlxterp_agent.sandbox.frames import Frames
+from mlxterp_agent.sandbox.child_messages import Frames
 from mlxterp_agent.sandbox.jail import Policy, macos
 from mlxterp_agent.sandbox.scratch_files import WrittenFiles, copy_written_files, remove_tree
 

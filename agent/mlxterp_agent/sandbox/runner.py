@@ -27,7 +27,7 @@ from mlxterp.autointerpret.contract import SETUP, digest
 from mlxterp.models.fetch import cache_dir
 from mlxterp_agent.platform import Clock, Descendants, SystemClock, oom_kills
 from mlxterp_agent.sandbox.child import Child, ChildStart, Exit
-from mlxterp_agent.sandbox.frames import Problem
+from mlxterp_agent.sandbox.child_messages import Problem
 from mlxterp_agent.sandbox.jail import Isolation, caches, experiment_policy
 from mlxterp_agent.sandbox.scratch_files import WrittenFiles, remove_tree
 from mlxterp_agent.storage.record import Execution, Status

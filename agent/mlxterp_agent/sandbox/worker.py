@@ -1,10 +1,10 @@
 """What runs in the child: closes the jail, imports the sealed setup.py, waits, runs one experiment.
 
 Run as a program by `warden.py`, standard library only. Orders come as JSON lines on standard input, frames go
-to the outbox (`frames.py`). The bytes of setup.py and of the experiment are in the orders; they are compared
-with their digest and compiled here: a changed file, a planted `__pycache__` or a module that shadows `setup`
-cannot take their place. Both are compiled under the names they have in the project, so a traceback reads as
-if they had been run there.
+to the outbox (`child_messages.py`). The bytes of setup.py and of the experiment are in the orders; they are
+compared with their digest and compiled here: a changed file, a planted `__pycache__` or a module that shadows
+`setup` cannot take their place. Both are compiled under the names they have in the project, so a traceback
+reads as if they had been run there.
 
 The jail is closed before anything of the investigation, numpy or mlx is imported (`jail/linux.py`, loaded by
 its path; on macOS `sandbox-exec` has closed it already), and what it must prevent is tried. A jail that does

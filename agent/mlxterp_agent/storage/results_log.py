@@ -19,9 +19,9 @@ from mlxterp.autointerpret.entry import ExperimentEntry
 from mlxterp.autointerpret.log import ExperimentLog
 from mlxterp.autointerpret.log_file import Seal
 from mlxterp.errors import TornTail
+from mlxterp_agent.crash_points import point
 from mlxterp_agent.events import Committed, Decided, Emit, Repaired, Waiting
 from mlxterp_agent.exit_codes import GitUnavailable
-from mlxterp_agent.faults import point
 from mlxterp_agent.storage.findings import finding_files, write_files
 from mlxterp_agent.storage.git import EXPERIMENT_TRAILER, VERDICT_TRAILER, Committer
 from mlxterp_agent.storage.journal import Event, Journal

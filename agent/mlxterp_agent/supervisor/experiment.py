@@ -16,8 +16,8 @@ from mlxterp._files import write_atomically
 from mlxterp.autointerpret.contract import EXPERIMENT, PROGRAM, Project, digest
 from mlxterp.autointerpret.hypothesis import read_hypothesis
 from mlxterp.errors import DeclarationError, ProjectError
+from mlxterp_agent.crash_points import point
 from mlxterp_agent.events import Emit, Running, Waiting
-from mlxterp_agent.faults import point
 from mlxterp_agent.integrity.guard import Guard
 from mlxterp_agent.judge.evidence import judge_experiment
 from mlxterp_agent.messages import outcome_text

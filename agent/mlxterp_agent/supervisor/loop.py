@@ -240,9 +240,12 @@ class _Supervision:
 
     def _try(self, candidate: Candidate) -> None:
         """Runs a proposal, if the time that is left pays for it."""
-        time_box = self._context.budget.reserve(self._context.options.time_per_experiment)
+        budget = self._context.budget
+        time_box = budget.reserve(self._context.options.time_per_experiment)
         if time_box is None:
-            self._ended = Ended("the time that is left is too short for another experiment", FINISHED)
+            # The researcher's turn may have used up a limit at the moment in which it made the proposal.
+            why = budget.stop_reason() or "the time that is left is too short for another experiment"
+            self._ended = Ended(why, FINISHED)
             return
         outcome = self._pipeline.run(candidate, time_box)
         if outcome.run is not None:

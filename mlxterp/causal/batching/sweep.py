@@ -1,9 +1,9 @@
 """Many patched runs of few prompts, read at the answer position: what every sweep runs on.
 
 Two engines give the same numbers. Packed (`packed.py`): rows carry only the tokens that may differ from their
-prompt's, all in one list. Reference (`reference.py`): every row is a row of an ordinary forward; it takes
-every architecture and edit, and the packed engine is tested against it. Both rely on causal attention, which
-looks back only, as in every architecture the core accepts.
+prompt's, all in one list. Reference (`reference_engine.py`): every row is a row of an ordinary forward; it
+takes every architecture and edit, and the packed engine is tested against it. Both rely on causal attention,
+which looks back only, as in every architecture the core accepts.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
-from mlxterp.causal.batching import packed, reference
+from mlxterp.causal.batching import packed, reference_engine
 from mlxterp.causal.batching.base_run import BaseRun, CannotJoin, Edits, run_base
 from mlxterp.causal.batching.rows import Ids, Logits, Row, last, last_position_only, measuring
 from mlxterp.core.hook_points import HookPoint
@@ -195,7 +195,7 @@ class _Engines:
                 yield chunk, logits
         # Rows that join at neighbouring layers share a batch, so that late ones skip more blocks.
         rest = sorted(left, key=lambda i: rows[i].joins_after(self._model.n_layers))
-        size = max(1, min(reference.ROWS_AT_ONCE, self._budget // base.tokens.shape[1]))
+        size = max(1, min(reference_engine.ROWS_AT_ONCE, self._budget // base.tokens.shape[1]))
         for start in range(0, len(rest), size):
             chunk = rest[start : start + size]
             logits = self._reference_logits(base, [rows[i] for i in chunk])
@@ -204,10 +204,10 @@ class _Engines:
     def _reference_logits(self, base: BaseRun, rows: Sequence[Row]) -> Logits:
         if self._skips:
             try:
-                return reference.run_from_join(self._model, base, rows)
+                return reference_engine.run_from_join(self._model, base, rows)
             except CannotJoin as problem:
                 self._stop_skipping(problem)
-        return reference.run_whole(self._model, base, rows)
+        return reference_engine.run_whole(self._model, base, rows)
 
     def _stop_skipping(self, problem: CannotJoin) -> None:
         self._skips = False

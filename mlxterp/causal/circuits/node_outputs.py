@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlxterp.causal.batching.base_run import PrefixCache
-from mlxterp.causal.circuits.partial_blocks import (
+from mlxterp.causal.circuits.partial_forward import (
     Taps,
     present,
     run_until_reached,

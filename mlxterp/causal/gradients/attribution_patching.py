@@ -31,7 +31,7 @@ from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import SweepError
 from mlxterp.metrics import Floats
 from mlxterp.results import PatchingResult
-from mlxterp.results.shows import number
+from mlxterp.results.views import number
 from mlxterp.statistics.effects import effects
 
 UNSTEADY, NAMED = 0.1, 6

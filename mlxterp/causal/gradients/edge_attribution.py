@@ -20,7 +20,7 @@ from mlxterp.causal.batching.rows import last_position_only
 from mlxterp.causal.batching.sweep import Progress
 from mlxterp.causal.circuits.edge_patching import Activations, EdgeAblation, EdgePrompts
 from mlxterp.causal.circuits.graph import Graph, graph_of
-from mlxterp.causal.circuits.partial_blocks import (
+from mlxterp.causal.circuits.partial_forward import (
     Reached,
     Taps,
     present,

@@ -214,7 +214,7 @@ def causal_tracing(
     Raises:
         PromptPairError: the subject is not in the text, or more than once.
         NoGap: the noise does not change the metric.
-        SweepError: a component or window that means nothing.
+        SweepError: an unknown component, or a window of no layers.
 
     Source: Meng et al. 2022 (2202.05262), "Locating and Editing Factual Associations in GPT", section 2. Here
     the noise is scaled by the embeddings of the prompts at hand, not of their 1,000 facts.

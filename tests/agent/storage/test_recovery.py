@@ -10,9 +10,9 @@ import pytest
 
 from mlxterp.autointerpret.contract import state_dir
 from mlxterp.autointerpret.log import ExperimentLog
+from mlxterp_agent.crash_points import POINTS
 from mlxterp_agent.events import Event, Repaired
 from mlxterp_agent.exit_codes import CONTRACT, FINISHED
-from mlxterp_agent.faults import POINTS
 from mlxterp_agent.integrity.verify import verify
 from mlxterp_agent.run_config import Options
 from mlxterp_agent.storage.journal import Journal
