@@ -256,8 +256,14 @@ def edge_attribution(
         score     −EAP(u→v) / (m_clean − m_corrupted)      0 = the edge is not needed, 1 = all of the gap
 
     in_v is the residual stream as this input alone reads it, before any norm: a head's queries, keys (per
-    key/value head), values, an MLP, the logits. A positive score supports the behaviour. The scores of all
-    edges that leave a node add up to its attribution patching score, noising.
+    key/value head), values, an MLP, the logits. A positive score supports the behaviour.
+
+    By "eap", the scores of all edges that leave the input or an MLP add up to its attribution patching score,
+    noising; so do those of a head, where nothing stands between the heads and the stream. Where a norm does
+    (gemma2, gemma3, olmo2, olmo3, glm4, exaone4), what one head writes depends on the others. An edge carries
+    what the head wrote with the norm's scale of its own run, as in `EdgeRun`, and patching z moves that scale
+    too: on random tiny models a head's sum is then off by 0.2 to 1.5 of the gap. There the edges of all heads
+    of a layer together add up to the score of attn_out.
 
     Args:
         clean, corrupted, metric, answer, foil, seed: as for `activation_patching`.
@@ -445,13 +451,17 @@ class _Estimate:
         for layer in range(self._graph.n_layers):
             z = HookPoint("z", layer)
             carried, clean = (
-                self._model.architecture.head_outputs(layer, run[z][:, span])[0]
-                for run in (writes.corrupted, writes.clean)
+                self._heads_write(layer, run[z][:, span]) for run in (writes.corrupted, writes.clean)
             )
             parts.append((carried - clean).swapaxes(1, 2))
             if self._graph.has_mlp:
                 parts.append(change(HookPoint("mlp_out", layer)))
         return mx.concatenate(parts, axis=1)
+
+    def _heads_write(self, layer: int, z: mx.array) -> mx.array:
+        """What each head adds to the stream, with its share of the output bias, which a norm may scale."""
+        heads, bias = self._model.architecture.head_outputs(layer, z)
+        return heads + bias[..., None, :] / self._graph.n_heads
 
     def _input_gradients(
         self, backward: Backward, tokens: Ids, span: slice, steps: int
