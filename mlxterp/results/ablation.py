@@ -104,7 +104,7 @@ class AblationResult(AnalysisResult):
             left = f"leaves {percent(row.share)} of it ({self.metric} {number(row.value)})"
             random = _range_of(self.shares("random", keep=row.keep))
             lines.append(f"{what} {row.label}{size} {left}{random}.")
-        return "\n".join(lines)
+        return self._with_limits(*lines)
 
     def shows(self) -> tuple[Show, ...]:
         drawn: list[Show] = [

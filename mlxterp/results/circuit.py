@@ -109,7 +109,7 @@ class CircuitResult(AnalysisResult):
         ]
         if self.edges:
             lines.append(f"Nodes: {', '.join(self.nodes)}.")
-        return "\n".join(lines)
+        return self._with_limits(*lines)
 
     def shows(self) -> tuple[Show, ...]:
         ranked = sorted(self.edges, key=lambda e: -abs(e.effect) if e.effect == e.effect else 0.0)
@@ -245,7 +245,7 @@ class EdgeScoresResult(AnalysisResult):
         top = self.top_components(6)
         if top:
             lines.append(f"Strongest: {listed(top)}.")
-        return "\n".join([*lines, *self._limits()])
+        return self._with_limits(*lines, *self._limits())
 
     def _limits(self) -> tuple[str, ...]:
         first_order = (
@@ -390,7 +390,7 @@ class FaithfulnessResult(AnalysisResult):
         if random:
             ends = f"{rounded(min(random))} to {rounded(max(random))}"
             lines.append(f"{len(random)} random sets of as many edges: {ends}.")
-        return "\n".join(lines)
+        return self._with_limits(*lines)
 
     def shows(self) -> tuple[Show, ...]:
         drawn = bars(

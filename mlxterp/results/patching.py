@@ -349,7 +349,7 @@ class TurnPatchingResult(AnalysisResult):
         )
 
     def summary(self) -> str:
-        return (
+        return self._with_limits(
             f"{self._headline(f', {self.direction}')}; all tokens of a turn together.\n"
             f"{self.metric}: clean {number(self.clean_metric)}, corrupted "
             f"{number(self.corrupted_metric)}. {_DIRECTIONS[self.direction].scale}\n"
@@ -431,7 +431,7 @@ class PathPatchingResult(AnalysisResult):
     def summary(self) -> str:
         on = measured_on_text(self.measured_on)
         paths = "through MLPs, other heads frozen" if self.through == "mlps" else "direct edges only"
-        return (
+        return self._with_limits(
             f"{self.title} ({paths}{f'; {on}' if on else ''}). {self.metric} is {number(self.clean_metric)} "
             f"on clean and {number(self.corrupted_metric)} on corrupted.\n"
             f"Largest share of that gap: {listed(self.top_components(5))}."
@@ -529,7 +529,7 @@ class CausalTracingResult(AnalysisResult):
 
     def summary(self) -> str:
         prompts = f", {self.n_prompts} prompts" if self.n_prompts > 1 else ""
-        return (
+        return self._with_limits(
             f"{self._headline()}.\n"
             f"{self.metric}: clean {number(self.clean_metric)}, with noise on the subject "
             f"{number(self.corrupted_metric)}; an effect is how much of the difference of "

@@ -16,7 +16,7 @@ from mlxterp.causal.direct_logit_attribution import direct_logit_attribution
 from mlxterp.causal.patching.activation_patching import activation_patchings
 from mlxterp.causal.patching.sites import By, Direction
 from mlxterp.causal.prompts.alignment import Align
-from mlxterp.causal.prompts.encoding import Prompt
+from mlxterp.causal.prompts.encoding import Prompt, require_model
 from mlxterp.causal.prompts.pair import PromptPair
 from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import CapabilityUnavailable
@@ -104,6 +104,7 @@ def behavior_localization(
 
     Source: the order is that of Wang et al. 2022 (2211.00593), section 3: direct effects, then patching.
     """
+    require_model(model)
     require_top_k(top_k)
     chosen = chosen_steps(NAME, steps, STEPS, DEFAULT)
     chosen, left_out = _possible(model, chosen, named=steps is not None)

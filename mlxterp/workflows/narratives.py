@@ -70,6 +70,7 @@ def question(asked: Question, what: str) -> str:
 def cautions(asked: Question) -> Iterator[str]:
     """What limits everything that was measured on these pairs."""
     prepared, metric, n = asked.prepared, asked.metric, len(asked.pairs)
+    yield from prepared.cautions(asked.model)
     stated = prepared.alignment.stated
     if stated is not None:
         c, x = prepared.clean.shape[1], prepared.corrupted.shape[1]
