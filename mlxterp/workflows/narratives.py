@@ -19,15 +19,19 @@ from mlxterp.results import (
     FaithfulnessResult,
     LogitAttributionResult,
     PatchingResult,
+    PathPatchingResult,
     Step,
     WorkflowResult,
 )
 from mlxterp.results.circuit import rounded
+from mlxterp.results.search import SEARCHED, established, established_text, pairs_text
 from mlxterp.results.shows import listed
+from mlxterp.statistics.multiple import NEGLIGIBLE, max_t
+from mlxterp.statistics.ratio import MIN_CLUSTERS
 from mlxterp.text import number, percent
 from mlxterp.workflows.question import Question
 
-CLEAR = 0.05
+CLEAR = NEGLIGIBLE
 """An effect of less than this share of the gap is called small."""
 HALF = 0.5
 
@@ -110,12 +114,39 @@ def patching(step: str, result: PatchingResult, what: str, top_k: int) -> Step:
         return Step(step, result, f"{what}: no effect is a finite number.", limits)
     large = int((np.abs(result.effects) >= CLEAR).sum())
     verb = "recovers" if result.direction == "denoising" else "removes"
+    over = f" (mean over {pairs_text(result.n_pairs)})" if result.per_example is not None else ""
     then = f", then {listed(strongest[1:])}" if strongest[1:] else ""
     narrative = (
-        f"{what}: {strongest[0].label} {verb} {number(strongest[0].effect)} of the gap{then}. "
+        f"{what}: {strongest[0].label} {verb} {number(strongest[0].effect)} of the gap{then}{over}. "
         f"{large} of {result.effects.size} sites have an effect of at least {CLEAR:g}."
     )
+    if said := result.search_text():
+        narrative += f" Measured on {SEARCHED}. {said}"
     return Step(step, result, narrative, limits)
+
+
+def established_among(sweeps: Sequence[PatchingResult], asked: Question) -> str:
+    """Which sites of several sweeps of the same pairs are established among all that were searched."""
+    sites = sum(sweep.effects.size for sweep in sweeps)
+    components = [c for sweep in sweeps for c in sweep.components()]
+    if any(sweep.simultaneous_low is None for sweep in sweeps):
+        n = len(set(asked.prepared.clusters))
+        there = "1 independent pair" if n == 1 else f"{n} independent clusters of pairs"
+        return (
+            f"Of {sites:,} sites searched none is called established, for there is no interval: {there}, and "
+            f"it takes {MIN_CLUSTERS}."
+        )
+    if len(sweeps) == 1:
+        return established_text(established(components), sites)
+    gap = asked.prepared.clean_metric - asked.prepared.corrupted_metric
+    each = [sweep.per_example for sweep in sweeps if sweep.per_example is not None]
+    shares = np.concatenate([one.reshape(len(gap), -1) for one in each], axis=1)
+    if not np.isfinite(shares).all():  # a pair without a gap has no share of it
+        return f"Each sweep by itself: {' '.join(sweep.search_text() for sweep in sweeps)}"
+    together = max_t(shares * gap[:, None], gap, clusters=asked.prepared.clusters)
+    beyond = together.beyond(NEGLIGIBLE)
+    found = [c for c, is_beyond in zip(components, beyond, strict=True) if is_beyond]
+    return established_text(sorted(found, key=lambda c: -abs(c.effect)), sites)
 
 
 def replication(result: PatchingResult, top_k: int) -> Iterator[str]:
@@ -136,8 +167,10 @@ def replication(result: PatchingResult, top_k: int) -> Iterator[str]:
                 f"of {n} pairs (same sign, at least half the size)."
             )
         elif strong.ci is not None and strong.ci[0] <= 0 <= strong.ci[1]:
+            at_once = " with all sites at once" if result.simultaneous_low is not None else ""
             yield (
-                f"The interval of {strong.label}, {number(strong.ci[0])} to {number(strong.ci[1])}, holds 0."
+                f"The interval of {strong.label}{at_once}, {number(strong.ci[0])} to {number(strong.ci[1])}, "
+                "holds 0."
             )
 
 
@@ -167,25 +200,52 @@ def attribution(result: LogitAttributionResult, top_k: int, n: int) -> str:
     mlps = "" if result.mlp_contributions is None else f", MLPs {number(result.mlp_contributions.sum())}"
     return (
         f"Of the {quantity} {number(result.logit)} towards {result.towards}"
-        f"{f' (mean of {n} pairs)' if n > 1 else ''}, written directly: "
+        f"{f' (mean of {n} pairs)' if n > 1 else ''}, written in the clean run: "
         f"{listed(notable(result.top_components(top_k)))}. "
         f"Embedding {number(result.embed_contribution)}, attention "
         f"{number(result.attn_contributions.sum())}{mlps}. What a component does through later ones "
-        "is not in this."
+        "is not in this, and what it writes on corrupted too is: it says what is written, not what matters."
     )
 
 
-def roles(strong: Sequence[Component], direct: LogitAttributionResult) -> Iterator[str]:
-    """Of each strong component, whether it writes the answer itself or acts through later ones."""
-    of = {c.label: c.effect for c in direct.components()}
-    largest = max((abs(effect) for effect in of.values()), default=0.0)
+DIRECTLY, INDIRECTLY = 0.5, 0.25
+"""The shares of its effect from which on a component's direct effect is most of it, and up to which it is
+little of it."""
+
+
+def node_of(label: str) -> str:
+    """A head or an MLP as the graph names it: `L0.H2`, `L3.mlp`."""
+    return label.replace(".mlp_out", ".mlp")
+
+
+def direct_effects(result: PathPatchingResult, strong: Sequence[Component], n: int, of: int) -> str:
+    """What the strongest components carry to the logits directly."""
+    own = dict(zip(result.senders, result.effects.tolist(), strict=True))
+    each = [f"{c.label} {number(own[node_of(c.label)])} ({number(c.effect)} by patching)" for c in strong]
+    over = f" over the first {n} of {of} pairs" if n < of else f" over {pairs_text(n)}" if n > 1 else ""
+    return (
+        f"The share of the gap that goes when only the logits see a component's corrupted output{over}: "
+        f"{', '.join(each)}. What is missing to its effect by patching goes through later components."
+    )
+
+
+def roles(strong: Sequence[Component], direct: PathPatchingResult) -> Iterator[str]:
+    """Of each strong component, whether it acts on the logits directly or through later components: its
+    direct effect by path patching beside its whole effect, both shares of the gap."""
+    of = dict(zip(direct.senders, direct.effects.tolist(), strict=True))
     for each in strong:
-        if each.label in of and largest > 0:
-            own = of[each.label]
-            if abs(own) >= largest / 4:
-                yield f"{each.label} writes {number(own)} logits itself"
-            else:
-                yield f"{each.label} acts through later components (it writes {number(own, 2)} logits)"
+        own = of.get(node_of(each.label))
+        if own is None or not np.isfinite(own) or not each.effect:
+            continue
+        share, directly = own / each.effect, f"direct effect {number(own, 2)} of {number(each.effect, 2)}"
+        if share >= DIRECTLY:
+            yield f"{each.label} acts on the logits directly ({directly})"
+        elif abs(share) <= INDIRECTLY:
+            yield f"{each.label} acts through later components ({directly})"
+        elif share < 0:
+            yield f"{each.label} acts through later components, against what it does directly ({directly})"
+        else:
+            yield f"{each.label} acts both directly and through later components ({directly})"
 
 
 def share_searched(searched: int, n_edges: int) -> str:
