@@ -257,6 +257,8 @@ def share_searched(searched: int, n_edges: int) -> str:
     return f"{searched:,} of {n_edges:,} edges ({shown})"
 
 
+LEVEL = 0.05
+"""The p-value up to which a circuit is said to do more than random ones."""
 FAITHFUL = 0.8
 """Below this faithfulness a circuit is said to do only part of the work."""
 _AGREES = 0.5
@@ -360,23 +362,47 @@ def missed(steps: Sequence[Step], found: Step, scores: EdgeScoresResult | None, 
     return replace(found, cautions=(*found.cautions, text))
 
 
-def faithfulness(measured: FaithfulnessResult, circuit: CircuitResult) -> Step:
-    """How well the circuit does the model's work, beside what it is compared with."""
+def faithfulness(
+    measured: FaithfulnessResult, circuit: CircuitResult, elsewhere: tuple[int, int] | None = None
+) -> Step:
+    """How well the circuit does the model's work, beside what it is compared with.
+
+    Args:
+        elsewhere: how many pairs searched and how many others measured; None if the same ones did both.
+    """
     own, f = measured.row("the circuit"), rounded(measured.row("the circuit").faithfulness)
     interval = f" (interval {number(own.ci[0])} to {number(own.ci[1])})" if own.ci else ""
+    on = "" if elsewhere is None else f", measured on {elsewhere[1]} other pairs than the search's"
     narrative = (
         f"With these {own.n_edges:,} edges only, {measured.metric} is {number(own.value)}: faithfulness "
-        f"{f}{interval}, where 1 is the whole model and 0 the corrupted run. Without "
+        f"{f}{interval}{on}, where 1 is the whole model and 0 the corrupted run. Without "
         f"them, and with all others, it is {rounded(measured.row('all but the circuit').faithfulness)}."
     )
     for row in measured.rows:
+        if row.group == "searched" and elsewhere is not None:
+            narrative += (
+                f" On the {elsewhere[0]} pairs of the search it is {rounded(row.faithfulness)}: too large on "
+                "average."
+            )
         if row.group == "comparison":
             narrative += f" As many edges chosen by attribution alone: {rounded(row.faithfulness)}."
-    random = measured.of("random")
-    if random:
+    random, p = measured.of("random"), measured.p_among_random
+    if p is not None:
         ends = f"{rounded(min(random))} to {rounded(max(random))}"
-        narrative += f" {len(random)} random sets of as many edges: {ends}."
-    limits = ["Measured on the prompts of the search: it does not show that the circuit holds on others."]
+        narrative += (
+            f" {len(random)} random sets of as many edges between the same layers: {ends}; the circuit's "
+            f"p among them is {number(p, 2)} by rank."
+        )
+    limits = []
+    if elsewhere is None:
+        limits.append(
+            f"{SEARCHED[0].upper()}{SEARCHED[1:]}: it does not show that the circuit holds on others. Give "
+            f"at least {2 * MIN_CLUSTERS} independent pairs to have it measured on other ones."
+        )
+    if p is not None and p > LEVEL:
+        limits.append(
+            f"The circuit is not more faithful than random ones of its size and layers (p = {number(p, 2)})."
+        )
     if circuit.edges and own.faithfulness < 0:
         limits.append(
             f"The circuit alone moves {measured.metric} away from the model's. Search more candidates."
@@ -404,9 +430,17 @@ def conclusion(found: WorkflowResult, top_k: int) -> str:
         searched = circuit.measured_on.get("searched_edges", circuit.n_edges)
         return (
             f"A circuit of {len(circuit.edges):,} edges and {len(circuit.nodes)} nodes does {rounded(f)} of "
-            "the model's work on these prompts (faithfulness); "
+            f"the model's work on {_which_prompts(found)} (faithfulness); "
             f"{share_searched(searched, circuit.n_edges)} were searched."
         )
     strong = notable(found.top_components(top_k))
     what = "by patching" if "activation" in found.step_names else "by estimate"
     return f"Strongest {what}: {listed(strong)} of the gap. No circuit was searched."
+
+
+def _which_prompts(found: WorkflowResult) -> str:
+    searched = found.measured_on.get("searched_on")
+    if searched is None:
+        return "the prompts of the search"
+    others = len(found.measured_on["prompts"]) - len(searched)
+    return f"{others} other pairs than the {len(searched)} of the search"
