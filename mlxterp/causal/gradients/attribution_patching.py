@@ -310,7 +310,12 @@ def attribution_patchings(
     for i, (each, request, checked) in enumerate(zip(planned, wanted, checks, strict=True)):
         final = values[i] if checked is None else checked.values
         found = effects(
-            final, one=runs.source_metric, zero=runs.base_metric, clusters=prepared.clusters, seed=seed
+            final,
+            one=runs.source_metric,
+            zero=runs.base_metric,
+            clusters=prepared.clusters,
+            search=True,
+            seed=seed,
         )
         limits = [*cautions(request, facts, grad_drop=grad_drop, checked=checked)]
         if subject.whole_input and not np.isfinite(estimated.of_input).all():
