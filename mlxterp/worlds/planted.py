@@ -28,20 +28,10 @@ _MISSES = 2000
 _HEAD = re.compile(r"L(\d+)\.H(\d+)")
 _PLANTING_STEPS = 20
 _CALIBRATION = 8
-_THINGS = [
-    "film",
-    "book",
-    "song",
-    "play",
-    "game",
-    "meal",
-    "poem",
-    "painting",
-    "dance",
-    "show",
-    "story",
-    "concert",
-]
+_THINGS = (
+    *("film", "book", "song", "play", "game", "meal"),
+    *("poem", "painting", "dance", "show", "story", "concert"),
+)
 _PRAISE = ["wonderful", "excellent", "great", "beautiful", "brilliant", "amazing"]
 _BLAME = ["terrible", "awful", "bad", "ugly", "boring", "horrible"]
 
