@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mlxterp.autointerpret.contract import EXPERIMENT, LOG, digest
-from mlxterp.autointerpret.encoding import vector_digest
+from mlxterp.autointerpret.encoding import compared
 from mlxterp.autointerpret.entry import ExperimentEntry
 from mlxterp.autointerpret.log import ExperimentLog
 from mlxterp.autointerpret.log_file import Seal
 from mlxterp.errors import TornTail
+from mlxterp.statistics.duplicates import ResultNumbers, is_copy
 from mlxterp_agent.crash_points import point
 from mlxterp_agent.events import Committed, Decided, Emit, Repaired, Waiting
 from mlxterp_agent.exit_codes import GitUnavailable
@@ -64,7 +65,7 @@ class ResultsLog:
         self.tried: dict[str, list[str]] = {}
         self.last_run = 0
         self._known = Seal(0, digest(b""))
-        self._by_numbers: dict[str, tuple[str, str]] = {}
+        self._numbers: list[tuple[str, str, ResultNumbers]] = []
         self._uncommitted: list[_Uncommitted] = []
 
     def load(self, events: Iterable[Event]) -> None:
@@ -177,9 +178,9 @@ class ResultsLog:
         self.journal.append("attempted", run=run, sha=sha)
 
     def same_numbers(self, entry: ExperimentEntry, sha: str) -> str | None:
-        """The id of an earlier line of a *different* experiment with exactly these numbers, or None."""
-        known = self._by_numbers.get(vector_digest(entry.result) or "")
-        return known[1] if known is not None and known[0] != sha else None
+        """The id of an earlier line of a *different* experiment that holds the same measurement, or None."""
+        mine = compared(entry.result)
+        return next((id for other, id, known in self._numbers if other != sha and is_copy(known, mine)), None)
 
     def logged_bytes(self) -> bytes:
         """What results.jsonl must hold, by the journal."""
@@ -233,6 +234,5 @@ class ResultsLog:
         sha = digests_of(entry).get("experiment")
         if sha in self.tried:
             self.tried[sha].append(entry.experiment_id)
-        vector = vector_digest(entry.result)
-        if vector and sha and not verdict_of(entry).startswith(("invalid", "interrupted")):
-            self._by_numbers.setdefault(vector, (sha, entry.experiment_id))
+        if sha and not verdict_of(entry).startswith(("invalid", "interrupted")):
+            self._numbers.append((sha, entry.experiment_id, compared(entry.result)))
