@@ -7,12 +7,12 @@ read back from it.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mlxterp.autointerpret.entry import ExperimentEntry
 from mlxterp_agent.researchers.base import BudgetState
-from mlxterp_agent.storage.record import tally_text, tier_of, verdict_of
+from mlxterp_agent.storage.record import dependents, retractions, tally_text, tier_of, verdict_of
 from mlxterp_agent.text import cut, duration, one_line
 
 LIMIT = 6000
@@ -22,7 +22,8 @@ _HEAD = 900
 
 def state_text(*, question: str, model: str, entries: Sequence[ExperimentEntry], budget: BudgetState) -> str:
     """The text of STATE.md: kept claims, open rivals, the last ten, dead ends, budget left."""
-    kept = [e for e in entries if tier_of(e) not in (None, "note", "retracted")]
+    overturned = retractions(entries)
+    kept = [e for e in entries if tier_of(e) not in (None, "note") and e.experiment_id not in overturned]
     rest = [e for e in entries[:-10] if e not in kept]
     head = "\n".join(
         [
@@ -38,6 +39,7 @@ def state_text(*, question: str, model: str, entries: Sequence[ExperimentEntry],
     )
     sections = [
         _section("Kept", [_line(e, with_conclusion=True) for e in reversed(kept)], none="Nothing yet."),
+        *([_section("Retracted", _retracted(entries, overturned), none="")] if overturned else []),
         _section("Open rivals", _rivals(entries), none="None declared."),
         _section(
             "Last ten",
@@ -95,6 +97,13 @@ def _section(title: str, lines: Sequence[str], *, none: str) -> str:
 def _line(entry: ExperimentEntry, *, with_conclusion: bool) -> str:
     words = entry.conclusion if with_conclusion and entry.conclusion else entry.hypothesis
     return f"- {entry.experiment_id} {verdict_of(entry)}: {one_line(words, 220 if with_conclusion else 110)}"
+
+
+def _retracted(entries: Sequence[ExperimentEntry], overturned: Mapping[str, str]) -> list[str]:
+    lines = [f"- {id}: {by} measured the opposite" for id, by in overturned.items()]
+    return lines + [
+        f"- {id} builds on {on}, which is retracted" for id, on in dependents(entries, overturned).items()
+    ]
 
 
 def _rivals(entries: Sequence[ExperimentEntry]) -> list[str]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from mlxterp._files import write_atomically
 from mlxterp.autointerpret.contract import LOG
 from mlxterp.autointerpret.entry import ExperimentEntry
-from mlxterp_agent.judge.evidence import judge_experiment
+from mlxterp_agent.judge.evidence import Known, judge_experiment
 from mlxterp_agent.platform import Clock
 from mlxterp_agent.storage.findings import finding_files, missing, write_files
 from mlxterp_agent.storage.journal import Event
@@ -138,7 +138,7 @@ def _settle_interrupted(
     """Step 5."""
     execution = Execution(status="interrupted", error="the supervisor ended before the run did")
     ended = replace(experiment, execution=execution, ended_at=clock.wall())
-    return results.settle(ended, judge_experiment(ended, lambda _: None))
+    return results.settle(ended, judge_experiment(ended, Known()))
 
 
 def _first_difference(raw: bytes, known: bytes) -> int:
