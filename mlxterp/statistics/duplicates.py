@@ -38,6 +38,23 @@ def result_numbers(numbers: Iterable[float]) -> ResultNumbers:
     return ResultNumbers(in_order, fingerprint(in_order))
 
 
+LANDMARKS = 5
+_STEP = math.log1p(2 * TOLERANCE)
+_NEGATIVE = 1_000_000  # far beyond the step of any float
+
+
+def landmarks(numbers: ResultNumbers) -> tuple[int, ...]:
+    """Whole numbers by which copies are found among many results: two copies share one of them, or two that
+    differ by 1.
+
+    They stand for the five telling numbers of largest magnitude and their signs, in steps of a percent. At
+    most four of forty may differ in a copy, so one of five agrees.
+    """
+    largest = sorted(numbers.telling, key=abs, reverse=True)[:LANDMARKS]
+    steps = (math.floor(math.log(abs(each)) / _STEP) for each in largest)
+    return tuple(step if each > 0 else step + _NEGATIVE for step, each in zip(steps, largest, strict=True))
+
+
 def is_copy(one: ResultNumbers, other: ResultNumbers) -> bool:
     """Whether two results hold the same measurement.
 

@@ -86,6 +86,7 @@ def _judge(
         return Judgement(Verdict("interrupted", "invalid", kept=False, reasons=(why,)))
     numbers, declared = count(entry.result), experiment.declared is not None and number == 1
     twin = None if declared else known.identical_to(entry)
+    explored = experiment.measured_before(number)
     evidence = Evidence(
         violations=experiment.violations,
         status=execution.status,
@@ -93,9 +94,12 @@ def _judge(
         nonfinite=numbers.nonfinite,
         identical_to=twin,
         informative=entry.informative,
+        measured=explored.measured,
+        hook_fired=explored.hook_fired,
+        activation_changed=explored.activation_changed,
         declared=declared,
     )
-    measured: dict[str, Any] | None = None
+    measured: dict[str, Any] = {"explore": explored.to_dict()}
     related = Relations()
     if claim is not None:
         assert experiment.declared is not None
@@ -107,10 +111,8 @@ def _judge(
         evidence = replace(
             evidence, agrees_with=related.agrees_with, rules_out_rival_of=related.rules_out_rival_of
         )
-        measured = {
-            "confirm": None if claim.sha256 is None else {"sha256": claim.sha256},
-            "seconds": claim.seconds,
-        }
+        measured["confirm"] = None if claim.sha256 is None else {"sha256": claim.sha256}
+        measured["seconds"] = claim.seconds
         if claim.descriptive:
             measured["descriptive"] = True
     checks = {

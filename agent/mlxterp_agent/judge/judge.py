@@ -183,6 +183,7 @@ class Judge:
     items: Sequence[Mapping[str, Any]] | None = None
     held_out: HeldOut = field(default_factory=lambda: HeldOut(members={}, reason="setup.py is not imported"))
     _model: str = ""
+    _follows: bool = False
     _gates: dict[str, Event] = field(default_factory=dict)
     _placebos: dict[str, Event] = field(default_factory=dict)
     _judgements: dict[str, Event] = field(default_factory=dict)
@@ -192,9 +193,6 @@ class Judge:
     _verdicts: dict[str, str] = field(default_factory=dict)
     _claims: dict[str, str] = field(default_factory=dict)
     _lines: dict[str, str] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.journal.follow(self._remember)
 
     def divide(self, facts: Mapping[str, Any]) -> HeldOut:
         """Takes what setup.py offers, and says what of it is held out."""
@@ -210,6 +208,10 @@ class Judge:
         """
         assert experiment.declared is not None
         began = self.clock.monotonic()
+        if not self._follows:
+            # Once there is a claim: a long journal takes seconds to read.
+            self._follows = True
+            self.journal.follow(self._remember)
         declared = {**experiment.declared, "slices": []}  # the sign must hold in all slices that there are
         measured = fingerprint = claim_fingerprint(
             declared,
@@ -417,7 +419,7 @@ class Judge:
         held_out = "" if self.items is None else _sha256(list(self.items))
         return digest("\n".join([self.setup_sha, held_out, self._model, *parts]).encode())
 
-    def _remember(self, event: Event) -> None:
+    def _remember(self, event: Event, _: int) -> None:
         match event["event"]:
             case "gate":
                 self._gates[event["key"]] = event
