@@ -15,7 +15,7 @@ from mlxterp.autointerpret.entry import ExperimentEntry
 from mlxterp_agent.researchers.base import BudgetState
 from mlxterp_agent.storage.log_index import LogIndex
 from mlxterp_agent.storage.project_files import write_in_project
-from mlxterp_agent.storage.record import is_kept, tally, tally_text, verdict_of
+from mlxterp_agent.storage.record import dependents, is_kept, retractions, tally, tally_text, verdict_of
 from mlxterp_agent.text import cut, duration, one_line
 
 LIMIT = 6000
@@ -76,6 +76,7 @@ def overview_of_index(index: LogIndex) -> LogOverview:
 
 def state_text(*, question: str, model: str, log: LogOverview, budget: BudgetState) -> str:
     """The text of STATE.md: kept claims, open rivals, the last ten, dead ends, budget left."""
+    overturned = retractions(log.kept)
     head = "\n".join(
         [
             "# State of the investigation",
@@ -91,10 +92,11 @@ def state_text(*, question: str, model: str, log: LogOverview, budget: BudgetSta
     sections = [
         _section(
             "Kept",
-            [_line(e, with_conclusion=True) for e in log.kept],
+            [_line(e, with_conclusion=True) for e in log.kept if e.experiment_id not in overturned],
             of=log.kept_count,
             none="Nothing yet.",
         ),
+        *([_section("Retracted", _retracted(log.kept, overturned), none="")] if overturned else []),
         _section("Open rivals", _rivals([*log.kept, *log.others, *log.last]), none="None declared."),
         _section(
             "Last ten",
@@ -152,6 +154,13 @@ def _section(title: str, lines: Sequence[str], *, none: str, of: int | None = No
 def _line(entry: ExperimentEntry, *, with_conclusion: bool) -> str:
     words = entry.conclusion if with_conclusion and entry.conclusion else entry.hypothesis
     return f"- {entry.experiment_id} {verdict_of(entry)}: {one_line(words, 220 if with_conclusion else 110)}"
+
+
+def _retracted(entries: Sequence[ExperimentEntry], overturned: Mapping[str, str]) -> list[str]:
+    lines = [f"- {id}: {by} measured the opposite" for id, by in overturned.items()]
+    return lines + [
+        f"- {id} builds on {on}, which is retracted" for id, on in dependents(entries, overturned).items()
+    ]
 
 
 def _rivals(entries: Sequence[ExperimentEntry]) -> list[str]:

@@ -14,7 +14,10 @@ Everything that was measured is in the journal, which lies in the state director
     judgement   one for each declared claim that ran to its end:
         run, uid         of the experiment; its first line (`uid`.1) bears the verdict
         hypothesis       the claim's own id; `declared` is in the event `register` of the run
-        fingerprint      of what was measured: rewordings have the same (`autointerpret.fingerprint`)
+        measured         the fingerprint of what was measured: rewordings have the same
+                         (`autointerpret.fingerprint`)
+        fingerprint      the same, or for a replication on fresh pairs one of its own: there is one verdict
+                         for each
         source           "confirm_pairs", "heldout.jsonl", "dataset" or "texts" (roles); null if not measured
         clusters         the ids of all clusters that were looked at, in their order: opened once shown
         number           which judged claim it was, from 1; `level`, its level by LORD++; `look`, which look
@@ -180,6 +183,7 @@ class Judge:
     items: Sequence[Mapping[str, Any]] | None = None
     held_out: HeldOut = field(default_factory=lambda: HeldOut(members={}, reason="setup.py is not imported"))
     _model: str = ""
+    _follows: bool = False
     _gates: dict[str, Event] = field(default_factory=dict)
     _placebos: dict[str, Event] = field(default_factory=dict)
     _judgements: dict[str, Event] = field(default_factory=dict)
@@ -187,9 +191,8 @@ class Judge:
     _clusters: dict[str, list[str]] = field(default_factory=dict)
     _opened: set[str] = field(default_factory=set)
     _verdicts: dict[str, str] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.journal.follow(self._remember)
+    _claims: dict[str, str] = field(default_factory=dict)
+    _lines: dict[str, str] = field(default_factory=dict)
 
     def divide(self, facts: Mapping[str, Any]) -> HeldOut:
         """Takes what setup.py offers, and says what of it is held out."""
@@ -205,13 +208,21 @@ class Judge:
         """
         assert experiment.declared is not None
         began = self.clock.monotonic()
+        if not self._follows:
+            # Once there is a claim: a long journal takes seconds to read.
+            self._follows = True
+            self.journal.follow(self._remember)
         declared = {**experiment.declared, "slices": []}  # the sign must hold in all slices that there are
-        fingerprint = claim_fingerprint(
+        measured = fingerprint = claim_fingerprint(
             declared,
             self._key("claim"),
             mirrored=self.held_out.mirrored,
             n_tokens=self.held_out.n_tokens,
         )
+        replicates = str(declared.get("replicates") or "")
+        if self.held_out.source == "confirm_pairs" and self._lines.get(replicates) == fingerprint:
+            # On fresh pairs, once for each line: a replication is another measurement.
+            fingerprint = digest(f"{fingerprint} replicates {replicates}".encode())
         found = self._as_before(fingerprint)
         if found is None:
             try:
@@ -232,6 +243,7 @@ class Judge:
             uid=experiment.uid,
             hypothesis=declared["id"],
             fingerprint=fingerprint,
+            measured=measured,
             evidence=evidence.to_dict(),
             sha256=sha,
             replay=None if evidence.confirm is None else evidence.confirm.replays,
@@ -415,12 +427,15 @@ class Judge:
                 self._placebos[event["key"]] = event
             case "judgement":
                 self._clusters[event["uid"]] = event["clusters"]
+                self._claims[f"{event['uid']}.1"] = event["measured"]
                 if event["level"] is not None or event["again_of"] is not None:
                     self._judgements[event["fingerprint"]] = event
                 if event["level"] is not None:
                     self._discoveries.append(_is_discovery(ClaimEvidence.from_dict(event["evidence"])))
             case "result" if not event["again"] and event["lines"]:
                 self._verdicts[event["uid"]] = str(event["lines"][0]["record"]["verdict"])
+            case "logged" if event["uid"] in self._claims:
+                self._lines[event["id"]] = self._claims[event["uid"]]
             case "opened":
                 self._opened.update(event["uids"])
 

@@ -12,7 +12,7 @@ import ast
 import os
 import platform
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, Literal, NamedTuple
@@ -195,6 +195,7 @@ class Judgement:
     verdict: Verdict
     checks: Mapping[str, bool | None] = field(default_factory=dict)
     measured: Mapping[str, Any] | None = None
+    relations: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -257,6 +258,8 @@ def judged_entry(
         "blas": facts.get("blas"),
         "machine": _machine(),
     }
+    if judgement.relations:
+        record["relations"] = dict(judgement.relations)
     logged = replace(
         entry,
         experiment_id="",
@@ -345,6 +348,27 @@ def tier_of(entry: ExperimentEntry) -> str | None:
 def is_kept(entry: ExperimentEntry) -> bool:
     """Whether a supervisor kept this line: a lead, a finding or a claim."""
     return tier_of(entry) in KEPT_TIERS
+
+
+def retractions(entries: Iterable[ExperimentEntry]) -> dict[str, str]:
+    """The ids of findings that a later line overturned, with the id of that line. No line is rewritten, so a
+    retracted one still says what it said."""
+    found = {}
+    for entry in entries:
+        for id in ((entry.record or {}).get("relations") or {}).get("retracts", ()):
+            found[str(id)] = entry.experiment_id
+    return found
+
+
+def dependents(entries: Iterable[ExperimentEntry], retracted: Iterable[str]) -> dict[str, str]:
+    """The ids of lines that build on a retracted one, with the id that they build on."""
+    gone, found = set(retracted), {}
+    for entry in entries:
+        built_on = ((entry.record or {}).get("declared") or {}).get("builds_on", ())
+        for id in built_on:
+            if id in gone:
+                found[entry.experiment_id] = str(id)
+    return found
 
 
 def digests_of(entry: ExperimentEntry) -> Mapping[str, str | None]:

@@ -18,7 +18,7 @@ from mlxterp._files import write_atomically
 from mlxterp.autointerpret.contract import EXPERIMENT, FINDINGS, LOG, digest
 from mlxterp.autointerpret.entry import ExperimentEntry
 from mlxterp_agent.exit_codes import GitUnavailable
-from mlxterp_agent.judge.evidence import judge_experiment
+from mlxterp_agent.judge.evidence import Known, judge_experiment
 from mlxterp_agent.platform import Clock, read_or_none
 from mlxterp_agent.storage.findings import finding_files, missing, write_files
 from mlxterp_agent.storage.history import OpenRun
@@ -304,7 +304,7 @@ def _settle_interrupted(
     """Step 5."""
     execution = Execution(status="interrupted", error="the supervisor ended before the run did")
     ended = replace(experiment, execution=execution, ended_at=clock.wall())
-    return results.settle(ended, judge_experiment(ended, lambda _: None))
+    return results.settle(ended, judge_experiment(ended, Known()))
 
 
 def _first_difference(raw: bytes, known: bytes) -> int:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mlxterp.autointerpret.contract import EXPERIMENT, LOG, digest
-from mlxterp.autointerpret.encoding import vector_digest
+from mlxterp.autointerpret.encoding import compared
 from mlxterp.autointerpret.entry import ExperimentEntry
 from mlxterp.autointerpret.log import ExperimentLog
 from mlxterp.autointerpret.log_file import Continuation, Seal
@@ -248,10 +248,8 @@ class ResultsLog:
         self.journal.append("attempted", run=run, sha=sha)
 
     def same_numbers(self, entry: ExperimentEntry, sha: str) -> str | None:
-        """The id of an earlier line of a *different* experiment with exactly these numbers, or None."""
-        vector = vector_digest(entry.result)
-        known = None if vector is None else self.index.first_with(vector)
-        return known[1] if known is not None and known[0] != sha else None
+        """The id of an earlier line of a *different* experiment that holds the same measurement, or None."""
+        return self.index.copy_of(compared(entry.result), sha)
 
     def logged_bytes(self) -> bytes:
         """What results.jsonl must hold, by the journal."""

@@ -19,7 +19,7 @@ from mlxterp.errors import DeclarationError, ProjectError
 from mlxterp_agent.crash_points import point
 from mlxterp_agent.events import Emit, Running, Waiting
 from mlxterp_agent.integrity.guard import Guard
-from mlxterp_agent.judge.evidence import judge_experiment, may_be_judged
+from mlxterp_agent.judge.evidence import Known, judge_experiment, may_be_judged
 from mlxterp_agent.judge.judge import Judge
 from mlxterp_agent.messages import outcome_text
 from mlxterp_agent.platform import Clock, Signals, read_or_none
@@ -27,7 +27,7 @@ from mlxterp_agent.researchers.base import BudgetState, ExperimentOutcome, Resea
 from mlxterp_agent.run_config import Options
 from mlxterp_agent.sandbox.runner import Runner
 from mlxterp_agent.storage.budget import Budget
-from mlxterp_agent.storage.record import RUNS, Cost, Execution, Experiment
+from mlxterp_agent.storage.record import RUNS, Cost, Execution, Experiment, verdict_of
 from mlxterp_agent.storage.results_log import ResultsLog
 from mlxterp_agent.supervisor.watcher import Candidate
 from mlxterp_agent.text import one_line
@@ -64,10 +64,12 @@ class ExperimentPipeline:
 
     Attributes:
         facts: what setup.py offers; set once it is imported.
+        instrument_failures: experiments in a row with which nothing could be measured.
     """
 
     def __init__(self, context: RunContext, stop: Callable[[], str | None]) -> None:
         self.facts: Mapping[str, Any] = {}
+        self.instrument_failures = 0
         self._context = context
         self._stop = stop
         self._charged = self._cost_so_far()
@@ -153,11 +155,16 @@ class ExperimentPipeline:
                 broken_off = replace(execution, status="interrupted", error=claim.interrupted)
                 executed = replace(executed, execution=broken_off)
             executed = replace(executed, ended_at=context.clock.wall(), spent=context.budget.spent())
-        lines = judge_experiment(
-            executed, lambda entry: context.results.same_numbers(entry, experiment.sha), claim
+        known = Known(
+            identical_to=lambda entry: context.results.same_numbers(entry, experiment.sha),
+            entries=tuple(context.results.entries),
+            mirrored=context.judge.held_out.mirrored,
         )
+        lines = judge_experiment(executed, known, claim)
         logged = context.results.settle(executed, lines)
         context.guard.remember()
+        broken = any(verdict_of(entry) == "invalid:instrument" for entry in logged)
+        self.instrument_failures = self.instrument_failures + 1 if broken else 0
         return ExperimentOutcome(experiment.run, logged, outcome_text(logged, context.budget_state()))
 
     def _cost_so_far(self) -> Cost:

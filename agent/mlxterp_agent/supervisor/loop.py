@@ -26,7 +26,7 @@ from mlxterp_agent.events import (
     Turn,
     Waiting,
 )
-from mlxterp_agent.exit_codes import CONTRACT, FINISHED, INTERRUPTED, MACHINE, RESEARCHER, Ended
+from mlxterp_agent.exit_codes import CONTRACT, FINISHED, INTERRUPTED, MACHINE, PROJECT, RESEARCHER, Ended
 from mlxterp_agent.integrity.guard import Guard
 from mlxterp_agent.judge.held_out import read_items, salt_of, take_items
 from mlxterp_agent.judge.judge import Judge
@@ -66,6 +66,7 @@ SHOWN_KEPT = 5
 _TICK = 0.25
 _CLOCK_EVERY = 60.0
 _EMPTY_TURNS = 3
+_INSTRUMENT_FAILURES = 2
 
 
 def run(
@@ -251,6 +252,12 @@ class _Supervision:
             return Ended(interrupted, INTERRUPTED)
         if self._context.guard.too_many:
             return Ended("the contract was violated twice; paused until a person has looked", CONTRACT)
+        if self._pipeline.instrument_failures >= _INSTRUMENT_FAILURES:
+            return Ended(
+                "the instrument failed twice in a row: with this setup.py nothing can be measured; see the "
+                "reasons of the last lines",
+                PROJECT,
+            )
         if self._ended is not None:
             return self._ended
         if os.path.lexists(self._context.path / STOP):
