@@ -331,6 +331,45 @@ def doctor(directory: Here = Path("."), as_json: AsJson = False) -> None:
 
 
 @app.command()
+def replay(
+    entries: Annotated[
+        list[str] | None, typer.Argument(metavar="[ID]...", help="Entries of the log, such as 0003.")
+    ] = None,
+    every: Annotated[bool, typer.Option("--all", help="All that were judged.")] = False,
+    directory: Annotated[
+        Path, typer.Option("--in", metavar="DIR", help="The directory of the investigation.")
+    ] = Path("."),
+    allow_unsandboxed: AllowUnsandboxed = False,
+    as_json: AsJson = False,
+) -> None:
+    """Measures judged claims once more, from the stored declaration in clean processes: same or different.
+
+    Shows numbers once the investigation is closed. Ends with exit code 4 if one is not the same.
+    """
+    from mlxterp_agent.exit_codes import UsageError
+    from mlxterp_agent.judge.replay import replay as replay_claims
+    from mlxterp_agent.platform import Signals
+    from mlxterp_agent.supervisor.prepare import choose_isolation
+
+    if bool(entries) == every:
+        raise UsageError("replay needs the ids of entries, or --all: autointerp replay 0003")
+    with Signals() as signals:
+        replays = replay_claims(
+            directory,
+            entries or [],
+            isolation=choose_isolation(allow_unsandboxed=allow_unsandboxed),
+            stop=signals.reason,
+        )
+    for each in replays:
+        if as_json:
+            _json(each.to_dict())
+        else:
+            _say(each.text)
+    if any(each.result != "same" for each in replays):
+        raise typer.Exit(exit_codes.CONTRACT)
+
+
+@app.command()
 def api(
     name: Annotated[
         str | None, typer.Argument(metavar="[NAME]", help="For instance activation_patching.")

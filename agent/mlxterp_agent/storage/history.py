@@ -141,6 +141,10 @@ class History:
                 self.open_runs[event.get("uid", "")] = OpenRun(event["run"], at)
             case "result":
                 self._result(event, at)
+            case "opened" if event.get("lines"):
+                uid = event["uid"]
+                lines = [line["record"]["uid"] for line in event["lines"]]
+                self.open_runs[uid] = OpenRun(0, at, result_at=at, unlogged=lines, attempted=True)
             case "logged":
                 self.log = Seal(event["size"], event["sha256"])
                 self._logged(event["uid"], event["id"])

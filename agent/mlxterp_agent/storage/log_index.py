@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, overload
 
 from mlxterp.autointerpret.encoding import LineError, compared, decode_object
-from mlxterp.autointerpret.entry import ExperimentEntry
+from mlxterp.autointerpret.entry import CLOSING, ExperimentEntry
 from mlxterp.autointerpret.log_file import Seal
 from mlxterp.errors import CorruptLog, EntryError
 from mlxterp.statistics.duplicates import ResultNumbers, is_copy, landmarks
@@ -241,8 +241,11 @@ class LogIndex:
         return rows[0][0] - 1 if rows else None
 
     def tally(self) -> dict[str, int]:
-        """How many lines ended with each verdict, in the order in which they first appear."""
-        rows = self._all("SELECT verdict, count(*) FROM line GROUP BY verdict ORDER BY min(number)")
+        """How many lines of experiments ended with each verdict, in the order in which they first appear."""
+        rows = self._all(
+            "SELECT verdict, count(*) FROM line WHERE verdict != ? GROUP BY verdict ORDER BY min(number)",
+            CLOSING,
+        )
         return dict(rows)
 
     def kept(self) -> int:

@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple
 
 from mlxterp.autointerpret.contract import PRIVATE
 from mlxterp.autointerpret.encoding import LineError, decode_object
-from mlxterp.autointerpret.entry import ExperimentEntry
+from mlxterp.autointerpret.entry import CLOSING, ExperimentEntry
 from mlxterp.autointerpret.keep_rule import Verdict
 from mlxterp.errors import EntryError
 from mlxterp.measurements import Measurements
@@ -345,6 +345,11 @@ def tier_of(entry: ExperimentEntry) -> str | None:
     return (entry.record or {}).get("tier")
 
 
+def is_closing(entry: ExperimentEntry) -> bool:
+    """Whether this line reports no experiment, and shows the held-out numbers of others."""
+    return verdict_of(entry) == CLOSING
+
+
 def is_kept(entry: ExperimentEntry) -> bool:
     """Whether a supervisor kept this line: a lead, a finding or a claim."""
     return tier_of(entry) in KEPT_TIERS
@@ -384,7 +389,7 @@ def uid_of(entry: ExperimentEntry) -> str | None:
 
 def tally(entries: Sequence[ExperimentEntry]) -> dict[str, int]:
     """How many lines ended with each verdict, in the order in which they first appear."""
-    return dict(Counter(map(verdict_of, entries)))
+    return dict(Counter(verdict_of(entry) for entry in entries if not is_closing(entry)))
 
 
 def tally_text(counts: Mapping[str, int]) -> str:

@@ -22,7 +22,7 @@ from mlxterp_agent.judge.evidence import Known, judge_experiment
 from mlxterp_agent.platform import Clock, read_or_none
 from mlxterp_agent.storage.findings import finding_files, missing, write_files
 from mlxterp_agent.storage.history import OpenRun
-from mlxterp_agent.storage.journal import Journal
+from mlxterp_agent.storage.journal import Event, Journal
 from mlxterp_agent.storage.record import (
     RUNS,
     Execution,
@@ -90,6 +90,9 @@ def reconcile(results: ResultsLog, state: State, clock: Clock) -> Repairs:
             # This line was damaged after it had been read. What it announced cannot be closed any more.
             del results.history.open_runs[uid]
             continue
+        if intent["event"] == "opened":
+            _log_lines(results, intent, done)
+            continue
         experiment = Experiment.from_event(intent)
         if run.result_at is not None:
             _finish(results, experiment, run, done)
@@ -111,10 +114,7 @@ def _finish(results: ResultsLog, experiment: Experiment, run: OpenRun, done: lis
     result = results.journal.event_at(run.result_at)
     if result is None:
         return
-    for line in map(JudgedEntry.from_event, result["lines"]):
-        if results.index.place_of(line.record["uid"]) is None:
-            entry = results.log_line(line)
-            done.append(f"{entry.experiment_id}, which was decided but not logged, was logged")
+    _log_lines(results, result, done)
     kept = list(run.kept)
     if not kept and not run.attempted:
         results.keep_attempt(experiment)
@@ -125,6 +125,14 @@ def _finish(results: ResultsLog, experiment: Experiment, run: OpenRun, done: lis
         results.publish(logged, experiment)
         if logged.experiment_id not in results.history.ids:
             done.append(f"{logged.experiment_id}, which was kept but not committed, was committed")
+
+
+def _log_lines(results: ResultsLog, event: Event, done: list[str]) -> None:
+    """Step 3: the lines of an event that the log lacks."""
+    for line in map(JudgedEntry.from_event, event["lines"]):
+        if results.index.place_of(line.record["uid"]) is None:
+            entry = results.log_line(line)
+            done.append(f"{entry.experiment_id}, which was decided but not logged, was logged")
 
 
 def _restore_log(results: ResultsLog, state: State, done: list[str]) -> str | None:

@@ -230,7 +230,7 @@ class ResultsLog:
             self._git_pause = self._git_again_at = 0.0
             del self._uncommitted[0]
         if last and self._log_committed and self.index.seal.at > self._log_committed > _WHOLE_LOG:
-            self._commit_log()
+            self.commit_log()
 
     def keep_attempt(self, experiment: Experiment) -> None:
         """Keeps what ran and was not kept under refs/autointerp/attempts, so that no version is ever lost."""
@@ -374,7 +374,8 @@ class ResultsLog:
         point("after-journal-committed")
         self.emit(Committed(entry.experiment_id, sha))
 
-    def _commit_log(self) -> None:
+    def commit_log(self) -> None:
+        """One commit of the log alone, if git can."""
         size = self.index.seal.at
         try:
             sha = self.committer.commit(

@@ -28,6 +28,7 @@ from mlxterp_agent.events import (
 )
 from mlxterp_agent.exit_codes import CONTRACT, FINISHED, INTERRUPTED, MACHINE, PROJECT, RESEARCHER, Ended
 from mlxterp_agent.integrity.guard import Guard
+from mlxterp_agent.judge.closing import close_investigation
 from mlxterp_agent.judge.held_out import read_items, salt_of, take_items
 from mlxterp_agent.judge.judge import Judge
 from mlxterp_agent.platform import Clock, Signals, SystemClock, boot_id, explain_disk_full
@@ -76,6 +77,7 @@ def run(
     emit: Emit,
     *,
     description: str = "",
+    closes: bool = True,
     clock: Clock | None = None,
 ) -> Ended:
     """Supervises one investigation until something ends it, and returns what did.
@@ -89,6 +91,7 @@ def run(
 
     Args:
         description: who investigates and why it was chosen, for the screen.
+        closes: an end that nothing interrupted closes the investigation: its held-out numbers are shown.
 
     Raises:
         MlxterpError: the project, its setup.py, git or the machine cannot be used. Everything logged is safe.
@@ -175,6 +178,8 @@ def run(
             )
             with explain_disk_full(project.path):
                 ended = _Supervision(context).supervise()
+                if closes and ended.exit_code == FINISHED:
+                    close_investigation(results, sealed.setup_sha)
         journal.append("stop", reason=ended.reason, exit_code=ended.exit_code)
         store_history(history, journal)
         emit(Stopped(ended.reason, ended.exit_code))
