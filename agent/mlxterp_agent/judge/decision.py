@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from mlxterp.autointerpret.keep_rule import Measured
-from mlxterp.errors import StatisticsError
 from mlxterp.statistics.arrays import Flags, Floats
 from mlxterp.statistics.decisions import (
     POWER_QUANTILE,
@@ -296,10 +295,7 @@ def _direction(declared: str, cells: Cells) -> Direction:
     a metric that is lower there, that is a decrease."""
     if declared in ("none", "either"):
         return declared  # type: ignore[return-value]
-    total = float(cells.gap.sum())
-    if not (total > 0 or total < 0):
-        raise StatisticsError("the pairs have no gap, so an effect has no sign.")
-    return "increase" if (declared == "increase") == (total > 0) else "decrease"
+    return "increase" if (declared == "increase") == bool(cells.gap.sum() > 0) else "decrease"
 
 
 def _not_exceeded(
