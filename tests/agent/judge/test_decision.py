@@ -18,7 +18,7 @@ from mlxterp_agent.judge.judge import ClaimEvidence
 
 RNG = np.random.default_rng(0)
 NOISE = RNG.normal(0, 0.2, 48)
-PLACEBOS = {f"L0.z.h{i}": 0.01 * i for i in range(8)}
+PLACEBOS = {f"L0.z.h{i}": 0.005 * i for i in range(8)}
 
 
 def _declared(**more):
