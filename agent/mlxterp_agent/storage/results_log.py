@@ -44,8 +44,12 @@ _WHOLE_LOG = 1_000_000
 """Bytes up to which every commit holds the whole log. A longer one is committed when it has grown by a tenth,
 and at the end: git stores each version of a file anew."""
 
+_LARGEST_LOG = 20_000_000
+"""Bytes above which git does not get the log any more: it would need seconds for each version. Every kept
+line is also in its finding's result.json."""
+
 _ADOPTED = 1_000_000
-"""Bytes of adopted lines in one event."""
+"""Bytes of adopted lines in one event, which is enough for what a person logs by hand."""
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 5.0, 600.0
 """Seconds between two tries to commit while git cannot."""
@@ -177,7 +181,7 @@ class ResultsLog:
     def note_logged(self, entry: ExperimentEntry, raw: bytes) -> None:
         """Keeps the exact bytes of a logged line in the journal, so that the log can be rebuilt from it."""
         assert entry.record is not None
-        self.index.add(raw)
+        self.index.add([raw])
         self._stamp = _stamp(self.project / LOG)
         seal = self.index.seal
         self.journal.append(
@@ -229,7 +233,8 @@ class ResultsLog:
                 return
             self._git_pause = self._git_again_at = 0.0
             del self._uncommitted[0]
-        if last and self._log_committed and self.index.seal.at > self._log_committed > _WHOLE_LOG:
+        size = self.index.seal.at
+        if last and self._log_committed and self._log_committed < size and _WHOLE_LOG < size <= _LARGEST_LOG:
             self._commit_log()
 
     def keep_attempt(self, experiment: Experiment) -> None:
@@ -302,15 +307,16 @@ class ResultsLog:
     def adopt(self, lines: Sequence[bytes]) -> None:
         """Takes the lines after the known ones into the journal: they are part of what is restored."""
         batch: list[bytes] = []
+        size = 0
         events: list[tuple[str, dict[str, object]]] = []
         for number, line in enumerate(lines, 1):
-            self.index.add(line)
             batch.append(line)
-            if number == len(lines) or sum(map(len, batch)) > _ADOPTED:
-                seal = self.index.seal
+            size += len(line)
+            if number == len(lines) or size > _ADOPTED:
+                seal = self.index.add(batch)
                 text = b"".join(batch).decode("utf-8")
                 events.append(("adopted", {"text": text, "size": seal.at, "sha256": seal.sha256}))
-                batch = []
+                batch, size = [], 0
         if events:
             self.journal.append_all(events)
 
@@ -337,6 +343,7 @@ class ResultsLog:
             "rebuilt",
             size=self.index.seal.at,
             sha256=self.index.seal.sha256,
+            lines=len(self.entries),
             experiments=self.index.runs(),
             last_run=self.index.last_run(),
             seconds=spent.get("seconds") or 0.0,
@@ -362,7 +369,7 @@ class ResultsLog:
     def commit_entry(self, entry: ExperimentEntry, files: Mapping[str, bytes]) -> None:
         """The commit of one kept entry."""
         verdict, size = verdict_of(entry), self.index.seal.at
-        with_log = size <= _WHOLE_LOG or size > 1.1 * self._log_committed
+        with_log = size <= _WHOLE_LOG or 1.1 * self._log_committed < size <= _LARGEST_LOG
         sha = self.committer.commit(
             {**files, LOG: self.log.prefix_bytes(size)} if with_log else files,
             subject=f"{entry.experiment_id} {verdict}: {one_line(entry.conclusion or entry.hypothesis, 60)}",

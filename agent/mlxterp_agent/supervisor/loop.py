@@ -51,7 +51,7 @@ from mlxterp_agent.storage.results_log import ResultsLog
 from mlxterp_agent.storage.state_dir import ProjectLock, open_state, seal
 from mlxterp_agent.supervisor.experiment import ExperimentPipeline, RunContext
 from mlxterp_agent.supervisor.prepare import choose_isolation, fetch_model, initial_files, no_jail
-from mlxterp_agent.supervisor.watcher import STOP, Candidate, FileWatcher, read_experiment, steer_text
+from mlxterp_agent.supervisor.watcher import STOP, Candidate, ExperimentFile, FileWatcher, steer_text
 from mlxterp_agent.text import line_in, one_line, plain
 
 GRACE = 1.0
@@ -173,7 +173,8 @@ class _Supervision:
         self._turns = 0
         self._empty_turns = 0
         self._handled: str | None = None
-        self._found = _key(read_experiment(context.path))
+        self._experiment = ExperimentFile(context.path)
+        self._found = _key(self._experiment.read())
         self._doing = ""
         self._clock_at = context.clock.elapsed()
 
@@ -247,10 +248,10 @@ class _Supervision:
             return None
         if isinstance(state, Working) and not state.offers:
             return None
-        candidate = read_experiment(self._context.path)
+        candidate = self._experiment.read()
         if isinstance(state, Working) and _key(candidate) != self._handled:
             watcher.settle()
-            candidate = read_experiment(self._context.path)
+            candidate = self._experiment.read()
         if _key(candidate) == self._handled:
             return None
         self._handled = _key(candidate)

@@ -103,7 +103,6 @@ def read_project(directory: Path, *, clock: Clock | None = None) -> Overview:
     journal = Journal(state.journal_path)
     history = read_history(journal)
     index = LogIndex.read_only(state.index_path, project.log_path)
-    index.catch_up()
     return Overview(
         project=project,
         state=state,
