@@ -93,6 +93,10 @@ class GitUnavailable(AgentError):
     exit_code = MACHINE
 
 
+class GitMissing(GitUnavailable):
+    """git is not installed."""
+
+
 class StateUnavailable(AgentError):
     """The directory that holds lock, seal and journal cannot be used."""
 

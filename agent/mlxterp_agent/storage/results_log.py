@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from mlxterp.autointerpret.contract import EXPERIMENT, LOG, digest
+from mlxterp.autointerpret.contract import EXPERIMENT, LOG, PRIVATE, digest
 from mlxterp.autointerpret.encoding import vector_digest
 from mlxterp.autointerpret.entry import ExperimentEntry
 from mlxterp.autointerpret.log import ExperimentLog
@@ -29,6 +29,7 @@ from mlxterp_agent.storage.git import EXPERIMENT_TRAILER, VERDICT_TRAILER, Commi
 from mlxterp_agent.storage.history import History, store_history
 from mlxterp_agent.storage.journal import Journal
 from mlxterp_agent.storage.log_index import LoggedEntries, LogIndex
+from mlxterp_agent.storage.project_files import ASIDE, make_folder
 from mlxterp_agent.storage.record import (
     RUNS,
     Experiment,
@@ -208,7 +209,8 @@ class ResultsLog:
 
     def commit_pending(self, *, last: bool = False) -> None:
         """Makes one commit for every kept entry that has none yet, oldest first. While git cannot, it is
-        asked again after a pause that grows from 5 seconds to 10 minutes.
+        asked again after a pause that grows from 5 seconds to 10 minutes; before that a damaged repository
+        is repaired.
 
         Args:
             last: ask once more whatever the pause says, and commit the log if the newest commit lacks lines.
@@ -216,13 +218,14 @@ class ResultsLog:
         if not last and self.journal.clock.elapsed() < self._git_again_at:
             self._forget_files()
             return
+        if self._git_pause and self._uncommitted:
+            self._repair_repository()
         while self._uncommitted:
             waiting = self._uncommitted[0]
             try:
                 self._commit(waiting)
             except GitUnavailable as problem:
-                self._git_pause = min(_LONGEST_PAUSE, 2 * self._git_pause or _FIRST_PAUSE)
-                self._git_again_at = self.journal.clock.elapsed() + self._git_pause
+                self._pause_git()
                 self._forget_files()
                 self.emit(
                     Waiting(
@@ -245,8 +248,7 @@ class ResultsLog:
         try:
             sha = self.committer.keep_attempt(run, files, f"Attempt {run:04d}, not kept")
         except GitUnavailable as problem:
-            self._git_pause = min(_LONGEST_PAUSE, 2 * self._git_pause or _FIRST_PAUSE)
-            self._git_again_at = self.journal.clock.elapsed() + self._git_pause
+            self._pause_git()
             self.emit(Waiting(f"run {run:04d} is logged, but not kept in git yet: {problem}"))
             return
         point("after-attempt")
@@ -349,6 +351,19 @@ class ResultsLog:
             seconds=spent.get("seconds") or 0.0,
             usd=spent.get("usd"),
         )
+
+    def _pause_git(self) -> None:
+        self._git_pause = min(_LONGEST_PAUSE, 2 * self._git_pause or _FIRST_PAUSE)
+        self._git_again_at = self.journal.clock.elapsed() + self._git_pause
+
+    def _repair_repository(self) -> None:
+        try:
+            aside = make_folder(self.project, f"{PRIVATE}/{ASIDE}")
+            for what in self.committer.repair(self.history.head, aside):
+                self.emit(Repaired(what))
+        except GitUnavailable:
+            # Why is said when the commit fails.
+            return
 
     def _forget_files(self) -> None:
         self._uncommitted = [each._replace(files=None) for each in self._uncommitted]

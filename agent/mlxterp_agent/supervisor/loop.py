@@ -13,7 +13,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from mlxterp.autointerpret.contract import load_project
+from mlxterp.autointerpret.contract import PRIVATE, load_project
 from mlxterp.errors import ProjectError
 from mlxterp_agent.events import (
     Emit,
@@ -26,7 +26,16 @@ from mlxterp_agent.events import (
     Turn,
     Waiting,
 )
-from mlxterp_agent.exit_codes import CONTRACT, FINISHED, INTERRUPTED, MACHINE, RESEARCHER, Ended
+from mlxterp_agent.exit_codes import (
+    CONTRACT,
+    FINISHED,
+    INTERRUPTED,
+    MACHINE,
+    RESEARCHER,
+    Ended,
+    GitMissing,
+    GitUnavailable,
+)
 from mlxterp_agent.integrity.guard import Guard
 from mlxterp_agent.platform import Clock, Signals, SystemClock, boot_id, explain_disk_full
 from mlxterp_agent.researchers.base import (
@@ -46,6 +55,7 @@ from mlxterp_agent.storage.git import Committer
 from mlxterp_agent.storage.history import read_history, store_history
 from mlxterp_agent.storage.journal import Journal
 from mlxterp_agent.storage.log_index import LogIndex
+from mlxterp_agent.storage.project_files import ASIDE, make_folder
 from mlxterp_agent.storage.recovery import reconcile, set_aside_damage
 from mlxterp_agent.storage.results_log import ResultsLog
 from mlxterp_agent.storage.state_dir import ProjectLock, open_state, seal
@@ -98,9 +108,9 @@ def run(
         isolation = choose_isolation(allow_unsandboxed=options.allow_unsandboxed)
         journal = stack.enter_context(contextlib.closing(Journal(state.journal_path, clock=clock)))
         committer = Committer(project.path)
-        committer.ensure_repo(initial_files(project.path))
         notices = journal.open()
         history = read_history(journal)
+        notices += _open_repository(committer, project.path, history.head)
         notices += set_aside_damage(journal, state)
         violations = history.violations
         sealed = seal(state, project.path, reseal=options.reseal or not history.measured)
@@ -161,6 +171,24 @@ def run(
         store_history(history, journal)
         emit(Stopped(ended.reason, ended.exit_code))
     return ended
+
+
+def _open_repository(committer: Committer, project: Path, head: str | None) -> list[str]:
+    """Makes the project a repository, or repairs the one that is there. Trouble with git is reported, and
+    ends nothing: what is kept is committed once git is well.
+
+    Raises:
+        GitUnavailable: git is not installed.
+    """
+    done: list[str] = []
+    try:
+        done += committer.repair(head, make_folder(project, f"{PRIVATE}/{ASIDE}", notice=done.append))
+        committer.ensure_repo(initial_files(project))
+    except GitMissing:
+        raise
+    except GitUnavailable as problem:
+        done.append(f"nothing can be committed now: {problem}")
+    return done
 
 
 class _Supervision:
@@ -293,6 +321,7 @@ class _Supervision:
             case Working():
                 watcher.wait(_TICK)
                 self._stop_now()
+                self._context.results.commit_pending()
             case Idle() if self._empty_turns >= _EMPTY_TURNS:
                 why = f"nothing is left to try: {_EMPTY_TURNS} turns in a row brought no new experiment"
                 self._ended = Ended(why, FINISHED)

@@ -25,7 +25,7 @@ def write_report(directory: Path) -> tuple[Path, Path]:
         seen.entries,
         config=seen.report_config(),
         spent=seen.spent._asdict(),
-        stop_reason=seen.stop_reason,
+        stop_reason="; ".join(filter(None, (seen.stop_reason, seen.uncommitted))),
     )
 
 
