@@ -25,6 +25,7 @@ from mlxterp.autointerpret.encoding import MAX_LINE, LineError, decode_object, e
 from mlxterp.autointerpret.entry import ExperimentEntry
 from mlxterp.autointerpret.log_file import Continuation, LogFile, Place, Seal, SealProblem
 from mlxterp.errors import CorruptLog, EntryError, OutboxClosed, TornTail
+from mlxterp.measurements import recorder
 
 OUTBOX_ENV = "AUTOINTERP_OUTBOX"
 """Holds `fd:<n>` in a process whose entries a supervisor collects: JSON lines on an inherited pipe."""
@@ -78,7 +79,9 @@ class ExperimentLog:
     def append(self, entry: ExperimentEntry) -> ExperimentEntry:
         """Logs the entry and returns it as logged, with its id and timestamp.
 
-        Under supervision the returned entry has the id "": the supervisor gives it one when it logs it.
+        Under supervision the returned entry has the id "": the supervisor gives it one when it logs it. What
+        the library measured since the entry before goes with it; an entry with nothing measured behind it is
+        a note.
 
         Raises:
             OutboxClosed: a supervisor asked for entries, and its pipe is gone.
@@ -89,7 +92,8 @@ class ExperimentLog:
         supervisor = outbox()
         if supervisor is not None:
             pending = replace(stamped, experiment_id="")
-            supervisor.send({"type": "entry", "entry": pending.to_dict()})
+            measured = recorder.take().to_dict()
+            supervisor.send({"type": "entry", "entry": pending.to_dict(), "measured": measured})
             return pending
         return self._append(lambda place: replace(stamped, experiment_id=place.experiment_id)).entry
 

@@ -23,10 +23,11 @@ from mlxterp.autointerpret.contract import digest, state_dir
 DATA = Path(__file__).resolve().parents[1] / "data" / "project-0.1.0"
 
 NEW_EXPERIMENT = """
-from setup import dataset
+from setup import dataset, model
 
 from mlxterp.autointerpret import ExperimentEntry, ExperimentLog
 
+model.logits(dataset[0].clean)
 ExperimentLog("results.jsonl").append(
     ExperimentEntry("h", "counting", {"n": len(dataset), "x": 0.5, "y": 0.25}, True, "c", None)
 )
@@ -106,8 +107,8 @@ def _digests(folder: Path) -> dict[str, str]:
 _STAMPS = ("prev", "mac", "uncounted_s")
 """Keys of an event that came with later versions: they authenticate it."""
 
-_ADDED = ("isolation", "files")
-"""Keys of a record that came with later versions."""
+_ADDED = ("isolation", "files", "measured")
+"""Keys of a record that came with later versions, and what version 0.1.0 left empty."""
 
 
 def _shape(value: Any) -> Any:
@@ -127,5 +128,6 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_project_of_version_0_1_0_goes_on_as_it_would_have_with_that_version(project):
     expected = json.loads((DATA / "expected.json").read_text())
+    assert expected["its line"]["record"].pop("measured") == "NoneType"
 
     assert answers(project) == expected

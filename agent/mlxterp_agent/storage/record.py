@@ -22,6 +22,7 @@ from mlxterp.autointerpret.encoding import LineError, decode_object
 from mlxterp.autointerpret.entry import ExperimentEntry
 from mlxterp.autointerpret.keep_rule import Verdict
 from mlxterp.errors import EntryError
+from mlxterp.measurements import Measurements
 from mlxterp_agent.storage.budget import Spent
 from mlxterp_agent.storage.history import KEPT_TIERS
 from mlxterp_agent.storage.journal import Event
@@ -62,6 +63,7 @@ class Execution:
         error, traceback: why it is not "ok".
         bad_frames: the reports that were not accepted.
         entries: what it reported with `ExperimentLog.append`. These are claims.
+        measured: what the library measured in its process before each of them.
         stdout_tail, stderr_tail: the last 64 kB; the beginning is in the run's stdout.txt and stderr.txt.
         output_bytes: the size of all that it printed.
         escaped: how many processes outside its group still ran at its end, and were ended then.
@@ -80,6 +82,7 @@ class Execution:
     traceback: str | None = None
     bad_frames: tuple[BadFrame, ...] = ()
     entries: tuple[ExperimentEntry, ...] = ()
+    measured: tuple[Measurements, ...] = ()
     stdout_tail: str = ""
     stderr_tail: str = ""
     output_bytes: int = 0
@@ -166,6 +169,12 @@ class Experiment:
             return ""
         return next(iter(plain(docstring or "").strip().splitlines()), "")
 
+    def measured_before(self, number: int) -> Measurements:
+        """What the library measured for the entry of this number, from 1; nothing for one that did not come
+        from the experiment."""
+        measured = () if self.execution is None else self.execution.measured
+        return measured[number - 1] if number <= len(measured) else Measurements()
+
     def announcement(self) -> dict[str, Any]:
         """The fields of the journal's event `intent`."""
         return {**{name: getattr(self, name) for name in _ANNOUNCED}, "sha": self.sha}
@@ -208,7 +217,8 @@ class JudgedEntry:
 def judged_entry(
     experiment: Experiment, number: int, entry: ExperimentEntry, judgement: Judgement
 ) -> JudgedEntry:
-    """The line of an experiment's entry: as the rule decided it, with the evidence.
+    """The line of an experiment's entry: as the rule decided it, with the evidence. What an experiment
+    declares is decided on its first line; the others are plain.
 
     The supervisor sets the id and the time; `informative` says what was decided, and `record["claimed"]` what
     the researcher called it.
@@ -227,7 +237,7 @@ def judged_entry(
         "reasons": [one_line(reason, 500) for reason in verdict.reasons],
         "rule": verdict.rule,
         "claimed": entry.informative,
-        "declared": experiment.declared,
+        "declared": experiment.declared if number == 1 else None,
         "measured": judgement.measured,
         "checks": dict(judgement.checks),
         "digests": {
@@ -289,6 +299,8 @@ def entries_of(experiment: Experiment) -> Sequence[ExperimentEntry]:
             conclusion=(
                 experiment.violations[0]
                 if experiment.violations
+                else experiment.claim
+                if experiment.declared is not None and execution.status == "ok"
                 else _how_it_ended(execution, experiment.time_box)
             ),
             duration_seconds=execution.seconds,

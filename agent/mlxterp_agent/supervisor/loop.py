@@ -37,6 +37,8 @@ from mlxterp_agent.exit_codes import (
     GitUnavailable,
 )
 from mlxterp_agent.integrity.guard import Guard
+from mlxterp_agent.judge.held_out import read_items, salt_of, take_items
+from mlxterp_agent.judge.judge import Judge
 from mlxterp_agent.platform import Clock, Signals, SystemClock, boot_id, explain_disk_full
 from mlxterp_agent.researchers.base import (
     Done,
@@ -48,6 +50,7 @@ from mlxterp_agent.researchers.base import (
     Working,
 )
 from mlxterp_agent.run_config import Options
+from mlxterp_agent.sandbox.measuring import Laboratory
 from mlxterp_agent.sandbox.runner import Runner
 from mlxterp_agent.state_md import overview_of_index, write_state
 from mlxterp_agent.storage.budget import Budget
@@ -152,6 +155,19 @@ def run(
             runner = Runner(project.path, sealed.setup, state, isolation=isolation, grace=GRACE, clock=clock)
             stack.enter_context(contextlib.closing(runner))
             stack.enter_context(contextlib.closing(researcher))
+            taken = take_items(project.path, state, reseal=options.reseal or not history.measured)
+            if taken is not None:
+                emit(Repaired(taken))
+            judge = Judge(
+                laboratory=Laboratory(
+                    project=project.path, state=state, setup=sealed.setup, isolation=isolation
+                ),
+                journal=journal,
+                clock=clock,
+                setup_sha=sealed.setup_sha,
+                salt=salt_of(state),
+                items=read_items(state),
+            )
             context = RunContext(
                 project=project,
                 setup_sha=sealed.setup_sha,
@@ -159,6 +175,7 @@ def run(
                 guard=Guard(state, sealed, results, violations=violations),
                 budget=Budget(options.limits(), clock, journal, history),
                 runner=runner,
+                judge=judge,
                 researcher=researcher,
                 options=options,
                 emit=emit,
@@ -252,6 +269,7 @@ class _Supervision:
                 "fetches a model. Correct it, then start again."
             )
         self._pipeline.facts = report.facts
+        self._context.judge.divide(report.facts)
         model = str(report.facts.get("model") or self._context.project.config.model)
         self._context.emit(SetupReady(model, report.seconds, report.facts.get("blas")))
 
