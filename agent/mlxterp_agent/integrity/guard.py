@@ -23,6 +23,7 @@ from mlxterp.autointerpret.contract import FINDINGS, LOG, SETUP, digest
 from mlxterp_agent.events import Violated
 from mlxterp_agent.platform import NotRegular, explain_disk_full, read_regular
 from mlxterp_agent.storage.git import Committer, git_dirs
+from mlxterp_agent.storage.project_files import make_folder, write_in_project
 from mlxterp_agent.storage.record import Execution
 from mlxterp_agent.storage.results_log import ResultsLog
 from mlxterp_agent.storage.state_dir import Sealed, State
@@ -125,17 +126,19 @@ def restore(
         for what in dict.fromkeys(violation.what for violation in violations):
             match what:
                 case "setup":
-                    _replace(project / SETUP, sealed.setup_bytes, evidence)
+                    _set_aside(project / SETUP, evidence)
+                    write_in_project(project, SETUP, sealed.setup_bytes)
                     done.append("setup.py was put back from its sealed copy")
                 case "seal":
                     _replace(sealed.setup, sealed.setup_bytes, evidence / "sealed")
                     done.append("the sealed copy of setup.py was written anew")
                 case "log":
-                    _replace(project / LOG, log, evidence)
+                    _set_aside(project / LOG, evidence)
+                    write_in_project(project, LOG, log)
                     done.append(f"{LOG} was put back from the journal")
                 case "findings":
                     _set_aside(project / FINDINGS, evidence)
-                    (project / FINDINGS).mkdir()
+                    make_folder(project, FINDINGS)
                     done.append(f"{FINDINGS}/ is a directory again")
                 case "git":
                     _copy_git(project, evidence)

@@ -27,6 +27,7 @@ from mlxterp_agent.platform import child_environment
 from mlxterp_agent.sandbox.child_messages import Frames
 from mlxterp_agent.sandbox.jail import Policy, macos
 from mlxterp_agent.sandbox.scratch_files import WrittenFiles, copy_written_files, remove_tree
+from mlxterp_agent.storage.project_files import create_in_project
 
 TAIL = 64 * 1024
 FILE = 1_000_000
@@ -60,7 +61,11 @@ class Capture:
     def to_file(self, path: Path) -> None:
         """Writes the beginning of the stream to this file, what came before included. A copy for people:
         nothing depends on it."""
-        self._file = open(path, "wb", buffering=0)  # noqa: SIM115 - closed by `end`
+        try:
+            fd = create_in_project(path.parent, path.name)
+        except OSError:
+            return  # The disk is full, or the directory was removed.
+        self._file = open(fd, "wb", buffering=0)  # noqa: SIM115 - closed by `end`
         self._write(bytes(self._head))
         self._head.clear()
 

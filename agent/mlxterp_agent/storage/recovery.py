@@ -23,6 +23,7 @@ from mlxterp_agent.platform import Clock, read_or_none
 from mlxterp_agent.storage.findings import finding_files, missing, write_files
 from mlxterp_agent.storage.history import OpenRun
 from mlxterp_agent.storage.journal import Journal
+from mlxterp_agent.storage.project_files import clear_for_file
 from mlxterp_agent.storage.record import (
     RUNS,
     Execution,
@@ -74,6 +75,8 @@ def reconcile(results: ResultsLog, state: State, clock: Clock) -> Repairs:
     cost does not grow with the log.
     """
     done: list[str] = []
+    for name in (LOG, f"{LOG}.torn"):
+        clear_for_file(results.project, name, notice=done.append)
     seal = results.history.log
     taken_over = results.history.taken_over
     fits = results.index.catch_up(until=seal.at) == seal
@@ -303,7 +306,7 @@ def _restore_folders(results: ResultsLog, sources: _Sources, done: list[str], *,
         entry = results.entries[number]
         source = sources.of(entry)
         if source is not None and missing(results.project, entry):
-            write_files(results.project, finding_files(entry, source))
+            write_files(results.project, finding_files(entry, source), notice=done.append)
             done.append(f"the folder of {entry_id} was missing and was made again")
 
 

@@ -20,7 +20,7 @@ from mlxterp.autointerpret.encoding import vector_digest
 from mlxterp.autointerpret.entry import ExperimentEntry
 from mlxterp.autointerpret.log import ExperimentLog
 from mlxterp.autointerpret.log_file import Continuation, Seal
-from mlxterp.errors import TornTail
+from mlxterp.errors import ProjectError, TornTail
 from mlxterp_agent.crash_points import point
 from mlxterp_agent.events import Committed, Decided, Emit, Repaired, Waiting
 from mlxterp_agent.exit_codes import GitUnavailable
@@ -200,7 +200,7 @@ class ResultsLog:
         committed with a later one."""
         source = experiment.source.encode()
         files = finding_files(entry, source)
-        write_files(self.project, files)
+        write_files(self.project, files, notice=self.note_moved)
         point("after-finding")
         self._uncommitted.append(
             _Uncommitted(experiment.uid, entry.experiment_id, {EXPERIMENT: source, **files})
@@ -262,9 +262,17 @@ class ResultsLog:
 
     def logged_bytes(self) -> bytes:
         """What results.jsonl must hold, by the journal."""
-        found = rebuilt_log(self.journal, self.index.seal, self.log.raw())
+        try:
+            raw = self.log.raw()
+        except ProjectError:
+            raw = b""
+        found = rebuilt_log(self.journal, self.index.seal, raw)
         assert found is not None, "every line of this session is in the journal"
         return found
+
+    def note_moved(self, what: str) -> None:
+        """Reports something that stood where a file belongs."""
+        self.emit(Repaired(what))
 
     def restored(self) -> None:
         """The log was put back: it is what it was."""
@@ -275,7 +283,10 @@ class ResultsLog:
         program changed the file."""
         if _stamp(self.project / LOG) == self._stamp:
             return f"{self.index.seal.at:,} bytes with digest {self.index.seal.sha256[:16]}"
-        raw = self.log.raw()
+        try:
+            raw = self.log.raw()
+        except ProjectError:
+            return "not a regular file"
         return f"{len(raw):,} bytes with digest {digest(raw)[:16]}"
 
     def unexpected_change(self) -> str | None:
@@ -289,7 +300,10 @@ class ResultsLog:
         if stamp == self._stamp:
             return None
         known = self.index.seal
-        raw = self.log.raw()
+        try:
+            raw = self.log.raw()
+        except ProjectError:
+            return f"{LOG} was replaced by something that is not a regular file"
         if digest(raw[: known.at]) != known.sha256:
             return f"{LOG} was changed: its first {known.at:,} bytes are not what they were"
         *_, rest = raw.rpartition(b"\n")
