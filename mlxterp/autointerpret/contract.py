@@ -114,7 +114,7 @@ def read_config(project: Path) -> ProjectConfig:
     """The project's configuration; a clone, whose private directory git ignores, has the defaults."""
     path = Path(project) / CONFIG
     try:
-        data = decode_object(_read_file(path))
+        data = _read_file(path)
     except FileNotFoundError:
         return ProjectConfig()
     except OSError as problem:
@@ -122,6 +122,13 @@ def read_config(project: Path) -> ProjectConfig:
             f"{path} cannot be read: {problem.strerror}. Put a regular file there, or remove it to have the "
             "defaults."
         ) from None
+    return parse_config(data, path)
+
+
+def parse_config(raw: bytes, path: str | Path) -> ProjectConfig:
+    """The configuration in these bytes; `path` is where they are from, for messages."""
+    try:
+        data = decode_object(raw)
     except LineError as problem:
         raise ProjectError(
             f"{path} cannot be read: {problem}. Correct it, or remove it to have the defaults."

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Literal
 
 from mlxterp._files import write_atomically
-from mlxterp.autointerpret.contract import FINDINGS, LOG, SETUP, digest
+from mlxterp.autointerpret.contract import CONFIG, FINDINGS, LOG, SETUP, digest
 from mlxterp_agent.events import Violated
 from mlxterp_agent.platform import NotRegular, explain_disk_full, read_regular
 from mlxterp_agent.storage.git import Committer, git_dirs
@@ -28,7 +28,7 @@ from mlxterp_agent.storage.record import Execution
 from mlxterp_agent.storage.results_log import ResultsLog
 from mlxterp_agent.storage.state_dir import Sealed, State
 
-What = Literal["setup", "log", "snapshot", "seal", "journal", "findings", "git"]
+What = Literal["setup", "config", "log", "snapshot", "seal", "journal", "findings", "git"]
 
 _GIT_FILES = ("config", "config.worktree", "info/attributes", "info/exclude")
 
@@ -70,6 +70,7 @@ def snapshot(project: Path, state: State, also: Sequence[Path] = (), *, log: str
     """
     kinds: dict[Path, What] = {
         project / SETUP: "setup",
+        project / CONFIG: "config",
         project / LOG: "log",
         state.sealed_dir / SETUP: "seal",
     }
@@ -129,6 +130,11 @@ def restore(
                     _set_aside(project / SETUP, evidence)
                     write_in_project(project, SETUP, sealed.setup_bytes)
                     done.append("setup.py was put back from its sealed copy")
+                case "config":
+                    _set_aside(project / CONFIG, evidence)
+                    if sealed.config_bytes:
+                        write_in_project(project, CONFIG, sealed.config_bytes)
+                    done.append(f"{CONFIG} was put back from its sealed copy")
                 case "seal":
                     _replace(sealed.setup, sealed.setup_bytes, evidence / "sealed")
                     done.append("the sealed copy of setup.py was written anew")
@@ -153,7 +159,7 @@ def restore(
 ALLOWED = 1
 """Violations after which a run continues. One more, and it pauses."""
 
-_BETWEEN_RUNS = ("setup", "seal", "journal", "findings")
+_BETWEEN_RUNS = ("setup", "config", "seal", "journal", "findings")
 
 
 class Guard:

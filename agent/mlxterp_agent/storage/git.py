@@ -223,11 +223,15 @@ class Committer:
     """The git side of one project.
 
     Every method may raise GitUnavailable or DiskFull, and can simply be called again.
+
+    Args:
+        scratch: where temporary files go; what a kill leaves there, the next start removes.
     """
 
-    def __init__(self, project: Path) -> None:
+    def __init__(self, project: Path, *, scratch: Path | None = None) -> None:
         self._git = GitDriver(project)
         self._project = self._git.project
+        self._scratch = scratch
 
     def ensure_repo(self, paths: Sequence[str]) -> str:
         """Makes the project its own repository, also inside another one's working tree, and gives HEAD.
@@ -263,7 +267,7 @@ class Committer:
                 quoted with ">".
             trailers: the last paragraph; nothing in `subject` and `body` can become part of it.
         """
-        with tempfile.TemporaryDirectory(prefix="autointerp-git-") as scratch:
+        with tempfile.TemporaryDirectory(prefix="autointerp-git-", dir=self._scratch) as scratch:
             blobs = self._store(Path(scratch), files)
             message = _message(subject, body, trailers)
             before: dict[str, _Blob | None] = {}
@@ -294,7 +298,7 @@ class Committer:
     def keep_attempt(self, run: int, files: Mapping[str, bytes], message: str) -> str:
         """Keeps the files of a run that was not kept, under refs/autointerp/attempts/NNNN, on top of HEAD."""
         ref = f"{ATTEMPTS}/{run:04d}"
-        with tempfile.TemporaryDirectory(prefix="autointerp-git-") as scratch:
+        with tempfile.TemporaryDirectory(prefix="autointerp-git-", dir=self._scratch) as scratch:
             blobs = self._store(Path(scratch), files)
             text = _message(message, "", {ATTEMPT_TRAILER: f"{run:04d}"})
             commit = self._build(Path(scratch), self._head(), blobs, text)

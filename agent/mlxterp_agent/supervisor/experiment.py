@@ -49,6 +49,7 @@ class RunContext:
     emit: Emit
     signals: Signals
     clock: Clock
+    heartbeat_path: Path
 
     @property
     def path(self) -> Path:
