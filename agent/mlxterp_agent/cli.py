@@ -149,6 +149,7 @@ def start(
     from mlxterp_agent.exit_codes import UsageError
     from mlxterp_agent.researchers.select import choose
     from mlxterp_agent.run_config import AGENT_STREAK, merge
+    from mlxterp_agent.storage.state_dir import sealed_config
     from mlxterp_agent.supervisor.prepare import make, target_of
 
     targets = targets_of(notify or [])
@@ -166,8 +167,8 @@ def start(
             f"--scaffold, --model and --question make a new investigation, and {target} is there already"
         )
     options = merge(
-        load_project(target).config,
-        now=datetime.now().astimezone(),
+        sealed_config(load_project(target)),
+        now=datetime.now(),
         hours=hours,
         until=until,
         max_usd=max_usd,
@@ -200,11 +201,12 @@ def watch(
     from mlxterp_agent.researchers.external import External
     from mlxterp_agent.researchers.select import Choice
     from mlxterp_agent.run_config import merge
+    from mlxterp_agent.storage.state_dir import sealed_config
 
     targets = targets_of(notify or [])
     options = merge(
-        load_project(directory).config,
-        now=datetime.now().astimezone(),
+        sealed_config(load_project(directory)),
+        now=datetime.now(),
         max_experiments=max_experiments,
         hours=hours,
         until=until,
@@ -229,11 +231,12 @@ def run(
     from mlxterp.autointerpret.contract import load_project
     from mlxterp_agent.display.plain import PlainLines
     from mlxterp_agent.run_config import merge
+    from mlxterp_agent.storage.state_dir import sealed_config
     from mlxterp_agent.supervisor.single_run import run_once
 
     options = merge(
-        load_project(directory).config,
-        now=datetime.now().astimezone(),
+        sealed_config(load_project(directory)),
+        now=datetime.now(),
         time_per_experiment=time_per_experiment,
         reseal=reseal,
         allow_unsandboxed=allow_unsandboxed,
@@ -433,6 +436,7 @@ def _supervise(
     from mlxterp_agent.display import open_printer
     from mlxterp_agent.display.notify import Notices
     from mlxterp_agent.messages import closing_text
+    from mlxterp_agent.platform import began_at
     from mlxterp_agent.supervisor.loop import run as run_supervised
     from mlxterp_agent.supervisor.project_view import read_project
     from mlxterp_agent.supervisor.report_process import refresh_report
@@ -441,7 +445,12 @@ def _supervise(
     try:
         with Notices(screen, notify, project=directory.resolve().name) as emit:
             ended = run_supervised(
-                directory, chosen.researcher, options, emit, description=chosen.description
+                directory,
+                chosen.researcher,
+                options,
+                emit,
+                description=chosen.description,
+                began=began_at(),
             )
     finally:
         screen.close()

@@ -88,6 +88,7 @@ class History:
         last_run: the highest number of a run.
         log: what results.jsonl was after the newest line.
         head: the newest commit.
+        taken_over: how many lines were written elsewhere; what ran for them is not on this machine.
         open_runs: by uid, oldest first.
         ids: uid of the open runs' kept lines that are logged and not committed, by their ids.
     """
@@ -106,6 +107,7 @@ class History:
     last_run: int = 0
     log: Seal = _EMPTY
     head: str | None = None
+    taken_over: int = 0
     open_runs: dict[str, OpenRun] = field(default_factory=dict)
     ids: dict[str, str] = field(default_factory=dict)
     position: Position = _BEGINNING
@@ -217,6 +219,7 @@ class History:
         self.experiments = max(self.experiments, event["experiments"])
         self.last_run = max(self.last_run, event["last_run"])
         self.finished_seconds = max(self.finished_seconds, event["seconds"])
+        self.taken_over = event["lines"]
         self.usd = event["usd"] if self.usd is None else self.usd
 
 

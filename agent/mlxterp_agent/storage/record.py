@@ -14,6 +14,7 @@ import platform
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from enum import Enum
 from functools import cache
 from typing import Any, Literal, NamedTuple
 
@@ -39,15 +40,31 @@ Status = Literal[
 _MAX_NAMED = 50
 
 
-class BadFrame(NamedTuple):
-    """A report of the experiment that cannot be accepted.
+class FrameFault(Enum):
+    """Why a report of the experiment cannot be accepted."""
 
-    `forged` is False for what an honest program can send by accident (too much, too long, cut off, not an
-    entry), and True for what only a forger sends: a record, a second end, an unknown kind of report.
-    """
+    TORN = "torn"
+    """Cut off, or two writers wrote at once: it cannot be read."""
+
+    TOO_MUCH = "too much"
+    """More, or longer, than is read."""
+
+    NO_ENTRY = "no entry"
+    """Its entry lacks fields, or has wrong ones."""
+
+    FORGED = "forged"
+    """What no honest program sends: a record, a second end, an unknown kind of report."""
+
+
+class BadFrame(NamedTuple):
+    """A report of the experiment that cannot be accepted."""
 
     text: str
-    forged: bool
+    fault: FrameFault
+
+    @property
+    def forged(self) -> bool:
+        return self.fault is FrameFault.FORGED
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,10 +12,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mlxterp._files import write_atomically
 from mlxterp.autointerpret.contract import EXPERIMENT, PROGRAM, Project, digest
 from mlxterp.autointerpret.hypothesis import read_hypothesis
-from mlxterp.errors import DeclarationError, ProjectError
+from mlxterp.errors import DeclarationError
 from mlxterp_agent.crash_points import point
 from mlxterp_agent.events import Emit, Running, Waiting
 from mlxterp_agent.integrity.guard import Guard
@@ -27,6 +26,7 @@ from mlxterp_agent.researchers.base import BudgetState, ExperimentOutcome, Resea
 from mlxterp_agent.run_config import Options
 from mlxterp_agent.sandbox.runner import Runner
 from mlxterp_agent.storage.budget import Budget
+from mlxterp_agent.storage.project_files import write_in_project
 from mlxterp_agent.storage.record import RUNS, Cost, Execution, Experiment, verdict_of
 from mlxterp_agent.storage.results_log import ResultsLog
 from mlxterp_agent.supervisor.watcher import Candidate
@@ -49,6 +49,7 @@ class RunContext:
     emit: Emit
     signals: Signals
     clock: Clock
+    heartbeat_path: Path
 
     @property
     def path(self) -> Path:
@@ -81,7 +82,7 @@ class ExperimentPipeline:
         except DeclarationError as problem:
             return self.refuse(str(problem))
         context = self._context
-        frozen = _freeze(context.path, experiment)
+        frozen = _freeze(context, experiment)
         violations = context.guard.between_runs()
         context.results.announce(experiment)
         if violations:
@@ -172,25 +173,12 @@ class ExperimentPipeline:
         return Cost(spent.usd, spent.tokens)
 
 
-def _freeze(project: Path, experiment: Experiment) -> Path:
+def _freeze(context: RunContext, experiment: Experiment) -> Path:
     """A copy of the bytes that will run, in `.autointerp/runs/NNNN/experiment.py`. These are run, judged,
-    committed.
-
-    Raises:
-        ProjectError: `.autointerp` or a folder in it is a link or a file.
-    """
-    folder = project
-    for name in (*RUNS.split("/"), f"{experiment.run:04d}"):
-        folder = folder / name
-        if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
-            raise ProjectError(
-                f"run {experiment.run:04d} was to be kept in {project / RUNS}, but {folder} is a link or a "
-                "file. Remove it; nothing that counts is stored there."
-            )
-        folder.mkdir(exist_ok=True)
-    frozen = folder / EXPERIMENT
-    write_atomically(frozen, experiment.source.encode())
-    return frozen
+    committed."""
+    name = f"{RUNS}/{experiment.run:04d}/{EXPERIMENT}"
+    write_in_project(context.path, name, experiment.source.encode(), notice=context.results.note_moved)
+    return context.path / name
 
 
 def _difference(now: Cost, before: Cost) -> Cost:

@@ -41,6 +41,7 @@ _CHANGES = frozenset(
 )
 _POLL = 0.1
 _STEER_LIMIT = 8000
+_SETTLED_NS = 1_000_000_000
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,30 @@ def read_experiment(project: Path) -> Candidate:
     except OSError as problem:
         return Candidate(b"", "", f"{EXPERIMENT} cannot be read: {os.strerror(problem.errno or 0)}")
     return Candidate(source, digest(source), _problem(source))
+
+
+class ExperimentFile:
+    """experiment.py of one project; it is read and parsed again only when the file was written to."""
+
+    def __init__(self, project: Path) -> None:
+        self._project = project
+        self._stamp: tuple[int, ...] | None = None
+        self._candidate = Candidate(b"", "", f"{EXPERIMENT} is missing")
+
+    def read(self) -> Candidate:
+        """What it holds now."""
+        try:
+            status = os.lstat(self._project / EXPERIMENT)
+        except OSError:
+            self._stamp = None
+            return read_experiment(self._project)
+        # The time of the last change is set by the kernel. A file that has just been written may be written
+        # again within the clock's resolution, so it is read until it is a moment old.
+        stamp = (status.st_dev, status.st_ino, status.st_size, status.st_mode, status.st_ctime_ns)
+        if stamp != self._stamp:
+            self._candidate = read_experiment(self._project)
+            self._stamp = stamp if time.time_ns() - status.st_ctime_ns > _SETTLED_NS else None
+        return self._candidate
 
 
 def steer_text(project: Path) -> str:
