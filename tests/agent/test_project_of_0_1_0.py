@@ -95,7 +95,8 @@ def _status(project: Path) -> dict[str, Any]:
 def _events(project: Path) -> list[list[Any]]:
     """Each event of the journal by its name and its keys, without the clock that a slow machine adds."""
     lines = (state_dir(project) / "journal.jsonl").read_text().splitlines()
-    return [[e["event"], sorted(e)] for e in map(json.loads, lines) if e["event"] != "clock"]
+    events = [event for event in map(json.loads, lines) if event["event"] != "clock"]
+    return [[event["event"], sorted(event.keys() - set(_STAMPS))] for event in events]
 
 
 def _digests(folder: Path) -> dict[str, str]:
@@ -103,7 +104,10 @@ def _digests(folder: Path) -> dict[str, str]:
     return {path.relative_to(folder).as_posix(): digest(path.read_bytes()) for path in files}
 
 
-_ADDED = ("isolation", "files", "measured")
+_STAMPS = ("prev", "mac", "uncounted_s")
+"""Keys of an event that came with later versions: they authenticate it."""
+
+_ADDED = ("isolation", "files", "measured", "predicted")
 """Keys of a record that came with later versions, and what version 0.1.0 left empty."""
 
 

@@ -10,7 +10,7 @@ called after every experiment, whether or not the turn has ended.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -121,7 +121,7 @@ class Situation:
     """
 
     project: Path
-    entries: list[ExperimentEntry]
+    entries: Sequence[ExperimentEntry]
     budget: BudgetState
     last: ExperimentEntry | None
     deadline_left: float | None = None
@@ -141,7 +141,7 @@ class ExperimentOutcome:
         run: the number of the run, or None when nothing ran (the file did not parse, or these bytes ran
         before).
         entries: the lines that the run added to the log.
-        text: verdict, reasons, failing check and budget, at most 2 kB.
+        text: verdict, reasons, numbers, predictions, budget and output, at most 3 kB.
     """
 
     run: int | None

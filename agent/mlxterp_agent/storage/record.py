@@ -12,18 +12,26 @@ import ast
 import os
 import platform
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, Literal, NamedTuple
 
 from mlxterp.autointerpret.contract import PRIVATE
 from mlxterp.autointerpret.encoding import LineError, decode_object
+from mlxterp.autointerpret.encoding import plain as plain_values
 from mlxterp.autointerpret.entry import ExperimentEntry
 from mlxterp.autointerpret.keep_rule import Verdict
+from mlxterp.autointerpret.prediction import (
+    Prediction,
+    compare_predictions,
+    predictions_digest,
+    read_predictions,
+)
 from mlxterp.errors import EntryError
 from mlxterp.measurements import Measurements
-from mlxterp_agent.storage.budget import KEPT_TIERS, Spent
+from mlxterp_agent.storage.budget import Spent
+from mlxterp_agent.storage.history import KEPT_TIERS
 from mlxterp_agent.storage.journal import Event
 from mlxterp_agent.text import one_line, plain, tail
 
@@ -174,6 +182,20 @@ class Experiment:
         measured = () if self.execution is None else self.execution.measured
         return measured[number - 1] if number <= len(measured) else Measurements()
 
+    @property
+    def predictions(self) -> tuple[Prediction, ...]:
+        """The numbers that its source predicts. It was read before the run: one that cannot be read does not
+        run."""
+        return read_predictions(self.source.encode())
+
+    def predicted(self, number: int) -> list[dict[str, Any]]:
+        """The predictions that the entry of this number, from 1, is held against, each with `measured` and
+        `held`."""
+        if self.execution is None or self.execution.may_run_again:
+            return []
+        results = [entry.result for entry in entries_of(self)]
+        return compare_predictions(self.predictions, results, number - 1)
+
     def announcement(self) -> dict[str, Any]:
         """The fields of the journal's event `intent`."""
         return {**{name: getattr(self, name) for name in _ANNOUNCED}, "sha": self.sha}
@@ -216,7 +238,8 @@ class JudgedEntry:
 def judged_entry(
     experiment: Experiment, number: int, entry: ExperimentEntry, judgement: Judgement
 ) -> JudgedEntry:
-    """The line of an experiment's entry: as the rule decided it, with the evidence.
+    """The line of an experiment's entry: as the rule decided it, with the evidence. What an experiment
+    declares is decided on its first line; the others are plain.
 
     The supervisor sets the id and the time; `informative` says what was decided, and `record["claimed"]` what
     the researcher called it.
@@ -235,7 +258,8 @@ def judged_entry(
         "reasons": [one_line(reason, 500) for reason in verdict.reasons],
         "rule": verdict.rule,
         "claimed": entry.informative,
-        "declared": experiment.declared,
+        "declared": experiment.declared if number == 1 else None,
+        "predicted": _registered(experiment, number),
         "measured": judgement.measured,
         "checks": dict(judgement.checks),
         "digests": {
@@ -264,6 +288,14 @@ def judged_entry(
         record=None,
     )
     return JudgedEntry(logged, record)
+
+
+def _registered(experiment: Experiment, number: int) -> dict[str, Any] | None:
+    """What an entry was predicted to say, with the digest of what was registered; None without one."""
+    numbers = experiment.predicted(number)
+    if not numbers:
+        return None
+    return {"sha256": predictions_digest(experiment.predictions), "numbers": plain_values(numbers).value}
 
 
 @cache
@@ -297,6 +329,8 @@ def entries_of(experiment: Experiment) -> Sequence[ExperimentEntry]:
             conclusion=(
                 experiment.violations[0]
                 if experiment.violations
+                else experiment.claim
+                if experiment.declared is not None and execution.status == "ok"
                 else _how_it_ended(execution, experiment.time_box)
             ),
             duration_seconds=execution.seconds,
@@ -359,15 +393,9 @@ def tally(entries: Sequence[ExperimentEntry]) -> dict[str, int]:
     return dict(Counter(map(verdict_of, entries)))
 
 
-def tally_text(entries: Sequence[ExperimentEntry]) -> str:
+def tally_text(counts: Mapping[str, int]) -> str:
     """`2 lead, 1 note`, or that there is no experiment yet."""
-    return ", ".join(f"{n} {verdict}" for verdict, n in tally(entries).items()) or "no experiment yet"
-
-
-def logged_bytes(events: Iterable[Event]) -> bytes:
-    """The bytes of results.jsonl as the journal has them."""
-    texts = (event["text"] for event in events if event["event"] in ("logged", "adopted"))
-    return "".join(texts).encode("utf-8")
+    return ", ".join(f"{n} {verdict}" for verdict, n in counts.items()) or "no experiment yet"
 
 
 def whole_lines(raw: bytes) -> list[bytes]:

@@ -163,7 +163,7 @@ def test_a_crash_leaves_its_traceback_and_what_was_reported_before_it(project):
     assert entry.result["numbers"] == {"a": 9.1, "b": 9.2, "c": 9.3}
     assert entry.record["execution"]["traceback"].endswith("ZeroDivisionError: on purpose")
     assert 'raise ZeroDivisionError("on purpose")' in driver.told[0].text
-    assert len(driver.told[0].text.encode()) <= 2000
+    assert len(driver.told[0].text.encode()) <= 3000
 
 
 def test_a_run_that_reported_nothing_is_named_by_its_docstring(project):
@@ -331,16 +331,16 @@ def test_a_second_supervisor_is_refused_with_the_first_ones_process_id(project):
     assert entries(project) == []
 
 
-def test_a_declared_hypothesis_is_registered_before_it_runs_and_not_judged_yet(project):
+def test_a_hypothesis_is_registered_before_it_runs_and_without_enough_clusters_stays_open(project):
     supervise(project, ["declared"])
 
     names = [event["event"] for event in journal(project)]
     (entry,) = entries(project)
-    assert names.index("intent") < names.index("register") < names.index("result")
+    assert names.index("intent") < names.index("register") < names.index("judgement") < names.index("result")
     assert entry.record["declared"]["id"] == "H001"
     assert entry.record["declared"]["sha256"]
-    assert entry.record["verdict"] == "lead"
-    assert entry.record["reasons"] == ["declared, not yet judged"]
+    assert (entry.record["verdict"], entry.informative) == ("inconclusive", False)
+    assert entry.record["reasons"] == ["needs >= 24 independent clusters, setup.py has 0"]
 
 
 def test_a_declaration_that_cannot_be_read_is_refused_with_its_line_and_costs_nothing(project):
@@ -589,3 +589,28 @@ def test_a_project_inside_another_repository_gets_its_own(tmp_path, monkeypatch)
 
     assert git(inner, "log", "--format=%s").splitlines()[-1] == "Begin the investigation"
     assert git(outer, "log", "--format=%s") == "outer"
+
+
+@pytest.mark.parametrize(("number", "verdict"), [(1.25, "lead"), (7.25, "note")])
+def test_a_lead_whose_prediction_failed_is_a_note_and_shown_predicted_against_measured(
+    project, number, verdict
+):
+    text = (
+        source("alpha").replace('"a": 1.0', f'"a": {number}')
+        + 'PREDICTION = {"name": "a", "value": 1.0, "interval": [0.5, 1.5]}\n'
+    )
+
+    _, _, researcher = supervise(project, ['"""Is it as predicted?"""\n' + text])
+
+    (entry,) = entries(project)
+    (predicted,) = entry.record["predicted"]["numbers"]
+    assert entry.record["verdict"] == verdict
+    assert (predicted["measured"], predicted["held"]) == (number, verdict == "lead")
+    assert f"predicted: a = 1 (0.5 to 1.5), measured {number}" in researcher.told[0].text
+
+
+def test_a_prediction_that_cannot_be_read_is_refused_without_an_experiment(project):
+    _, _, researcher = supervise(project, ['"""Is it?"""\nPREDICTION = 1\n'])
+
+    assert entries(project) == []
+    assert "experiment.py, line 2: PREDICTION is `1`" in researcher.told[0].text
