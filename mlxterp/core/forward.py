@@ -116,7 +116,7 @@ def _block(architecture: Architecture, hooked: HookedRun, here: dict[str, HookPo
         h, others = architecture.stream(args, kwargs)
         hooked.layer = index
         if index == 0:
-            h = hooked.at(HookPoint("embed"), h)
+            h = hooked.at(HookPoint("embed"), architecture.entering(h))
         hooked.resid_pre = h = hooked.at(here["resid_pre"], h)
         try:
             return _first(others.call(call, h), lambda y: hooked.at(here["resid_post"], y))
@@ -341,7 +341,7 @@ def _taps(
     namespaces: list[dict[str, Any]] = []
     own_softmaxes: list[dict[str, Any]] = []
     touched = {point.layer for point in (*hooked.edits, *hooked.wanted) if point.layer is not None}
-    if hooked.uses(HookPoint("embed")):
+    if hooked.uses(HookPoint("embed")) or architecture.stream_in_float32:
         touched.add(0)
     for index in sorted(touched):
         layer = architecture.layers[index]

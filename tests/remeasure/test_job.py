@@ -123,12 +123,14 @@ def test_a_project_file_that_setup_imports_is_not_found(job, tmp_path):
 def test_fresh_and_held_out_pairs_are_measured_like_those_of_the_dataset(job):
     fresh = run_job(read_job(job(pairs={"confirm": {"n": 3, "seed": 9}})))
     items = [{k: v for k, v in pair.items() if v is not None} for pair in fresh["pairs"]]
+    items[1]["slice"] = "long"
 
     held_out = run_job(read_job(job(pairs={"heldout": items})))
 
     assert len(items) == 3
     assert held_out["claims"] == fresh["claims"]
-    assert held_out["pairs"] == fresh["pairs"]
+    assert [pair.pop("slice") for pair in held_out["pairs"]] == [None, "long", None]
+    assert held_out["pairs"] == [{k: v for k, v in pair.items() if k != "slice"} for pair in fresh["pairs"]]
 
 
 def test_a_set_a_comparison_and_a_role_bring_their_own_numbers(job):
