@@ -9,7 +9,6 @@ nothing it prints can look like a line of ours.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from mlxterp.autointerpret.entry import ExperimentEntry
 from mlxterp_agent.platform import NotRegular, read_regular
 from mlxterp_agent.researchers.base import BudgetState
 from mlxterp_agent.state_md import budget_words
-from mlxterp_agent.storage.record import RUNS, verdict_of
+from mlxterp_agent.storage.record import OPEN, RUNS, rivals_of, verdict_of
 from mlxterp_agent.text import cut, one_line, plain
 
 LIMIT = 3000
@@ -26,7 +25,6 @@ LIMIT = 3000
 
 _OUTPUT = 900
 _NUMBERS = 12
-_RIVAL = re.compile(r"\bRivals?(?: explanations?)?:\s*(.+)", re.IGNORECASE | re.DOTALL)
 
 
 def outcome_text(entries: Sequence[ExperimentEntry], budget: BudgetState, *, printed: str = "") -> str:
@@ -75,15 +73,12 @@ def entry_lines(entry: ExperimentEntry) -> list[str]:
         lines.append(f"  numbers: {numbers}")
     lines += [f"  predicted: {line}" for line in prediction_lines(entry)]
     rivals = rivals_of(entry)
-    if rivals and verdict_of(entry) in _OPEN:
+    if rivals and verdict_of(entry) in OPEN:
         lines.append(f"  rivals still open: {one_line('; '.join(rivals), 300)}")
     failing = [name for name, passed in (record.get("checks") or {}).items() if passed is False]
     if failing:
         lines.append(f"  failing check: {', '.join(failing)}")
     return lines
-
-
-_OPEN = ("lead", "note", "inconclusive")
 
 
 def numbers_text(result: Mapping[str, Any]) -> str:
@@ -107,15 +102,6 @@ def prediction_lines(entry: ExperimentEntry) -> list[str]:
         name = one_line(str(each["name"]), 60)
         lines.append(f"{name} = {each['value']:g} ({low:g} to {high:g}), {found}: {verdict}")
     return lines
-
-
-def rivals_of(entry: ExperimentEntry) -> list[str]:
-    """The rival explanations that were declared, or written in the hypothesis after "Rival:"."""
-    declared = (entry.record or {}).get("declared") or {}
-    if declared:
-        return [str(rival) for rival in declared.get("rivals", ())]
-    found = _RIVAL.search(entry.hypothesis)
-    return [found[1].strip()] if found else []
 
 
 def printed_by(project: Path, run: object) -> str:

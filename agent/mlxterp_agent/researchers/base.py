@@ -142,11 +142,13 @@ class ExperimentOutcome:
         before).
         entries: the lines that the run added to the log.
         text: verdict, reasons, numbers, predictions, budget and output, at most 3 kB.
+        guidance: the text of steer.md if it has changed since the researcher last got it; else "".
     """
 
     run: int | None
     entries: tuple[ExperimentEntry, ...]
     text: str
+    guidance: str = ""
 
 
 class Researcher(Protocol):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 import os
 import platform
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -365,6 +366,21 @@ def _how_it_ended(execution: Execution, time_box: float) -> str:
 def verdict_of(entry: ExperimentEntry) -> str:
     """The verdict of a line, or "by hand" where no supervisor judged it."""
     return str(entry.record["verdict"]) if entry.record else "by hand"
+
+
+OPEN = ("lead", "note", "inconclusive")
+"""Verdicts that leave the rival explanations of an entry open."""
+
+_RIVAL = re.compile(r"\bRivals?(?: explanations?)?:\s*(.+)", re.IGNORECASE | re.DOTALL)
+
+
+def rivals_of(entry: ExperimentEntry) -> list[str]:
+    """The rival explanations that were declared, or written in the hypothesis after "Rival:"."""
+    declared = (entry.record or {}).get("declared") or {}
+    if declared:
+        return [str(rival) for rival in declared.get("rivals", ())]
+    found = _RIVAL.search(entry.hypothesis)
+    return [found[1].strip()] if found else []
 
 
 def tier_of(entry: ExperimentEntry) -> str | None:

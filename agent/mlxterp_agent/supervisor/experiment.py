@@ -28,8 +28,10 @@ from mlxterp_agent.researchers.base import BudgetState, ExperimentOutcome, Resea
 from mlxterp_agent.run_config import Options
 from mlxterp_agent.sandbox.runner import Runner
 from mlxterp_agent.storage.budget import Budget
+from mlxterp_agent.storage.project_files import move_other_spellings
 from mlxterp_agent.storage.record import RUNS, Cost, Execution, Experiment
 from mlxterp_agent.storage.results_log import ResultsLog
+from mlxterp_agent.supervisor.guidance import Guidance
 from mlxterp_agent.supervisor.watcher import Candidate
 from mlxterp_agent.text import one_line
 
@@ -44,6 +46,7 @@ class RunContext:
     guard: Guard
     budget: Budget
     runner: Runner
+    guidance: Guidance
     judge: Judge
     researcher: Researcher
     options: Options
@@ -80,6 +83,7 @@ class ExperimentPipeline:
         except DeclarationError as problem:
             return self.refuse(str(problem))
         context = self._context
+        move_other_spellings(context.path, EXPERIMENT, notice=lambda what: context.emit(Waiting(what)))
         frozen = _freeze(context.path, experiment)
         violations = context.guard.between_runs()
         context.results.announce(experiment)
@@ -87,6 +91,7 @@ class ExperimentPipeline:
             why = "not run: the contract was violated before it began"
             return self._settle(experiment, Execution(status="refused", error=why), violations)
         before = context.guard.marks(frozen)
+        context.guidance.before_run()
         context.emit(Running(experiment.run, experiment.sha, time_box, experiment.claim))
         execution = context.runner.run(
             frozen,
@@ -96,6 +101,8 @@ class ExperimentPipeline:
             explore=context.judge.held_out.explore,
         )
         point("after-run")
+        if (doubtful := context.guidance.after_run()) is not None:
+            context.emit(Waiting(doubtful))
         violations = context.guard.after(before, frozen, execution)
         if execution.status != "interrupted":
             context.runner.warm()
@@ -104,7 +111,7 @@ class ExperimentPipeline:
     def refuse(self, why: str) -> ExperimentOutcome:
         """What cannot run is not logged, and costs no experiment."""
         self._context.emit(Waiting(f"not run: {why}"))
-        return ExperimentOutcome(None, (), f"not run: {why}")
+        return ExperimentOutcome(None, (), f"not run: {why}", self._context.guidance.if_changed())
 
     def repeat_outcome(self, candidate: Candidate) -> ExperimentOutcome:
         """The same bytes are not run again: the researcher gets what came of them before."""
@@ -112,7 +119,7 @@ class ExperimentPipeline:
         entries = self._context.results.lines_of(candidate.sha)
         self._context.emit(Waiting(f"not run: experiment.py is what ran as {', '.join(ids)}; change it"))
         text = repeat_text(entries, self._context.budget_state(), self._context.path)
-        return ExperimentOutcome(None, entries, text)
+        return ExperimentOutcome(None, entries, text, self._context.guidance.if_changed())
 
     def _experiment(self, candidate: Candidate, time_box: float) -> Experiment:
         declared, researcher = read_hypothesis(candidate.source), self._context.researcher
@@ -158,10 +165,12 @@ class ExperimentPipeline:
         lines = judge_experiment(
             executed, lambda entry: context.results.same_numbers(entry, experiment.sha), claim
         )
+        # Before the lines: who waits for them in the log finds the guidance there already.
+        guidance = context.guidance.if_changed(experiment.run)
         logged = context.results.settle(executed, lines)
         context.guard.remember()
         text = outcome_text(logged, context.budget_state(), printed=execution.stdout_tail)
-        return ExperimentOutcome(experiment.run, logged, text)
+        return ExperimentOutcome(experiment.run, logged, text, guidance)
 
     def _cost_so_far(self) -> Cost:
         spent = self._context.budget.spent()

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from mlxterp.autointerpret.contract import SETUP, digest, load_project
+from mlxterp.autointerpret.contract import SETUP, digest, load_project, scaffold_experiment
 from mlxterp.autointerpret.entry import ExperimentEntry
 from mlxterp.autointerpret.hypothesis import read_hypothesis
 from mlxterp.autointerpret.prediction import read_predictions
@@ -20,20 +20,23 @@ from mlxterp_agent.researchers.external import Once
 from mlxterp_agent.run_config import Options
 from mlxterp_agent.storage.budget import budget_state
 from mlxterp_agent.storage.record import digests_of
+from mlxterp_agent.supervisor.guidance import Guidance, guidance_of
 from mlxterp_agent.supervisor.loop import run
 from mlxterp_agent.supervisor.project_view import read_project
-from mlxterp_agent.supervisor.watcher import read_experiment
+from mlxterp_agent.supervisor.watcher import SCAFFOLD_TEXT, read_experiment
 
 _POLL = 0.25
 _PATIENCE = 60.0
 
 
 class Answer(NamedTuple):
-    """What `autointerp run` prints, the lines of the log that it is about, and its exit code."""
+    """What `autointerp run` prints, the lines of the log that it is about, its exit code; and the guidance
+    of steer.md if it has changed."""
 
     text: str
     entries: tuple[ExperimentEntry, ...]
     exit_code: int
+    guidance: str = ""
 
 
 def run_once(directory: Path, options: Options, emit: Emit) -> Answer:
@@ -65,6 +68,8 @@ def run_once(directory: Path, options: Options, emit: Emit) -> Answer:
         except Locked as other:
             if time.monotonic() > until:
                 raise
+            if candidate.sha == scaffold_experiment(directory):
+                return Answer(f"not run: {SCAFFOLD_TEXT}", (), PROJECT)
             if not waits:
                 who = "" if other.pid is None else f", process {other.pid}"
                 emit(Progress(f"waiting for the verdict of the supervisor that works here{who}"))
@@ -89,7 +94,8 @@ def _run(directory: Path, options: Options, emit: Emit) -> Answer:
     if outcome is None:
         return Answer(f"not run: {ended.reason}", (), ended.exit_code or NOTHING_RAN)
     exit_code = PROJECT if outcome.run is None and not outcome.entries else FINISHED
-    return Answer("\n".join([outcome.text, *violated]), outcome.entries, ended.exit_code or exit_code)
+    text = "\n".join([outcome.text, *violated])
+    return Answer(text, outcome.entries, ended.exit_code or exit_code, outcome.guidance)
 
 
 def _stands(entry: ExperimentEntry, setup: str) -> bool:
@@ -110,6 +116,8 @@ def _decided(directory: Path, sha: str, *, before: bool = False) -> Answer | Non
     budget = budget_state(seen.spent, (seen.options or Options()).limits(), None)
     path = seen.project.path
     if before:
-        return Answer(repeat_text(entries, budget, path), entries, FINISHED)
-    printed = printed_by(path, (entries[0].record or {}).get("run"))
-    return Answer(outcome_text(entries, budget, printed=printed), entries, FINISHED)
+        guidance = Guidance(path, seen.state.root, jailed=True).if_changed()
+        return Answer(repeat_text(entries, budget, path), entries, FINISHED, guidance)
+    run_id = (entries[0].record or {}).get("run")
+    text = outcome_text(entries, budget, printed=printed_by(path, run_id))
+    return Answer(text, entries, FINISHED, guidance_of(seen.state.root, run_id))

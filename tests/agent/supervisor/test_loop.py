@@ -9,12 +9,13 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 
-from mlxterp.autointerpret.contract import digest, state_dir
+from mlxterp.autointerpret.contract import digest, load_project, state_dir, write_config
 from mlxterp.errors import ProjectError
 from mlxterp_agent.events import (
     Decided,
@@ -37,7 +38,7 @@ from mlxterp_agent.researchers.base import (
     ResearcherState,
     Situation,
 )
-from mlxterp_agent.researchers.external import External
+from mlxterp_agent.researchers.external import External, Once
 from mlxterp_agent.run_config import Options
 from mlxterp_agent.storage.journal import Journal
 from mlxterp_agent.storage.state_dir import ProjectLock, open_state
@@ -614,3 +615,99 @@ def test_a_prediction_that_cannot_be_read_is_refused_without_an_experiment(proje
 
     assert entries(project) == []
     assert "experiment.py, line 2: PREDICTION is `1`" in researcher.told[0].text
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("import more", "line 2: it imports more.py, a file of this project"),
+        ("from more.part import x", "line 2: it imports more.py"),
+        ("import EXPERIMENT", "line 2: it imports experiment.py"),
+        ("from sub import experiment", "line 2: it imports sub, a file of this project"),
+        ("from . import more", "line 2: it imports a module beside it"),
+    ],
+)
+def test_an_experiment_that_imports_another_file_of_the_project_is_refused_by_name(project, line, says):
+    (project / "more.py").write_text("x = 1\n")
+    (project / "sub").mkdir()
+    (project / "sub" / "experiment.py").write_text("x = 1\n")
+
+    _, _, researcher = supervise(project, [f'"""What is more?"""\n{line}\n'])
+
+    assert entries(project) == []
+    assert says in researcher.told[0].text
+    assert "put the code into experiment.py" in researcher.told[0].text
+
+
+def test_another_spelling_of_experiment_py_is_moved_aside(project):
+    def write(_: str, at: Path) -> None:
+        (at / "EXPERIMENT.PY").write_text("x = 1\n")
+
+    run(project, Proposals(["alpha"], before=write), Options(), lambda _: None)
+
+    assert [each.name for each in project.iterdir() if each.name.lower() == "experiment.py"] == [
+        "experiment.py"
+    ]
+    assert verdicts(project) == ["lead"]
+    assert [each.read_text() for each in (project / ".autointerp" / "aside").iterdir()] == ["x = 1\n"]
+
+
+def test_an_import_whose_name_is_made_while_it_runs_is_no_result(project):
+    (project / "more.py").write_text("x = 1\n")
+    text = '"""What is more?"""\nimport importlib\nimportlib.import_module("mo" + "re")\n' + source("alpha")
+
+    supervise(project, [text])
+
+    (entry,) = entries(project)
+    assert entry.record["verdict"] == "invalid:execution"
+    assert "imported more.py of this project" in entry.record["execution"]["error"]
+
+
+def test_guidance_comes_with_the_next_outcome_once_it_has_changed(project):
+    def steer(name: str, at: Path) -> None:
+        if name == "beta":
+            (at / "steer.md").write_text("Look at layer 3.\n")
+
+    researcher = Proposals(["alpha", "beta", "gamma"], before=steer)
+    run(project, researcher, Options(), lambda _: None)
+
+    assert [outcome.guidance for outcome in researcher.told] == ["", "Look at layer 3.\n", ""]
+    assert "layer 3" not in "".join(outcome.text for outcome in researcher.told)
+
+
+def test_guidance_that_an_experiment_wrote_is_not_delivered(project):
+    (project / "steer.md").write_text("from a person\n")
+    writes = (
+        '"""Who steers?"""\nimport os, setup\n'
+        + source("alpha")
+        + (
+            'steer = os.path.join(os.path.dirname(setup.__file__), "steer.md")\n'
+            'open(steer, "w").write("from an experiment")\n'
+        )
+    )
+
+    _, events, researcher = supervise(project, [writes, "beta"], options=WITHOUT_JAIL)
+
+    assert (project / "steer.md").read_text() == "from an experiment"
+    assert [outcome.guidance for outcome in researcher.told] == ["", ""]
+    assert "from an experiment" not in "".join(each.steer for each in researcher.situations)
+    assert any("steer.md changed while" in event.text for event in events if isinstance(event, Waiting))
+
+
+def test_the_scaffolds_own_text_is_nobodys_proposal(project):
+    config = load_project(project).config
+    own = (project / "experiment.py").read_bytes() + b"print(1)\n"
+    (project / "experiment.py").write_bytes(own)
+    write_config(project, replace(config, extra={"scaffold_experiment": digest(own)}))
+
+    class Finished(Proposals):
+        def begin_turn(self, situation: Situation) -> None:
+            self._state = Done("I am done")
+
+    run(project, Finished([]), Options(), lambda _: None)
+    assert entries(project) == []
+
+    once = Once()
+    run(project, once, Options(), lambda _: None)
+    assert once.outcome is not None
+    assert once.outcome.run == 1
