@@ -222,7 +222,7 @@ def _run(project: str, order: Mapping[str, Any]) -> dict[str, Any]:
             ended |= {"status": "error", "error": f"experiment.py ended with exit({end.code!r})"}
     except BaseException as error:  # noqa: BLE001 - whatever the investigation's code raises is reported
         ended |= {"status": "error", "error": _one_line(error), "traceback": _trace(error, project)}
-    return ended
+    return {**ended, "forwards": _forget_measurements()}
 
 
 def _project_modules(project: str, known: "set[str]") -> "list[str]":
@@ -233,11 +233,10 @@ def _project_modules(project: str, known: "set[str]") -> "list[str]":
     return sorted(path.removeprefix(root) for path in paths if path.startswith(root))
 
 
-def _forget_measurements() -> None:
-    """What setup.py measured is not the experiment's."""
+def _forget_measurements() -> int:
+    """Begins to count anew, so that what setup.py measured is not the experiment's; how often a model ran."""
     measurements = sys.modules.get("mlxterp.measurements")
-    if measurements is not None:
-        measurements.recorder.take()
+    return 0 if measurements is None else measurements.recorder.take().forwards
 
 
 def _compiled(source: str, sha: str, name: str) -> types.CodeType:

@@ -45,6 +45,14 @@ Status = Literal[
 
 
 _MAX_NAMED = 50
+_PROGRAM_ERRORS = frozenset(
+    {
+        *("TypeError", "NameError", "AttributeError", "ImportError", "ModuleNotFoundError", "KeyError"),
+        *("UnboundLocalError", "MissingAttribute", "UnknownHookPoint", "CapabilityUnavailable"),
+        *("SweepError", "MetricError", "TokenError", "PromptPairError", "HookError", "DeclarationError"),
+    }
+)
+"""Errors that say how something is called, and nothing about the model."""
 
 
 class BadFrame(NamedTuple):
@@ -72,6 +80,7 @@ class Execution:
         bad_frames: the reports that were not accepted.
         entries: what it reported with `ExperimentLog.append`. These are claims.
         measured: what the library measured in its process before each of them.
+        forwards: how often the library ran a model after the last of them; None if it did not say.
         stdout_tail, stderr_tail: the last 64 kB; the beginning is in the run's stdout.txt and stderr.txt.
         output_bytes: the size of all that it printed.
         escaped: how many processes outside its group still ran at its end, and were ended then.
@@ -91,6 +100,7 @@ class Execution:
     bad_frames: tuple[BadFrame, ...] = ()
     entries: tuple[ExperimentEntry, ...] = ()
     measured: tuple[Measurements, ...] = ()
+    forwards: int | None = None
     stdout_tail: str = ""
     stderr_tail: str = ""
     output_bytes: int = 0
@@ -103,6 +113,13 @@ class Execution:
     def may_run_again(self) -> bool:
         """A run that did not end, or did not begin, says nothing about the bytes of its experiment."""
         return self.status in ("interrupted", "refused")
+
+    @property
+    def failed_before_measuring(self) -> bool:
+        """Whether it ended with an error of the program before any model ran: a wrong argument, an unknown
+        name."""
+        kind = (self.error or "").partition(":")[0].rpartition(".")[2]
+        return self.status == "error" and not self.entries and self.forwards == 0 and kind in _PROGRAM_ERRORS
 
     def to_dict(self, time_box: float) -> dict[str, Any]:
         """The `execution` of a line's record."""

@@ -35,6 +35,9 @@ from mlxterp_agent.supervisor.guidance import Guidance
 from mlxterp_agent.supervisor.watcher import Candidate
 from mlxterp_agent.text import one_line
 
+FREE_ERRORS = 10
+"""Experiments of an investigation that cost nothing because they failed before a model ran."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunContext:
@@ -167,10 +170,18 @@ class ExperimentPipeline:
         )
         # Before the lines: who waits for them in the log finds the guidance there already.
         guidance = context.guidance.if_changed(experiment.run)
-        logged = context.results.settle(executed, lines)
+        free = self._is_free(execution, violations)
+        logged = context.results.settle(executed, lines, free=free)
         context.guard.remember()
         text = outcome_text(logged, context.budget_state(), printed=execution.stdout_tail)
+        if free:
+            used = context.results.history.free
+            text = f"free: it failed before a model ran ({used} of {FREE_ERRORS} such errors)\n{text}"
         return ExperimentOutcome(experiment.run, logged, text, guidance)
+
+    def _is_free(self, execution: Execution, violations: list[str]) -> bool:
+        used = self._context.results.history.free
+        return execution.failed_before_measuring and not violations and used < FREE_ERRORS
 
     def _cost_so_far(self) -> Cost:
         spent = self._context.budget.spent()

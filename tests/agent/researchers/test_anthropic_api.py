@@ -744,7 +744,7 @@ def test_no_thread_is_left_behind(project):
 
 
 def test_new_guidance_is_a_block_of_its_own_behind_the_result_that_it_came_with(project):
-    script = [both("alpha"), RUN, {**both("beta"), "expect": {"last_user_has": "Look at layer 3"}}, RUN, END]
+    script = [both("alpha"), {**both("beta"), "expect": {"last_user_has": "Look at layer 3"}}, END]
 
     with running(project, script) as (context, stub, researcher):
         context.guidance = ["Look at layer 3", ""]
@@ -752,9 +752,10 @@ def test_new_guidance_is_a_block_of_its_own_behind_the_result_that_it_came_with(
         blocks = [request.body["messages"][-1]["content"] for request in stub.requests]
 
     with_guidance = [content for content in blocks if "Look at layer 3" in json.dumps(content)]
-    assert [block["type"] for block in with_guidance[0]] == ["tool_result", "text"]
-    assert "Look at layer 3" not in with_guidance[0][0]["content"]
-    assert with_guidance[0][1]["text"].startswith("# Guidance from the person who set the question")
+    *results, guidance = with_guidance[0]
+    assert {block["type"] for block in results} == {"tool_result"}
+    assert "Look at layer 3" not in json.dumps(results)
+    assert guidance["text"].startswith("# Guidance from the person who set the question")
     assert len(with_guidance) == 1
 
 
