@@ -225,11 +225,13 @@ def run(
     reseal: Reseal = False,
     allow_unsandboxed: AllowUnsandboxed = False,
     as_json: AsJson = False,
+    for_tool: Annotated[bool, typer.Option("--for-tool", hidden=True)] = False,
 ) -> None:
     """Runs experiment.py once, as it is now, and prints the verdict. Beside a supervisor: waits for its
     verdict."""
     from mlxterp.autointerpret.contract import load_project
     from mlxterp_agent.display.plain import PlainLines
+    from mlxterp_agent.prompts import guidance_text
     from mlxterp_agent.run_config import merge
     from mlxterp_agent.storage.state_dir import sealed_config
     from mlxterp_agent.supervisor.single_run import run_once
@@ -242,13 +244,15 @@ def run(
         allow_unsandboxed=allow_unsandboxed,
     )
     answer = run_once(directory, options, PlainLines(sys.stderr))
-    if as_json:
+    if for_tool:
+        _json({"text": answer.text, "guidance": answer.guidance})
+    elif as_json:
         for entry in answer.entries:
             _json({**entry.to_dict()})
         if not answer.entries:
             _json({"not_run": plain(answer.text)})
     else:
-        _say(answer.text)
+        _say(answer.text + (f"\n\n{guidance_text(answer.guidance)}" if answer.guidance else ""))
     raise typer.Exit(answer.exit_code)
 
 

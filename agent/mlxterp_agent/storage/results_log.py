@@ -145,8 +145,14 @@ class ResultsLog:
             self.journal.append("register", run=experiment.run, hypothesis=experiment.declared)
         point("after-intent")
 
-    def settle(self, experiment: Experiment, lines: Sequence[JudgedEntry]) -> tuple[ExperimentEntry, ...]:
-        """The run is over: its lines go to the journal, the log, findings/ and git, in this order."""
+    def settle(
+        self, experiment: Experiment, lines: Sequence[JudgedEntry], *, free: bool = False
+    ) -> tuple[ExperimentEntry, ...]:
+        """The run is over: its lines go to the journal, the log, findings/ and git, in this order.
+
+        Args:
+            free: it costs no experiment.
+        """
         assert experiment.execution is not None
         self.journal.append(
             "result",
@@ -155,6 +161,7 @@ class ResultsLog:
             sha=experiment.sha,
             again=experiment.execution.may_run_again,
             lines=[line.to_event() for line in lines],
+            **({"free": True} if free else {}),
         )
         point("after-journal-result")
         logged = tuple(self.log_line(line) for line in lines)
