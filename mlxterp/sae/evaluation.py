@@ -22,8 +22,10 @@ from mlxterp.core.linux_blas import swiglu as fast_math
 from mlxterp.core.model import InterpretableModel
 from mlxterp.core.tokens import Padded, pad
 from mlxterp.errors import SAEError, TooLittleData
+from mlxterp.measurements import recorder
 from mlxterp.results.sae_quality import Quality, SAEQualityResult
 from mlxterp.sae.sae import SAE
+from mlxterp.sae.texts import seen_share
 from mlxterp.sae.training.activations import StreamedActivations
 from mlxterp.statistics.intervals import Bounded, of_sums, wilson
 from mlxterp.statistics.ratio import mean_of
@@ -80,7 +82,8 @@ def sae_quality(
     token.
 
     Args:
-        texts: a document each; other texts than those it was trained on.
+        texts: a document each; other texts than those it was trained on. The result says which share of them
+            it was trained on, where the SAE has a record of that (`sae.training_texts`).
         seed: of earlier versions, whose intervals were drawn; changes nothing.
 
     Raises:
@@ -100,7 +103,12 @@ def sae_quality(
     if losses:
         mean = mx.array(y.astype(np.float64).mean(axis=0).astype(np.float32))
         extra = model_losses(model, sae, source, len(texts), mean)
-    measured_on = {"model": model.name, "prompts": len(texts)}
+    measured_on = {
+        "model": model.name,
+        "prepend_bos": model.prepend_bos,
+        "prompts": len(texts),
+        "seen_in_training": seen_share(model, sae, texts),
+    }
     return _measure(sae, _Tokens(x, y, documents), extra, measured_on)
 
 
@@ -175,6 +183,7 @@ def _measure(sae: SAE, tokens: _Tokens, extra: Sums, measured_on: dict[str, Any]
     every = {**sums, **extra}
     rows = [_row(name, ratio, every) for name, ratio in _RATIOS.items() if _has(every, name)]
     rows += [_share("dead", density == 0), _share("dense", density > DENSE)]
+    recorder.add_method("reconstruction_quality")
     return SAEQualityResult(
         rows=tuple(rows),
         density=density,

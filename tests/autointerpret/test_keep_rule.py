@@ -64,6 +64,7 @@ def _finding(comparison: Comparison = EFFECT, **changes) -> Evidence:
         (replace(LEAD, prediction_held=False), "note", "note", False),
         (replace(LEAD, prediction_held=True), "lead", "lead", True),
         (replace(LEAD, numbers=0), "note", "note", False),
+        (replace(LEAD, measured=True), "lead", "lead", True),
         (replace(LEAD, repeat_of="0002"), "note", "note", False),
         (replace(LEAD, declared=True), "inconclusive", "note", False),
         (DECLARED, "supported", "finding", True),

@@ -69,6 +69,7 @@ def _judge(
         return Judgement(Verdict("interrupted", "invalid", kept=False, reasons=(why,)))
     numbers, declared = count(entry.result), experiment.declared is not None and number == 1
     twin = None if declared else identical_to(entry)
+    explored = experiment.measured_before(number)
     evidence = Evidence(
         violations=experiment.violations,
         status=execution.status,
@@ -76,15 +77,16 @@ def _judge(
         nonfinite=numbers.nonfinite,
         identical_to=twin,
         informative=entry.informative,
+        measured=explored.measured,
+        hook_fired=explored.hook_fired,
+        activation_changed=explored.activation_changed,
         declared=declared,
     )
-    measured: dict[str, Any] | None = None
+    measured: dict[str, Any] = {"explore": explored.to_dict()}
     if claim is not None:
         evidence = _with_claim(evidence, claim)
-        measured = {
-            "confirm": None if claim.sha256 is None else {"sha256": claim.sha256},
-            "seconds": claim.seconds,
-        }
+        measured["confirm"] = None if claim.sha256 is None else {"sha256": claim.sha256}
+        measured["seconds"] = claim.seconds
         if claim.descriptive:
             measured["descriptive"] = True
     checks = {

@@ -407,7 +407,7 @@ class Judge:
         held_out = "" if self.items is None else _sha256(list(self.items))
         return digest("\n".join([self.setup_sha, held_out, self._model, *parts]).encode())
 
-    def _remember(self, event: Event) -> None:
+    def _remember(self, event: Event, _: int) -> None:
         match event["event"]:
             case "gate":
                 self._gates[event["key"]] = event

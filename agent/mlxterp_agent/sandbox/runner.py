@@ -192,6 +192,7 @@ class Runner:
             traceback=problem.traceback if problem else None,
             bad_frames=tuple(child.frames.bad),
             entries=tuple(child.frames.entries),
+            measured=tuple(child.frames.measured),
             stdout_tail=child.stdout,
             stderr_tail=child.stderr,
             output_bytes=child.output_bytes,

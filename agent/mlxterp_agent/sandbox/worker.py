@@ -205,6 +205,7 @@ def _run(project: str, order: Mapping[str, Any]) -> dict[str, Any]:
     try:
         code = _compiled(order["source"], order["sha"], path)
         sys.modules["__main__"] = main_module
+        _forget_measurements()
         exec(code, main_module.__dict__)
     except SystemExit as end:
         if end.code not in (None, 0):
@@ -212,6 +213,13 @@ def _run(project: str, order: Mapping[str, Any]) -> dict[str, Any]:
     except BaseException as error:  # noqa: BLE001 - whatever the investigation's code raises is reported
         ended |= {"status": "error", "error": _one_line(error), "traceback": _trace(error, project)}
     return ended
+
+
+def _forget_measurements() -> None:
+    """What setup.py measured is not the experiment's."""
+    measurements = sys.modules.get("mlxterp.measurements")
+    if measurements is not None:
+        measurements.recorder.take()
 
 
 def _compiled(source: str, sha: str, name: str) -> types.CodeType:

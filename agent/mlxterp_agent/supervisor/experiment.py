@@ -108,7 +108,7 @@ class ExperimentPipeline:
     def repeat_outcome(self, candidate: Candidate) -> ExperimentOutcome:
         """The same bytes are not run again: the researcher gets what came of them before."""
         ids = self._context.results.tried[candidate.sha]
-        entries = tuple(entry for entry in self._context.results.entries if entry.experiment_id in ids)
+        entries = self._context.results.lines_of(candidate.sha)
         self._context.emit(Waiting(f"not run: experiment.py is what ran as {', '.join(ids)}; change it"))
         text = f"not run: these bytes ran before as {', '.join(ids)}. Change experiment.py.\n"
         return ExperimentOutcome(None, entries, text + outcome_text(entries, self._context.budget_state()))
