@@ -240,11 +240,18 @@ def test_a_null_is_declared_only_of_what_reached_half_of_what_is_to_be_ruled_out
 
 
 def test_an_effect_that_may_be_too_large_to_rule_out_is_no_null():
-    wide = World(measured={"L5.H0": [0.06, 0.2]})
+    declared = declared_by(investigate(World(measured={"L5.H0": [0.06, 0.2]}))[0])
 
-    assert all(
-        "z" not in h.site[0] for name, h in declared_by(investigate(wide)[0]).items() if "null" in name
-    )
+    assert [h.site for name, h in declared.items() if "null" in name] == [("L9.attn_out@-1",)]
+
+
+def test_an_experiment_that_crashed_is_known_by_what_it_declared():
+    steps, log, _ = investigate(World())
+    index = names(steps).index("site_1")
+    record = {"verdict": "invalid:execution", "reasons": [], "declared": {"id": "site_1"}}
+    log[index] = ExperimentEntry(steps[index].values["claim"].claim, "", {}, False, "crashed", record=record)
+
+    assert decide(log[: index + 1], None).name == "site_2"
 
 
 def test_a_head_that_works_against_the_answer_is_declared_to_and_is_not_in_the_set():

@@ -195,12 +195,14 @@ class _Candidate:
 
 def _candidates(progress: Progress) -> list[_Candidate]:
     """The measured sites with an effect of at least half of a smallest effect of interest, within which its
-    interval on held-out pairs can be expected to lie; the safest first."""
+    interval on held-out pairs can be expected to lie; the safest first. If there are none, the one that comes
+    nearest to it."""
     found: list[_Candidate] = []
     for each in _measured_sites(progress):
-        within = [replace(each, sesoi=s) for s in SESOI_GRID[:3] if s / 2 <= abs(each.effect)]
-        found += [candidate for candidate in within if candidate.slack >= 1][:1]
-    return sorted(found, key=lambda each: -each.slack)
+        within = [replace(each, sesoi=s) for s in SESOI_GRID if s / 2 <= abs(each.effect) < s]
+        found += sorted(within, key=lambda candidate: (candidate.slack < 1, candidate.sesoi))[:1]
+    found.sort(key=lambda each: (-each.slack, each.site))
+    return [each for each in found if each.slack >= 1] or found[:1]
 
 
 def _measured_sites(progress: Progress) -> list[_Candidate]:

@@ -194,8 +194,8 @@ Next = Experiment | Concluded | GiveUp
 def read(entries: Iterable[ExperimentEntry], study: Study) -> Progress:
     """The progress of a study's steps by these entries, oldest first.
 
-    An experiment that crashed reported nothing; its line carries the first line of its docstring, which
-    begins with the name of the step. Entries of other researchers are ignored.
+    An experiment that crashed reported nothing. Its line holds what it declared, whose id is the name of the
+    step, or the first line of its docstring, which begins with it. Entries of other researchers are ignored.
     """
     progress = Progress()
     for entry in entries:
@@ -217,7 +217,8 @@ def _step_of(entry: ExperimentEntry, order: Sequence[str]) -> str | None:
     """The step an entry belongs to; None if it belongs to none."""
     step = entry.result.get("step")
     if step is None and _why_invalid(entry) is not None:
-        step = entry.hypothesis.partition(":")[0]
+        declared = (entry.record or {}).get("declared") or {}
+        step = declared.get("id") or entry.hypothesis.partition(":")[0]
     return step if isinstance(step, str) and step in order else None
 
 
