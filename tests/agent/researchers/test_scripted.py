@@ -249,7 +249,9 @@ def test_an_experiment_that_crashed_is_known_by_what_it_declared():
     steps, log, _ = investigate(World())
     index = names(steps).index("site_1")
     record = {"verdict": "invalid:execution", "reasons": [], "declared": {"id": "site_1"}}
-    log[index] = ExperimentEntry(steps[index].values["claim"].claim, "", {}, False, "crashed", record=record)
+    log[index] = ExperimentEntry(
+        steps[index].values["claim"].claim, "", {}, False, "crashed", 0.1, record=record
+    )
 
     assert decide(log[: index + 1], None).name == "site_2"
 
