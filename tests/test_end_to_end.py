@@ -123,7 +123,7 @@ def test_the_main_job_finds_in_smollm2_what_an_independent_exact_sweep_confirms(
     named = heads["numbers"]["found"]
     strongest = max(named, key=named.get)
     layer, head = (int(part[1:]) for part in strongest.split("."))
-    exact = _exact_recovery(layer, head, heads["analysis"]["prompts"])
+    exact = _exact_recovery(layer, head, heads["analysis"]["measured_on"]["prompts"])
     assert named[strongest] == pytest.approx(exact, abs=1e-3)
     verdicts = [e.record["verdict"] for e in entries if e.record]
     assert verdicts.count("supported") >= 1
