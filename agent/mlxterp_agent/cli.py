@@ -105,7 +105,7 @@ def init(
     time_per_experiment: TimeBox = None,
 ) -> None:
     """Makes the files of a new investigation, in a git repository of their own."""
-    from mlxterp_agent.supervisor.prepare import make
+    from mlxterp_agent.supervisor.prepare import evidence_of, make
 
     made = make(
         directory,
@@ -115,7 +115,8 @@ def init(
         max_experiments=max_experiments,
         time_per_experiment=time_per_experiment,
     )
-    _say(f"made {made}\nRead program.md and setup.py there, then: autointerp start {made}")
+    evidence = evidence_of(made)
+    _say(f"made {made}\n{evidence}\nRead program.md and setup.py there, then: autointerp start {made}")
 
 
 @app.command()
@@ -161,14 +162,17 @@ def start(
     target = target_of(directory)
     new = not target.exists() or (target.is_dir() and not any(target.iterdir()))
     if new:
+        chosen.require_answerable(scaffold or DEFAULT_SCAFFOLD, question)
         target = make(target, scaffold=scaffold or DEFAULT_SCAFFOLD, model=model, question=question, **asked)
     elif scaffold or model or question:
         raise UsageError(
             f"--scaffold, --model and --question make a new investigation, and {target} is there already"
         )
+    config = sealed_config(load_project(target))
+    chosen.require_answerable(config.scaffold, config.question, project=target)
     options = merge(
-        sealed_config(load_project(target)),
-        now=datetime.now(),
+        config,
+        now=datetime.now().astimezone(),
         hours=hours,
         until=until,
         max_usd=max_usd,
