@@ -103,12 +103,12 @@ def sae_quality(
     if losses:
         mean = mx.array(y.astype(np.float64).mean(axis=0).astype(np.float32))
         extra = model_losses(model, sae, source, len(texts), mean)
-<<<<<<< HEAD
-    measured_on = {"model": model.name, "prepend_bos": model.prepend_bos, "prompts": len(texts)}
-=======
-    seen = seen_share(model, sae, texts)
-    measured_on = {"model": model.name, "prompts": len(texts), "seen_in_training": seen}
->>>>>>> wt/labels
+    measured_on = {
+        "model": model.name,
+        "prepend_bos": model.prepend_bos,
+        "prompts": len(texts),
+        "seen_in_training": seen_share(model, sae, texts),
+    }
     return _measure(sae, _Tokens(x, y, documents), extra, measured_on)
 
 
