@@ -331,6 +331,30 @@ def doctor(directory: Here = Path("."), as_json: AsJson = False) -> None:
 
 
 @app.command()
+def selftest(
+    as_json: AsJson = False,
+    seed: Annotated[int, typer.Option(min=0, help="Of data, nights and adversaries.")] = 0,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Without SmolLM2 and the real processes: under a minute.")
+    ] = False,
+) -> None:
+    """Measures how often this installation keeps something false, in worlds with known truth. Ends with exit
+    code 1 if a bound does not hold."""
+    from mlxterp_agent.display.progress import selftest_progress
+    from mlxterp_agent.selftest import as_json as result_fields
+    from mlxterp_agent.selftest import as_text, run_selftest
+
+    with selftest_progress(sys.stderr) as progress:
+        result = run_selftest(seed, progress, quick=quick)
+    if as_json:
+        _json(result_fields(result))
+    else:
+        _say(as_text(result))
+    if result["failures"]:
+        raise typer.Exit(exit_codes.OUR_BUG)
+
+
+@app.command()
 def api(
     name: Annotated[
         str | None, typer.Argument(metavar="[NAME]", help="For instance activation_patching.")

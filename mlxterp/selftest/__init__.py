@@ -9,6 +9,6 @@ how often an effect is found at the levels of a night's first claims.
 from __future__ import annotations
 
 from mlxterp.selftest.claims import KEEP_2, Rule
-from mlxterp.selftest.sections import FULL, QUICK, SelftestResult, Size, defaults, run_selftest
+from mlxterp.selftest.sections import FULL, QUICK, SelftestResult, Size, run_selftest
 
-__all__ = ["FULL", "KEEP_2", "QUICK", "Rule", "SelftestResult", "Size", "defaults", "run_selftest"]
+__all__ = ["FULL", "KEEP_2", "QUICK", "Rule", "SelftestResult", "Size", "run_selftest"]

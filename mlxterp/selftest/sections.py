@@ -37,7 +37,8 @@ from mlxterp.selftest.measured import (
     measured_smollm2,
     smollm2_world,
 )
-from mlxterp.statistics import decisions, outcome, ratio, sequential
+from mlxterp.statistics import decisions
+from mlxterp.statistics.configuration import rule_defaults
 from mlxterp.statistics.decisions import SESOI, Cells, Claim
 from mlxterp.statistics.duplicates import fingerprint, same_numbers
 from mlxterp.statistics.intervals import exact_rate
@@ -241,35 +242,11 @@ def run_selftest(
         stopped=tuple(stopped),
         attacks=tuple(attacks),
         cases=tuple(_named_cases(rule)),
-        facts={"rule": RULE, "version": __version__, "defaults": defaults(), "seed": seed}
+        facts={"rule": RULE, "version": __version__, "defaults": rule_defaults(), "seed": seed}
         | {"quick": not size.smollm2}
         | facts,
         seconds=time.perf_counter() - began,
     )
-
-
-def defaults() -> dict[str, Any]:
-    """The numbers of the rule: a selftest says something about the configuration that it was made under."""
-    return {
-        "N_MIN": outcome.N_MIN,
-        "N_FIRST": decisions.N_FIRST,
-        "N_MOST": decisions.N_MOST,
-        "EXPLORE_MIN": decisions.EXPLORE_MIN,
-        "LEVEL_CAP": sequential.LEVEL_CAP,
-        "FDR": sequential.FDR,
-        "W0": sequential.INITIAL_WEALTH,
-        "PLACEBOS": decisions.PLACEBOS,
-        "PLACEBOS_MIN": outcome.PLACEBOS_MIN,
-        "SE_FLOOR": ratio.SE_FLOOR,
-        "SESOI": list(SESOI),
-        "GATE": [
-            decisions.GATE_T,
-            decisions.GATE_PREFERENCE,
-            decisions.GATE_RANK_SHARE,
-            decisions.GATE_CANDIDATES,
-            decisions.GATE_PREFIXED,
-        ],
-    }
 
 
 def _networks(seed: int, n: int) -> Iterator[Any]:

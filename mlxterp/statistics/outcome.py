@@ -104,8 +104,8 @@ def missing(e: Comparison) -> tuple[str, ...]:
 
 
 def told(e: Comparison) -> tuple[str, ...]:
-    """What a researcher is told that an inconclusive claim lacks, while the held-out clusters may be judged on
-    again: "placebo" or "slice" where there is none to compare with, else "interval".
+    """What a researcher is told that an inconclusive claim lacks, while claims may still be judged on the
+    same clusters: "placebo" or "slice" where there is none to compare with, else "interval".
 
     Nothing of it depends on the effect. Whether it was the estimate that fell short, or the interval, is one
     bit for each claim about the same clusters, and heads chosen by these bits made up to 148 false findings

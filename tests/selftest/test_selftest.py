@@ -21,9 +21,9 @@ from mlxterp.selftest.sections import (
     _judged_circuit,
     _judged_without,
     _named_cases,
-    defaults,
 )
 from mlxterp.statistics import decisions, outcome, sequential
+from mlxterp.statistics.configuration import rule_defaults
 from mlxterp.worlds import (
     llama_with_preferred_answers,
     random_llama,
@@ -252,7 +252,7 @@ def test_tables_of_other_models_and_seeds_are_kept_apart():
 
 
 def test_the_defaults_are_those_of_the_rule():
-    found = defaults()
+    found = rule_defaults()
 
     assert (found["N_MIN"], found["N_FIRST"], found["N_MOST"]) == (16, 24, 48)
     assert (found["LEVEL_CAP"], found["FDR"], found["W0"]) == (0.005, 0.05, 0.025)
