@@ -172,7 +172,7 @@ def start(
     chosen.require_answerable(config.scaffold, config.question, project=target)
     options = merge(
         config,
-        now=datetime.now().astimezone(),
+        now=datetime.now(),
         hours=hours,
         until=until,
         max_usd=max_usd,
@@ -378,6 +378,30 @@ def replay(
             _say(each.text)
     if any(each.result != "same" for each in replays):
         raise typer.Exit(exit_codes.CONTRACT)
+
+
+@app.command()
+def selftest(
+    as_json: AsJson = False,
+    seed: Annotated[int, typer.Option(min=0, help="Of data, nights and adversaries.")] = 0,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Without SmolLM2 and the real processes: under a minute.")
+    ] = False,
+) -> None:
+    """Measures how often this installation keeps something false, in worlds with known truth. Ends with exit
+    code 1 if a bound does not hold."""
+    from mlxterp_agent.display.progress import selftest_progress
+    from mlxterp_agent.selftest import as_json as result_fields
+    from mlxterp_agent.selftest import as_text, run_selftest
+
+    with selftest_progress(sys.stderr) as progress:
+        result = run_selftest(seed, progress, quick=quick)
+    if as_json:
+        _json(result_fields(result))
+    else:
+        _say(as_text(result))
+    if result["failures"]:
+        raise typer.Exit(exit_codes.OUR_BUG)
 
 
 @app.command()
