@@ -20,6 +20,7 @@ from mlxterp.causal.prompts.encoding import (
 from mlxterp.core.hook_points import HookPoint, head_label
 from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import SweepError
+from mlxterp.measurements import recorder
 from mlxterp.metrics import Floats
 from mlxterp.results import AttentionPatternResult, HeadScoresResult
 
@@ -56,6 +57,7 @@ def attention_patterns(
     _, captured = model.run(mx.array(tokens), capture=list(points.values()))
     read = {layer: np.array(captured[point][0].astype(mx.float32)) for layer, point in points.items()}
     shown = str_tokens(model, tokens[0])
+    recorder.add_method("attention_patterns")
     require_finite(
         np.stack([read[layer][head].ravel() for layer, head in wanted], axis=1),
         lambda i: head_label(*wanted[i]),
@@ -159,6 +161,7 @@ def attention_scores(
         return scores
 
     even = np.tril(np.ones((rows.shape[1],) * 2)) / np.arange(1, rows.shape[1] + 1)[:, None]
+    recorder.add_method("attention_scores")
     return HeadScoresResult(
         scores={name: in_all_layers(mask) for name, mask in masks.items()},
         expected={name: float(_score(even[None, None, None], mask)[0, 0]) for name, mask in masks.items()},

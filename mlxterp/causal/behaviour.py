@@ -21,6 +21,7 @@ from mlxterp.causal.prompts.encoding import (
 from mlxterp.causal.prompts.pair import PromptPair, describe, listed_pairs
 from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import PromptPairError
+from mlxterp.measurements import recorder
 from mlxterp.results import MetricsResult, MetricsRow
 
 
@@ -55,6 +56,7 @@ def behaviour(model: InterpretableModel, pairs: PromptPair | Sequence[PromptPair
     if diffs[0]:
         both = [c > 0 > x for c, x in zip(*diffs, strict=True)]
         totals["clean prefers the answer, corrupted the foil"] = float(np.mean(both))
+    recorder.add_method("behaviour", pairs=len(listed))
     return MetricsResult(
         rows=tuple(rows),
         totals=totals,

@@ -32,6 +32,7 @@ from mlxterp.core.hook_points import HookPoint
 from mlxterp.core.model import InterpretableModel
 from mlxterp.core.taps import tapped
 from mlxterp.errors import CapabilityUnavailable, PromptPairError, UnknownHookPoint
+from mlxterp.measurements import recorder
 from mlxterp.metrics import Floats
 from mlxterp.results import LogitAttributionResult, NeuronAttributionResult
 
@@ -104,6 +105,7 @@ def direct_logit_attribution(
     embed = float(contribution(here[first]))
     _refuse_not_finite(embed, heads, attn, mlp, with_heads)
     total = embed + float(attn.sum()) + (0.0 if mlp is None else float(mlp.sum())) + constant
+    recorder.add_method("direct_logit_attribution")
     return LogitAttributionResult(
         head_contributions=heads,
         attn_contributions=attn,
@@ -233,6 +235,7 @@ def direct_logit_neurons(
         "Look at what the layer reads with model.trace(text, capture='all').",
     )
     kept = np.argsort(-np.abs(each), kind="stable")[:k]
+    recorder.add_method("direct_logit_neurons")
     return NeuronAttributionResult(
         layer=layer,
         neurons=tuple(int(n) for n in kept),

@@ -27,6 +27,7 @@ from mlxterp.causal.prompts.encoding import (
 from mlxterp.core.hook_points import HookPoint
 from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import TokenError
+from mlxterp.measurements import recorder
 from mlxterp.results import LogitLensResult
 
 
@@ -135,6 +136,7 @@ def read_layers(
         top_probs.append(np.exp(np.take_along_axis(log_probs, best, axis=-1)))
     named = {int(i): str_tokens(model, [int(i)])[0] for i in np.unique(np.stack(top_ids))}
     prompt = str_tokens(model, tokens[0])
+    recorder.add_method("logit_lens")
     return LogitLensResult(
         answer_probs=np.stack(probs),
         answer_logits=np.stack(logits),

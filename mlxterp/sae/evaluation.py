@@ -22,6 +22,7 @@ from mlxterp.core.linux_blas import swiglu as fast_math
 from mlxterp.core.model import InterpretableModel
 from mlxterp.core.tokens import Padded, pad
 from mlxterp.errors import SAEError, TooLittleData
+from mlxterp.measurements import recorder
 from mlxterp.results.sae_quality import Quality, SAEQualityResult
 from mlxterp.sae.sae import SAE
 from mlxterp.sae.training.activations import StreamedActivations
@@ -175,6 +176,7 @@ def _measure(sae: SAE, tokens: _Tokens, extra: Sums, measured_on: dict[str, Any]
     every = {**sums, **extra}
     rows = [_row(name, ratio, every) for name, ratio in _RATIOS.items() if _has(every, name)]
     rows += [_share("dead", density == 0), _share("dense", density > DENSE)]
+    recorder.add_method("reconstruction_quality")
     return SAEQualityResult(
         rows=tuple(rows),
         density=density,

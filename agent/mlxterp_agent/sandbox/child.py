@@ -272,8 +272,12 @@ class Child:
         """The last line it printed: during a download, the progress."""
         return self._err.last_line() or self._out.last_line()
 
-    def go(self, source: bytes, sha: str, run_dir: Path) -> None:
-        """Starts the experiment; what it prints goes to stdout.txt and stderr.txt in `run_dir`."""
+    def go(self, source: bytes, sha: str, run_dir: Path, *, explore: Sequence[int] | None = None) -> None:
+        """Starts the experiment; what it prints goes to stdout.txt and stderr.txt in `run_dir`.
+
+        Args:
+            explore: the pairs of `setup.dataset` that it sees; None for all.
+        """
         with self._changed:
             self._out.to_file(run_dir / "stdout.txt")
             self._err.to_file(run_dir / "stderr.txt")
@@ -284,6 +288,7 @@ class Child:
                 "sha": sha,
                 "scratch": str(self._scratch),
                 "not_linked": _NOT_LINKED,
+                "explore": None if explore is None else list(explore),
             }
         )
 

@@ -32,6 +32,7 @@ from mlxterp.auto_interp.sensitivity.examples import (
 from mlxterp.core.model import InterpretableModel
 from mlxterp.core.tokens import Prompt
 from mlxterp.errors import LabelingError, TrainingTexts
+from mlxterp.measurements import recorder
 from mlxterp.results.views import percent
 from mlxterp.sae.analysis.effects import CONTROLS
 from mlxterp.sae.feature_store.build import build_store, same_texts
@@ -177,6 +178,7 @@ def _outcome(
     options: SensitivityOptions,
 ) -> FeatureLabel:
     """The label with the outcome, as numbers and as a text."""
+    recorder.add_method("sensitivity_test")
     if options.causal:
         found["causal"] = causal_effect(model, sae, items, label.feature_id, options)
     return replace(

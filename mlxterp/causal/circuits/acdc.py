@@ -33,6 +33,7 @@ from mlxterp.causal.prompts.encoding import Prompt
 from mlxterp.causal.prompts.pair import MetricLike, Pairs, Prepared, as_pairs, prepare
 from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import SweepError
+from mlxterp.measurements import recorder
 from mlxterp.results import CircuitEdge, CircuitResult
 
 
@@ -167,6 +168,7 @@ class Search:
         left = np.flatnonzero(~self.removed)
         distance = "clean_logits" in metric.needs
         edges = [self.edges[i] for i in left]
+        recorder.add_method("acdc", pairs=len(prepared.pairs))
         return CircuitResult(
             edges=tuple(
                 CircuitEdge(

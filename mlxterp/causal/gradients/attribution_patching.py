@@ -29,6 +29,7 @@ from mlxterp.causal.prompts.encoding import Prompt
 from mlxterp.causal.prompts.pair import MetricLike, Pairs, as_pairs, prepare
 from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import SweepError
+from mlxterp.measurements import recorder
 from mlxterp.metrics import Floats
 from mlxterp.results import PatchingResult
 from mlxterp.results.views import number
@@ -309,7 +310,12 @@ def attribution_patchings(
     for i, (each, request, checked) in enumerate(zip(planned, wanted, checks, strict=True)):
         final = values[i] if checked is None else checked.values
         found = effects(
-            final, one=runs.source_metric, zero=runs.base_metric, clusters=prepared.clusters, seed=seed
+            final,
+            one=runs.source_metric,
+            zero=runs.base_metric,
+            clusters=prepared.clusters,
+            search=True,
+            seed=seed,
         )
         limits = [*cautions(request, facts, grad_drop=grad_drop, checked=checked)]
         if subject.whole_input and not np.isfinite(estimated.of_input).all():
@@ -323,6 +329,7 @@ def attribution_patchings(
         options += [f"{steps} steps"] * (steps > 1)
         if checked is not None:
             options.append(f"{len(checked.strongest)} sites verified")
+        recorder.add_method("attribution_patching", pairs=len(prepared.pairs))
         results.append(
             patching_result(
                 model,

@@ -48,6 +48,7 @@ from mlxterp.core.hook_points import HookPoint
 from mlxterp.core.model import InterpretableModel
 from mlxterp.core.taps import Around, renamed, tapped
 from mlxterp.errors import SweepError
+from mlxterp.measurements import recorder
 from mlxterp.metrics import Floats
 from mlxterp.results import EdgeScoresResult
 from mlxterp.statistics.effects import effects
@@ -322,6 +323,7 @@ def edge_attribution(
     patched = zero[:, None] + np.concatenate(changes)
     found = effects(patched, one=one, zero=zero, clusters=prepared.clusters, seed=seed)
     options = {"method": method, "direction": "noising", "ablation": ablation}
+    recorder.add_method("edge_attribution", pairs=len(prepared.pairs))
     return EdgeScoresResult(
         edges=names,
         scores=found.effects,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -41,6 +41,7 @@ from mlxterp.core.hook_points import HookPoint, component_name, head_label
 from mlxterp.core.interventions import Intervention
 from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import MetricError, NoGap, SweepError
+from mlxterp.measurements import recorder
 from mlxterp.metrics import Floats, Metric
 from mlxterp.results import AblationResult, AblationRow
 from mlxterp.statistics.clusters import clusters
@@ -117,7 +118,8 @@ def random_head_sets(
 def draw_parts(
     model: InterpretableModel, sets: Sequence[Sequence[Part]], n: int, *, seed: int, exclude: Sequence[Member]
 ) -> list[tuple[Part, ...]]:
-    """`n` random sets as large as the first of `sets`, disjoint from all of them and from `exclude`."""
+    """`n` random sets with as many heads in each layer as the first of `sets`, disjoint from all of them and
+    from `exclude`."""
     if any(part.head is None for part in sets[0]):
         raise SweepError(
             f"{n} random sets of heads are asked for beside a set of whole components. Leave them out."
@@ -128,8 +130,32 @@ def draw_parts(
         for part in (parse_parts(model, exclude) if exclude else ())
         if part.head is not None
     }
-    drawn = random_head_sets(model, len(sets[0]), n, seed=seed, exclude=sorted(taken))
-    return [parse_parts(model, heads) for heads in drawn]
+    layers = [part.layer for part in sets[0]]
+    rng = np.random.default_rng(seed)
+    return [parse_parts(model, _matched_heads(model, layers, taken, rng)) for _ in range(n)]
+
+
+def _matched_heads(
+    model: InterpretableModel,
+    layers: Sequence[int],
+    taken: Collection[tuple[int, int]],
+    rng: np.random.Generator,
+) -> tuple[tuple[int, int], ...]:
+    """A random head of each of these layers, none taken and none twice; where a layer has no other head left,
+    one of the nearest layers that have."""
+    free = [(la, h) for la in range(model.n_layers) for h in range(model.n_heads) if (la, h) not in taken]
+    if len(layers) > len(free):
+        raise SweepError(
+            f"sets of {len(layers)} heads: of the model's {model.n_layers * model.n_heads} heads, "
+            f"{len(free)} are not excluded. Ask for smaller sets, or exclude fewer heads."
+        )
+    drawn: list[tuple[int, int]] = []
+    for layer in layers:
+        nearest = min(abs(la - layer) for la, _ in free)
+        pool = [each for each in free if abs(each[0] - layer) == nearest]
+        drawn.append(pool[int(rng.integers(len(pool)))])
+        free.remove(drawn[-1])
+    return tuple(sorted(drawn))
 
 
 def _parse_member(model: InterpretableModel, member: Member) -> Part:
@@ -208,7 +234,9 @@ def ablate(
         metric, answer, foil, align: as for `activation_patching`.
         label: of a single set.
         group: of the given sets, for the result: "found", or "null" for sets predicted not to matter.
-        random_sets: this many random sets of heads, as large as the first set and disjoint from all of them.
+        random_sets: this many random sets, with as many heads in each layer as the first set (or in the
+            nearest layers that have heads left) and disjoint from all sets given. The rank of a set among
+            them is its p-value (`AblationResult.p_among_random`): it takes 19 for p = 0.05.
         exclude: heads that random sets leave out too.
         seed: of the random sets.
 
@@ -257,6 +285,7 @@ def ablate(
         )
         for i, (name, its_group, parts) in enumerate(sets)
     ]
+    recorder.add_method("ablate", pairs=len(subjects.tokens))
     return AblationResult(
         rows=tuple(rows),
         ablation=kind,

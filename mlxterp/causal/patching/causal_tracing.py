@@ -33,6 +33,7 @@ from mlxterp.core import interventions
 from mlxterp.core.hook_points import HookPoint, component_name
 from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import NoGap, PromptPairError, SweepError, TokenError
+from mlxterp.measurements import recorder
 from mlxterp.metrics import Floats, Metric
 from mlxterp.results import CausalTracingResult
 from mlxterp.statistics.ratio import mean_of
@@ -247,6 +248,7 @@ def causal_tracing(
     for i, each in enumerate(read):
         of_prompt = _progress_of(progress, i, len(read))
         measured.append(_trace(model, each, chosen, what, mx.random.key(seed + i), of_prompt))
+    recorder.add_method("causal_tracing", pairs=len(listed))
     limits = [text for s in read for text in s.cautions]
     limits += [*of_component(model, point_name, swept), *of_component(model, "embed", ())]
     facts = (

@@ -33,6 +33,7 @@ from mlxterp.causal.prompts.encoding import Prompt
 from mlxterp.causal.prompts.pair import MetricLike, Pairs, as_pairs, prepare
 from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import SweepError
+from mlxterp.measurements import recorder
 from mlxterp.results import PathPatchingResult
 from mlxterp.statistics.effects import effects
 
@@ -101,8 +102,14 @@ def path_patching(
     # The clean run as these runs compute it, so that a change that reaches no receiver is exactly 0.
     unchanged = prepared.metric(run.logits([()])[0], prepared.targets)
     found = effects(
-        values, one=prepared.corrupted_metric, zero=unchanged, clusters=prepared.clusters, seed=seed
+        values,
+        one=prepared.corrupted_metric,
+        zero=unchanged,
+        clusters=prepared.clusters,
+        search=len(sets) > 1,
+        seed=seed,
     )
+    recorder.add_method("path_patching", pairs=len(prepared.pairs))
     return PathPatchingResult(
         senders=tuple(" + ".join(str(node) for node in nodes) for nodes in sets),
         effects=found.effects,
@@ -114,6 +121,8 @@ def path_patching(
         per_example=found.per_example if len(prepared.pairs) > 1 else None,
         ci_low=found.low,
         ci_high=found.high,
+        simultaneous_low=None if found.search is None else found.search.low,
+        simultaneous_high=None if found.search is None else found.search.high,
         measured_on=prepared.measured_on(model)
         | {"direction": "noising", "positions": "all" if positions is None else where.tolist()}
         | found.facts(),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
@@ -20,8 +20,8 @@ from mlxterp.core.hook_points import HookPoint, axes, component_name
 from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import SweepError, TokenError
 from mlxterp.metrics import Floats
-from mlxterp.results import PatchingResult
-from mlxterp.statistics.effects import Effects
+from mlxterp.results import MeasuredAgain, PatchingResult
+from mlxterp.statistics.effects import Effects, Search
 
 By: TypeAlias = Literal["layer", "layer_pos", "layer_head", "layer_pos_head"]
 Direction: TypeAlias = Literal["denoising", "noising"]
@@ -220,7 +220,7 @@ def patching_result(
     grid = swept.grid
     limits = (*of_component(model, swept.component, grid.layers), *prepared.cautions(model), *cautions)
     labelled = "pos" in grid.axes
-    return PatchingResult(
+    result = PatchingResult(
         effects=found.effects,
         axes=grid.axes,
         component=swept.component,
@@ -236,6 +236,28 @@ def patching_result(
         ci_high=found.high,
         cautions=limits,
         **further,
+    )
+    return result if found.search is None else _with_search(result, found.search)
+
+
+def _with_search(result: PatchingResult, search: Search) -> PatchingResult:
+    """The result with intervals for all sites at once, and its winners measured again."""
+    labels = [component.label for component in result.components()]
+    return replace(
+        result,
+        simultaneous_low=search.low,
+        simultaneous_high=search.high,
+        measured_again=tuple(
+            MeasuredAgain(
+                label=labels[each.site],
+                searched=each.searched,
+                effect=each.effect,
+                ci=(each.low, each.high),
+            )
+            for each in search.winners
+        ),
+        chosen_on=search.chosen_on,
+        cautions=(*result.cautions, *(text for text in search.cautions if text not in result.cautions)),
     )
 
 

@@ -7,6 +7,7 @@ tokens, no gap. What it returns can be passed to other methods in place of the p
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
@@ -31,8 +32,8 @@ from mlxterp.causal.prompts.encoding import (
     token_rows,
 )
 from mlxterp.core.model import InterpretableModel
-from mlxterp.errors import NoGap, PromptPairError
-from mlxterp.statistics.clusters import clusters
+from mlxterp.errors import MlxterpError, NoGap, PromptPairError
+from mlxterp.statistics.clusters import cluster_ids, clusters
 
 MetricLike: TypeAlias = str | metrics.MetricFunction | metrics.Metric | None
 """A metric as callers name it: see `mlxterp.metrics.resolve`."""
@@ -49,6 +50,8 @@ class PromptPair:
         name: a label for reports.
         cluster: pairs with the same one are one piece of evidence; None stands for pairs that share a prompt
             (`mlxterp.statistics.clusters`).
+        slice: the part of the dataset it belongs to, such as its template; an effect is also looked at in
+            each part by itself. None where there are no parts.
     """
 
     clean: Prompt
@@ -57,6 +60,40 @@ class PromptPair:
     foil: str | int | None = None
     name: str = ""
     cluster: str | None = None
+    slice: str | None = None
+
+
+def list_pairs(model: Any, dataset: Any) -> list[dict[str, Any]] | None:
+    """What a judge must know of a dataset to divide it: for each pair its cluster, how many tokens its
+    prompts have (None where they cannot be encoded), and a digest in place of each prompt.
+
+    None for a dataset that is no list of pairs, or without a model.
+    """
+    if not isinstance(model, InterpretableModel) or not isinstance(dataset, Sequence):
+        return None
+    if not all(isinstance(pair, PromptPair) for pair in dataset):
+        return None
+    return [
+        {
+            "clean": _prompt_digest(pair.clean),
+            "corrupted": _prompt_digest(pair.corrupted),
+            "cluster": cluster,
+            "n_tokens": [_length(model, prompt) for prompt in (pair.clean, pair.corrupted)],
+        }
+        for pair, cluster in zip(dataset, cluster_ids(dataset), strict=True)
+    ]
+
+
+def _length(model: InterpretableModel, prompt: Prompt) -> int | None:
+    try:
+        return int(token_rows(model, [prompt], "prompt").shape[1])
+    except MlxterpError:
+        return None
+
+
+def _prompt_digest(prompt: Prompt) -> str:
+    text = prompt if isinstance(prompt, str) else repr([int(token) for token in prompt])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)

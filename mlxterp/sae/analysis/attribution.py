@@ -21,6 +21,7 @@ from mlxterp.core import interventions
 from mlxterp.core.model import InterpretableModel
 from mlxterp.core.selection import Positions
 from mlxterp.errors import SAEError
+from mlxterp.measurements import recorder
 from mlxterp.metrics import Floats, Metric, MetricFunction
 from mlxterp.results import FeatureAttributionResult
 from mlxterp.sae.analysis.runs import (
@@ -115,6 +116,7 @@ def feature_attribution(
     ids = np.flatnonzero(changes)
     bounds = intervals(scores[:, ids])
     options: dict[str, Any] = {"ablation": chosen, "method": method, "seed": seed}
+    recorder.add_method("feature_attribution", pairs=n)
     return FeatureAttributionResult(
         features=tuple(ids.tolist()),
         scores=scores[:, ids].mean(axis=0),

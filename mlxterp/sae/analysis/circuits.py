@@ -26,6 +26,7 @@ from mlxterp.core.interventions import Intervention
 from mlxterp.core.model import InterpretableModel
 from mlxterp.core.selection import Positions
 from mlxterp.errors import SAEError
+from mlxterp.measurements import recorder
 from mlxterp.metrics import Floats, Metric, MetricFunction
 from mlxterp.results import FeatureCircuitResult, FeatureEdge, FeatureNode
 from mlxterp.sae.analysis.attribution import (
@@ -369,6 +370,7 @@ def feature_circuit(
         for each in (None, nothing, sets, [each.complement() for each in sets])
     )
     options: dict[str, Any] = {"ablation": chosen, "method": method, "steps": len(points)}
+    recorder.add_method("feature_circuit")
     return FeatureCircuitResult(
         nodes=nodes,
         edges=edges,

@@ -22,6 +22,7 @@ from mlxterp.core import interventions
 from mlxterp.core.model import InterpretableModel
 from mlxterp.core.selection import Positions
 from mlxterp.errors import SAEError
+from mlxterp.measurements import recorder
 from mlxterp.metrics import Metric, MetricFunction
 from mlxterp.results import FeatureEffectsResult
 from mlxterp.sae.analysis.activity import FiredFeatures, fired_features
@@ -134,6 +135,7 @@ def feature_effects(
     own, means = changes[:, :, 0], changes.mean(axis=0)
     bounds = intervals(own)
     options: dict[str, Any] = {"ablation": chosen, "seed": seed, "controls": controls}
+    recorder.add_method("feature_effects", pairs=len(own))
     return FeatureEffectsResult(
         features=tuple(measured),
         effects=means[:, 0],

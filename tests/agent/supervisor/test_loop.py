@@ -331,16 +331,16 @@ def test_a_second_supervisor_is_refused_with_the_first_ones_process_id(project):
     assert entries(project) == []
 
 
-def test_a_declared_hypothesis_is_registered_before_it_runs_and_not_judged_yet(project):
+def test_a_hypothesis_is_registered_before_it_runs_and_without_enough_clusters_stays_open(project):
     supervise(project, ["declared"])
 
     names = [event["event"] for event in journal(project)]
     (entry,) = entries(project)
-    assert names.index("intent") < names.index("register") < names.index("result")
+    assert names.index("intent") < names.index("register") < names.index("judgement") < names.index("result")
     assert entry.record["declared"]["id"] == "H001"
     assert entry.record["declared"]["sha256"]
-    assert entry.record["verdict"] == "lead"
-    assert entry.record["reasons"] == ["declared, not yet judged"]
+    assert (entry.record["verdict"], entry.informative) == ("inconclusive", False)
+    assert entry.record["reasons"] == ["needs >= 24 independent clusters, setup.py has 0"]
 
 
 def test_a_declaration_that_cannot_be_read_is_refused_with_its_line_and_costs_nothing(project):
