@@ -187,8 +187,8 @@ def train_tuned_lens(
         progress: called with (steps done, steps).
 
     Costs per step, layer and position two unembeddings (forward and backward); on SmolLM2-135M on two CPU
-    cores 4 to 6 s a step of 32 positions. The translators
-    take n_layers · d_model² numbers, twice more while training.
+    cores 4 to 6 s a step of 32 positions. The translators take n_layers · d_model² numbers, twice more while
+    training.
 
     Raises:
         LensError: fewer than two texts, a model of one layer, or numbers out of range.

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 import mlxterp.sae
+from mlxterp import InterpretableModel
 from mlxterp.causal import (
+    PromptPair,
     ablate,
     acdc,
     activation_patching,
@@ -21,8 +23,6 @@ from mlxterp.causal import (
     logit_lens,
     path_patching,
 )
-from mlxterp.causal.prompts.pair import PromptPair
-from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import MlxterpError
 from tests.small_models import small_module
 from tests.tiny_models import tiny_module

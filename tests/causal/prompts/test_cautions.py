@@ -6,7 +6,9 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from mlxterp import InterpretableModel
 from mlxterp.causal import (
+    PromptPair,
     ablate,
     acdc,
     activation_patching,
@@ -16,8 +18,6 @@ from mlxterp.causal import (
     edge_attribution,
     path_patching,
 )
-from mlxterp.causal.prompts.pair import PromptPair
-from mlxterp.core.model import InterpretableModel
 from tests.small_models import small_module
 from tests.tiny_models import tiny_module
 

@@ -10,9 +10,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlxterp import causal, sae, workflows
+from mlxterp import InterpretableModel, causal, sae, workflows
 from mlxterp.causal import PromptPair, TracedPrompt
-from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import MlxterpError
 
 CLEAN, CORRUPTED = "Mary went", "John went"
