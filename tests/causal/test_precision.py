@@ -47,7 +47,7 @@ def test_with_16_bits_the_first_and_the_last_residual_stream_recover_everything(
             assert stream_recovers(model, component, direction) == pytest.approx(1.0, abs=1e-3)
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt_neox"])
+@pytest.mark.parametrize("family", ["llama", "olmo2", "gpt_neox"])
 def test_with_16_bits_corrupting_every_edge_gives_the_corrupted_run(family):
     model = half(tiny_module(family))
     edges = EdgeRun(model, np.array([CLEAN]), np.array([CORRUPTED]))
