@@ -159,6 +159,19 @@ def test_lists_of_prompts_are_pairs_in_their_order(tiny_llama, name):
         assert a.effect == pytest.approx(b.effect, abs=1e-4)
 
 
+@pytest.mark.parametrize("prepend_bos", [False, "a"], ids=["without", "with"])
+@pytest.mark.parametrize("name", sorted({*PAIRED, *ON_A_TEXT, *ON_TEXTS} - {"train_tuned_lens"}))
+def test_every_result_records_whether_a_token_stands_in_front_of_the_prompts(tiny_llama, name, prepend_bos):
+    model = InterpretableModel(tiny_llama.model, tiny_llama.tokenizer, prepend_bos=prepend_bos, verify=False)
+    prompts = (CLEAN, CORRUPTED) if name in PAIRED else (CLEAN,)
+    run = PAIRED.get(name) or {**ON_A_TEXT, **ON_TEXTS}[name]
+
+    result = run(model, *prompts)
+
+    if hasattr(result, "measured_on"):
+        assert result.measured_on["prepend_bos"] is bool(prepend_bos)
+
+
 @pytest.mark.parametrize("given", [[CLEAN, CLEAN], [[1, 2], [3, 4]]], ids=["texts", "ids"])
 @pytest.mark.parametrize("name", sorted(ON_A_TEXT))
 def test_several_texts_where_one_is_taken_are_refused_and_never_joined(tiny_llama, name, given):
