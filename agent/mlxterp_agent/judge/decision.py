@@ -22,6 +22,7 @@ from mlxterp.statistics.decisions import (
     Claim,
     Gate,
     Look,
+    Prefixed,
     cells_of,
     gate,
     judge,
@@ -196,20 +197,32 @@ def placebo_name(each: Mapping[str, Any]) -> str:
 def gate_of(result: Mapping[str, Any], *, twin: bool = False) -> Gate:
     """The behaviour gate on a result's pairs, of the model or of its twin."""
     cells = result["twin_gate" if twin else "gate"]
-    pairs, others = cells["pairs"], cells["candidates"]
-    gap = _floats(pairs["clean"]) - _floats(pairs["corrupted"])
-    per_cluster = cells_of(gap, np.ones_like(gap), result["clusters"]).change
+    pairs, others, behind = cells["pairs"], cells["candidates"], cells["prefixed"]
+    gaps = _gap_by_cluster(pairs, result["clusters"])
     # A distance is larger in the corrupted run: there the gap has the other sign.
-    towards = -1.0 if per_cluster.mean() < 0 else 1.0
+    towards = -1.0 if gaps.mean() < 0 else 1.0
     return gate(
-        towards * per_cluster,
-        np.array([*pairs["answer_preferred"], *pairs["foil_preferred"]], dtype=float),
+        towards * gaps,
+        _preferred(pairs),
         np.array([*pairs["answer_rank"], *pairs["foil_rank"]], dtype=float) - 1,
         int(cells["d_vocab"]),
         candidates=None
         if others is None
         else np.logical_and(others["answer_preferred"], others["foil_preferred"]).astype(float),
+        prefixed=None
+        if behind is None
+        else Prefixed(towards * _gap_by_cluster(behind, result["clusters"]), _preferred(behind)),
     )
+
+
+def _gap_by_cluster(behaviour: Mapping[str, Any], clusters: Sequence[str]) -> Floats:
+    gap = _floats(behaviour["clean"]) - _floats(behaviour["corrupted"])
+    return cells_of(gap, np.ones_like(gap), clusters).change
+
+
+def _preferred(behaviour: Mapping[str, Any]) -> Floats:
+    """Of both runs of each pair, whether it prefers its answer."""
+    return np.array([*behaviour["answer_preferred"], *behaviour["foil_preferred"]], dtype=float)
 
 
 @dataclass(frozen=True, kw_only=True)
