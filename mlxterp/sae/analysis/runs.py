@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from mlxterp import metrics
 from mlxterp.causal.batching import sweep
 from mlxterp.causal.batching.rows import measuring
-from mlxterp.causal.finite import require_finite_runs
+from mlxterp.causal.finite import require_finite_activations, require_finite_runs
 from mlxterp.causal.prompts.cautions import of_first_position, of_form
 from mlxterp.causal.prompts.encoding import Ids, token_ids
 from mlxterp.core.model import InterpretableModel
 from mlxterp.core.selection import Positions
-from mlxterp.errors import NotFinite, SAEError
+from mlxterp.errors import SAEError
 from mlxterp.sae.analysis.interventions import flat
 from mlxterp.sae.analysis.texts import Batch, Given, Texts, read_texts
 from mlxterp.sae.model_match import warn_of_mismatch
@@ -67,21 +67,8 @@ def view(model: InterpretableModel, tokens: Ids, sae: SAE) -> View:
             )
     warn_of_mismatch(model, sae)
     found = View(written, sae.encode(read), written - sae.reconstruct(read))
-    broken = [
-        name
-        for name, x in (
-            (str(sae.point), read),
-            ("the SAE's features", found.acts),
-            ("its error", found.error),
-        )
-        if not mx.all(mx.isfinite(x)).item()
-    ]
-    if broken:
-        raise NotFinite(
-            f"{model.name} with this SAE: NaN or infinity at {broken[0]}. No activation or effect of a "
-            "feature is reported, because what is left would read as all. Look at the SAE's weights, and at "
-            f"model.trace(prompt, capture=[{str(sae.point)!r}])."
-        )
+    parts = {str(sae.point): read, "the SAE's features": found.acts, "the SAE's error": found.error}
+    require_finite_activations(model, parts)
     return found
 
 
