@@ -234,3 +234,8 @@ def test_a_result_is_read_back_equal_and_says_its_strongest_state(tiny_llama):
     heatmap = result.shows()[0]
     assert heatmap.row_labels[4:7] == ("4 'c'*", "5 'a'*", "6 't'*")
     assert np.array(heatmap.values) == pytest.approx(result.effects.T)
+
+
+def test_no_prompt_is_refused_for_having_no_subject(tiny_llama):
+    with pytest.raises(PromptPairError, match="comes without a subject"):
+        causal_tracing(tiny_llama, [])
