@@ -9,6 +9,7 @@ import pytest
 
 from mlxterp import metrics
 from mlxterp.causal import PromptPair, activation_patching, attribution_patching, attribution_patchings
+from mlxterp.causal.gradients.backward import differentiable
 from mlxterp.causal.gradients.qk_fix import Scores, one_key_each
 from mlxterp.causal.prompts.pair import prepare
 from mlxterp.core.interventions import add, edit, replace
@@ -461,3 +462,17 @@ def test_the_qk_fix_needs_attention_in_every_layer():
 
     with pytest.raises(CapabilityUnavailable, match="does not have 'q' in every layer"):
         attribution_patching(model, clean, corrupted, component="q", qk_fix=True, answer=5, foil=9)
+
+
+@pytest.mark.parametrize("name", sorted(metrics.METRICS))
+def test_what_is_differentiated_is_the_metric_of_each_row(name):
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(3, 11)).astype(np.float32)
+    targets = metrics.Targets(
+        np.array([1, 4, 7]), np.array([0, 2, 10]), rng.normal(size=(3, 11)).astype(np.float32)
+    )
+    metric = metrics.METRICS[name]
+
+    found = differentiable(metric, metric, targets)(mx.array(logits))
+
+    assert np.allclose(np.array(found), metric(logits, targets), atol=1e-5)
