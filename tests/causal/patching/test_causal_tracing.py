@@ -165,6 +165,7 @@ def test_several_prompts_are_averaged_by_role_with_equal_weight(tiny_llama):
         "last token": (cat.effects[:, 10] + ox.effects[:, 11]) / 2,
     }
     assert both.columns == tuple(expected)
+    assert [both.columns[i] for i in both.subject] == list(expected)[:3]
     assert both.effects == pytest.approx(np.stack(list(expected.values()), axis=1), abs=1e-5)
     assert both.clean_metric == pytest.approx((cat.clean_metric + ox.clean_metric) / 2)
 
