@@ -298,3 +298,13 @@ def test_equal_sites_are_ranked_in_their_order():
     found = confirm_winners(np.ones((8, 40)), np.ones(8), winners=40)
 
     assert found.chosen.tolist() == list(range(40))
+
+
+def test_an_interval_for_all_sites_is_never_narrower_than_that_of_one():
+    change = np.repeat([[0.5, 1.0, 0.0]], 8, axis=0) + 1e-5 * np.random.default_rng(15).normal(size=(8, 3))
+
+    found = max_t(change, np.ones(8))
+
+    alone = ratio_of_means(change, np.ones(8))
+    assert found.low == pytest.approx(alone.low)
+    assert found.high == pytest.approx(alone.high)
