@@ -10,7 +10,17 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PLAIN = ("errors.py", "text.py", "results", "plots", "reports", "_files.py", "autointerpret", "llm")
+PLAIN = (
+    "errors.py",
+    "text.py",
+    "measurements.py",
+    "results",
+    "plots",
+    "reports",
+    "_files.py",
+    "autointerpret",
+    "llm",
+)
 
 
 def _files(*roots: Path) -> list[Path]:
@@ -40,7 +50,7 @@ def _offenders(files: list[Path], forbidden: tuple[str, ...]) -> list[str]:
 
 
 LAYERS = (
-    ("errors", "_files", "_version", "text"),
+    ("errors", "_files", "_version", "text", "measurements"),
     ("models", "statistics", "llm"),
     ("results",),
     ("autointerpret",),
@@ -158,10 +168,10 @@ def test_results_import_nothing_that_draws_them():
 
 def test_figures_and_pages_know_what_there_is_to_see_and_no_kind_of_result():
     drawing = _files(ROOT / "mlxterp" / "plots", ROOT / "mlxterp" / "reports" / "page.py")
-    shows = {"mlxterp.results.shows", "mlxterp.results.markdown", "mlxterp.results"}
+    shows = {"mlxterp.results.views", "mlxterp.results.markdown", "mlxterp.results"}
     known = {name for path in drawing for name in _imports(path) if name.startswith("mlxterp.results")}
 
-    assert {n for n in known if n not in shows and not n.startswith("mlxterp.results.shows.")} == set()
+    assert {n for n in known if n not in shows and not n.startswith("mlxterp.results.views.")} == set()
 
 
 @pytest.mark.parametrize(

@@ -273,10 +273,10 @@ def log(
 ) -> None:
     """Every experiment with its verdict, oldest first."""
     from mlxterp_agent.messages import log_lines
-    from mlxterp_agent.storage.record import is_kept
     from mlxterp_agent.supervisor.project_view import read_project
 
-    entries = [entry for entry in read_project(directory).entries if is_kept(entry) or not kept][-last:]
+    seen = read_project(directory)
+    entries = list(seen.kept())[-last:] if kept else seen.entries[-last:]
     if as_json:
         for entry in entries:
             _json(entry.to_dict())

@@ -16,7 +16,7 @@ import contextlib
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -134,7 +134,7 @@ async def _run(directory: Path) -> str:
 _SILENT = "autointerp run ended without output; call status to see the state of the investigation"
 
 
-def _found(entries: list[ExperimentEntry], query: str, last: int) -> str:
+def _found(entries: Sequence[ExperimentEntry], query: str, last: int) -> str:
     words = query.lower().split()
     hits = [entry for entry in entries if all(word in _text(entry) for word in words)]
     shown = hits[-max(1, last) :]

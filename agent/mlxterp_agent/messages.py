@@ -13,7 +13,7 @@ from mlxterp_agent.display.json_lines import entry_fields
 from mlxterp_agent.exit_codes import CONTRACT, INTERRUPTED, Ended
 from mlxterp_agent.researchers.base import BudgetState
 from mlxterp_agent.state_md import budget_words
-from mlxterp_agent.storage.record import RUNS, is_kept, tally, tally_text, verdict_of
+from mlxterp_agent.storage.record import RUNS, tally_text, verdict_of
 from mlxterp_agent.supervisor.project_view import Overview
 from mlxterp_agent.text import cut, duration, one_line, tail
 
@@ -71,7 +71,7 @@ def status_text(seen: Overview) -> str:
         f"question   {one_line(config.question, 200)}",
         f"model      {one_line(config.model, 100)}",
         f"state      {who}; {one_line(seen.stop_reason, 160)}",
-        f"verdicts   {tally_text(seen.entries)}",
+        f"verdicts   {tally_text(seen.tally)}",
         f"budget     {budget_words(seen.budget())}",
     ]
     if seen.entries:
@@ -88,8 +88,8 @@ def status_fields(seen: Overview) -> dict[str, Any]:
         "supervised_by": None if seen.holder is None else seen.holder.pid,
         "stop_reason": seen.stop_reason,
         "entries": len(seen.entries),
-        "kept": sum(map(is_kept, seen.entries)),
-        "verdicts": tally(seen.entries),
+        "kept": seen.kept_count,
+        "verdicts": dict(seen.tally),
         "spent": seen.spent._asdict(),
         "experiments_left": budget.experiments_left,
         "last": entry_fields(seen.entries[-1]) if seen.entries else None,
@@ -111,11 +111,11 @@ def closing_text(
 ) -> str:
     """What was found, where the report is, how to continue."""
     project = seen.project.path
-    kept = [entry for entry in seen.entries if is_kept(entry)]
+    kept = list(seen.kept())
     answers = [entry for entry in kept if entry.metadata.get("role") == "conclusion"]
     lines = [
         f"Stopped: {one_line(ended.reason, 300)}",
-        f"{seen.spent.experiments} experiments in {duration(seen.spent.seconds)}: {tally_text(seen.entries)}",
+        f"{seen.spent.experiments} experiments in {duration(seen.spent.seconds)}: {tally_text(seen.tally)}",
         "",
     ]
     for entry in answers[-1:]:

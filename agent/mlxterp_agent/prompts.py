@@ -19,7 +19,7 @@ from mlxterp.autointerpret.entry import ExperimentEntry
 from mlxterp_agent.api_help import essentials
 from mlxterp_agent.platform import NotRegular, read_regular
 from mlxterp_agent.researchers.base import BudgetState
-from mlxterp_agent.state_md import state_text
+from mlxterp_agent.state_md import overview_of, state_text
 from mlxterp_agent.text import cut, plain
 
 FILE_LIMIT = 12_000
@@ -57,7 +57,7 @@ def opening_text(
     state = state_text(
         question=str(facts.get("question") or "see program.md"),
         model=str(facts.get("model") or "see setup.py"),
-        entries=entries,
+        log=overview_of(entries),
         budget=budget,
     )
     return (

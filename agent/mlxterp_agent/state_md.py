@@ -6,24 +6,76 @@ read back from it.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from mlxterp.autointerpret.contract import STATE
 from mlxterp.autointerpret.entry import ExperimentEntry
 from mlxterp_agent.researchers.base import BudgetState
-from mlxterp_agent.storage.record import tally_text, tier_of, verdict_of
+from mlxterp_agent.storage.log_index import LogIndex
+from mlxterp_agent.storage.project_files import write_in_project
+from mlxterp_agent.storage.record import is_kept, tally, tally_text, verdict_of
 from mlxterp_agent.text import cut, duration, one_line
 
 LIMIT = 6000
 _SECTION = 1700
 _HEAD = 900
+_MOST = 60
+"""Lines of a section that are looked at; fewer fit."""
 
 
-def state_text(*, question: str, model: str, entries: Sequence[ExperimentEntry], budget: BudgetState) -> str:
+@dataclass(frozen=True)
+class LogOverview:
+    """What STATE.md shows of the log.
+
+    Attributes:
+        tally: how many lines ended with each verdict.
+        kept, kept_count: the newest lines that were kept, newest first, and how many there are.
+        last: the last ten, oldest first.
+        others, others_count: the newest lines before them that were not kept, newest first, and how many
+            there are.
+    """
+
+    tally: Mapping[str, int]
+    kept: Sequence[ExperimentEntry]
+    kept_count: int
+    last: Sequence[ExperimentEntry]
+    others: Sequence[ExperimentEntry]
+    others_count: int
+
+
+def overview_of(entries: Sequence[ExperimentEntry]) -> LogOverview:
+    """The overview of these lines."""
+    kept = [e for e in entries if is_kept(e)]
+    others = [e for e in entries[:-10] if not is_kept(e)]
+    return LogOverview(
+        tally(entries),
+        kept[: -_MOST - 1 : -1],
+        len(kept),
+        entries[-10:],
+        others[: -_MOST - 1 : -1],
+        len(others),
+    )
+
+
+def overview_of_index(index: LogIndex) -> LogOverview:
+    """The overview of a log, from its index: only the lines that are shown are read."""
+    entries, first_of_last = index.entries, len(index.entries) - 10
+    last = entries[-10:]
+    not_kept = [n for n in index.newest(_MOST + 10, kept=False) if n < first_of_last]
+    return LogOverview(
+        index.tally(),
+        list(entries.at(index.newest(_MOST, kept=True))),
+        index.kept(),
+        last,
+        list(entries.at(not_kept[:_MOST])),
+        len(entries) - index.kept() - sum(not is_kept(e) for e in last),
+    )
+
+
+def state_text(*, question: str, model: str, log: LogOverview, budget: BudgetState) -> str:
     """The text of STATE.md: kept claims, open rivals, the last ten, dead ends, budget left."""
-    kept = [e for e in entries if tier_of(e) not in (None, "note", "retracted")]
-    rest = [e for e in entries[:-10] if e not in kept]
     head = "\n".join(
         [
             "# State of the investigation",
@@ -32,33 +84,37 @@ def state_text(*, question: str, model: str, entries: Sequence[ExperimentEntry],
             "",
             f"- Question: {one_line(question, 400)}",
             f"- Model: {one_line(model, 100)}",
-            f"- Verdicts so far: {tally_text(entries)}",
+            f"- Verdicts so far: {tally_text(log.tally)}",
             f"- Budget: {budget_words(budget)}",
         ]
     )
     sections = [
-        _section("Kept", [_line(e, with_conclusion=True) for e in reversed(kept)], none="Nothing yet."),
-        _section("Open rivals", _rivals(entries), none="None declared."),
+        _section(
+            "Kept",
+            [_line(e, with_conclusion=True) for e in log.kept],
+            of=log.kept_count,
+            none="Nothing yet.",
+        ),
+        _section("Open rivals", _rivals([*log.kept, *log.others, *log.last]), none="None declared."),
         _section(
             "Last ten",
-            [_line(e, with_conclusion=e not in kept) for e in reversed(entries[-10:])],
+            [_line(e, with_conclusion=not is_kept(e)) for e in reversed(log.last)],
             none="None yet.",
         ),
         _section(
-            "Tried before, not kept", [_line(e, with_conclusion=False) for e in reversed(rest)], none="None."
+            "Tried before, not kept",
+            [_line(e, with_conclusion=False) for e in log.others],
+            of=log.others_count,
+            none="None.",
         ),
     ]
     return cut("\n\n".join([cut(head, _HEAD), *sections]), LIMIT - 1) + "\n"
 
 
-def write_state(
-    project: Path, *, question: str, model: str, entries: Sequence[ExperimentEntry], budget: BudgetState
-) -> None:
+def write_state(project: Path, *, question: str, model: str, log: LogOverview, budget: BudgetState) -> None:
     """Replaces STATE.md in one step, so that a reader never sees half of it."""
-    text = state_text(question=question, model=model, entries=entries, budget=budget)
-    beside = project / ".STATE.md.tmp"
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, project / "STATE.md")
+    text = state_text(question=question, model=model, log=log, budget=budget)
+    write_in_project(project, STATE, text.encode(), flush=False)
 
 
 def budget_words(budget: BudgetState) -> str:
@@ -81,14 +137,15 @@ def _part(spent: int | None, left: int | None, what: str) -> str:
     return f"{used} {what}" if left is None else f"{used} {what}, {left:,} left"
 
 
-def _section(title: str, lines: Sequence[str], *, none: str) -> str:
-    body, size = [], 0
-    for count, line in enumerate(lines):
+def _section(title: str, lines: Sequence[str], *, none: str, of: int | None = None) -> str:
+    body, size, total = [], 0, len(lines) if of is None else of
+    for line in lines:
         size += len(line.encode()) + 1
         if size > _SECTION - 60:
-            body.append(f"- … and {len(lines) - count} more in results.jsonl")
             break
         body.append(line)
+    if len(body) < total:
+        body.append(f"- … and {total - len(body)} more in results.jsonl")
     return f"## {title}\n\n" + ("\n".join(body) if body else none)
 
 
@@ -98,10 +155,9 @@ def _line(entry: ExperimentEntry, *, with_conclusion: bool) -> str:
 
 
 def _rivals(entries: Sequence[ExperimentEntry]) -> list[str]:
-    lines = []
-    for entry in reversed(entries):
+    lines: dict[str, None] = {}
+    for entry in sorted(entries, key=lambda each: each.experiment_id, reverse=True):
         declared = (entry.record or {}).get("declared") or {}
-        lines += [
-            f"- {entry.experiment_id}: {one_line(str(rival), 160)}" for rival in declared.get("rivals", ())
-        ]
-    return lines
+        for rival in declared.get("rivals", ()):
+            lines[f"- {entry.experiment_id}: {one_line(str(rival), 160)}"] = None
+    return list(lines)

@@ -344,6 +344,27 @@ _EXAMPLES = {
 }
 
 
+_FIELD_EXAMPLES = {
+    "id": "'H001'",
+    "claim": "'Head 9.6 moves the answer to the last position.'",
+    "site": "['L9.z.h6']",
+    "intervention": "InterventionClaim('patch', source='clean')",
+    "metric": "'logit_diff'",
+    "direction": "'increase'",
+    "sesoi": "0.1",
+    "forecast": "{'supported': 0.6, 'refuted': 0.1, 'ruled_out': 0.3}",
+    "rivals": "['Any head of layer 9 does as well.']",
+    "falsified_if": "'the effect on held-out pairs is below 0.1'",
+}
+"""For each field that a claim cannot do without, how it is written."""
+
+
+_WHOLE = {
+    "Hypothesis": f"Hypothesis({', '.join(f'{name}={value}' for name, value in _FIELD_EXAMPLES.items())})",
+    "InterventionClaim": "InterventionClaim('patch', source='clean')",
+}
+
+
 def _forecast_problems(forecast: Any) -> dict[str, str]:
     wanted = "Write {'supported': 0.6, 'refuted': 0.1, 'ruled_out': 0.3}: probabilities that sum to 1."
     if not isinstance(forecast, Mapping) or set(forecast) != set(OUTCOMES):
@@ -430,7 +451,8 @@ def read_hypothesis(source: bytes) -> Hypothesis | None:
     if missing:
         _refuse(
             call.lineno,
-            f"the hypothesis does not say {', '.join(missing)}. Add {missing[0]}=… to Hypothesis(…).",
+            f"the hypothesis does not say {', '.join(missing)}. Add, for instance, "
+            f"{', '.join(f'{name}={_FIELD_EXAMPLES[name]}' for name in missing)}.",
         )
     for name, problem in problems(values).items():
         _refuse(where.get(name, call.lineno), problem)
@@ -534,7 +556,8 @@ def _keywords(call: ast.Call, name: str, known: tuple[str, ...], *, positional: 
         if keyword.arg not in known:
             _refuse(
                 keyword.value.lineno,
-                f"{name} has no field {keyword.arg!r}. Its fields are: {', '.join(known)}.",
+                f"{name} has no field {keyword.arg!r}. Its fields are: {', '.join(known)}; "
+                f"as in {_WHOLE[name]}.",
             )
         if keyword.arg in seen:
             _refuse(keyword.value.lineno, f"{keyword.arg} of {name} is given twice. Give it once.")

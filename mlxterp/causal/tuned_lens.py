@@ -18,7 +18,7 @@ import numpy as np
 
 from mlxterp.causal.batching.sweep import Progress
 from mlxterp.causal.logit_lens import Lens, read_layers
-from mlxterp.causal.prompts.encoding import Prompt
+from mlxterp.causal.prompts.encoding import Prompt, require_model
 from mlxterp.core.hook_points import HookPoint
 from mlxterp.core.linux_blas import blas
 from mlxterp.core.model import InterpretableModel
@@ -111,6 +111,7 @@ def load_tuned_lens(path: str | Path) -> TunedLens:
 
 def identity_lens(model: InterpretableModel) -> TunedLens:
     """Translators that change nothing: with them the tuned lens is the logit lens."""
+    require_model(model)
     n, d = model.n_layers - 1, model.d_model
     return TunedLens(mx.zeros((n, d, d)), mx.zeros((n, d)), model.name, model.digest)
 
@@ -136,6 +137,7 @@ def tuned_lens(
     Lens". A translator is trained to agree with the output, so it may compute what the model has not yet: an
     answer found here is decodable from the layer, not shown to be used.
     """
+    require_model(model)
     if lens.digest != model.digest:
         raise LensError(
             f"the lens was trained on weights {lens.digest[:12]} of {lens.model}; {model.name} has "
@@ -196,6 +198,7 @@ def train_tuned_lens(
     tokens; here it is Adam on far fewer, so take `held_out_kl` for what these translators are worth. On
     SmolLM2-135M four steps take layer 16 from 18.1 nats to 9.1, and layer 28 from 1.31 to 0.88.
     """
+    require_model(model)
     model.architecture.require("unembedding", "resid_post")
     if model.n_layers < 2:
         raise LensError(f"{model.name} has one layer, which is read as it is: there is nothing to train.")

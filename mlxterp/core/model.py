@@ -28,6 +28,7 @@ from mlxterp.core.linux_blas import blas
 from mlxterp.core.tokens import Padded, Prompt, TextTokens, Tokens, as_rows, pad
 from mlxterp.core.trace import Trace
 from mlxterp.errors import CapabilityUnavailable, ModelError, TokenError
+from mlxterp.measurements import recorder
 from mlxterp.models import registry
 
 Capture = str | HookPoint | Iterable[str | HookPoint]
@@ -256,6 +257,16 @@ class InterpretableModel:
             UnknownHookPoint, CapabilityUnavailable: listing what there is.
             InterventionNotFired: an edit changed nothing.
         """
+        return self._run(tokens, interventions, capture, lengths)
+
+    def _run(
+        self,
+        tokens: mx.array | Tokens,
+        interventions: Sequence[Intervention],
+        capture: Capture,
+        lengths: Sequence[int] | None,
+        comparisons: forward.Comparisons | None = None,
+    ) -> tuple[mx.array, dict[HookPoint, mx.array]]:
         ids = tokens if isinstance(tokens, mx.array) else mx.array(self._checked(as_rows(tokens)))
         logits, captured, _ = forward.run(
             self.architecture,
@@ -263,7 +274,9 @@ class InterpretableModel:
             interventions=interventions,
             capture=self._points(capture),
             lengths=None if lengths is None else tuple(lengths),
+            comparisons=comparisons,
         )
+        recorder.add_forward(self, np.array(ids, dtype=np.int32).tobytes(), len(ids))
         return logits, captured
 
     def _points(self, capture: Capture) -> list[HookPoint]:
@@ -290,10 +303,12 @@ class InterpretableModel:
         `trace["L9.z"]` are the same array.
         """
         batch = self._batch(prompt)
-        logits, captured = self.run(
-            batch.tokens, interventions=interventions, capture=capture, lengths=batch.lengths
-        )
-        mx.eval(logits, captured)  # a lazy array cannot be read in another thread
+        comparisons: forward.Comparisons = []
+        logits, captured = self._run(batch.tokens, interventions, capture, batch.lengths, comparisons)
+        # A lazy array cannot be read in another thread.
+        mx.eval(logits, captured, [differs for _, differs in comparisons])
+        for point, differs in comparisons:
+            recorder.add_comparison(str(point), changed=bool(differs))
         return Trace(batch, logits, captured, self._text.split, self.n_layers)
 
     def logits(
@@ -319,9 +334,11 @@ class InterpretableModel:
         Positions of interventions are absolute, negative ones count from the prompt's end. An intervention at
         all positions acts on every new token too; `positions=slice(n, None)` acts from n on.
         """
+        row = self._row(prompt)
+        recorder.add_forward(self, np.array(row, dtype=np.int32).tobytes(), 1)
         return generate(
             self.architecture,
-            self._row(prompt),
+            row,
             max_new_tokens=max_new_tokens,
             sampling=Sampling(temperature, top_k, top_p),
             seed=seed,

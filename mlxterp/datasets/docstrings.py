@@ -8,7 +8,7 @@ import numpy as np
 
 from mlxterp.causal.prompts.pair import PromptPair
 from mlxterp.core.model import InterpretableModel
-from mlxterp.datasets.making import DRAWS_PER_PAIR, Selection, is_one_word, row_of, select_pairs
+from mlxterp.datasets.selection import DRAWS_PER_PAIR, Selection, is_one_word, row_of, select_pairs
 from mlxterp.errors import PromptPairError
 
 _ARGUMENTS = """

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from mlxterp.plots import bars, heatmap, network
 from mlxterp.plots.axes import FONT, INK, WIDTH, Area, shown
 from mlxterp.plots.inline import cell_title, inlined
-from mlxterp.results.shows import Bars, Drawable, Heatmap, Network, Show, describe, drawables
+from mlxterp.results.views import Bars, Drawable, Heatmap, Network, Show, describe, drawables
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

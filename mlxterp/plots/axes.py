@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
-from mlxterp.results.shows import Heatmap
+from mlxterp.results.views import Heatmap
 from mlxterp.text import typeset, visible
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from mlxterp.plots.axes import (
     set_ticks,
     shown,
 )
-from mlxterp.results.shows import Bars
+from mlxterp.results.views import Bars
 from mlxterp.text import typeset
 
 if TYPE_CHECKING:

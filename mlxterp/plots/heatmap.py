@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mlxterp.plots.axes import FONT, INK, SOFT, WIDTH, Area, axes_at, colours, margin, set_ticks, shown
-from mlxterp.results.shows import Heatmap
+from mlxterp.results.views import Heatmap
 from mlxterp.text import typeset
 
 if TYPE_CHECKING:

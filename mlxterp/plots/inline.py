@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from mlxterp.plots.axes import INK
-from mlxterp.results.shows import Drawable, Heatmap, Network, describe
+from mlxterp.results.views import Drawable, Heatmap, Network, describe
 from mlxterp.text import typeset, visible
 
 _SVG = "http://www.w3.org/2000/svg"

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from mlxterp.plots.axes import FONT, INK, NEGATIVE, POSITIVE, SOFT, WIDTH, Area, axes_at, shown
-from mlxterp.results.shows import Network
+from mlxterp.results.views import Network
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlxterp.reports.items import Item, item_of
 from mlxterp.reports.page import Page, moment, write
-from mlxterp.results.logged import analyses
+from mlxterp.results.entry_results import analyses
 from mlxterp.text import clip, duration
 
 if TYPE_CHECKING:

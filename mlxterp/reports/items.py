@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from mlxterp.errors import MlxterpError
 from mlxterp.results import AnalysisResult
-from mlxterp.results.logged import analyses, named_numbers
-from mlxterp.results.shows import Drawable, Show, drawables
+from mlxterp.results.entry_results import analyses, named_numbers
+from mlxterp.results.views import Drawable, Show, drawables
 from mlxterp.text import clip, duration, number
 
 if TYPE_CHECKING:

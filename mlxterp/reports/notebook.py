@@ -13,7 +13,7 @@ from typing import Any
 
 from mlxterp.errors import ResultError
 from mlxterp.reports.page import Page
-from mlxterp.results.shows import Section
+from mlxterp.results.views import Section
 
 _LOAD = """import json
 

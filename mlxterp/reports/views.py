@@ -21,7 +21,7 @@ from mlxterp import plots
 from mlxterp.plots.axes import shown, strengths
 from mlxterp.reports import page as pages
 from mlxterp.results.base import AnalysisResult
-from mlxterp.results.shows import Heatmap, Section, describe
+from mlxterp.results.views import Heatmap, Section, describe
 from mlxterp.text import typeset, visible
 
 _TITLED = 20_000  # cells of a page that have a title of their own; of further ones only the script knows

@@ -39,9 +39,9 @@ from mlxterp.results.patching import (
 from mlxterp.results.sae_quality import Quality, SAEQualityResult
 from mlxterp.results.schema import json_schema
 from mlxterp.results.search import MeasuredAgain
-from mlxterp.results.shows import Bars, Component, Heatmap, Note, Section, Show, Table
 from mlxterp.results.tracing import CausalTracingResult
 from mlxterp.results.values import json_safe, plain
+from mlxterp.results.views import Bars, Component, Heatmap, Note, Section, Show, Table
 from mlxterp.results.workflow import Step, WorkflowResult
 
 __all__ = [

@@ -11,7 +11,7 @@ import numpy as np
 
 from mlxterp.errors import ResultError
 from mlxterp.results.base import AnalysisResult
-from mlxterp.results.shows import Component, Interval, Show, Table, bars, cautions
+from mlxterp.results.views import Component, Interval, Show, Table, bars, cautions
 from mlxterp.statistics.significance import p_among_controls
 from mlxterp.text import number, percent
 
@@ -129,7 +129,7 @@ class AblationResult(AnalysisResult):
             p = self.p_among_random(row.label, keep=row.keep)
             rank = "" if p is None else f"; p = {number(p, 2)} by rank"
             lines.append(f"{what} {row.label}{size} {left}{random}{rank}.")
-        return "\n".join([*lines, *self._too_few_controls()])
+        return self._with_limits(*lines, *self._too_few_controls())
 
     def _too_few_controls(self) -> tuple[str, ...]:
         """What the random sets do not show, where there are some."""

@@ -12,7 +12,7 @@ import numpy as np
 
 from mlxterp.errors import ResultError
 from mlxterp.results.base import AnalysisResult
-from mlxterp.results.shows import Component, Floats, Heatmap, Note, Show, Table, heatmap, listed, numbered
+from mlxterp.results.views import Component, Floats, Heatmap, Note, Show, Table, heatmap, listed, numbered
 from mlxterp.text import number
 
 _MOST_MAPS = 9

@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from mlxterp.errors import ResultError
 from mlxterp.results import markdown, rendering
-from mlxterp.results.shows import Component, Heatmap, Section, Show, drawables
 from mlxterp.results.values import converters, json_safe, plain
+from mlxterp.results.views import Component, Heatmap, Section, Show, drawables
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -98,6 +98,15 @@ class AnalysisResult(ABC):
         """The title, and on which model and prompts: how a summary begins."""
         on = measured_on_text(self.measured_on)
         return f"{self.title}{more}{f' ({on})' if on else ''}"
+
+    @property
+    def limits(self) -> tuple[str, ...]:
+        """What limits every number here, as the analysis found it: `measured_on["cautions"]`."""
+        return tuple(map(str, self.measured_on.get("cautions", ())))
+
+    def _with_limits(self, *lines: str) -> str:
+        """A summary of these lines, and one for each of `limits`."""
+        return "\n".join([*lines, *self.limits])
 
     @abstractmethod
     def summary(self) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 
 from mlxterp.errors import ResultError
 from mlxterp.results.base import AnalysisResult
-from mlxterp.results.shows import (
+from mlxterp.results.views import (
     Component,
     Floats,
     Heatmap,
@@ -110,7 +110,7 @@ class CircuitResult(AnalysisResult):
         ]
         if self.edges:
             lines.append(f"Nodes: {', '.join(self.nodes)}.")
-        return "\n".join(lines)
+        return self._with_limits(*lines)
 
     def shows(self) -> tuple[Show, ...]:
         ranked = sorted(self.edges, key=lambda e: -abs(e.effect) if e.effect == e.effect else 0.0)
@@ -246,7 +246,7 @@ class EdgeScoresResult(AnalysisResult):
         top = self.top_components(6)
         if top:
             lines.append(f"Strongest: {listed(top)}.")
-        return "\n".join([*lines, *self._limits()])
+        return self._with_limits(*lines, *self._limits())
 
     def _limits(self) -> tuple[str, ...]:
         first_order = (
@@ -402,7 +402,7 @@ class FaithfulnessResult(AnalysisResult):
                 f"{len(random)} random sets of as many edges between the same layers: {ends}; the circuit's "
                 f"p = {number(self.p_among_random or 1.0, 2)} by rank."
             )
-        return "\n".join(lines)
+        return self._with_limits(*lines)
 
     def shows(self) -> tuple[Show, ...]:
         drawn = bars(

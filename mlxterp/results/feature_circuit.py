@@ -10,7 +10,7 @@ from typing import ClassVar
 from mlxterp.errors import ResultError
 from mlxterp.results.base import AnalysisResult
 from mlxterp.results.features import feature_component, feature_label
-from mlxterp.results.shows import Component, Interval, Link, Network, Note, Show, Table, cautions, listed
+from mlxterp.results.views import Component, Interval, Link, Network, Note, Show, Table, cautions, listed
 from mlxterp.text import number, percent
 
 _MOST_ROWS, _MOST_IN_A_ROW = 100, 20
@@ -149,7 +149,7 @@ class FeatureCircuitResult(AnalysisResult):
     def _limits(self) -> tuple[str, ...]:
         found: tuple[str, ...] = ()
         if math.isnan(self.faithfulness):
-            found += ("Ablating every node changes nothing, so faithfulness means nothing here.",)
+            found += ("Ablating every node changes nothing, so faithfulness is undefined here.",)
         if self.n_left_out:
             found += (
                 f"{self.n_left_out:,} nodes above the threshold were left out: more than `max_nodes` in one "

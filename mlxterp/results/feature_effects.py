@@ -12,7 +12,7 @@ import numpy as np
 from mlxterp.errors import ResultError
 from mlxterp.results.base import AnalysisResult
 from mlxterp.results.features import feature_component, feature_label
-from mlxterp.results.shows import (
+from mlxterp.results.views import (
     Component,
     Floats,
     Interval,

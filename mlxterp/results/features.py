@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 
 from mlxterp.errors import ResultError
 from mlxterp.results.base import AnalysisResult
-from mlxterp.results.shows import Component, Floats, Interval, Note, Show, Table, bars, cautions, heatmap
 from mlxterp.results.values import plain
+from mlxterp.results.views import Component, Floats, Interval, Note, Show, Table, bars, cautions, heatmap
 from mlxterp.text import number, percent
 
 _MOST_ROWS, _MOST_POSITIONS = 20, 48

@@ -10,7 +10,7 @@ import numpy as np
 
 from mlxterp.errors import ResultError
 from mlxterp.results.base import AnalysisResult
-from mlxterp.results.shows import Component, Floats, Show, Table, bars, cautions, heatmap, listed, numbered
+from mlxterp.results.views import Component, Floats, Show, Table, bars, cautions, heatmap, listed, numbered
 from mlxterp.text import number
 
 
@@ -19,7 +19,7 @@ class LogitAttributionResult(AnalysisResult):
     """Direct contributions to the logit of `target_token`, or to its difference from `foil_token`'s.
 
     Attributes:
-        head_contributions: [n_layers, n_heads], in logits.
+        head_contributions: [n_layers, n_heads], in logits; NaN in layers of a hybrid without attention heads.
         attn_contributions: [n_layers]: the heads of a layer and the output bias of its attention.
         mlp_contributions: [n_layers]; None for a model without MLPs.
         embed_contribution: token embedding (and learned positions).
@@ -74,11 +74,14 @@ class LogitAttributionResult(AnalysisResult):
         with np.errstate(invalid="ignore"):  # ∞ − ∞ is n/a, and no warning
             attn_bias = self.attn_contributions - self.head_contributions.sum(axis=1)
         for layer, heads in enumerate(self.head_contributions):
-            found += [
-                Component(f"L{layer}.H{head}", float(effect), name="z", layer=layer, head=head)
-                for head, effect in enumerate(heads)
-            ]
             of_layer = []
+            if np.isnan(heads).all():  # a hybrid's layer without attention heads
+                of_layer.append(("attn_out", self.attn_contributions[layer]))
+            else:
+                found += [
+                    Component(f"L{layer}.H{head}", float(effect), name="z", layer=layer, head=head)
+                    for head, effect in enumerate(heads)
+                ]
             if abs(attn_bias[layer]) > 1e-3 * (1 + np.abs(heads).sum()):
                 of_layer.append(("attn_bias", attn_bias[layer]))
             if self.mlp_contributions is not None:
@@ -91,7 +94,7 @@ class LogitAttributionResult(AnalysisResult):
     def summary(self) -> str:
         quantity = "logit" if self.foil_token is None else "logit difference"
         groups = ", ".join(f"{name} {number(value)}" for name, value in self._groups())
-        return (
+        return self._with_limits(
             f"{self._headline()}.\n"
             f"The {quantity} is {number(self.logit)}; "
             f"the contributions add up to {number(self.total)}: {groups}.\n"
@@ -238,7 +241,7 @@ class NeuronAttributionResult(AnalysisResult):
         )
 
     def summary(self) -> str:
-        return (
+        return self._with_limits(
             f"{self._headline()}.\n"
             f"The MLP contributes {number(self.total)} logits: {number(self.contributions.sum())} by "
             f"the {len(self.neurons)} strongest of {self.n_neurons:,} neurons, {number(self.rest)} by the "

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from mlxterp.results.shows import Cell, Note, Show, Table, describe
+from mlxterp.results.views import Cell, Note, Show, Table, describe
 from mlxterp.text import number, visible
 
 _SPECIAL = re.compile(r"[\\`*\[\]<|~$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|&(?=[#A-Za-z])")

@@ -21,7 +21,7 @@ from mlxterp.results.search import (
     measured_again_text,
     pairs_text,
 )
-from mlxterp.results.shows import (
+from mlxterp.results.views import (
     Component,
     Flags,
     Floats,
@@ -405,7 +405,7 @@ class TurnPatchingResult(AnalysisResult):
         )
 
     def summary(self) -> str:
-        return (
+        return self._with_limits(
             f"{self._headline(f', {self.direction}')}; all tokens of a turn together.\n"
             f"{self.metric}: clean {number(self.clean_metric)}, corrupted "
             f"{number(self.corrupted_metric)}. {_DIRECTIONS[self.direction].scale}\n"
@@ -493,7 +493,7 @@ class PathPatchingResult(AnalysisResult):
     def summary(self) -> str:
         on = measured_on_text(self.measured_on)
         paths = "through MLPs, other heads frozen" if self.through == "mlps" else "direct edges only"
-        return (
+        return self._with_limits(
             f"{self.title} ({paths}{f'; {on}' if on else ''}). {self.metric} is {number(self.clean_metric)} "
             f"on clean and {number(self.corrupted_metric)} on corrupted.\n"
             f"Largest share of that gap: {listed(self.top_components(5))}, of {len(self.senders)} senders."

@@ -1,7 +1,7 @@
 """Who draws what results have to show: modules by name, imported when something is drawn.
 
 `result.plot()` and a notebook's view work without an import by the caller, and reading a result loads neither
-matplotlib nor jinja2. A renderer takes values of `mlxterp.results.shows` and knows no kind of result.
+matplotlib nor jinja2. A renderer takes values of `mlxterp.results.views` and knows no kind of result.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import importlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from mlxterp.results.shows import Section, Show
+from mlxterp.results.views import Section, Show
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

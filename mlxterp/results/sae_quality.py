@@ -12,7 +12,7 @@ import numpy as np
 
 from mlxterp.errors import ResultError
 from mlxterp.results.base import AnalysisResult
-from mlxterp.results.shows import Bars, Floats, Note, Show, Table
+from mlxterp.results.views import Bars, Floats, Note, Show, Table
 from mlxterp.text import number, percent
 
 MEANINGS = {

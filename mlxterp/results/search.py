@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from mlxterp.results.shows import Component, Interval, Table
+from mlxterp.results.views import Component, Interval, Table
 from mlxterp.statistics.multiple import NEGLIGIBLE
 from mlxterp.text import number
 

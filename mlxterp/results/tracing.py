@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from mlxterp.errors import ResultError
 from mlxterp.results.base import AnalysisResult
-from mlxterp.results.shows import (
+from mlxterp.results.views import (
     Component,
     Floats,
     Show,
@@ -100,7 +100,7 @@ class CausalTracingResult(AnalysisResult):
 
     def summary(self) -> str:
         prompts = f", {self.n_prompts} prompts" if self.n_prompts > 1 else ""
-        return (
+        return self._with_limits(
             f"{self._headline()}.\n"
             f"{self.metric}: clean {number(self.clean_metric)}, with noise on the subject "
             f"{number(self.corrupted_metric)}; an effect is how much of the difference of "

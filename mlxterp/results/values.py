@@ -17,7 +17,7 @@ from typing import Any, TypeAlias, Union, get_args, get_origin
 import numpy as np
 
 from mlxterp.errors import ResultError
-from mlxterp.results.shows import Flags, Floats
+from mlxterp.results.views import Flags, Floats
 
 _NONFINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 Converter: TypeAlias = Callable[[Any], Any]

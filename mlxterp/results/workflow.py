@@ -14,7 +14,7 @@ from mlxterp.errors import ResultError
 from mlxterp.results import markdown
 from mlxterp.results.base import AnalysisResult
 from mlxterp.results.rendering import figure
-from mlxterp.results.shows import (
+from mlxterp.results.views import (
     Bars,
     Component,
     Heatmap,

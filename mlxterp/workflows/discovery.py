@@ -24,7 +24,7 @@ from mlxterp.causal.patching.activation_patching import activation_patchings
 from mlxterp.causal.patching.path_patching import path_patching
 from mlxterp.causal.patching.sites import By
 from mlxterp.causal.prompts.alignment import Align
-from mlxterp.causal.prompts.encoding import Prompt
+from mlxterp.causal.prompts.encoding import Prompt, require_model
 from mlxterp.causal.prompts.pair import Prepared, PromptPair, as_pairs
 from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import NoGap, SweepError
@@ -37,7 +37,7 @@ from mlxterp.results import (
     Step,
     WorkflowResult,
 )
-from mlxterp.results.shows import intervals, listed
+from mlxterp.results.views import intervals, listed
 from mlxterp.statistics.clusters import halves
 from mlxterp.statistics.ratio import MIN_CLUSTERS
 from mlxterp.workflows import narratives
@@ -168,6 +168,7 @@ def circuit_discovery(
     Source: Conmy et al. 2023 (2304.14997), ACDC; estimates first, as Syed et al. 2023 (2310.10348); EAP-IG of
     Hanna et al. 2024 (2403.17806).
     """
+    require_model(model)
     require_top_k(top_k)
     chosen = chosen_steps(NAME, steps, STEPS, DEFAULT)
     if candidates != "all" and candidates < 1:

@@ -16,12 +16,12 @@ from mlxterp.causal.patching.activation_patching import activation_patchings
 from mlxterp.causal.patching.path_patching import path_patching
 from mlxterp.causal.patching.sites import By, Direction
 from mlxterp.causal.prompts.alignment import Align
-from mlxterp.causal.prompts.encoding import Prompt
+from mlxterp.causal.prompts.encoding import Prompt, require_model
 from mlxterp.causal.prompts.pair import PromptPair
 from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import CapabilityUnavailable, SweepError
 from mlxterp.results import Step, WorkflowResult, mean_attribution
-from mlxterp.results.shows import listed
+from mlxterp.results.views import listed
 from mlxterp.workflows import narratives
 from mlxterp.workflows.progress import Progress, ProgressReporter
 from mlxterp.workflows.question import (
@@ -115,6 +115,7 @@ def behavior_localization(
 
     Source: the order is that of Wang et al. 2022 (2211.00593), section 3: direct effects, then patching.
     """
+    require_model(model)
     require_top_k(top_k)
     chosen = chosen_steps(NAME, steps, STEPS, DEFAULT)
     chosen, left_out = _possible(model, chosen, named=steps is not None)

@@ -25,7 +25,7 @@ from mlxterp.results import (
 )
 from mlxterp.results.circuit import rounded
 from mlxterp.results.search import SEARCHED, established, established_text, pairs_text
-from mlxterp.results.shows import listed
+from mlxterp.results.views import listed
 from mlxterp.statistics.multiple import NEGLIGIBLE, max_t
 from mlxterp.statistics.ratio import MIN_CLUSTERS
 from mlxterp.text import number, percent
@@ -74,6 +74,7 @@ def question(asked: Question, what: str) -> str:
 def cautions(asked: Question) -> Iterator[str]:
     """What limits everything that was measured on these pairs."""
     prepared, metric, n = asked.prepared, asked.metric, len(asked.pairs)
+    yield from prepared.cautions(asked.model)
     stated = prepared.alignment.stated
     if stated is not None:
         c, x = prepared.clean.shape[1], prepared.corrupted.shape[1]

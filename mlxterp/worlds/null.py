@@ -12,7 +12,7 @@ from mlx.utils import tree_map_with_path
 
 from mlxterp.causal.prompts.pair import PromptPair
 from mlxterp.core.model import InterpretableModel
-from mlxterp.datasets.making import Selection, select_pairs
+from mlxterp.datasets.selection import Selection, select_pairs
 from mlxterp.errors import PromptPairError
 from mlxterp.metrics import Floats
 from mlxterp.models.mlx_lm_classes import model_module

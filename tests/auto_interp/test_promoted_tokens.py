@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlxterp.auto_interp.promoted_tokens import _largest, neighbours, promotion
-from mlxterp.auto_interp.sensitivity.items import content_words, stem
+from mlxterp.auto_interp.sensitivity.examples import content_words, stem
 from mlxterp.core.model import InterpretableModel
 from tests.sae.planted import random_sae
 from tests.tiny_models import ByteTokenizer, tiny_module

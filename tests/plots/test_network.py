@@ -9,7 +9,7 @@ import pytest
 
 from mlxterp import plots
 from mlxterp.results import AnalysisResult, CircuitEdge, CircuitResult
-from mlxterp.results.shows import Link, Network
+from mlxterp.results.views import Link, Network
 
 
 def circuit(*edges: tuple[str, str, str, float]) -> CircuitResult:

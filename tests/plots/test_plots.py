@@ -14,7 +14,7 @@ import pytest
 
 from mlxterp import plots
 from mlxterp.results import Bars
-from mlxterp.results.shows import heatmap
+from mlxterp.results.views import heatmap
 
 HOSTILE = [
     "<script>alert(1)</script>",

@@ -31,7 +31,7 @@ from mlxterp.results import (
     kinds,
     markdown,
 )
-from mlxterp.results.shows import Floats
+from mlxterp.results.views import Floats
 from tests.results import every_kind
 
 TOKENS = ["The", " Tower", " is"]

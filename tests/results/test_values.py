@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from mlxterp.errors import ResultError
-from mlxterp.results.shows import Flags, Floats, Interval
 from mlxterp.results.values import converters, plain
+from mlxterp.results.views import Flags, Floats, Interval
 
 
 @dataclass(frozen=True)

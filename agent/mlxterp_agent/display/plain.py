@@ -55,7 +55,7 @@ class PlainLines:
     def _text(self, event: Event) -> str | None:
         match event:
             case Started():
-                held = f", resuming after {len(event.entries)} entries" if event.entries else ""
+                held = f", resuming after {event.entries} entries" if event.entries else ""
                 return f"investigating {event.project}: {one_line(event.question)} [{event.researcher}{held}]"
             case Repaired():
                 return f"repaired: {plain(event.what)}"

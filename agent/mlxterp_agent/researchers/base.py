@@ -10,7 +10,7 @@ called after every experiment, whether or not the turn has ended.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -121,7 +121,7 @@ class Situation:
     """
 
     project: Path
-    entries: list[ExperimentEntry]
+    entries: Sequence[ExperimentEntry]
     budget: BudgetState
     last: ExperimentEntry | None
     deadline_left: float | None = None

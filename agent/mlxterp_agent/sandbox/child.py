@@ -1,7 +1,7 @@
 """One worker with its warden and its pipes, seen from the supervisor.
 
 Lives here: starting it, reading everything it writes without ever blocking it, ending it. Does not live here:
-how long it may run and what its end means (`runner.py`), what the frames are (`frames.py`).
+how long it may run and what its end means (`runner.py`), what the frames are (`child_messages.py`).
 
 The supervisor never forks: `subprocess` starts the warden, and the warden starts the worker (`warden.py`).
 """
@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple
 
 from mlxterp_agent.platform import child_environment
-from mlxterp_agent.sandbox.frames import Frames
+from mlxterp_agent.sandbox.child_messages import Frames
 from mlxterp_agent.sandbox.jail import Policy, macos
 from mlxterp_agent.sandbox.scratch_files import WrittenFiles, copy_written_files, remove_tree
 
@@ -272,8 +272,12 @@ class Child:
         """The last line it printed: during a download, the progress."""
         return self._err.last_line() or self._out.last_line()
 
-    def go(self, source: bytes, sha: str, run_dir: Path) -> None:
-        """Starts the experiment; what it prints goes to stdout.txt and stderr.txt in `run_dir`."""
+    def go(self, source: bytes, sha: str, run_dir: Path, *, explore: Sequence[int] | None = None) -> None:
+        """Starts the experiment; what it prints goes to stdout.txt and stderr.txt in `run_dir`.
+
+        Args:
+            explore: the pairs of `setup.dataset` that it sees; None for all.
+        """
         with self._changed:
             self._out.to_file(run_dir / "stdout.txt")
             self._err.to_file(run_dir / "stderr.txt")
@@ -284,6 +288,7 @@ class Child:
                 "sha": sha,
                 "scratch": str(self._scratch),
                 "not_linked": _NOT_LINKED,
+                "explore": None if explore is None else list(explore),
             }
         )
 

@@ -63,7 +63,7 @@ def missing(project: Path, entry: ExperimentEntry) -> bool:
 
 
 def _figures(entry: ExperimentEntry) -> tuple[dict[str, bytes], list[str]]:
-    from mlxterp.results.logged import analyses
+    from mlxterp.results.entry_results import analyses
 
     drawn: dict[str, bytes] = {}
     notes: list[str] = []

@@ -12,7 +12,7 @@ import ast
 import os
 import platform
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, Literal, NamedTuple
@@ -22,7 +22,9 @@ from mlxterp.autointerpret.encoding import LineError, decode_object
 from mlxterp.autointerpret.entry import ExperimentEntry
 from mlxterp.autointerpret.keep_rule import Verdict
 from mlxterp.errors import EntryError
-from mlxterp_agent.storage.budget import KEPT_TIERS, Spent
+from mlxterp.measurements import Measurements
+from mlxterp_agent.storage.budget import Spent
+from mlxterp_agent.storage.history import KEPT_TIERS
 from mlxterp_agent.storage.journal import Event
 from mlxterp_agent.text import one_line, plain, tail
 
@@ -61,6 +63,7 @@ class Execution:
         error, traceback: why it is not "ok".
         bad_frames: the reports that were not accepted.
         entries: what it reported with `ExperimentLog.append`. These are claims.
+        measured: what the library measured in its process before each of them.
         stdout_tail, stderr_tail: the last 64 kB; the beginning is in the run's stdout.txt and stderr.txt.
         output_bytes: the size of all that it printed.
         escaped: how many processes outside its group still ran at its end, and were ended then.
@@ -79,6 +82,7 @@ class Execution:
     traceback: str | None = None
     bad_frames: tuple[BadFrame, ...] = ()
     entries: tuple[ExperimentEntry, ...] = ()
+    measured: tuple[Measurements, ...] = ()
     stdout_tail: str = ""
     stderr_tail: str = ""
     output_bytes: int = 0
@@ -165,6 +169,12 @@ class Experiment:
             return ""
         return next(iter(plain(docstring or "").strip().splitlines()), "")
 
+    def measured_before(self, number: int) -> Measurements:
+        """What the library measured for the entry of this number, from 1; nothing for one that did not come
+        from the experiment."""
+        measured = () if self.execution is None else self.execution.measured
+        return measured[number - 1] if number <= len(measured) else Measurements()
+
     def announcement(self) -> dict[str, Any]:
         """The fields of the journal's event `intent`."""
         return {**{name: getattr(self, name) for name in _ANNOUNCED}, "sha": self.sha}
@@ -207,7 +217,8 @@ class JudgedEntry:
 def judged_entry(
     experiment: Experiment, number: int, entry: ExperimentEntry, judgement: Judgement
 ) -> JudgedEntry:
-    """The line of an experiment's entry: as the rule decided it, with the evidence.
+    """The line of an experiment's entry: as the rule decided it, with the evidence. What an experiment
+    declares is decided on its first line; the others are plain.
 
     The supervisor sets the id and the time; `informative` says what was decided, and `record["claimed"]` what
     the researcher called it.
@@ -226,7 +237,7 @@ def judged_entry(
         "reasons": [one_line(reason, 500) for reason in verdict.reasons],
         "rule": verdict.rule,
         "claimed": entry.informative,
-        "declared": experiment.declared,
+        "declared": experiment.declared if number == 1 else None,
         "measured": judgement.measured,
         "checks": dict(judgement.checks),
         "digests": {
@@ -288,6 +299,8 @@ def entries_of(experiment: Experiment) -> Sequence[ExperimentEntry]:
             conclusion=(
                 experiment.violations[0]
                 if experiment.violations
+                else experiment.claim
+                if experiment.declared is not None and execution.status == "ok"
                 else _how_it_ended(execution, experiment.time_box)
             ),
             duration_seconds=execution.seconds,
@@ -350,15 +363,9 @@ def tally(entries: Sequence[ExperimentEntry]) -> dict[str, int]:
     return dict(Counter(map(verdict_of, entries)))
 
 
-def tally_text(entries: Sequence[ExperimentEntry]) -> str:
+def tally_text(counts: Mapping[str, int]) -> str:
     """`2 lead, 1 note`, or that there is no experiment yet."""
-    return ", ".join(f"{n} {verdict}" for verdict, n in tally(entries).items()) or "no experiment yet"
-
-
-def logged_bytes(events: Iterable[Event]) -> bytes:
-    """The bytes of results.jsonl as the journal has them."""
-    texts = (event["text"] for event in events if event["event"] in ("logged", "adopted"))
-    return "".join(texts).encode("utf-8")
+    return ", ".join(f"{n} {verdict}" for verdict, n in counts.items()) or "no experiment yet"
 
 
 def whole_lines(raw: bytes) -> list[bytes]:

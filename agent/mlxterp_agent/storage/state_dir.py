@@ -42,6 +42,10 @@ class State:
         return self.root / "journal.jsonl"
 
     @property
+    def index_path(self) -> Path:
+        return self.root / "log_index.sqlite"
+
+    @property
     def sealed_dir(self) -> Path:
         return self.root / "sealed"
 

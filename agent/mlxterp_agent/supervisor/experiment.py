@@ -16,10 +16,11 @@ from mlxterp._files import write_atomically
 from mlxterp.autointerpret.contract import EXPERIMENT, PROGRAM, Project, digest
 from mlxterp.autointerpret.hypothesis import read_hypothesis
 from mlxterp.errors import DeclarationError, ProjectError
+from mlxterp_agent.crash_points import point
 from mlxterp_agent.events import Emit, Running, Waiting
-from mlxterp_agent.faults import point
 from mlxterp_agent.integrity.guard import Guard
-from mlxterp_agent.judge.evidence import judge_experiment
+from mlxterp_agent.judge.evidence import judge_experiment, may_be_judged
+from mlxterp_agent.judge.judge import Judge
 from mlxterp_agent.messages import outcome_text
 from mlxterp_agent.platform import Clock, Signals, read_or_none
 from mlxterp_agent.researchers.base import BudgetState, ExperimentOutcome, Researcher
@@ -29,6 +30,7 @@ from mlxterp_agent.storage.budget import Budget
 from mlxterp_agent.storage.record import RUNS, Cost, Execution, Experiment
 from mlxterp_agent.storage.results_log import ResultsLog
 from mlxterp_agent.supervisor.watcher import Candidate
+from mlxterp_agent.text import one_line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +43,7 @@ class RunContext:
     guard: Guard
     budget: Budget
     runner: Runner
+    judge: Judge
     researcher: Researcher
     options: Options
     emit: Emit
@@ -84,7 +87,13 @@ class ExperimentPipeline:
             return self._settle(experiment, Execution(status="refused", error=why), violations)
         before = context.guard.marks(frozen)
         context.emit(Running(experiment.run, experiment.sha, time_box, experiment.claim))
-        execution = context.runner.run(frozen, experiment.run, time_box=time_box, stop=self._stop)
+        execution = context.runner.run(
+            frozen,
+            experiment.run,
+            time_box=time_box,
+            stop=self._stop,
+            explore=context.judge.held_out.explore,
+        )
         point("after-run")
         violations = context.guard.after(before, frozen, execution)
         if execution.status != "interrupted":
@@ -99,7 +108,7 @@ class ExperimentPipeline:
     def repeat_outcome(self, candidate: Candidate) -> ExperimentOutcome:
         """The same bytes are not run again: the researcher gets what came of them before."""
         ids = self._context.results.tried[candidate.sha]
-        entries = tuple(entry for entry in self._context.results.entries if entry.experiment_id in ids)
+        entries = self._context.results.lines_of(candidate.sha)
         self._context.emit(Waiting(f"not run: experiment.py is what ran as {', '.join(ids)}; change it"))
         text = f"not run: these bytes ran before as {', '.join(ids)}. Change experiment.py.\n"
         return ExperimentOutcome(None, entries, text + outcome_text(entries, self._context.budget_state()))
@@ -136,7 +145,17 @@ class ExperimentPipeline:
             spent=context.budget.spent(),
             ended_at=context.clock.wall(),
         )
-        lines = judge_experiment(executed, lambda entry: context.results.same_numbers(entry, experiment.sha))
+        claim = None
+        if may_be_judged(executed):
+            context.emit(Waiting(f"judging: {one_line(executed.claim, 100)}"))
+            claim = context.judge.judge(executed, self._stop)
+            if claim.interrupted:
+                broken_off = replace(execution, status="interrupted", error=claim.interrupted)
+                executed = replace(executed, execution=broken_off)
+            executed = replace(executed, ended_at=context.clock.wall(), spent=context.budget.spent())
+        lines = judge_experiment(
+            executed, lambda entry: context.results.same_numbers(entry, experiment.sha), claim
+        )
         logged = context.results.settle(executed, lines)
         context.guard.remember()
         return ExperimentOutcome(experiment.run, logged, outcome_text(logged, context.budget_state()))

@@ -27,7 +27,9 @@ from mlxterp_agent.events import (
     Waiting,
 )
 from mlxterp_agent.exit_codes import CONTRACT, FINISHED, INTERRUPTED, MACHINE, RESEARCHER, Ended
-from mlxterp_agent.integrity.guard import Guard, violations_since_the_pause
+from mlxterp_agent.integrity.guard import Guard
+from mlxterp_agent.judge.held_out import read_items, salt_of, take_items
+from mlxterp_agent.judge.judge import Judge
 from mlxterp_agent.platform import Clock, Signals, SystemClock, boot_id, explain_disk_full
 from mlxterp_agent.researchers.base import (
     Done,
@@ -39,12 +41,15 @@ from mlxterp_agent.researchers.base import (
     Working,
 )
 from mlxterp_agent.run_config import Options
+from mlxterp_agent.sandbox.measuring import Laboratory
 from mlxterp_agent.sandbox.runner import Runner
-from mlxterp_agent.state_md import write_state
+from mlxterp_agent.state_md import overview_of_index, write_state
 from mlxterp_agent.storage.budget import Budget
 from mlxterp_agent.storage.git import Committer
+from mlxterp_agent.storage.history import read_history, store_history
 from mlxterp_agent.storage.journal import Journal
-from mlxterp_agent.storage.recovery import reconcile
+from mlxterp_agent.storage.log_index import LogIndex
+from mlxterp_agent.storage.recovery import reconcile, set_aside_damage
 from mlxterp_agent.storage.results_log import ResultsLog
 from mlxterp_agent.storage.state_dir import ProjectLock, open_state, seal
 from mlxterp_agent.supervisor.experiment import ExperimentPipeline, RunContext
@@ -54,6 +59,9 @@ from mlxterp_agent.text import line_in, one_line, plain
 
 GRACE = 1.0
 """Seconds between SIGTERM and SIGKILL for an experiment: with it, Ctrl-C ends everything within three."""
+
+SHOWN_KEPT = 5
+"""Kept entries that a screen shows."""
 
 _TICK = 0.25
 _CLOCK_EVERY = 60.0
@@ -94,18 +102,41 @@ def run(
         journal = stack.enter_context(contextlib.closing(Journal(state.journal_path, clock=clock)))
         committer = Committer(project.path)
         committer.ensure_repo(initial_files(project.path))
-        before = journal.events()
-        measured = any(event["event"] == "intent" for event in before)
-        sealed = seal(state, project.path, reseal=options.reseal or not measured)
+        notices = journal.open()
+        history = read_history(journal)
+        notices += set_aside_damage(journal, state)
+        violations = history.violations
+        sealed = seal(state, project.path, reseal=options.reseal or not history.measured)
         journal.append(
             "start", config=options.to_dict(), driver=researcher.name, pid=os.getpid(), boot=boot_id()
         )
         journal.append("seal", setup_sha=sealed.setup_sha)
-        results = ResultsLog(project.path, journal, committer, emit)
+        index = stack.enter_context(contextlib.closing(LogIndex.open(state.index_path, project.log_path)))
+        results = ResultsLog(
+            project.path,
+            journal,
+            committer,
+            emit,
+            history=history,
+            index=index,
+            setup_sha=sealed.setup_sha,
+        )
         repairs = reconcile(results, state, clock)
+        store_history(history, journal)
         config, who = project.config, description or researcher.name
-        emit(Started(str(project.path), config.question, config.model, who, tuple(results.entries)))
-        for what in repairs.done:
+        kept = tuple(results.entries.at(sorted(index.newest(SHOWN_KEPT, kept=True))))
+        emit(
+            Started(
+                str(project.path),
+                config.question,
+                config.model,
+                who,
+                len(results.entries),
+                index.tally(),
+                kept,
+            )
+        )
+        for what in (*notices, *repairs.done):
             emit(Repaired(what))
         if repairs.broken is not None:
             ended = Ended(repairs.broken, CONTRACT)
@@ -114,13 +145,27 @@ def run(
             runner = Runner(project.path, sealed.setup, state, isolation=isolation, grace=GRACE, clock=clock)
             stack.enter_context(contextlib.closing(runner))
             stack.enter_context(contextlib.closing(researcher))
+            taken = take_items(project.path, state, reseal=options.reseal or not history.measured)
+            if taken is not None:
+                emit(Repaired(taken))
+            judge = Judge(
+                laboratory=Laboratory(
+                    project=project.path, state=state, setup=sealed.setup, isolation=isolation
+                ),
+                journal=journal,
+                clock=clock,
+                setup_sha=sealed.setup_sha,
+                salt=salt_of(state),
+                items=read_items(state),
+            )
             context = RunContext(
                 project=project,
                 setup_sha=sealed.setup_sha,
                 results=results,
-                guard=Guard(state, sealed, results, violations=violations_since_the_pause(before)),
-                budget=Budget(options.limits(), clock, journal),
+                guard=Guard(state, sealed, results, violations=violations),
+                budget=Budget(options.limits(), clock, journal, history),
                 runner=runner,
+                judge=judge,
                 researcher=researcher,
                 options=options,
                 emit=emit,
@@ -130,6 +175,7 @@ def run(
             with explain_disk_full(project.path):
                 ended = _Supervision(context).supervise()
         journal.append("stop", reason=ended.reason, exit_code=ended.exit_code)
+        store_history(history, journal)
         emit(Stopped(ended.reason, ended.exit_code))
     return ended
 
@@ -163,7 +209,7 @@ class _Supervision:
                     self._turn(state, watcher)
                 else:
                     self._try(candidate)
-        self._context.results.commit_pending()
+        self._context.results.commit_pending(last=True)
         self._write_state()
         return ended
 
@@ -194,6 +240,7 @@ class _Supervision:
                 "fetches a model. Correct it, then start again."
             )
         self._pipeline.facts = report.facts
+        self._context.judge.divide(report.facts)
         model = str(report.facts.get("model") or self._context.project.config.model)
         self._context.emit(SetupReady(model, report.seconds, report.facts.get("blas")))
 
@@ -240,9 +287,12 @@ class _Supervision:
 
     def _try(self, candidate: Candidate) -> None:
         """Runs a proposal, if the time that is left pays for it."""
-        time_box = self._context.budget.reserve(self._context.options.time_per_experiment)
+        budget = self._context.budget
+        time_box = budget.reserve(self._context.options.time_per_experiment)
         if time_box is None:
-            self._ended = Ended("the time that is left is too short for another experiment", FINISHED)
+            # The researcher's turn may have used up a limit at the moment in which it made the proposal.
+            why = budget.stop_reason() or "the time that is left is too short for another experiment"
+            self._ended = Ended(why, FINISHED)
             return
         outcome = self._pipeline.run(candidate, time_box)
         if outcome.run is not None:
@@ -280,7 +330,7 @@ class _Supervision:
             self._context.emit(Turn(state.doing))
 
     def _situation(self) -> Situation:
-        entries = list(self._context.results.entries)
+        entries = self._context.results.entries
         return Situation(
             project=self._context.path,
             entries=entries,
@@ -321,7 +371,7 @@ class _Supervision:
             self._context.path,
             question=str(self._pipeline.facts.get("question") or config.question),
             model=str(self._pipeline.facts.get("model") or config.model),
-            entries=self._context.results.entries,
+            log=overview_of_index(self._context.results.index),
             budget=self._context.budget_state(),
         )
 

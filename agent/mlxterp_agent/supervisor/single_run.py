@@ -17,7 +17,6 @@ from mlxterp_agent.messages import outcome_text
 from mlxterp_agent.researchers.external import Once
 from mlxterp_agent.run_config import Options
 from mlxterp_agent.storage.budget import budget_state
-from mlxterp_agent.storage.record import digests_of
 from mlxterp_agent.supervisor.loop import run
 from mlxterp_agent.supervisor.project_view import read_project
 from mlxterp_agent.supervisor.watcher import read_experiment
@@ -89,7 +88,7 @@ def _run(directory: Path, options: Options, emit: Emit) -> Answer:
 def _decided(directory: Path, sha: str) -> Answer | None:
     """The other supervisor's lines on these bytes, once they are in the log."""
     seen = read_project(directory)
-    entries = tuple(entry for entry in seen.entries if digests_of(entry).get("experiment") == sha)
+    entries = seen.lines_of(sha)
     if not entries:
         return None
     budget = budget_state(seen.spent, (seen.options or Options()).limits(), None)

@@ -52,7 +52,7 @@ async def ask(
         on_usage: called with what each reply costs, also when the next attempt raises.
 
     Raises:
-        LlmError: the service rejected the question, stayed away, or its budget is spent.
+        LlmError: the service rejected the question, did not answer, or its budget is spent.
     """
     usage, reason, refused = Usage(), "", False
     for attempt in range(2):

@@ -55,7 +55,7 @@ def minimal_pairs(completer: Completer, label: FeatureLabel, *, n: int = 20) -> 
 
     Raises:
         LabelingError: no label; the model refused, or gave nothing usable twice.
-        LlmError: the service rejected the question, stayed away, or its budget is spent.
+        LlmError: the service rejected the question, did not answer, or its budget is spent.
 
     Source: arXiv:2509.23717 generates texts from a feature's examples and measures how many make it fire.
     Here they come from the label, and each has a negative.

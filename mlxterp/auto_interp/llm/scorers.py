@@ -93,7 +93,7 @@ class LlmScorer:
         """{"detection": …, "fuzzing": …, "random_label": …} on the test half; empty if a class is missing.
 
         Raises:
-            LlmError: the service rejected a question, stayed away, or `max_usd` is reached.
+            LlmError: the service rejected a question, did not answer, or `max_usd` is reached.
         """
         if not evidence.test_positives or not evidence.test_negatives:
             return {}

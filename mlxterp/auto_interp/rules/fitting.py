@@ -41,7 +41,7 @@ from mlxterp.auto_interp.rules.rules import (
     quoted,
 )
 from mlxterp.auto_interp.scores import balanced_accuracy, score_from_counts
-from mlxterp.results.shows import percent
+from mlxterp.results.views import percent
 from mlxterp.sae.executors import results_in_order, shares_memory
 from mlxterp.sae.feature_store.store import FeatureStore, load_store
 

@@ -16,7 +16,7 @@ from scipy.special import logsumexp
 
 from mlxterp import metrics
 from mlxterp.auto_interp.promoted_tokens import promoted_ids
-from mlxterp.auto_interp.sensitivity.items import Items, SensitivityOptions
+from mlxterp.auto_interp.sensitivity.examples import Items, SensitivityOptions
 from mlxterp.causal.batching import sweep
 from mlxterp.causal.batching.rows import Row
 from mlxterp.core import interventions

@@ -20,7 +20,7 @@ from mlxterp.auto_interp.label import FeatureLabel
 from mlxterp.auto_interp.rules.rules import quoted
 from mlxterp.auto_interp.scores import GOOD, Auroc, auroc, balanced_accuracy
 from mlxterp.auto_interp.sensitivity.causal import causal_effect, causal_text
-from mlxterp.auto_interp.sensitivity.items import (
+from mlxterp.auto_interp.sensitivity.examples import (
     FreshTexts,
     Items,
     SensitivityOptions,
@@ -32,7 +32,8 @@ from mlxterp.auto_interp.sensitivity.items import (
 from mlxterp.core.model import InterpretableModel
 from mlxterp.core.tokens import Prompt
 from mlxterp.errors import LabelingError, TrainingTexts
-from mlxterp.results.shows import percent
+from mlxterp.measurements import recorder
+from mlxterp.results.views import percent
 from mlxterp.sae.analysis.effects import CONTROLS
 from mlxterp.sae.feature_store.build import build_store, same_texts
 from mlxterp.sae.feature_store.store import FeatureStore
@@ -177,6 +178,7 @@ def _outcome(
     options: SensitivityOptions,
 ) -> FeatureLabel:
     """The label with the outcome, as numbers and as a text."""
+    recorder.add_method("sensitivity_test")
     if options.causal:
         found["causal"] = causal_effect(model, sae, items, label.feature_id, options)
     return replace(

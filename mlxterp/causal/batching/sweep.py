@@ -1,9 +1,9 @@
 """Many patched runs of few prompts, read at the answer position: what every sweep runs on.
 
 Two engines give the same numbers. Packed (`packed.py`): rows carry only the tokens that may differ from their
-prompt's, all in one list. Reference (`reference.py`): every row is a row of an ordinary forward; it takes
-every architecture and edit, and the packed engine is tested against it. Both rely on causal attention, which
-looks back only, as in every architecture the core accepts.
+prompt's, all in one list. Reference (`reference_engine.py`): every row is a row of an ordinary forward; it
+takes every architecture and edit, and the packed engine is tested against it. Both rely on causal attention,
+which looks back only, as in every architecture the core accepts.
 """
 
 from __future__ import annotations
@@ -16,11 +16,10 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
-from mlxterp.causal.batching import packed, reference
+from mlxterp.causal.batching import packed, reference_engine
 from mlxterp.causal.batching.base_run import BaseRun, CannotJoin, Edits, run_base
-from mlxterp.causal.batching.rows import Ids, Logits, Row, last, last_position_only
+from mlxterp.causal.batching.rows import Ids, Logits, Row, last, last_position_only, measuring
 from mlxterp.core.hook_points import HookPoint
-from mlxterp.core.linux_blas import swiglu as fast_math
 from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import SlowSweep
 
@@ -68,7 +67,7 @@ def run_rows(
     """
     values = np.full(len(rows), np.nan)
     done = 0
-    with fast_math.used(model.architecture):
+    with measuring(model):
         engines = _Engines(model, engine, vocabulary, token_budget)
         length = base_tokens.shape[1]
         at_once = max(1, token_budget // (4 * length))  # the prompts' own run keeps every layer
@@ -98,7 +97,7 @@ def run_prompts(model: InterpretableModel, tokens: Ids) -> BaseRun | None:
         return None
     names = [name for name in packed.POINTS if model.capabilities[name].available]
     points = [HookPoint(name, layer) for name in names for layer in range(model.n_layers)]
-    with fast_math.used(model.architecture):
+    with measuring(model):
         try:
             return run_base(model, tokens, points)
         except CannotJoin:
@@ -109,7 +108,7 @@ def answer_logits(model: InterpretableModel, tokens: Ids, *, token_budget: int =
     """Float32 logits `[n, d_vocab]` at the last position of each prompt, unpatched."""
     parts = []
     for some in _in_batches(model, tokens, token_budget):
-        with fast_math.used(model.architecture), last_position_only(model, ()):
+        with measuring(model), last_position_only(model, ()):
             logits, _ = model.run(mx.array(some))
             parts.append(last(logits))
     return np.concatenate(parts)
@@ -134,7 +133,7 @@ def capture(
         return found
     parts: list[dict[HookPoint, mx.array]] = []
     for some in _in_batches(model, tokens, token_budget):
-        with fast_math.used(model.architecture), last_position_only(model, ()):
+        with measuring(model), last_position_only(model, ()):
             _, captured = model.run(mx.array(some), capture=wanted)
             mx.eval(list(captured.values()))
         parts.append(captured)
@@ -196,7 +195,7 @@ class _Engines:
                 yield chunk, logits
         # Rows that join at neighbouring layers share a batch, so that late ones skip more blocks.
         rest = sorted(left, key=lambda i: rows[i].joins_after(self._model.n_layers))
-        size = max(1, min(reference.ROWS_AT_ONCE, self._budget // base.tokens.shape[1]))
+        size = max(1, min(reference_engine.ROWS_AT_ONCE, self._budget // base.tokens.shape[1]))
         for start in range(0, len(rest), size):
             chunk = rest[start : start + size]
             logits = self._reference_logits(base, [rows[i] for i in chunk])
@@ -205,10 +204,10 @@ class _Engines:
     def _reference_logits(self, base: BaseRun, rows: Sequence[Row]) -> Logits:
         if self._skips:
             try:
-                return reference.run_from_join(self._model, base, rows)
+                return reference_engine.run_from_join(self._model, base, rows)
             except CannotJoin as problem:
                 self._stop_skipping(problem)
-        return reference.run_whole(self._model, base, rows)
+        return reference_engine.run_whole(self._model, base, rows)
 
     def _stop_skipping(self, problem: CannotJoin) -> None:
         self._skips = False

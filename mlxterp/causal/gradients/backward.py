@@ -103,7 +103,7 @@ def differentiable(given: Any, metric: Metric, targets: Targets) -> Differentiab
         return _NAMED[metric.name](targets)
     own = given if callable(given) and not isinstance(given, Metric) else metric.function
     if own is not None:
-        return _own(metrics.asked(own, targets), metric.name)
+        return _own(metrics.bind_targets(own, targets), metric.name)
     raise MetricError(
         f"metric {metric.name!r} cannot be differentiated: it computes on numpy arrays. Use one of "
         f"{', '.join(_NAMED)}, or pass a function that also takes mlx arrays [n, d_vocab]."

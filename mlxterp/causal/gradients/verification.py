@@ -16,7 +16,7 @@ from mlxterp.causal.prompts.pair import Prepared
 from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import SweepError
 from mlxterp.metrics import Floats
-from mlxterp.results.shows import Flags
+from mlxterp.results.views import Flags
 
 Places: TypeAlias = NDArray[np.intp]
 """Flat indices into a grid."""

@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 
 from mlxterp import metrics
 from mlxterp.causal.batching import sweep
+from mlxterp.causal.batching.rows import measuring
+from mlxterp.causal.finite import require_finite_runs
 from mlxterp.causal.prompts.encoding import Ids, token_ids
-from mlxterp.core.linux_blas import swiglu as fast_math
 from mlxterp.core.model import InterpretableModel
 from mlxterp.core.selection import Positions
-from mlxterp.errors import SAEError
+from mlxterp.errors import NotFinite, SAEError
 from mlxterp.sae.analysis.interventions import flat
 from mlxterp.sae.analysis.texts import Batch, Given, Texts, read_texts
 from mlxterp.sae.model_match import warn_of_mismatch
@@ -50,7 +51,7 @@ def view(model: InterpretableModel, tokens: Ids, sae: SAE) -> View:
     Raises:
         SAEError: the model's width there is not the SAE's.
     """
-    with fast_math.used(model.architecture):
+    with measuring(model):
         _, seen = model.run(mx.array(tokens), capture=[sae.point, sae.point_out])
         mx.eval(list(seen.values()))  # the logits are never evaluated
     read, written = (flat(seen[p], sae, p).astype(mx.float32) for p in (sae.point, sae.point_out))
@@ -64,7 +65,23 @@ def view(model: InterpretableModel, tokens: Ids, sae: SAE) -> View:
                 f"trained on {sae.model!r} at {sae.hook_point}. Use the model and hook point of its training."
             )
     warn_of_mismatch(model, sae)
-    return View(written, sae.encode(read), written - sae.reconstruct(read))
+    found = View(written, sae.encode(read), written - sae.reconstruct(read))
+    broken = [
+        name
+        for name, x in (
+            (str(sae.point), read),
+            ("the SAE's features", found.acts),
+            ("its error", found.error),
+        )
+        if not mx.all(mx.isfinite(x)).item()
+    ]
+    if broken:
+        raise NotFinite(
+            f"{model.name} with this SAE: NaN or infinity at {broken[0]}. No activation or effect of a "
+            "feature is reported, because what is left would read as all. Look at the SAE's weights, and at "
+            f"model.trace(prompt, capture=[{str(sae.point)!r}])."
+        )
+    return found
 
 
 def activity(
@@ -155,6 +172,8 @@ def prepare(
     """
     texts = read_texts(model, given, answer=answer, foil=foil, positions=positions)
     logits = _clean_logits(model, texts.batches, len(texts.examples))
+    for batch in texts.batches:
+        require_finite_runs(model, logits[batch.examples], batch.clean, "clean")
     said = logits.argmax(axis=-1).astype(np.int64)
     answers = token_ids(model, [each.answer for each in texts.examples], "answer")
     if answers is None and own_answer:

@@ -183,7 +183,7 @@ def test_bytes_that_ran_are_not_run_again_and_the_researcher_gets_what_came_of_t
     supervise(project, ["alpha"])
     driver = Proposals(["alpha"], again=True)
 
-    run(project, driver, Options(), lambda event: None)
+    run(project, driver, Options(), [].append)
 
     assert len(entries(project)) == 1
     assert driver.told[0].run is None
@@ -235,7 +235,7 @@ def test_a_setup_py_that_changed_between_two_runs_is_put_back_before_the_next(pr
             (where / "setup.py").write_text("dataset = []\n")
 
     driver = Proposals(["alpha", "beta"], before=edit)
-    run(project, driver, Options(), lambda event: None)
+    run(project, driver, Options(), [].append)
 
     assert verdicts(project) == ["lead", "invalid:contract", "lead"]
     assert entries(project)[1].record["execution"]["status"] == "refused"
@@ -248,7 +248,7 @@ def test_lines_logged_by_hand_between_two_runs_stay_and_are_no_violation(project
             environment = {**os.environ, "PYTHONPATH": str(where)}
             subprocess.run(["python3", "-c", _APPEND], cwd=where, env=environment, check=True)
 
-    run(project, Proposals(["alpha", "beta"], before=by_hand), Options(), lambda event: None)
+    run(project, Proposals(["alpha", "beta"], before=by_hand), Options(), [].append)
 
     assert [entry.conclusion for entry in entries(project)] == [
         "alpha was found",
@@ -306,7 +306,7 @@ def test_a_stop_file_ends_the_run_before_the_next_experiment(project):
         if name == "beta":
             (where / "STOP").touch()
 
-    ended = run(project, Proposals(["alpha", "beta"], before=stop), Options(), lambda event: None)
+    ended = run(project, Proposals(["alpha", "beta"], before=stop), Options(), [].append)
 
     assert ended.exit_code == FINISHED
     assert "STOP" in ended.reason
@@ -331,16 +331,16 @@ def test_a_second_supervisor_is_refused_with_the_first_ones_process_id(project):
     assert entries(project) == []
 
 
-def test_a_declared_hypothesis_is_registered_before_it_runs_and_not_judged_yet(project):
+def test_a_hypothesis_is_registered_before_it_runs_and_without_enough_clusters_stays_open(project):
     supervise(project, ["declared"])
 
     names = [event["event"] for event in journal(project)]
     (entry,) = entries(project)
-    assert names.index("intent") < names.index("register") < names.index("result")
+    assert names.index("intent") < names.index("register") < names.index("judgement") < names.index("result")
     assert entry.record["declared"]["id"] == "H001"
     assert entry.record["declared"]["sha256"]
-    assert entry.record["verdict"] == "lead"
-    assert entry.record["reasons"] == ["declared, not yet judged"]
+    assert (entry.record["verdict"], entry.informative) == ("inconclusive", False)
+    assert entry.record["reasons"] == ["needs >= 24 independent clusters, setup.py has 0"]
 
 
 def test_a_declaration_that_cannot_be_read_is_refused_with_its_line_and_costs_nothing(project):
@@ -356,7 +356,7 @@ def test_each_line_records_program_md_as_it_was_then(project):
     def edit(name: str, where: Path) -> None:
         (where / "program.md").write_text(f"# {name}\n")
 
-    run(project, Proposals(["alpha", "beta"], before=edit), Options(), lambda event: None)
+    run(project, Proposals(["alpha", "beta"], before=edit), Options(), [].append)
 
     programs = [entry.record["digests"]["program"] for entry in entries(project)]
     assert programs == [digest(b"# alpha\n"), digest(b"# beta\n")]
@@ -366,7 +366,7 @@ def test_the_researcher_gets_the_guidance_the_facts_and_what_is_left(project):
     (project / "steer.md").write_text("look at \x1b[31mlayer 3\x1b[0m\n")
     driver = Proposals(["alpha"])
 
-    run(project, driver, Options(max_experiments=5), lambda event: None)
+    run(project, driver, Options(max_experiments=5), [].append)
 
     first, second = driver.situations
     assert first.steer == "look at layer 3\n"
@@ -413,13 +413,13 @@ class _Fixed:
 
 
 def test_a_researcher_that_fails_ends_the_run_with_its_own_number(project):
-    ended = run(project, _Fixed(Failed("the key is refused")), Options(), lambda event: None)
+    ended = run(project, _Fixed(Failed("the key is refused")), Options(), [].append)
 
     assert ended == ("the key is refused", RESEARCHER)
 
 
 def test_a_researcher_that_is_done_ends_the_run(project):
-    ended = run(project, _Fixed(Done("answered")), Options(), lambda event: None)
+    ended = run(project, _Fixed(Done("answered")), Options(), [].append)
 
     assert ended == ("answered", FINISHED)
 
@@ -429,7 +429,7 @@ def test_three_turns_without_a_new_experiment_end_the_run(project):
 
     driver = _Fixed(IDLE)
 
-    ended = run(project, driver, Options(), lambda event: None)
+    ended = run(project, driver, Options(), [].append)
 
     assert driver.turns == 3
     assert ended.exit_code == FINISHED
@@ -506,12 +506,30 @@ def test_what_the_researcher_costs_is_in_the_line_and_ends_the_run(project):
             situation.charge(0.25, 1000)
             super().begin_turn(situation)
 
-    ended = run(project, Costly(["alpha", "beta", "gamma"]), Options(usd=0.5), lambda event: None)
+    ended = run(project, Costly(["alpha", "beta", "gamma"]), Options(usd=0.5), [].append)
 
     records = [entry.record for entry in entries(project)]
     assert [record["cost"] for record in records] == [{"usd": 0.25, "tokens": {"total": 1000}}]
     assert [record["spent"]["usd"] for record in records] == [0.25]
     assert ended == ("the budget of $0.50 is used up", FINISHED)
+
+
+def test_a_turn_that_ends_with_its_limit_reached_names_that_limit(project):
+    class SpendsInItsTurn(Proposals):
+        """The cost of the turn is known at the moment in which the turn ends, beside its proposal."""
+
+        charged = False
+
+        def poll(self) -> ResearcherState:
+            if self.situations and not self.charged:
+                self.charged = True
+                self.situations[-1].charge(4.0, 1000)
+            return super().poll()
+
+    ended = run(project, SpendsInItsTurn(["alpha"]), Options(usd=3.0), [].append)
+
+    assert ended.reason == "the budget of $3.00 is used up"
+    assert entries(project) == []
 
 
 @pytest.mark.parametrize("named", [True, False])

@@ -11,7 +11,7 @@ import pytest
 from mlxterp.auto_interp import FeatureLabel, sensitivity_test, sensitivity_tests
 from mlxterp.auto_interp.scores import Auroc, auroc
 from mlxterp.auto_interp.sensitivity import sensitivity
-from mlxterp.auto_interp.sensitivity.items import (
+from mlxterp.auto_interp.sensitivity.examples import (
     FreshTexts,
     Items,
     SensitivityOptions,

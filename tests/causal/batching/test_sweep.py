@@ -7,7 +7,7 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 
-from mlxterp.causal.batching import reference, sweep
+from mlxterp.causal.batching import reference_engine, sweep
 from mlxterp.causal.batching.base_run import BaseRun, CannotJoin, run_base
 from mlxterp.causal.batching.sweep import Row, run_rows
 from mlxterp.core.hook_points import HookPoint
@@ -47,9 +47,9 @@ def test_blocks_before_a_rows_first_edit_are_skipped_by_the_reference_with_the_s
     base = run_base(any_family, TOKENS)
 
     for row in rows:
-        logits = reference.run_from_join(any_family, base, [row])
+        logits = reference_engine.run_from_join(any_family, base, [row])
 
-        whole = reference.run_whole(any_family, base, [row])
+        whole = reference_engine.run_whole(any_family, base, [row])
         assert logits == pytest.approx(whole, abs=1e-4 * float(np.abs(whole).max()))
 
 
@@ -205,7 +205,7 @@ def test_an_unpatched_row_that_comes_out_wrong_is_noticed_and_whole_forwards_tak
     monkeypatch.setattr(BaseRun, "stream", lambda base, block: stream(base, block) * 1.1)
 
     with pytest.raises(CannotJoin, match="an unpatched row came out"):
-        reference.run_from_join(tiny_llama, run_base(tiny_llama, TOKENS), rows)
+        reference_engine.run_from_join(tiny_llama, run_base(tiny_llama, TOKENS), rows)
 
     with pytest.warns(SlowSweep, match="every patch takes a whole forward"):
         assert run_rows(tiny_llama, TOKENS, rows, everything) == pytest.approx(right, abs=1e-5)

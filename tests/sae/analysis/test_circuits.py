@@ -21,7 +21,7 @@ from mlxterp.models.toy_circuit import (
     TOK,
 )
 from mlxterp.results import AnalysisResult
-from mlxterp.results.shows import Network
+from mlxterp.results.views import Network
 from mlxterp.sae import SAE, JumpRelu, feature_attribution, feature_circuit, feature_zero
 from tests.sae.planted import (
     ALL,

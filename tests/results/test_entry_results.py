@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mlxterp.results.logged import analyses, named_numbers
+from mlxterp.results.entry_results import analyses, named_numbers
 from tests.results.every_kind import patching
 
 ANALYSIS = patching().to_dict()

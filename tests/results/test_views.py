@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from mlxterp.results.shows import Component, bars, effects_table, heatmap, intervals, listed
+from mlxterp.results.views import Component, bars, effects_table, heatmap, intervals, listed
 
 ONE = Component("L0.H1", 0.8, ci=(0.7, 0.9))
 TWO = Component("L1.H0", -0.25)

@@ -3,7 +3,7 @@
     ready         setup.py was imported; `facts` about it
     setup_error   it was not; `error`, `traceback`
     jail_error    the jail does not hold, so setup.py was not imported; `error`
-    entry         `ExperimentLog.append` was called; `entry`
+    entry         `ExperimentLog.append` was called; `entry`, and what was `measured` since the one before
     done          the experiment ended by itself; `status`, `error`, `traceback`
 
 The experiment has the pipe too and can write anything, so nothing here raises: what does not fit is a bad
@@ -19,6 +19,7 @@ from typing import Any
 from mlxterp.autointerpret.encoding import MAX_LINE, LineError, decode_object
 from mlxterp.autointerpret.entry import ExperimentEntry
 from mlxterp.errors import EntryError
+from mlxterp.measurements import Measurements
 from mlxterp_agent.storage.record import BadFrame
 
 MAX_TOTAL = 64_000_000
@@ -50,6 +51,7 @@ class Frames:
         setup_error: None unless setup.py failed.
         jail_error: why there is no jail; None if there is one, or none was asked for.
         entries: none with a record.
+        measured: what the library measured before each of them; nothing where a frame does not say it.
         bad: what was not accepted; at most twenty.
         done: None until the experiment reported its end.
     """
@@ -59,6 +61,7 @@ class Frames:
         self.setup_error: Problem | None = None
         self.jail_error: str | None = None
         self.entries: list[ExperimentEntry] = []
+        self.measured: list[Measurements] = []
         self.bad: list[BadFrame] = []
         self.done: Done | None = None
         self._running = False
@@ -132,13 +135,25 @@ class Frames:
             self._refuse(f"more than {MAX_ENTRIES} entries in one experiment; the rest is not logged")
         else:
             try:
-                self.entries.append(ExperimentEntry.from_dict(fields))
+                entry = ExperimentEntry.from_dict(fields)
+                measured = Measurements.from_dict(_mapping(frame.get("measured", {})))
             except EntryError as problem:
                 self._refuse(f"an entry that cannot be logged: {problem}")
+            except ValueError as problem:
+                self._refuse(f"an entry whose measurements cannot be read: {problem}", forged=True)
+            else:
+                self.entries.append(entry)
+                self.measured.append(measured)
 
     def _refuse(self, why: str, *, forged: bool = False) -> None:
         if len(self.bad) < _MAX_BAD:
             self.bad.append(BadFrame(why, forged))
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise ValueError(f"measured is {str(value)[:60]!r}")
+    return value
 
 
 def _problem(frame: Mapping[str, Any]) -> Problem:
