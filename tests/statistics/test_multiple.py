@@ -308,3 +308,11 @@ def test_an_interval_for_all_sites_is_never_narrower_than_that_of_one():
     alone = ratio_of_means(change, np.ones(8))
     assert found.low == pytest.approx(alone.low)
     assert found.high == pytest.approx(alone.high)
+
+
+def test_there_are_4999_flips_and_the_identity_unless_others_are_asked_for():
+    change, gap = _sweep(np.random.default_rng(16), 20, 3)
+
+    p = max_t(change, gap).p
+    assert p * 5000 == pytest.approx(np.rint(p * 5000), abs=1e-9)
+    assert p.tolist() == max_t(change, gap, draws=4999).p.tolist()
