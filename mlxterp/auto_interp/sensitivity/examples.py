@@ -19,7 +19,8 @@ from mlxterp.auto_interp.evidence.token_view import (
     view_of_store,
 )
 from mlxterp.auto_interp.label import FeatureLabel
-from mlxterp.auto_interp.rules.rules import AllOf, Rule, quoted
+from mlxterp.auto_interp.rules.phrases import quoted
+from mlxterp.auto_interp.rules.rules import AllOf, Rule
 from mlxterp.sae.feature_store.store import FeatureStore
 
 WINDOW = 32

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlxterp.auto_interp.label import FeatureLabel
-from mlxterp.auto_interp.rules.rules import quoted
+from mlxterp.auto_interp.rules.phrases import quoted
 from mlxterp.auto_interp.scores import GOOD, Auroc, auroc, balanced_accuracy
 from mlxterp.auto_interp.sensitivity.causal import causal_effect, causal_text
 from mlxterp.auto_interp.sensitivity.examples import (
