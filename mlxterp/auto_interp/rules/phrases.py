@@ -1,7 +1,7 @@
 """A set of tokens as a phrase of a few words: by the classes that most of it is of, commonest tokens first.
 
-`phrase(["had", "have", "has", "been", "is", …])` is `auxiliary verbs such as "had", "have", "has"`. A set that
-is longer than a reader takes in, and of no class, has no phrase, and the offline labeler gives it no label.
+`phrase(["had", "have", "has", "been", "is", …])` is `auxiliary verbs such as "had", "have", "has"`.
+A set that is longer than a reader takes in, and of no class, has no phrase: the offline labeler gives it no label.
 """
 
 from __future__ import annotations
@@ -107,8 +107,16 @@ _ENDINGS = {
     "words ending in -s": "s",
     "words ending in -er": "er",
 }
-_OF_CHARACTERS = tuple(
-    ["digits", "sentence_end", "comma", "quote", "bracket", "newline", "blank", "operator", "punctuation"]
+_OF_CHARACTERS = (
+    "digits",
+    "sentence_end",
+    "comma",
+    "quote",
+    "bracket",
+    "newline",
+    "blank",
+    "operator",
+    "punctuation",
 )
 _AUXILIARIES = ("forms of to be", "forms of to have", "modal verbs")
 

@@ -17,21 +17,23 @@ PREPOSITIONS = "in on at of for with by from to into over under"
 UNLIKE = "kettle word itch valley emergency margin umbrella gross stairs copy coins offers"
 
 
+NAMED = {
+    PREPOSITIONS: 'prepositions such as "in", "on", "at"',
+    "1 2 3 4 5 6 7 8 9 0 the xr": "digits",
+    "he his she her it its they their him I": 'pronouns such as "he", "his", "she"',
+    "no not never none nothing every all any": 'negations and quantifiers such as "no", "not", "never"',
+    "walking going seeing being talking the": 'words ending in -ing such as "walking", "going", "seeing"',
+    "Emma Harriet Anne Edmund Frank": 'names and other capitalised words such as "emma", "harriet", "anne"',
+}
+
+
 @pytest.mark.parametrize(
     ("tokens", "expected"),
     [
-        (PREPOSITIONS.split(), 'prepositions such as "in", "on", "at"'),
-        ([*"1234567890", " the", "xr"], "digits"),
+        *((words.split(), expected) for words, expected in NAMED.items()),
         (["\n", "\n\n", "\n   ", " \n", "."], "line breaks"),
-        (
-            "he his she her it its they their him I".split(),
-            'pronouns such as "he", "his", "she"',
-        ),
-        ("no not never none nothing every all any".split(), 'negations and quantifiers such as "no", "not", "never"'),
-        ("walking going seeing being talking the".split(), 'words ending in -ing such as "walking", "going", "seeing"'),
-        (["Emma", "Harriet", "Anne", "Edmund", "Frank"], 'names and other capitalised words such as "emma", "harriet", "anne"'),
     ],
-)  # fmt: skip
+)
 def test_a_set_is_named_by_the_class_that_most_of_it_is_of(tokens, expected):
     assert phrase(tokens) == expected
     assert At(0, TokenIn(tuple(tokens))).words() == expected
