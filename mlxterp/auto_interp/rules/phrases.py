@@ -1,7 +1,8 @@
 """A set of tokens as a phrase of a few words: by the classes that most of it is of, commonest tokens first.
 
 `phrase(["had", "have", "has", "been", "is", …])` is `auxiliary verbs such as "had", "have", "has"`.
-A set that is longer than a reader takes in, and of no class, has no phrase: the offline labeler gives it no label.
+A set that is longer than a reader takes in, and of no class, has no phrase: the offline labeler gives it no
+label.
 """
 
 from __future__ import annotations

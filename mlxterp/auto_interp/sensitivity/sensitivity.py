@@ -16,9 +16,10 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
+from mlxterp.auto_interp.confidence import GOOD
 from mlxterp.auto_interp.label import FeatureLabel
 from mlxterp.auto_interp.rules.phrases import quoted
-from mlxterp.auto_interp.scores import GOOD, Auroc, auroc, balanced_accuracy
+from mlxterp.auto_interp.scores import Auroc, auroc, balanced_accuracy
 from mlxterp.auto_interp.sensitivity.causal import causal_effect, causal_text
 from mlxterp.auto_interp.sensitivity.examples import (
     FreshTexts,
@@ -42,7 +43,7 @@ from mlxterp.statistics.multiple import benjamini_hochberg
 
 MIN_AUROC, MAX_P = 0.6, 0.01
 """The lower bound of a label's area under the curve is above the one, its p below the other; its balanced
-accuracy is at least `scores.GOOD`."""
+accuracy is at least `confidence.GOOD`."""
 
 FIRES_FROM = 0.1
 """A feature fires at this share of its strongest activation in the test, or above."""
