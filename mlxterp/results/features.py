@@ -304,6 +304,16 @@ class FeatureLabelsResult(AnalysisResult):
         ]
         if self.measured_on.get("seen_in_training"):
             lines.append(seen_sentence(self.measured_on["seen_in_training"]))
+        tested = [label for label in self.named if label.get("sensitivity_details")]
+        if tested:
+            passed, decided = (
+                sum(label["sensitivity_passed"] in outcomes for label in tested)
+                for outcomes in ([True], [True, False])
+            )
+            lines.append(
+                f"Sensitivity: {passed} of {decided} tested labels pass; {len(tested) - decided} of "
+                f"{len(tested)} could not be tested."
+            )
         without = self._without()
         if without:
             lines.append(f"{without}.")
