@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
 from mlxterp.autointerpret.entry import ExperimentEntry
+from mlxterp.text import number
 from mlxterp_agent.display.json_lines import entry_fields
 from mlxterp_agent.exit_codes import CONTRACT, INTERRUPTED, Ended
 from mlxterp_agent.state_md import budget_words
-from mlxterp_agent.storage.record import tally_text, verdict_of
+from mlxterp_agent.storage.record import is_closing, tally_text, tier_of, verdict_of
 from mlxterp_agent.supervisor.project_view import Overview
 from mlxterp_agent.text import duration, one_line
 
 _SHOWN = 8
 _KEPT_SHOWN = 12
+_NEWEST = 50
+"""Lines among which the conclusion and the closing line are looked for."""
 
 
 def status_text(seen: Overview) -> str:
@@ -72,23 +75,22 @@ def closing_text(
 ) -> str:
     """What was found, where the report is, how to continue."""
     project = seen.project.path
-    kept = list(seen.kept())
-    answers = [entry for entry in kept if entry.metadata.get("role") == "conclusion"]
+    answer = _conclusion(seen)
+    kept = [entry for entry in seen.kept() if entry != answer]
     lines = [
         f"Stopped: {one_line(ended.reason, 300)}",
         f"{seen.spent.experiments} experiments in {duration(seen.spent.seconds)}: {tally_text(seen.tally)}",
         "",
     ]
-    for entry in answers[-1:]:
-        lines += [
-            *textwrap.wrap(f"Answer ({entry.experiment_id}): {one_line(entry.conclusion, 2000)}", width),
-            "",
-        ]
-    others = [entry for entry in kept if entry not in answers[-1:]]
-    shown = [f"  {e.experiment_id} {verdict_of(e)}: {e.conclusion}" for e in others[-_KEPT_SHOWN:]]
-    lines.append("Kept:" if kept else "Nothing was kept.")
-    lines += [f"  … and {len(others) - len(shown)} more"] if len(others) > len(shown) else []
-    lines += [f"  {one_line(line.strip(), width - 2)}" for line in shown]
+    if answer is not None:
+        text = f"Answer ({answer.experiment_id}): {one_line(answer.conclusion, 2000)}"
+        lines += [*textwrap.wrap(text, width), ""]
+    found = [entry for entry in kept if tier_of(entry) != "lead"]
+    leads = [entry for entry in kept if tier_of(entry) == "lead"]
+    lines += _listed("Findings, measured again on held-out pairs:", found, width, _held_out_numbers(seen))
+    lines += _listed("Leads, not confirmed:", leads, width, {})
+    if not kept:
+        lines.append("Nothing was kept.")
     lines.append("")
     if report_failed is not None:
         lines.append(f"Report:   not written: {one_line(report_failed, 300)}")
@@ -100,8 +102,43 @@ def closing_text(
         lines.append(f"Git:      {seen.uncommitted}")
     if kept:
         lines.append(f"Findings: {project / 'findings'}; committed in {project}, see git log")
+    if found:
+        lines.append(f"Replay:   cd {project} && autointerp replay --all")
     lines.append(f"Go on:    {_how_to_continue(seen, ended)}")
     return "\n".join(lines)
+
+
+def _conclusion(seen: Overview) -> ExperimentEntry | None:
+    """The newest entry that draws the conclusion of the investigation; None without one."""
+    newest = list(seen.entries[-_NEWEST:])
+    return next((each for each in reversed(newest) if each.metadata.get("role") == "conclusion"), None)
+
+
+def _held_out_numbers(seen: Overview) -> dict[str, str]:
+    """By the id of an entry, its effect and interval, where the investigation is closed."""
+    found: dict[str, str] = {}
+    for entry in seen.entries[-_NEWEST:]:
+        if is_closing(entry):
+            for name, each in entry.result["held_out"].items():
+                found[name] = f"{number(each['effect'])} [{number(each['low'])}, {number(each['high'])}]"
+    return found
+
+
+def _listed(
+    title: str, entries: Sequence[ExperimentEntry], width: int, numbers: Mapping[str, str]
+) -> list[str]:
+    """The newest of some entries below a title; nothing without entries."""
+    if not entries:
+        return []
+    shown = entries[-_KEPT_SHOWN:]
+    lines = [title]
+    lines += [f"  … and {len(entries) - len(shown)} more"] if len(entries) > len(shown) else []
+    for entry in shown:
+        known = numbers.get(entry.experiment_id)
+        measured = "" if known is None else f" {known}"
+        text = f"{entry.experiment_id} {verdict_of(entry)}{measured}: {entry.conclusion}"
+        lines.append(f"  {one_line(text, width - 2)}")
+    return lines
 
 
 def _how_to_continue(seen: Overview, ended: Ended) -> str:

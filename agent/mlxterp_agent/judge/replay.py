@@ -81,7 +81,6 @@ def replay(
         index = stack.enter_context(
             contextlib.closing(LogIndex.read_only(state.index_path, project.log_path))
         )
-        index.catch_up()
         chosen = _chosen(index, judged, ids)
         if not chosen:
             raise ProjectError(
