@@ -179,6 +179,20 @@ def latest_selftest() -> dict[str, Any] | None:
     return max(full, key=lambda each: str(each["finished"]), default=None)
 
 
+def selftest_sentence() -> str:
+    """The newest full selftest under this configuration, for a report; "" if there is none."""
+    found = latest_selftest()
+    if found is None:
+        return ""
+    parts = [
+        f"{found['null']['kept']} of {found['null']['n']} claims about nothing were kept as an effect",
+        f"{found['planted']['supported']} of {found['planted']['n']} planted effects were supported",
+        f"{found['true_null']['ruled_out']} of {found['true_null']['n']} true nulls were ruled out",
+    ]
+    failed = " Some of its bounds did not hold." if found["failures"] else ""
+    return f"Selftest of {str(found['finished'])[:10]} on this machine: {', '.join(parts)}.{failed}"
+
+
 def as_json(result: Mapping[str, Any]) -> dict[str, Any]:
     """What `--json` prints; the stored result holds the rest."""
     counts = {

@@ -14,9 +14,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mlxterp.reports.evidence import (
+    calibration,
+    effects_figure,
+    failed_predictions,
+    held_out_numbers,
+    is_closing,
+    needs_a_person,
+    next_experiments,
+    retractions,
+)
 from mlxterp.reports.items import Item, item_of
 from mlxterp.reports.page import Page, moment, write
 from mlxterp.results.entry_results import analyses
+from mlxterp.results.views import Bars
 from mlxterp.text import clip, duration
 
 if TYPE_CHECKING:
@@ -24,7 +35,7 @@ if TYPE_CHECKING:
 
 _PLURALS = {
     "finding": "findings",
-    "claim": "claims",
+    "ruled out": "ruled out",
     "lead": "leads",
     "note": "notes",
     "retracted": "retracted",
@@ -65,6 +76,13 @@ class Investigation:
     measured_with: tuple[tuple[str, str], ...]
     without_jail: str = field(default="")
     first_kept: str = field(default="")
+    effects: Bars | None = None
+    needs: tuple[str, ...] = ()
+    surprises: tuple[str, ...] = ()
+    calibration: str = ""
+    next_experiments: tuple[str, ...] = ()
+    selftest: str = ""
+    closed: bool = False
 
 
 def write_investigation_report(
@@ -74,6 +92,7 @@ def write_investigation_report(
     config: Mapping[str, Any],
     spent: Mapping[str, Any],
     stop_reason: str,
+    selftest: str = "",
 ) -> tuple[Path, Path]:
     """Writes `report.md` (figures in `report_files/`) and `report.html` into the project; returns both paths.
 
@@ -82,8 +101,11 @@ def write_investigation_report(
         config: the project's configuration: question, model, the limits of the budget.
         spent: `experiments`, `seconds`, `usd`, `tokens`; what is missing or None is not known.
         stop_reason: why the run ended, as a sentence or a few words.
+        selftest: how often the rule keeps something false, as a sentence; "" if it was never measured here.
     """
-    view = investigation(project, entries, config=config, spent=spent, stop_reason=stop_reason)
+    view = investigation(
+        project, entries, config=config, spent=spent, stop_reason=stop_reason, selftest=selftest
+    )
     paths = (project / "report.md", project / "report.html")
     for path, format in zip(paths, ("markdown", "html"), strict=True):
         page = Page(format, figures_in="report_files/" if format == "markdown" else None)
@@ -98,14 +120,28 @@ def investigation(
     config: Mapping[str, Any],
     spent: Mapping[str, Any],
     stop_reason: str,
+    selftest: str = "",
 ) -> Investigation:
     """The values of the report, before any template."""
-    items = [(item_of(project, entry), entry) for entry in entries]
+    numbers, overturned = held_out_numbers(entries), retractions(entries)
+    closed, entries = any(map(is_closing, entries)), [each for each in entries if not is_closing(each)]
+    items = [
+        (
+            item_of(
+                project,
+                entry,
+                held_out=numbers.get(entry.experiment_id),
+                retracted_by=overturned.get(entry.experiment_id),
+            ),
+            entry,
+        )
+        for entry in entries
+    ]
     answers = [item for item, entry in items if entry.metadata.get("role") == "conclusion"]
     answer = answers[-1] if answers else None
     kept = [item for item, _ in items if item is not answer]
     leads = tuple(item for item in kept if item.group == "lead")
-    findings = tuple(item for item in kept if item.group in ("finding", "claim"))
+    findings = tuple(item for item in kept if item.group in ("finding", "ruled out"))
     first = next((item.id for item in (*findings, *leads)), "")
     stamps = [entry.timestamp for entry in entries if entry.timestamp is not None]
     return Investigation(
@@ -125,6 +161,13 @@ def investigation(
         measured_with=_measured_with(entries, config),
         without_jail=_without_jail(entries),
         first_kept=first,
+        effects=effects_figure(entries, numbers),
+        needs=needs_a_person(entries),
+        surprises=failed_predictions(entries),
+        calibration=calibration(entries),
+        next_experiments=next_experiments(entries),
+        selftest=selftest,
+        closed=closed,
     )
 
 

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlxterp.errors import MlxterpError
+from mlxterp.reports.evidence import held_out_sentence
 from mlxterp.results import AnalysisResult
 from mlxterp.results.entry_results import analyses, named_numbers
 from mlxterp.results.views import Drawable, Show, drawables
-from mlxterp.text import clip, duration, number
+from mlxterp.text import clip, duration
 
 if TYPE_CHECKING:
     from mlxterp.autointerpret.entry import ExperimentEntry
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 _FIGURES_SHOWN = 2
 _FIGURES_OF_ENTRY = 6
 _MEANINGS = {
-    "supported": "Declared before it ran; the held-out measurement supports it.",
+    "supported": "Declared before it ran; measured again on held-out pairs, twice, it holds.",
     "refuted": "Declared before it ran; the held-out measurement shows the opposite.",
     "ruled_out": "Declared before it ran; the held-out measurement rules out an effect that would matter.",
     "inconclusive": "The held-out measurement decides it neither way.",
@@ -65,6 +66,8 @@ class Item:
     method: str
     seconds: str
     effect: str
+    would_change: str
+    judged: bool
     reasons: tuple[str, ...]
     finding: str
     numbers: tuple[tuple[str, str], ...] = ()
@@ -75,10 +78,25 @@ class Item:
     error: str = ""
 
 
-def item_of(project: Path, entry: ExperimentEntry) -> Item:
-    """The entry as a page shows it; what cannot be shown is named in its `problems`."""
+def item_of(
+    project: Path,
+    entry: ExperimentEntry,
+    *,
+    held_out: Mapping[str, Any] | None = None,
+    retracted_by: str | None = None,
+) -> Item:
+    """The entry as a page shows it; what cannot be shown is named in its `problems`.
+
+    Args:
+        held_out: its numbers from the closing line; None before that, and for what was not judged.
+        retracted_by: the id of the line that overturned it.
+    """
     record = entry.record or {}
+    declared = record.get("declared") or {}
     group, badge = _verdict(entry)
+    if retracted_by is not None:
+        group = "retracted"
+        badge = Badge("retracted", "wrong", f"{_MEANINGS['retracted']} It was {retracted_by}.")
     shows: list[Show] = []
     summaries, problems = [], []
     for where, data in analyses(entry.result):
@@ -113,7 +131,9 @@ def item_of(project: Path, entry: ExperimentEntry) -> Item:
         conclusion=rest_of_conclusion,
         method=entry.method,
         seconds="" if entry.duration_seconds is None else duration(entry.duration_seconds),
-        effect=_effect(record),
+        effect=held_out_sentence(held_out, declared),
+        would_change=_would_change(declared),
+        judged=bool((record.get("measured") or {}).get("confirm")),
         reasons=tuple(clip(str(reason), 600) for reason in _listed(record.get("reasons"))),
         finding=_finding_path(project, entry.experiment_id),
         numbers=tuple(named_numbers(entry.result)),
@@ -150,7 +170,8 @@ def _verdict(entry: ExperimentEntry) -> tuple[str, Badge]:
     if verdict.startswith("invalid"):
         return "invalid", Badge(verdict, "wrong", _MEANINGS.get(verdict, "It does not count."))
     if tier in ("finding", "claim"):
-        return tier, Badge(f"{tier}: {_words(verdict)}", "finding", _MEANINGS.get(verdict, ""))
+        group = "ruled out" if verdict == "ruled_out" else "finding"
+        return group, Badge(f"{tier}: {_words(verdict)}", "finding", _MEANINGS.get(verdict, ""))
     if tier == "lead":
         return "lead", Badge("lead", "lead", _MEANINGS["lead"])
     if verdict == "inconclusive":
@@ -166,19 +187,13 @@ def _error(entry: ExperimentEntry) -> str:
     return clip("\n\n".join(part for part in parts if isinstance(part, str) and part.strip()), 4000)
 
 
-def _effect(record: Mapping[str, Any]) -> str:
-    """The held-out effect as a sentence, where a judge measured one."""
-    measured = record.get("measured")
-    confirm = measured.get("confirm") if isinstance(measured, Mapping) else None
-    if not isinstance(confirm, Mapping) or not isinstance(confirm.get("effect"), (int, float)):
+def _would_change(declared: Mapping[str, Any]) -> str:
+    """What the researcher said would make the claim wrong, and the explanations that it leaves open."""
+    if not declared:
         return ""
-    text = f"Held-out effect {number(confirm['effect'])}"
-    ci = confirm.get("ci")
-    if isinstance(ci, (list, tuple)) and len(ci) == 2 and all(isinstance(end, (int, float)) for end in ci):
-        text += f", interval {number(ci[0])} to {number(ci[1])}"
-    if isinstance(confirm.get("n"), int):
-        text += f", {confirm['n']} items"
-    return text + "."
+    rivals = "".join(f" {clip(str(each), 200).rstrip('.')}." for each in declared.get("rivals") or ())
+    text = f"It would be wrong if {clip(str(declared.get('falsified_if') or '?'), 300).rstrip('.')}."
+    return f"{text} Rival explanations:{rivals}" if rivals else text
 
 
 def _finding_path(project: Path, experiment_id: str) -> str:

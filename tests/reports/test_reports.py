@@ -310,16 +310,112 @@ def test_a_lead_is_said_to_be_unconfirmed_and_never_stands_among_findings(tmp_pa
     assert "The supervisor has not confirmed it on the pairs that it holds out." in text
 
 
-def test_a_finding_comes_with_its_held_out_effect(tmp_path):
-    measured = {"confirm": {"effect": 0.41, "ci": [0.33, 0.48], "n": 96}}
+DECLARED = {
+    "site": ["L9.z.h6"],
+    "intervention": {"op": "patch", "source": "clean"},
+    "sesoi": 0.1,
+    "forecast": {"supported": 0.8, "refuted": 0.1, "ruled_out": 0.1},
+    "rivals": ["Any head of layer 9 does as well."],
+    "falsified_if": "the effect is below 0.1",
+}
+JUDGED = {"declared": DECLARED, "measured": {"confirm": {"sha256": "0" * 64}}, "rule": "keep/2"}
+
+
+def closing(number, **held_out):
+    """The line that shows held-out numbers, as the supervisor appends it."""
+    numbers = {name: {"n": 24, "placebos": 24, "bar": 0.02, **each} for name, each in held_out.items()}
+    record = {"verdict": "closing", "tier": None}
+    return entry(number, result={"held_out": numbers}, conclusion="Closed.", evidence=record)
+
+
+def test_a_finding_comes_with_its_held_out_effect_what_would_change_it_and_its_replay(tmp_path):
+    entries = [
+        entry(1, verdict="supported", tier="finding", evidence=JUDGED),
+        entry(2, verdict="ruled_out", tier="finding", evidence=JUDGED),
+        entry(3),
+        closing(
+            4,
+            **{
+                "0001": {"effect": 0.41, "low": 0.33, "high": 0.48},
+                "0002": {"effect": 0.01, "low": -0.02, "high": 0.04},
+            },
+        ),
+    ]
+    shown = view(tmp_path, entries)
+    text, page = write(tmp_path, entries)
+
+    assert shown.tally == "1 finding, 1 ruled out, 1 lead"
+    assert [item.id for item in shown.findings] == ["0001", "0002"]
+    assert [item.id for item in shown.leads] == ["0003"]
+    assert [item.id for item in shown.tried] == ["0001", "0002", "0003"]
+    assert shown.findings[0].effect == (
+        "Held-out effect 0.41, interval 0.33 to 0.48, on 24 independent clusters that no experiment saw; the "
+        "smallest effect of interest is 0.1, and 24 placebos set a bar of 0.02."
+    )
+    assert shown.effects.labels == ("0001 L9.H6", "0002 L9.H6")
+    assert shown.effects.intervals == ((0.33, 0.48), (-0.02, 0.04))
+    assert "It would be wrong if the effect is below 0.1. Rival explanations: Any head of layer 9" in text
+    assert "autointerp replay 0001" in page
+
+
+def test_before_closing_a_finding_shows_no_number_and_says_when(tmp_path):
+    text, page = write(tmp_path, [entry(1, verdict="supported", tier="finding", evidence=JUDGED)])
+
+    for each in (text, page):
+        assert "Its held-out numbers are shown once the investigation is closed." in each
+        assert "Held-out effect" not in each
+
+
+def test_what_a_person_must_put_right_is_counted_on_the_first_line(tmp_path):
+    few = {**JUDGED, "reasons": ["needs >= 24 independent clusters, setup.py has 10"]}
+    text, page = write(tmp_path, [entry(1, verdict="inconclusive", tier="note", evidence=few)])
+
+    assert "; 1 thing needs you." in text
+    assert "setup.py has 10" in "".join(Seen(page).text)
+    assert "Decide 0001, which is open" in text
+
+
+def test_surprises_are_failed_predictions_and_verdicts_that_the_forecast_gave_little(tmp_path):
+    predicted = {
+        "sha256": "0" * 64,
+        "numbers": [
+            {"name": "recovery", "value": 0.2, "interval": [0.1, 0.3], "measured": 0.75, "held": False},
+            {"name": "sites", "value": 12, "interval": [11, 13], "measured": 12, "held": True},
+        ],
+    }
     shown = view(
-        tmp_path, [entry(1, verdict="ruled_out", tier="finding", evidence={"measured": measured}), entry(2)]
+        tmp_path,
+        [
+            entry(1, evidence={"predicted": predicted}),
+            entry(2, verdict="refuted", tier="finding", evidence=JUDGED),
+            entry(3, verdict="supported", tier="finding", evidence=JUDGED),
+        ],
     )
 
-    assert [item.id for item in shown.findings] == ["0001"]
-    assert [item.id for item in shown.leads] == ["0002"]
-    assert shown.findings[0].effect == "Held-out effect 0.41, interval 0.33 to 0.48, 96 items."
-    assert shown.findings[0].badge.label == "finding: ruled out"
+    first, second = shown.surprises
+    assert first == "0001: recovery was predicted within [0.1, 0.3] and came out as 0.75."
+    assert second.startswith("0002 came out as refuted, which its forecast gave 0.1")
+    assert shown.calibration.startswith("2 forecasts gave what happened a probability of 0.45")
+
+
+def test_a_retracted_finding_is_no_finding_and_names_what_overturned_it(tmp_path):
+    shown = view(
+        tmp_path,
+        [
+            entry(1, verdict="supported", tier="finding", evidence=JUDGED),
+            entry(
+                2,
+                verdict="refuted",
+                tier="finding",
+                evidence=JUDGED | {"relations": {"retracts": ["0001"]}},
+            ),
+        ],
+    )
+
+    assert [item.id for item in shown.findings] == ["0002"]
+    assert [item.id for item in shown.wrong] == ["0001"]
+    assert "It was 0002." in shown.wrong[0].badge.meaning
+    assert shown.needs == ("0001 is retracted: 0002 measured the opposite.",)
 
 
 @pytest.mark.parametrize(
@@ -329,7 +425,8 @@ def test_a_finding_comes_with_its_held_out_effect(tmp_path):
         ("note", "note", "note"),
         ("supported", "finding", "finding"),
         ("refuted", "finding", "finding"),
-        ("supported", "claim", "claim"),
+        ("supported", "claim", "finding"),
+        ("ruled_out", "finding", "ruled out"),
         ("inconclusive", "note", "inconclusive"),
         ("invalid:contract", "invalid", "invalid"),
         ("interrupted", "invalid", "interrupted"),

@@ -19,6 +19,7 @@ _LONGEST = 120.0
 def write_report(directory: Path) -> tuple[Path, Path]:
     """Renders both reports from what is on the disk now, and returns their paths."""
     from mlxterp.reports import write_investigation_report
+    from mlxterp_agent.selftest import selftest_sentence
 
     seen: Overview = read_project(directory)
     for name in ("report.md", "report.html"):
@@ -30,6 +31,7 @@ def write_report(directory: Path) -> tuple[Path, Path]:
         config=seen.report_config(),
         spent=seen.spent._asdict(),
         stop_reason="; ".join(filter(None, (seen.stop_reason, seen.uncommitted))),
+        selftest=selftest_sentence(),
     )
 
 
