@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from mlxterp.autointerpret.encoding import count
+from mlxterp.autointerpret.encoding import count, vector_digest
 from mlxterp.autointerpret.entry import ExperimentEntry
 from mlxterp.autointerpret.keep_rule import MAX_NONFINITE_SHARE, Evidence, Verdict, decide
 from mlxterp_agent.storage.record import Experiment, JudgedEntry, Judgement, entries_of, judged_entry
@@ -43,15 +43,17 @@ def judge_experiment(
     Args:
         claim: what the judge measured of the declaration; None if there is none, or it was not measured.
     """
-    return [
-        judged_entry(
-            experiment,
-            number,
-            entry,
-            _judge(experiment, number, entry, identical_to, claim if number == 1 else None),
-        )
-        for number, entry in enumerate(entries_of(experiment), 1)
-    ]
+    lines: list[JudgedEntry] = []
+    first_with: dict[str, int] = {}
+    for number, entry in enumerate(entries_of(experiment), 1):
+        vector = vector_digest(entry.result)
+        earlier = None if vector is None else first_with.setdefault(vector, number)
+        # Rewordings of one result are one result, within a run as between runs.
+        twin = None if earlier in (None, number) else f"entry {earlier} of this run"
+        same = identical_to if twin is None else lambda _, twin=twin: twin
+        judgement = _judge(experiment, number, entry, same, claim if number == 1 else None)
+        lines.append(judged_entry(experiment, number, entry, judgement))
+    return lines
 
 
 def _judge(
