@@ -24,6 +24,7 @@ PROJECT = 3
 CONTRACT = 4
 RESEARCHER = 5
 MACHINE = 6
+NOTHING_RAN = 7
 LOCKED = 75
 INTERRUPTED = 130
 
@@ -35,6 +36,7 @@ MEANING = {
     CONTRACT: "the contract was violated: twice in one run, or found by `verify` or at start",
     RESEARCHER: "the researcher failed or is not available",
     MACHINE: "the machine: disk full, git unusable, no jail, a directory that cannot be written",
+    NOTHING_RAN: "`run` ran nothing: the budget is used up, or there is a file STOP",
     LOCKED: "another supervisor works in this directory",
     INTERRUPTED: "interrupted by Ctrl-C, SIGTERM or SIGHUP; everything is saved",
 }

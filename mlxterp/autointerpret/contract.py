@@ -151,6 +151,16 @@ def _read_file(path: Path) -> bytes:
         return file.read()
 
 
+SCAFFOLD_EXPERIMENT = "scaffold_experiment"
+"""The key of the configuration that holds the digest of the experiment.py that the scaffold brought."""
+
+
+def scaffold_experiment(project: Path) -> str | None:
+    """The digest of the experiment.py that the project's scaffold brought; None if unknown."""
+    known = read_config(project).extra.get(SCAFFOLD_EXPERIMENT)
+    return known if isinstance(known, str) else None
+
+
 def write_config(project: Path, config: ProjectConfig) -> Path:
     """Writes the configuration in one step; a crash leaves the old one or the new one."""
     path = Path(project) / CONFIG

@@ -27,7 +27,7 @@ from mlxterp_agent import crash_points
 from mlxterp_agent.events import Decided, Event
 from mlxterp_agent.exit_codes import GitUnavailable
 from mlxterp_agent.integrity.verify import verify
-from mlxterp_agent.judge.evidence import judge_experiment
+from mlxterp_agent.judge.evidence import Known, judge_experiment
 from mlxterp_agent.platform import SystemClock
 from mlxterp_agent.storage.budget import Budget, Limits
 from mlxterp_agent.storage.git import Committer
@@ -128,7 +128,7 @@ class Supervisor:
         entry = ExperimentEntry(f"h{number}", "counting", result, number % 6 == 0, "c", 0.1)
         execution = Execution(status="ok", exit_code=0, seconds=0.1, entries=(entry,))
         ended = _replace(announced, execution)
-        self.results.settle(ended, judge_experiment(ended, lambda _: None))
+        self.results.settle(ended, judge_experiment(ended, Known()))
         self.acknowledge(f"settled {announced.uid}")
 
     def acknowledge(self, what: str) -> None:

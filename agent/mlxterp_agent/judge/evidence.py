@@ -8,20 +8,38 @@ rule does not.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from mlxterp.autointerpret.encoding import count, vector_digest
+from mlxterp.autointerpret.encoding import compared, count
 from mlxterp.autointerpret.entry import ExperimentEntry
 from mlxterp.autointerpret.keep_rule import MAX_NONFINITE_SHARE, Evidence, Verdict, decide
+from mlxterp.statistics.duplicates import ResultNumbers, is_copy
+from mlxterp_agent.judge.relations import Relations, relations
 from mlxterp_agent.storage.record import Experiment, JudgedEntry, Judgement, entries_of, judged_entry
 
 if TYPE_CHECKING:
     from mlxterp_agent.judge.judge import ClaimEvidence
 
-SameNumbers = Callable[[ExperimentEntry], str | None]
-"""Gives the id of a different experiment that reported an entry's numbers, or None."""
+
+def _no_copy(_: ExperimentEntry) -> str | None:
+    return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Known:
+    """What is known of other experiments when one is judged.
+
+    Attributes:
+        identical_to: gives the id of a different experiment that reported an entry's numbers, or None.
+        entries: the lines so far.
+        mirrored: whether every pair of setup.py comes in both directions.
+    """
+
+    identical_to: Callable[[ExperimentEntry], str | None] = _no_copy
+    entries: Sequence[ExperimentEntry] = field(default=())
+    mirrored: bool = False
 
 
 def may_be_judged(experiment: Experiment) -> bool:
@@ -36,7 +54,7 @@ def may_be_judged(experiment: Experiment) -> bool:
 
 
 def judge_experiment(
-    experiment: Experiment, identical_to: SameNumbers, claim: ClaimEvidence | None = None
+    experiment: Experiment, known: Known, claim: ClaimEvidence | None = None
 ) -> list[JudgedEntry]:
     """The lines of an executed experiment, one for each entry that it reported, or one that says why none.
 
@@ -44,23 +62,27 @@ def judge_experiment(
         claim: what the judge measured of the declaration; None if there is none, or it was not measured.
     """
     lines: list[JudgedEntry] = []
-    first_with: dict[str, int] = {}
+    earlier: list[ResultNumbers] = []
     for number, entry in enumerate(entries_of(experiment), 1):
-        vector = vector_digest(entry.result)
-        earlier = None if vector is None else first_with.setdefault(vector, number)
+        found = compared(entry.result)
+        twin = next((n for n, each in enumerate(earlier, 1) if is_copy(each, found)), None)
+        earlier.append(found)
         # Rewordings of one result are one result, within a run as between runs.
-        twin = None if earlier in (None, number) else f"entry {earlier} of this run"
-        same = identical_to if twin is None else lambda _, twin=twin: twin
-        judgement = _judge(experiment, number, entry, same, claim if number == 1 else None)
+        others = known if twin is None else replace(known, identical_to=_names_entry(twin))
+        judgement = _judge(experiment, number, entry, others, claim if number == 1 else None)
         lines.append(judged_entry(experiment, number, entry, judgement))
     return lines
+
+
+def _names_entry(number: int) -> Callable[[ExperimentEntry], str | None]:
+    return lambda _: f"entry {number} of this run"
 
 
 def _judge(
     experiment: Experiment,
     number: int,
     entry: ExperimentEntry,
-    identical_to: SameNumbers,
+    known: Known,
     claim: ClaimEvidence | None,
 ) -> Judgement:
     execution = experiment.execution
@@ -70,8 +92,8 @@ def _judge(
         why = f"{execution.error}; the same experiment may run again"
         return Judgement(Verdict("interrupted", "invalid", kept=False, reasons=(why,)))
     numbers, declared = count(entry.result), experiment.declared is not None and number == 1
-    twin = None if declared else identical_to(entry)
-    explored = experiment.measured_before(number)
+    twin = None if declared else known.identical_to(entry)
+    explored, predicted = experiment.measured_before(number), experiment.predicted(number)
     evidence = Evidence(
         violations=experiment.violations,
         status=execution.status,
@@ -82,11 +104,21 @@ def _judge(
         measured=explored.measured,
         hook_fired=explored.hook_fired,
         activation_changed=explored.activation_changed,
+        prediction_held=all(each["held"] for each in predicted) if predicted else None,
         declared=declared,
     )
     measured: dict[str, Any] = {"explore": explored.to_dict()}
+    related = Relations()
     if claim is not None:
+        assert experiment.declared is not None
         evidence = _with_claim(evidence, claim)
+        if claim.judged_before is None:
+            related = relations(
+                experiment.declared, decide(evidence).verdict, known.entries, mirrored=known.mirrored
+            )
+        evidence = replace(
+            evidence, agrees_with=related.agrees_with, rules_out_rival_of=related.rules_out_rival_of
+        )
         measured["confirm"] = None if claim.sha256 is None else {"sha256": claim.sha256}
         measured["seconds"] = claim.seconds
         if claim.descriptive:
@@ -97,7 +129,11 @@ def _judge(
         "not_no_op": twin is None and evidence.activation_changed is not False,
         "positive_control": None if claim is None else not evidence.instrument,
     }
-    return Judgement(decide(evidence), checks, measured)
+    verdict_now = decide(evidence)
+    if related.retracts:
+        overturned = f"overturns {', '.join(related.retracts)}"
+        verdict_now = replace(verdict_now, reasons=(*verdict_now.reasons, overturned))
+    return Judgement(verdict_now, checks, measured, related.to_dict())
 
 
 def _with_claim(evidence: Evidence, claim: ClaimEvidence) -> Evidence:

@@ -145,12 +145,14 @@ class ExperimentOutcome:
         run: the number of the run, or None when nothing ran (the file did not parse, or these bytes ran
         before).
         entries: the lines that the run added to the log.
-        text: verdict, reasons, failing check and budget, at most 2 kB.
+        text: verdict, reasons, numbers, predictions, budget and output, at most 3 kB.
+        guidance: the text of steer.md if it has changed since the researcher last got it; else "".
     """
 
     run: int | None
     entries: tuple[ExperimentEntry, ...]
     text: str
+    guidance: str = ""
 
 
 class Researcher(Protocol):

@@ -38,9 +38,15 @@ class Problem:
 
 @dataclass(frozen=True)
 class Done:
-    """The experiment's own report of its end; `problem` is None if it ran through."""
+    """The experiment's own report of its end.
+
+    Attributes:
+        problem: None if it ran through.
+        forwards: how often the library ran a model after the last entry; None if it does not say.
+    """
 
     problem: Problem | None
+    forwards: int | None = None
 
 
 class Frames:
@@ -119,7 +125,9 @@ class Frames:
             case "entry" if self._running and self.done is None:
                 self._entry(frame)
             case "done" if self._running and self.done is None and frame.get("status") in ("ok", "error"):
-                self.done = Done(None if frame["status"] == "ok" else _problem(frame))
+                forwards = frame.get("forwards")
+                known = forwards if type(forwards) is int and forwards >= 0 else None
+                self.done = Done(None if frame["status"] == "ok" else _problem(frame), known)
             case "ready" | "setup_error" | "jail_error" | "entry" | "done" as kind:
                 self._refuse(f"a frame {kind!r} came when none was expected", fault=FrameFault.FORGED)
             case other:

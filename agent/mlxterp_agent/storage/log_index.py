@@ -19,28 +19,30 @@ from pathlib import Path
 from typing import Any, NamedTuple, overload
 from urllib.parse import quote
 
-from mlxterp.autointerpret.encoding import LineError, decode_object, vector_digest
-from mlxterp.autointerpret.entry import ExperimentEntry
+from mlxterp.autointerpret.encoding import LineError, compared, decode_object
+from mlxterp.autointerpret.entry import CLOSING, ExperimentEntry
 from mlxterp.autointerpret.log_file import Seal
 from mlxterp.errors import CorruptLog, EntryError
+from mlxterp.statistics.duplicates import ResultNumbers, is_copy, landmarks
 from mlxterp_agent.storage.history import KEPT_TIERS
 
 _SCHEMA = """
 CREATE TABLE line (
     number INTEGER PRIMARY KEY, at INTEGER, size INTEGER, id TEXT, verdict TEXT, uid TEXT, run INTEGER,
-    setup TEXT, sha TEXT, vector TEXT, tier TEXT, kept INTEGER, ran INTEGER
+    setup TEXT, sha TEXT, numbers TEXT, tier TEXT, kept INTEGER, ran INTEGER
 );
+CREATE TABLE landmark (step INTEGER, number INTEGER);
 CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT);
 """
 _INDEXES = """
 CREATE INDEX IF NOT EXISTS line_id ON line (id);
 CREATE INDEX IF NOT EXISTS line_uid ON line (uid) WHERE uid IS NOT NULL;
 CREATE INDEX IF NOT EXISTS line_sha ON line (sha, setup) WHERE sha IS NOT NULL;
-CREATE INDEX IF NOT EXISTS line_vector ON line (vector) WHERE vector IS NOT NULL;
+CREATE INDEX IF NOT EXISTS landmark_step ON landmark (step);
 CREATE INDEX IF NOT EXISTS line_kept ON line (kept, number);
 CREATE INDEX IF NOT EXISTS line_verdict ON line (verdict);
 """
-_VERSION = "1"
+_VERSION = "2"
 _CHUNK = 1 << 20
 
 
@@ -55,7 +57,7 @@ class LineFacts(NamedTuple):
     run: int | None = None
     setup: str | None = None
     sha: str | None = None
-    vector: str | None = None
+    numbers: str | None = None
     tier: str | None = None
     kept: bool = False
     ran: bool = False
@@ -87,7 +89,7 @@ class LineFacts(NamedTuple):
             int(run) if type(run) is str and run.isdigit() else None,
             _text(digests.get("setup")),
             sha,
-            None if sha is None or invalid else vector_digest(value.get("result")),
+            None if sha is None or invalid else _numbers_text(value.get("result")),
             _text(record.get("tier")),
             record.get("tier") in KEPT_TIERS,
             sha is not None and execution.get("status") not in ("interrupted", "refused"),
@@ -183,6 +185,8 @@ class LogIndex:
                 at += len(raw)
         self.seal = Seal(at, self._sha.hexdigest())
         self._insert(new)
+        # After the lines of a first catching up: that is faster than keeping them for each line.
+        self._database.executescript(_INDEXES)
         self._read_offsets()
         return self.seal
 
@@ -235,10 +239,16 @@ class LogIndex:
         """The numbers, from 0, of all lines of what has this digest."""
         return [row[0] - 1 for row in self._all("SELECT number FROM line WHERE sha = ? ORDER BY number", sha)]
 
-    def first_with(self, vector: str) -> tuple[str, str] | None:
-        """Digest of what ran, and id, of the first valid line with these numbers."""
-        rows = self._all("SELECT sha, id FROM line WHERE vector = ? ORDER BY number LIMIT 1", vector)
-        return (rows[0][0], rows[0][1]) if rows else None
+    def copy_of(self, numbers: ResultNumbers, sha: str) -> str | None:
+        """The id of the first valid line that holds the same measurement and did not come of what has this
+        digest; None if there is none. Only lines with a number close to one of the largest are compared."""
+        near = sorted({step + by for step in landmarks(numbers) for by in (-1, 0, 1)})
+        rows = self._database.execute(
+            "SELECT DISTINCT line.number, line.id, line.numbers FROM landmark JOIN line USING (number) "
+            f"WHERE landmark.step IN ({','.join('?' * len(near))}) AND line.sha != ? ORDER BY line.number",
+            (*near, sha),
+        )
+        return next((id for _, id, known in rows if is_copy(_numbers_of(known), numbers)), None)
 
     def place_of(self, uid: str) -> tuple[int, int] | None:
         """Where the line of this uid begins, and its size; None if there is none."""
@@ -265,8 +275,11 @@ class LogIndex:
         return rows[0][0] - 1 if rows else None
 
     def tally(self) -> dict[str, int]:
-        """How many lines ended with each verdict, in the order in which they first appear."""
-        rows = self._all("SELECT verdict, count(*) FROM line GROUP BY verdict ORDER BY min(number)")
+        """How many lines of experiments ended with each verdict, in the order in which they first appear."""
+        rows = self._all(
+            "SELECT verdict, count(*) FROM line WHERE verdict != ? GROUP BY verdict ORDER BY min(number)",
+            CLOSING,
+        )
         return dict(rows)
 
     def kept(self) -> int:
@@ -296,7 +309,7 @@ class LogIndex:
         return self._database.execute(query, values).fetchall()
 
     def _clear(self) -> None:
-        self._database.execute("DELETE FROM line")
+        self._database.executescript("DELETE FROM line; DELETE FROM landmark;")
         self._offsets[:] = array("q")
         self._sha = hashlib.sha256()
         self.seal = Seal(0, self._sha.hexdigest())
@@ -306,7 +319,13 @@ class LogIndex:
             after = int(self._all("SELECT coalesce(max(number), 0) FROM line")[0][0])
             rows = ((after + i, *each) for i, each in enumerate(facts, 1))
             self._database.executemany(f"INSERT INTO line VALUES ({','.join('?' * 13)})", rows)
-            self._database.executescript("" if len(facts) == 1 else _INDEXES)
+            steps = (
+                (step, after + i)
+                for i, each in enumerate(facts, 1)
+                if each.numbers is not None
+                for step in set(landmarks(_numbers_of(each.numbers)))
+            )
+            self._database.executemany("INSERT INTO landmark VALUES (?, ?)", steps)
         size = str(self.seal.at)
         meta = {"version": _VERSION, "size": size, "sha256": self.seal.sha256, "stamp": _stamp(self._log)}
         self._database.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", meta.items())
@@ -361,13 +380,33 @@ class LoggedEntries(Sequence[ExperimentEntry]):
             ) from None
 
 
+_IN_ORDER = 400
+
+
+def _numbers_text(result: object) -> str | None:
+    """The numbers of a result as the index keeps them; None if there is nothing to compare. Those in order
+    count for short results only."""
+    found = compared(result)
+    if not found.telling:
+        return None
+    in_order = found.in_order if len(found.in_order) <= _IN_ORDER else ()
+    return json.dumps([[*found.telling], [*in_order]])
+
+
+def _numbers_of(text: str) -> ResultNumbers:
+    telling, in_order = json.loads(text)
+    return ResultNumbers(tuple(in_order), tuple(telling))
+
+
 def _connect(path: Path) -> sqlite3.Connection:
     new = not path.exists()
     database = sqlite3.connect(path, timeout=10.0)
     # What is lost in a power cut is made anew from the log.
     database.executescript("PRAGMA journal_mode=TRUNCATE; PRAGMA synchronous=OFF;")
     if new or _meta(database, "version") != _VERSION:
-        database.executescript("DROP TABLE IF EXISTS line; DROP TABLE IF EXISTS meta;" + _SCHEMA)
+        database.executescript(
+            "DROP TABLE IF EXISTS line; DROP TABLE IF EXISTS landmark; DROP TABLE IF EXISTS meta;" + _SCHEMA
+        )
     return database
 
 

@@ -106,6 +106,17 @@ def clear_for_folder(project: Path, name: str, *, notice: Callable[[str], None] 
                 _move_aside(project, folder, path, notice)
 
 
+def move_other_spellings(project: Path, name: str, *, notice: Callable[[str], None] = _say_nothing) -> None:
+    """Moves aside what differs from `name` in its case only, on every file system: `EXPERIMENT.PY` beside
+    experiment.py is nobody's file."""
+    with _opened(project, (), notice) as folder:
+        for other in os.listdir(folder):
+            if other == name or other.casefold() != name.casefold():
+                continue
+            if not (project / name).exists() or not os.path.samefile(project / name, project / other):
+                _move_aside(project, folder, PurePosixPath(other), notice)
+
+
 @contextlib.contextmanager
 def _opened(project: Path, parts: tuple[str, ...], notice: Callable[[str], None]) -> Iterator[int]:
     """A descriptor of the directory at these parts below the project."""

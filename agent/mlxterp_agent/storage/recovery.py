@@ -18,11 +18,11 @@ from mlxterp._files import write_atomically
 from mlxterp.autointerpret.contract import EXPERIMENT, FINDINGS, LOG, digest
 from mlxterp.autointerpret.entry import ExperimentEntry
 from mlxterp_agent.exit_codes import GitUnavailable
-from mlxterp_agent.judge.evidence import judge_experiment
+from mlxterp_agent.judge.evidence import Known, judge_experiment
 from mlxterp_agent.platform import Clock, read_or_none
 from mlxterp_agent.storage.findings import finding_files, missing, write_files
 from mlxterp_agent.storage.history import OpenRun
-from mlxterp_agent.storage.journal import Journal
+from mlxterp_agent.storage.journal import Event, Journal
 from mlxterp_agent.storage.project_files import clear_for_file
 from mlxterp_agent.storage.record import (
     RUNS,
@@ -98,6 +98,9 @@ def reconcile(results: ResultsLog, state: State, clock: Clock) -> Repairs:
             # This line was damaged after it had been read. What it announced cannot be closed any more.
             del results.history.open_runs[uid]
             continue
+        if intent["event"] == "opened":
+            _log_lines(results, intent, done)
+            continue
         experiment = Experiment.from_event(intent)
         if run.result_at is not None:
             _finish(results, experiment, run, done)
@@ -119,10 +122,7 @@ def _finish(results: ResultsLog, experiment: Experiment, run: OpenRun, done: lis
     result = results.journal.event_at(run.result_at)
     if result is None:
         return
-    for line in map(JudgedEntry.from_event, result["lines"]):
-        if results.index.place_of(line.record["uid"]) is None:
-            entry = results.log_line(line)
-            done.append(f"{entry.experiment_id}, which was decided but not logged, was logged")
+    _log_lines(results, result, done)
     kept = list(run.kept)
     if not kept and not run.attempted:
         results.keep_attempt(experiment)
@@ -133,6 +133,14 @@ def _finish(results: ResultsLog, experiment: Experiment, run: OpenRun, done: lis
         results.publish(logged, experiment)
         if logged.experiment_id not in results.history.ids:
             done.append(f"{logged.experiment_id}, which was kept but not committed, was committed")
+
+
+def _log_lines(results: ResultsLog, event: Event, done: list[str]) -> None:
+    """Step 3: the lines of an event that the log lacks."""
+    for line in map(JudgedEntry.from_event, event["lines"]):
+        if results.index.place_of(line.record["uid"]) is None:
+            entry = results.log_line(line)
+            done.append(f"{entry.experiment_id}, which was decided but not logged, was logged")
 
 
 def _restore_log(results: ResultsLog, state: State, done: list[str]) -> str | None:
@@ -316,7 +324,7 @@ def _settle_interrupted(
     """Step 5."""
     execution = Execution(status="interrupted", error="the supervisor ended before the run did")
     ended = replace(experiment, execution=execution, ended_at=clock.wall())
-    return results.settle(ended, judge_experiment(ended, lambda _: None))
+    return results.settle(ended, judge_experiment(ended, Known()))
 
 
 def _first_difference(raw: bytes, known: bytes) -> int:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mlxterp.autointerpret.contract import EXPERIMENT, LOG, PRIVATE, digest
-from mlxterp.autointerpret.encoding import vector_digest
+from mlxterp.autointerpret.encoding import compared
 from mlxterp.autointerpret.entry import ExperimentEntry
 from mlxterp.autointerpret.log import ExperimentLog
 from mlxterp.autointerpret.log_file import Continuation, Seal
@@ -145,8 +145,14 @@ class ResultsLog:
             self.journal.append("register", run=experiment.run, hypothesis=experiment.declared)
         point("after-intent")
 
-    def settle(self, experiment: Experiment, lines: Sequence[JudgedEntry]) -> tuple[ExperimentEntry, ...]:
-        """The run is over: its lines go to the journal, the log, findings/ and git, in this order."""
+    def settle(
+        self, experiment: Experiment, lines: Sequence[JudgedEntry], *, free: bool = False
+    ) -> tuple[ExperimentEntry, ...]:
+        """The run is over: its lines go to the journal, the log, findings/ and git, in this order.
+
+        Args:
+            free: it costs no experiment.
+        """
         assert experiment.execution is not None
         self.journal.append(
             "result",
@@ -155,6 +161,7 @@ class ResultsLog:
             sha=experiment.sha,
             again=experiment.execution.may_run_again,
             lines=[line.to_event() for line in lines],
+            **({"free": True} if free else {}),
         )
         point("after-journal-result")
         logged = tuple(self.log_line(line) for line in lines)
@@ -238,7 +245,7 @@ class ResultsLog:
             del self._uncommitted[0]
         size = self.index.seal.at
         if last and self._log_committed and self._log_committed < size and _WHOLE_LOG < size <= _LARGEST_LOG:
-            self._commit_log()
+            self.commit_log()
 
     def keep_attempt(self, experiment: Experiment) -> None:
         """Keeps what ran and was not kept under refs/autointerp/attempts, so that no version is ever lost."""
@@ -255,10 +262,8 @@ class ResultsLog:
         self.journal.append("attempted", run=run, sha=sha)
 
     def same_numbers(self, entry: ExperimentEntry, sha: str) -> str | None:
-        """The id of an earlier line of a *different* experiment with exactly these numbers, or None."""
-        vector = vector_digest(entry.result)
-        known = None if vector is None else self.index.first_with(vector)
-        return known[1] if known is not None and known[0] != sha else None
+        """The id of an earlier line of a *different* experiment that holds the same measurement, or None."""
+        return self.index.copy_of(compared(entry.result), sha)
 
     def logged_bytes(self) -> bytes:
         """What results.jsonl must hold, by the journal."""
@@ -412,7 +417,8 @@ class ResultsLog:
         point("after-journal-committed")
         self.emit(Committed(entry.experiment_id, sha))
 
-    def _commit_log(self) -> None:
+    def commit_log(self) -> None:
+        """One commit of the log alone, if git can."""
         size = self.index.seal.at
         try:
             sha = self.committer.commit(

@@ -13,7 +13,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from mlxterp.autointerpret.contract import PRIVATE, load_project
+from mlxterp.autointerpret.contract import PRIVATE, load_project, scaffold_experiment
 from mlxterp.errors import ProjectError
 from mlxterp_agent.events import (
     Emit,
@@ -31,12 +31,14 @@ from mlxterp_agent.exit_codes import (
     FINISHED,
     INTERRUPTED,
     MACHINE,
+    PROJECT,
     RESEARCHER,
     Ended,
     GitMissing,
     GitUnavailable,
 )
 from mlxterp_agent.integrity.guard import Guard
+from mlxterp_agent.judge.closing import close_investigation
 from mlxterp_agent.judge.held_out import read_items, salt_of, take_items
 from mlxterp_agent.judge.judge import Judge
 from mlxterp_agent.platform import Clock, Signals, SystemClock, boot_id, explain_disk_full
@@ -49,6 +51,7 @@ from mlxterp_agent.researchers.base import (
     Situation,
     Working,
 )
+from mlxterp_agent.researchers.external import Once
 from mlxterp_agent.run_config import Options
 from mlxterp_agent.sandbox.measuring import Laboratory
 from mlxterp_agent.sandbox.runner import Runner
@@ -64,8 +67,9 @@ from mlxterp_agent.storage.recovery import reconcile, set_aside_damage
 from mlxterp_agent.storage.results_log import ResultsLog
 from mlxterp_agent.storage.state_dir import ProjectLock, open_state, restore_config, seal
 from mlxterp_agent.supervisor.experiment import ExperimentPipeline, RunContext
+from mlxterp_agent.supervisor.guidance import Guidance
 from mlxterp_agent.supervisor.prepare import choose_isolation, fetch_model, initial_files, no_jail
-from mlxterp_agent.supervisor.watcher import STOP, Candidate, ExperimentFile, FileWatcher, steer_text
+from mlxterp_agent.supervisor.watcher import SCAFFOLD_TEXT, STOP, Candidate, ExperimentFile, FileWatcher
 from mlxterp_agent.text import line_in, one_line, plain
 
 GRACE = 0.7
@@ -78,6 +82,7 @@ SHOWN_KEPT = 5
 _TICK = 0.25
 _CLOCK_EVERY = 60.0
 _EMPTY_TURNS = 3
+_INSTRUMENT_FAILURES = 2
 
 
 def run(
@@ -87,6 +92,7 @@ def run(
     emit: Emit,
     *,
     description: str = "",
+    closes: bool = True,
     clock: Clock | None = None,
     began: float | None = None,
 ) -> Ended:
@@ -101,6 +107,7 @@ def run(
 
     Args:
         description: who investigates and why it was chosen, for the screen.
+        closes: an end that nothing interrupted closes the investigation: its held-out numbers are shown.
         began: when the command began, on the clock's `elapsed`; by default now.
 
     Raises:
@@ -187,6 +194,7 @@ def run(
                 guard=Guard(state, sealed, results, violations=violations),
                 budget=Budget(options.limits(), clock, journal, history),
                 runner=runner,
+                guidance=Guidance(project.path, state.root, jailed=isolation != "none"),
                 judge=judge,
                 researcher=researcher,
                 options=options,
@@ -197,6 +205,8 @@ def run(
             )
             with explain_disk_full(project.path):
                 ended = _Supervision(context).supervise()
+                if closes and ended.exit_code == FINISHED:
+                    close_investigation(results, sealed.setup_sha)
         journal.append("stop", reason=ended.reason, exit_code=ended.exit_code)
         store_history(history, journal)
         emit(Stopped(ended.reason, ended.exit_code))
@@ -233,6 +243,9 @@ class _Supervision:
         self._handled: str | None = None
         self._experiment = ExperimentFile(context.path)
         self._found = _key(self._experiment.read())
+        # A person who asks for one run of what is there has seen it.
+        once = isinstance(context.researcher, Once)
+        self._scaffold_text = None if once else scaffold_experiment(context.path)
         self._doing = ""
         self._last_was_run = False
         self._heartbeat = Heartbeat(context.heartbeat_path, context.clock)
@@ -242,6 +255,7 @@ class _Supervision:
         """Turn by turn, until something ends it."""
         self._context.emit(Spending(self._context.budget_state()))
         self._import_setup()
+        self._write_state()
         with FileWatcher(self._context.path) as watcher:
             if watcher.polling:
                 self._context.emit(Waiting(watcher.polling))
@@ -285,9 +299,9 @@ class _Supervision:
                 "fetches a model. Correct it, then start again."
             )
         self._pipeline.facts = report.facts
-        self._context.judge.divide(report.facts)
+        evidence = self._context.judge.divide(report.facts).describe()
         model = str(report.facts.get("model") or self._context.project.config.model)
-        self._context.emit(SetupReady(model, report.seconds, report.facts.get("blas")))
+        self._context.emit(SetupReady(model, report.seconds, report.facts.get("blas"), evidence))
 
     def _why_to_end(self) -> Ended | None:
         """The first reason to end, checked between any two steps."""
@@ -296,6 +310,12 @@ class _Supervision:
             return Ended(interrupted, INTERRUPTED)
         if self._context.guard.too_many:
             return Ended("the contract was violated twice; paused until a person has looked", CONTRACT)
+        if self._pipeline.instrument_failures >= _INSTRUMENT_FAILURES:
+            return Ended(
+                "the instrument failed twice in a row: with this setup.py nothing can be measured; see the "
+                "reasons of the last lines",
+                PROJECT,
+            )
         if self._ended is not None:
             return self._ended
         if os.path.lexists(self._context.path / STOP):
@@ -321,6 +341,10 @@ class _Supervision:
             return None
         self._handled = _key(candidate)
         at_work = isinstance(state, Working | Idle)
+        if candidate.sha == self._scaffold_text:
+            if isinstance(state, Working) and self._turns:
+                self._context.researcher.tell(self._pipeline.refuse(SCAFFOLD_TEXT))
+            return None
         if candidate.error is None and candidate.sha not in self._context.results.tried:
             # A researcher that has finished proposed what it wrote, not what it found there.
             return candidate if at_work or _key(candidate) != self._found else None
@@ -387,7 +411,7 @@ class _Supervision:
             budget=self._context.budget_state(),
             last=entries[-1] if entries else None,
             deadline_left=self._context.budget.seconds_left(),
-            steer=steer_text(self._context.path),
+            steer=self._context.guidance.for_turn(),
             facts=self._pipeline.facts,
             charge=self._charge,
             hold=self._context.budget.hold,
