@@ -1,5 +1,5 @@
-"""The n-th call of the system fails, for each n in turn: the supervisor goes on, or stops with a reason that has a
-name, and the next start finds everything that was promised."""
+"""The n-th call of the system fails, for each n in turn: the supervisor goes on, or stops with a reason that
+has a name, and the next start finds everything that was promised."""
 
 from __future__ import annotations
 
