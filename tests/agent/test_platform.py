@@ -46,3 +46,12 @@ def test_a_url_without_a_user_name_stays():
     kept = {"PIP_INDEX_URL": "https://packages.example.org/simple/@scope/x"}
 
     assert without_secrets(kept) == kept
+
+
+def test_every_safety_line_that_is_removed_in_turn_is_there_once():
+    from tests.mutate_supervisor import LINES, ROOT
+
+    counts = {line.text: (ROOT / line.file).read_text().count(line.text) for line in LINES}
+
+    assert {text: count for text, count in counts.items() if count != 1} == {}
+    assert len(LINES) >= 40
