@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import re
 import signal
@@ -235,6 +236,42 @@ def began_at() -> float:
 
     age = time.time() - psutil.Process().create_time()
     return SystemClock().elapsed() - min(max(0.0, age), 3600.0)
+
+
+KEYS = ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN")
+_KEYS_FD = "AUTOINTERP_KEYS_FD"
+_PR_SET_DUMPABLE = 4
+
+
+def hide_keys() -> None:
+    """Takes the keys out of what the kernel shows of this process to others of the same user.
+
+    What a process was started with stays readable in /proc while it lives, whatever it removes from its
+    environment. So the command starts itself again without the keys, and gets them through a pipe. On Linux
+    it is then not dumpable: its memory is not readable either, except by root.
+    """
+    fd = os.environ.pop(_KEYS_FD, "")
+    if fd.isdigit():
+        with contextlib.suppress(OSError, ValueError), open(int(fd), "rb") as pipe:
+            os.environ.update(json.loads(pipe.read()))
+        _forbid_dumps()
+        return
+    keys = {name: os.environ[name] for name in KEYS if os.environ.get(name)}
+    if not keys:
+        return
+    reader, writer = os.pipe()
+    os.write(writer, json.dumps(keys).encode())
+    os.close(writer)
+    os.set_inheritable(reader, True)  # noqa: FBT003
+    rest = {name: value for name, value in os.environ.items() if name not in keys}
+    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**rest, _KEYS_FD: str(reader)})
+
+
+def _forbid_dumps() -> None:
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
 def boot_id() -> str:

@@ -574,7 +574,8 @@ def spoil_lock(project: Path, tmp_path: Path) -> list[str]:
 def spoil_torn(project: Path, tmp_path: Path) -> list[str]:
     (project / "results.jsonl").write_bytes(b'{"experiment_id"')
     (project / "results.jsonl.torn").mkdir()
-    return ["start", str(project), "--agent", "none"]
+    (project / "experiment.py").write_text(source("alpha"))
+    return ["run", str(project)]
 
 
 def name_below_a_file(project: Path, tmp_path: Path) -> list[str]:

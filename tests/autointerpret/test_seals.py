@@ -157,3 +157,17 @@ def test_a_damaged_log_is_restored_from_bytes_kept_elsewhere(log):
     assert log.prefix_bytes(size) == kept
     assert log.verify() == []
     assert log.append_sealed(an_entry(), {"uid": "next"}).experiment_id == "0006"
+
+
+def test_a_line_that_claims_another_place_than_its_own_is_found(tmp_path):
+    log = ExperimentLog(tmp_path / "results.jsonl")
+    for number in range(2):
+        log.append_sealed(an_entry(hypothesis=f"h{number}"), {"uid": f"u{number}"})
+    first, last = log.path.read_bytes().splitlines(keepends=True)
+    at = f'"at": {len(first)}'.encode()
+    assert at in last
+    log.path.write_bytes(first + last.replace(at, f'"at": {len(first) + 1}'.encode()))
+
+    (problem,) = log.verify()
+
+    assert problem.line == 2

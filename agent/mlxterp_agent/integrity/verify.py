@@ -13,14 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from mlxterp.autointerpret.contract import EXPERIMENT, LOG, SETUP, digest
+from mlxterp.autointerpret.contract import EXPERIMENT, FINDINGS, LOG, SETUP, digest
 from mlxterp.autointerpret.entry import ExperimentEntry
 from mlxterp.autointerpret.log import ExperimentLog
 from mlxterp.autointerpret.log_file import Seal
 from mlxterp_agent.platform import read_or_none
 from mlxterp_agent.storage.findings import folder_of
 from mlxterp_agent.storage.git import Committer
-from mlxterp_agent.storage.journal import Event, Journal
+from mlxterp_agent.storage.history import History
+from mlxterp_agent.storage.journal import TORN, Event, Journal, Rejected
 from mlxterp_agent.storage.record import (
     RUNS,
     digests_of,
@@ -30,6 +31,8 @@ from mlxterp_agent.storage.record import (
     whole_lines,
 )
 from mlxterp_agent.storage.state_dir import State
+
+_MADE_AGAIN = "remove the folder, `autointerp start` makes it again"
 
 
 @dataclass(frozen=True)
@@ -43,13 +46,17 @@ class Check:
 
 def verify(project: Path, state: State) -> list[Check]:
     """Every comparison, in the order of truth; a run that is under way may show what it has not completed."""
-    events = Journal(state.journal_path).events()
+    journal = Journal(state.journal_path)
+    events, history = journal.events(), History()
+    damaged = list(journal.rejected)
+    for event in events:
+        history.take(event, 0)
     log = ExperimentLog(project / LOG)
     entries = list(log.scan().entries)
     checks: list[tuple[str, Callable[[], Iterator[str | None]], str]] = [
         ("log", lambda: _log(log, events), f"{len(entries)} lines, every seal fits"),
-        ("journal", lambda: _journal(log, events), "the log is what the journal says"),
-        ("setup.py", lambda: _setup(project, state, entries), "the sealed one, in every line"),
+        ("journal", lambda: _journal(log, events, damaged), "the log is what the journal says"),
+        ("setup.py", lambda: _setup(project, state, entries, events), "the sealed one, in every line"),
         (
             "experiments",
             lambda: _experiments(project, entries, events),
@@ -62,7 +69,7 @@ def verify(project: Path, state: State) -> list[Check]:
         ),
         (
             "git",
-            lambda: _git(project, entries, log),
+            lambda: _git(project, entries, log, history),
             "every kept entry has its commit, with the bytes that ran",
         ),
     ]
@@ -95,10 +102,17 @@ def _log(log: ExperimentLog, events: list[Event]) -> Iterator[str | None]:
             yield f"line {seal.line}: {seal.what}"
 
 
-def _journal(log: ExperimentLog, events: list[Event]) -> Iterator[str | None]:
+def _journal(log: ExperimentLog, events: list[Event], damaged: list[Rejected]) -> Iterator[str | None]:
     if not events:
         yield None
         return
+    for each in damaged:
+        if each.why == TORN:
+            continue  # what a kill leaves half written
+        yield (
+            f"the line of the journal at byte {each.at:,} does not count: {each.why}; nothing needs to be "
+            "done, the log does not rest on it"
+        )
     raw, seals = log.raw(), [event for event in events if event["event"] in ("logged", "adopted")]
     size = seals[-1]["size"] if seals else 0
     if seals and digest(raw[:size]) != seals[-1]["sha256"]:
@@ -106,7 +120,10 @@ def _journal(log: ExperimentLog, events: list[Event]) -> Iterator[str | None]:
     else:
         for line in whole_lines(raw[size:]):
             if read_entry_without_record(line) is None:
-                yield "a line that claims to be a supervisor's is not in the journal"
+                yield (
+                    "a line that claims to be a supervisor's is not in the journal; the next start moves it "
+                    "to the quarantine"
+                )
     logged = {event["uid"] for event in events if event["event"] == "logged"}
     results = [event for event in events if event["event"] == "result"]
     for event in results:
@@ -119,18 +136,25 @@ def _journal(log: ExperimentLog, events: list[Event]) -> Iterator[str | None]:
             yield f"run {event['run']:04d} has begun and not ended; `autointerp start` closes it"
 
 
-def _setup(project: Path, state: State, entries: list[ExperimentEntry]) -> Iterator[str | None]:
+def _setup(
+    project: Path, state: State, entries: list[ExperimentEntry], events: list[Event]
+) -> Iterator[str | None]:
     current, sealed = _digest_of(project / SETUP), _digest_of(state.sealed_dir / SETUP)
     if sealed is None:
         yield None
     elif current != sealed:
-        yield f"{SETUP} is not the sealed one"
-    reference = sealed or current
-    others = [
-        e.experiment_id for e in entries if e.record and digests_of(e).get("setup") not in (None, reference)
-    ]
+        yield (
+            f"{SETUP} is not the sealed one; copy {state.sealed_dir / SETUP} over it, or take the new one "
+            "with `autointerp start --reseal`"
+        )
+    # After --reseal the lines before it were measured with a setup.py that was sealed too.
+    known = {sealed or current, None} | {e["setup_sha"] for e in events if e["event"] == "seal"}
+    others = [e.experiment_id for e in entries if e.record and digests_of(e).get("setup") not in known]
     if others:
-        yield f"measured with another {SETUP}: {', '.join(others)}"
+        yield (
+            f"measured with another {SETUP}: {', '.join(others)}; what they say cannot be compared with the "
+            "other lines"
+        )
 
 
 def _experiments(project: Path, entries: list[ExperimentEntry], events: list[Event]) -> Iterator[str | None]:
@@ -154,19 +178,24 @@ def _findings(project: Path, entries: list[ExperimentEntry]) -> Iterator[str | N
     for entry in filter(is_kept, entries):
         folder = project / folder_of(entry)
         if not folder.is_dir():
-            yield f"{entry.experiment_id}: {folder_of(entry)} is missing"
+            yield f"{entry.experiment_id}: {folder_of(entry)} is missing; `autointerp start` makes it again"
             continue
         if _digest_of(folder / EXPERIMENT) != digests_of(entry).get("experiment"):
-            yield f"{entry.experiment_id}: {folder_of(entry)}/{EXPERIMENT} is not what ran"
+            yield f"{entry.experiment_id}: {folder_of(entry)}/{EXPERIMENT} is not what ran; {_MADE_AGAIN}"
         try:
             same = json.loads(read_or_none(folder / "result.json") or b"null") == entry.to_dict()
         except ValueError:
             same = False
         if not same:
-            yield f"{entry.experiment_id}: {folder_of(entry)}/result.json is not the line of the log"
+            yield (
+                f"{entry.experiment_id}: {folder_of(entry)}/result.json is not the line of the log; "
+                f"{_MADE_AGAIN}"
+            )
 
 
-def _git(project: Path, entries: list[ExperimentEntry], log: ExperimentLog) -> Iterator[str | None]:
+def _git(
+    project: Path, entries: list[ExperimentEntry], log: ExperimentLog, history: History
+) -> Iterator[str | None]:
     if not (project / ".git").exists():
         yield "there is no repository; `autointerp start` makes it and commits what was kept"
         return
@@ -180,12 +209,36 @@ def _git(project: Path, entries: list[ExperimentEntry], log: ExperimentLog) -> I
             continue
         source = committer.read(sha, EXPERIMENT)
         if source is None or digest(source) != digests_of(entry).get("experiment"):
-            yield f"{entry.experiment_id}: the experiment in commit {sha[:10]} is not what ran"
+            yield (
+                f"{entry.experiment_id}: the experiment in commit {sha[:10]} is not what ran; what ran is in "
+                f"{folder_of(entry)}/{EXPERIMENT}"
+            )
         logged = committer.read(sha, LOG)
         if logged is None or not raw.startswith(logged):
-            yield f"{entry.experiment_id}: the log in commit {sha[:10]} is not the beginning of {LOG}"
+            yield (
+                f"{entry.experiment_id}: the log in commit {sha[:10]} is not the beginning of {LOG}; the log "
+                "in the project counts"
+            )
     for unknown in sorted(commits.keys() - {entry.experiment_id for entry in kept}):
-        yield f"commit {commits[unknown][:10]} claims experiment {unknown}, which the log does not keep"
+        yield (
+            f"commit {commits[unknown][:10]} claims experiment {unknown}, which the log does not keep; no "
+            f"supervisor made it, undo it with `git revert {commits[unknown][:10]}`"
+        )
+    yield from _foreign(committer, history)
+
+
+def _foreign(committer: Committer, history: History) -> Iterator[str]:
+    """What people, agents or experiments did to the commits of the supervisor."""
+    if history.head is not None and not committer.descends("HEAD", history.head):
+        yield (
+            f"the newest commit of the supervisor, {history.head[:10]}, is not in the current branch: HEAD "
+            f"was switched, or commits were amended; go back with `git checkout -B main {history.head[:10]}`"
+        )
+    for commit, subject in committer.foreign((LOG, FINDINGS)):
+        yield (
+            f'commit {commit[:10]} ("{subject}") changes {LOG} or {FINDINGS}/ and is not the supervisor\'s; '
+            f"undo it with `git revert {commit[:10]}`"
+        )
 
 
 def _digest_of(path: Path) -> str | None:

@@ -12,9 +12,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from mlxterp.autointerpret.encoding import count
+from mlxterp.autointerpret.encoding import compared, count
 from mlxterp.autointerpret.entry import ExperimentEntry
 from mlxterp.autointerpret.keep_rule import MAX_NONFINITE_SHARE, Evidence, Verdict, decide
+from mlxterp.statistics.duplicates import ResultNumbers, is_copy
 from mlxterp_agent.judge.relations import Relations, relations
 from mlxterp_agent.storage.record import Experiment, JudgedEntry, Judgement, entries_of, judged_entry
 
@@ -60,15 +61,21 @@ def judge_experiment(
     Args:
         claim: what the judge measured of the declaration; None if there is none, or it was not measured.
     """
-    return [
-        judged_entry(
-            experiment,
-            number,
-            entry,
-            _judge(experiment, number, entry, known, claim if number == 1 else None),
-        )
-        for number, entry in enumerate(entries_of(experiment), 1)
-    ]
+    lines: list[JudgedEntry] = []
+    earlier: list[ResultNumbers] = []
+    for number, entry in enumerate(entries_of(experiment), 1):
+        found = compared(entry.result)
+        twin = next((n for n, each in enumerate(earlier, 1) if is_copy(each, found)), None)
+        earlier.append(found)
+        # Rewordings of one result are one result, within a run as between runs.
+        others = known if twin is None else replace(known, identical_to=_names_entry(twin))
+        judgement = _judge(experiment, number, entry, others, claim if number == 1 else None)
+        lines.append(judged_entry(experiment, number, entry, judgement))
+    return lines
+
+
+def _names_entry(number: int) -> Callable[[ExperimentEntry], str | None]:
+    return lambda _: f"entry {number} of this run"
 
 
 def _judge(

@@ -318,6 +318,16 @@ class Committer:
             found |= dict.fromkeys(ids, sha)
         return found
 
+    def foreign(self, paths: Sequence[str]) -> list[tuple[str, str]]:
+        """The commits of the current branch that change these paths and are not the supervisor's: id and
+        subject."""
+        if not self._head():
+            return []
+        reply = self._git.ask("log", "--format=%H%x00%an <%ae>%x00%s", "HEAD", "--", *paths)
+        ours = f"{_ENVIRONMENT['GIT_AUTHOR_NAME']} <{_ENVIRONMENT['GIT_AUTHOR_EMAIL']}>"
+        commits = [line.split("\0") for line in reply.text().splitlines()]
+        return [(sha, one_line(subject, 80)) for sha, author, subject in commits if author != ours]
+
     def read(self, commit: str, path: str) -> bytes | None:
         """A file's bytes in a commit; None if the commit or the file does not exist."""
         reply = self._git.ask("cat-file", "blob", f"{commit}:{path}")

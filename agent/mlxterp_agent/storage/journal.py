@@ -65,6 +65,9 @@ _REQUIRED = {
 }
 """Fields without which an event is damage in a journal of version 0.1.0, which authenticates nothing."""
 
+TORN = "it was cut off, or no supervisor wrote it"
+"""Why a line without a mac does not count: that is what a kill in the middle of a line leaves."""
+
 Event = dict[str, Any]
 
 
@@ -304,7 +307,7 @@ class Journal:
             body, ending = raw[:-_ENDING], raw[-_ENDING:]
             mac = ending[len(_BEFORE_MAC) : -len(_AFTER_MAC)]
             if not (ending.startswith(_BEFORE_MAC) and ending.endswith(_AFTER_MAC)):
-                return None, "it is damaged, or no supervisor wrote it"
+                return None, TORN
             if not hmac.compare_digest(mac, _mac(self._key, body).encode("ascii")):
                 return None, "it was changed, or no supervisor wrote it"
         event = _parsed(raw)

@@ -185,6 +185,8 @@ class LogIndex:
                 at += len(raw)
         self.seal = Seal(at, self._sha.hexdigest())
         self._insert(new)
+        # After the lines of a first catching up: that is faster than keeping them for each line.
+        self._database.executescript(_INDEXES)
         self._read_offsets()
         return self.seal
 
@@ -324,7 +326,6 @@ class LogIndex:
                 for step in set(landmarks(_numbers_of(each.numbers)))
             )
             self._database.executemany("INSERT INTO landmark VALUES (?, ?)", steps)
-            self._database.executescript("" if len(facts) == 1 else _INDEXES)
         size = str(self.seal.at)
         meta = {"version": _VERSION, "size": size, "sha256": self.seal.sha256, "stamp": _stamp(self._log)}
         self._database.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", meta.items())

@@ -58,7 +58,8 @@ def test_a_change_of_the_last_line_is_found_by_the_journal(investigation):
 def test_a_changed_setup_py_is_found(investigation):
     (investigation[0] / "setup.py").write_text("dataset = []\n")
 
-    assert problems(investigation) == ["setup.py: setup.py is not the sealed one"]
+    (found,) = problems(investigation)
+    assert found.startswith("setup.py: setup.py is not the sealed one; copy ")
 
 
 def test_a_changed_copy_of_what_ran_is_found(investigation):
@@ -74,14 +75,17 @@ def test_a_changed_finding_is_found(investigation):
     result.write_text(json.dumps({**json.loads(result.read_text()), "conclusion": "better"}))
 
     assert problems(investigation) == [
-        "findings: 0001: findings/0001-alpha-was-found/result.json is not the line of the log"
+        "findings: 0001: findings/0001-alpha-was-found/result.json is not the line of the log; "
+        "remove the folder, `autointerp start` makes it again"
     ]
 
 
 def test_a_commit_that_is_gone_is_found(investigation):
     git(investigation[0], "reset", "--quiet", "--soft", "HEAD~1")
 
-    assert problems(investigation) == ["git: 0003: kept, but in no commit; `autointerp start` commits it"]
+    first, second = problems(investigation)
+    assert first == "git: 0003: kept, but in no commit; `autointerp start` commits it"
+    assert "is not in the current branch" in second
 
 
 def test_a_commit_that_claims_what_the_log_does_not_keep_is_found(investigation):
@@ -113,3 +117,46 @@ def test_the_state_directory_of_a_project_is_found_by_its_identity(finished, mon
     monkeypatch.setenv("AUTOINTERP_STATE_DIR", str(finished / "state"))
 
     assert state_dir(finished / "project").is_dir()
+
+
+def commit(project: Path, *options: str) -> None:
+    identity = ("-c", "user.name=u", "-c", "user.email=u@example.org")
+    git(project, *identity, "commit", "-q", *options)
+
+
+def test_a_commit_of_another_program_that_changes_a_finding_is_named_with_its_repair(investigation):
+    project, _ = investigation
+    (finding,) = (project / "findings").glob("0001-*")
+    (finding / "finding.md").write_text("better\n")
+    commit(project, "-am", "improve")
+
+    (found,) = problems(investigation)
+
+    sha = git(project, "rev-parse", "HEAD")[:10]
+    assert found.startswith(f'git: commit {sha} ("improve") changes results.jsonl or findings/')
+    assert f"git revert {sha}" in found
+
+
+def test_a_persons_own_commit_of_other_files_is_no_problem(investigation):
+    project, _ = investigation
+    (project / "notes.txt").write_text("mine\n")
+    git(project, "add", "notes.txt")
+    commit(project, "-m", "notes")
+
+    assert problems(investigation) == []
+
+
+def test_an_amended_commit_is_named_with_its_repair(investigation):
+    project, _ = investigation
+    head = git(project, "rev-parse", "HEAD")[:10]
+    commit(project, "--amend", "-m", "amended")
+
+    assert any(f"git checkout -B main {head}" in found for found in problems(investigation))
+
+
+def test_a_switched_head_is_named_with_its_repair(investigation):
+    project, _ = investigation
+    head = git(project, "rev-parse", "HEAD")[:10]
+    git(project, "checkout", "-q", "-b", "other", "HEAD~1")
+
+    assert any(f"git checkout -B main {head}" in found for found in problems(investigation))

@@ -159,3 +159,16 @@ def test_the_systems_clocks_go_forward_and_count_the_same_seconds_while_awake():
     assert before[0] <= after[0]
     assert before[1] <= after[1]
     assert after[2] > 1_700_000_000
+
+
+def test_what_a_call_may_have_cost_stays_spent_until_it_is_settled(journal: Journal, clock: FakeClock):
+    first = Budget(Limits(usd=1.0), clock, journal)
+    first.hold("call", 0.6, 600)
+    assert first.spent().usd is None
+
+    again = reopened(journal, clock)
+    second = Budget(Limits(usd=1.0), clock, again)
+    assert (second.spent().usd, second.spent().tokens) == (0.6, 600)
+    second.charge(0.1, 100, call="call")
+
+    assert (second.spent().usd, second.spent().tokens) == (0.1, 100)

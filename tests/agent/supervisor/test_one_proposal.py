@@ -58,6 +58,15 @@ def test_a_researcher_that_has_finished_has_one_last_proposal(project, monkeypat
     assert len(verdicts(project)) == 1
 
 
+def test_rewordings_of_one_result_in_one_run_are_kept_once(project, monkeypatch):
+    text = "for n in range(100):\n    log(f'wording {n}', {'a': 5.1, 'b': 5.2, 'c': 5.3})"
+    monkeypatch.setitem(SOURCES, "rewords", text)
+
+    supervise(project, ["rewords"])
+
+    assert verdicts(project) == ["lead"] + ["invalid:no_op"] * 63
+
+
 def raise_the_limit(project: Path) -> None:
     config = json.loads((project / CONFIG).read_text())
     (project / CONFIG).write_text(json.dumps({**config, "max_experiments": 1_000_000}))

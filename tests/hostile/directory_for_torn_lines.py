@@ -1,0 +1,5 @@
+"""Plants a directory where torn lines go."""
+
+import os
+
+os.mkdir(f"{project}/results.jsonl.torn")

@@ -1,0 +1,5 @@
+"""Empties HEAD."""
+
+from pathlib import Path
+
+Path(project, ".git/HEAD").write_text("")

@@ -1,0 +1,5 @@
+"""Plants a pipe where STATE.md is written."""
+
+import os
+
+os.mkfifo(f"{project}/STATE.md")

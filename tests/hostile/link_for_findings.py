@@ -1,0 +1,6 @@
+"""Puts a link in the place of findings/."""
+
+import os
+
+os.rmdir(f"{project}/findings")
+os.symlink(home, f"{project}/findings")

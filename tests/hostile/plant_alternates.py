@@ -1,0 +1,6 @@
+"""Lends the repository the objects of another."""
+
+from pathlib import Path
+
+Path(project, ".git/objects/info").mkdir(parents=True)
+Path(project, ".git/objects/info/alternates").write_text(other)

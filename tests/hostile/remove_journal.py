@@ -1,0 +1,5 @@
+"""Removes the supervisor's journal."""
+
+import os
+
+os.unlink(f"{state}/journal.jsonl")

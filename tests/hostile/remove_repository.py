@@ -1,0 +1,5 @@
+"""Removes the repository."""
+
+import shutil
+
+shutil.rmtree(f"{project}/.git")

@@ -1,0 +1,5 @@
+"""Takes a limit of another process away."""
+
+import resource
+
+resource.prlimit(victim, resource.RLIMIT_NOFILE)

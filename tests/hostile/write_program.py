@@ -1,0 +1,5 @@
+"""Writes another question."""
+
+from pathlib import Path
+
+Path(project, "program.md").write_text("# Easy?\n")
