@@ -22,6 +22,9 @@ POINTS = (
     "after-journal-committed",
 )
 
+AFTER_JUDGEMENT = "after-judgement"
+"""Passed only where a claim was declared."""
+
 _NAME, _, _COUNT = os.environ.get("AUTOINTERP_FAULT", "").partition(":")
 _passed: Counter[str] = Counter()
 

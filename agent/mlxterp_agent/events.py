@@ -49,11 +49,13 @@ class Progress:
 
 @dataclass(frozen=True)
 class SetupReady:
-    """The sealed setup.py is imported: experiments start without paying for the model."""
+    """The sealed setup.py is imported: experiments start without paying for the model. `pairs` says what can
+    be decided with its pairs; "" if it has none."""
 
     model: str
     seconds: float
     blas: str | None = None
+    pairs: str = ""
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ from typing import Any, Literal
 from mlxterp._files import write_atomically
 from mlxterp.autointerpret.encoding import LineError, decode_object
 from mlxterp.errors import ProjectError
-from mlxterp.statistics.clusters import all_mirrored, cluster_ids, one_direction
-from mlxterp.statistics.decisions import N_MOST, split
+from mlxterp.statistics.clusters import all_mirrored, cluster_ids, hashed_order, one_direction
+from mlxterp.statistics.decisions import EXPLORE_MIN, N_FIRST, N_MOST, split
 from mlxterp_agent.platform import NotRegular, read_or_none, read_regular
 from mlxterp_agent.storage.state_dir import State
 
@@ -43,6 +43,7 @@ class HeldOut:
             items.
         reason: why no claim can be judged; "" if it can.
         mirrored: whether every pair comes in both directions.
+        copied: whether most prompts hold their answer, so that copying from the prompt explains it.
         n_tokens: how many tokens each prompt has, if all have as many.
     """
 
@@ -53,6 +54,7 @@ class HeldOut:
     members: Mapping[str, Sequence[Any]]
     reason: str = ""
     mirrored: bool = False
+    copied: bool = False
     n_tokens: int | None = None
 
     def pairs(self, first: int, until: int, seed: int) -> dict[str, Any]:
@@ -61,6 +63,22 @@ class HeldOut:
             return {"confirm": {"n": N_MOST, "seed": seed, "clusters": [first, until]}}
         chosen = [each for cluster in self.order[first:until] for each in self.members[cluster]]
         return {"dataset" if self.source == "dataset" else "heldout": chosen}
+
+    def summary(self) -> str:
+        """What can be decided with these pairs, in one line."""
+        have = f"{self.n_clusters} independent clusters of pairs"
+        match self.source:
+            case "confirm_pairs":
+                return f"{have} to explore; declared claims are judged on fresh ones"
+            case "heldout.jsonl":
+                return f"{have} to explore; declared claims are judged on {len(self.order)} of {HELD_OUT}"
+            case "dataset":
+                explored = min(
+                    N_FIRST if self.n_clusters >= N_FIRST + N_MOST else EXPLORE_MIN, self.n_clusters
+                )
+                return f"{have}: {explored} to explore, {len(self.order)} to judge declared claims on"
+            case _:
+                return f"{have}: no declared claim can be judged, it takes 24"
 
     def without(self, spent: Collection[str]) -> HeldOut:
         """The same without clusters whose numbers were shown. Fresh pairs are never spent."""
@@ -87,6 +105,7 @@ def divide(facts: Mapping[str, Any], items: Sequence[Mapping[str, Any]] | None, 
         members={},
         n_clusters=len(set(of_pair)),
         mirrored=all_mirrored(pairs),
+        copied=2 * sum(bool(pair["holds_answer"]) for pair in pairs) > len(pairs),
         n_tokens=lengths.pop() if len(lengths) == 1 else None,
     )
     if facts.get("confirm_pairs"):
@@ -111,8 +130,6 @@ def _looks(
     *,
     explore: tuple[int, ...] | None,
 ) -> HeldOut:
-    from mlxterp.statistics.clusters import hashed_order
-
     members: dict[str, list[Any]] = {}
     for i in one_direction(pairs, of_pair, salt):
         members.setdefault(of_pair[i], []).append(i if source == "dataset" else dict(pairs[i]))

@@ -241,9 +241,10 @@ class _Supervision:
                 "fetches a model. Correct it, then start again."
             )
         self._pipeline.facts = report.facts
-        self._context.judge.divide(report.facts)
+        held_out = self._context.judge.divide(report.facts)
+        pairs = held_out.summary() if report.facts.get("pairs") is not None else ""
         model = str(report.facts.get("model") or self._context.project.config.model)
-        self._context.emit(SetupReady(model, report.seconds, report.facts.get("blas")))
+        self._context.emit(SetupReady(model, report.seconds, report.facts.get("blas"), pairs))
 
     def _why_to_end(self) -> Ended | None:
         """The first reason to end, checked between any two steps."""

@@ -14,7 +14,14 @@ from mlxterp_agent.storage.state_dir import open_state
 def _facts(n: int, *, mirrored: bool = False, **more) -> dict:
     """What the worker reports of a dataset of n clusters, each of one pair or of one in both directions."""
     pairs = [
-        {"clean": f"a{i}", "corrupted": f"b{i}", "cluster": f"c{i}", "n_tokens": [7, 7]} for i in range(n)
+        {
+            "clean": f"a{i}",
+            "corrupted": f"b{i}",
+            "cluster": f"c{i}",
+            "n_tokens": [7, 7],
+            "holds_answer": False,
+        }
+        for i in range(n)
     ]
     if mirrored:
         back = [{**pair, "clean": pair["corrupted"], "corrupted": pair["clean"]} for pair in pairs]
@@ -69,6 +76,19 @@ def test_fresh_pairs_or_items_leave_the_whole_dataset_to_experiments():
     assert fresh.pairs(24, 48, 7) == {"confirm": {"n": 48, "seed": 7, "clusters": [24, 48]}}
     assert (held.source, held.explore, len(held.order)) == ("heldout.jsonl", None, 48)
     assert all(item in items for item in held.pairs(0, 24, 0)["heldout"])
+
+
+@pytest.mark.parametrize(
+    ("facts", "says"),
+    [
+        (_facts(48), "48 independent clusters of pairs: 8 to explore, 40 to judge declared claims on"),
+        (_facts(80), "80 independent clusters of pairs: 24 to explore, 48 to judge declared claims on"),
+        (_facts(23), "23 independent clusters of pairs: no declared claim can be judged, it takes 24"),
+        (_facts(9, confirm_pairs=True), "9 independent clusters of pairs to explore; declared claims are "),
+    ],
+)
+def test_what_can_be_decided_is_said_in_one_line(facts, says):
+    assert divide(facts, None, "salt").summary().startswith(says)
 
 
 def test_spent_clusters_are_left_out_until_none_is_left():
