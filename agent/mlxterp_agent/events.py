@@ -49,13 +49,15 @@ class Progress:
 
 @dataclass(frozen=True)
 class SetupReady:
-    """The sealed setup.py is imported: experiments start without paying for the model. `pairs` says what can
-    be decided with its pairs; "" if it has none."""
+    """The sealed setup.py is imported: experiments start without paying for the model.
+
+    `evidence` says how many independent clusters there are, and what can be decided with them.
+    """
 
     model: str
     seconds: float
     blas: str | None = None
-    pairs: str = ""
+    evidence: str = ""
 
 
 @dataclass(frozen=True)

@@ -283,11 +283,16 @@ def decide_rows(
 
 def same_rows(one: Rows, other: Rows) -> bool:
     """Whether two measurements of the same pairs gave the same numbers, up to what a run repeats to."""
-    if len(one.change) != len(other.change):
-        return False
-    allowed = SE_FLOOR * max(float(np.abs(one.gap).mean()), 1e-12)
-    apart = np.abs(np.stack([one.change - other.change, one.gap - other.gap]))
-    return bool((apart <= allowed).all())
+    return same_numbers((one.change, one.gap), (other.change, other.gap))
+
+
+def same_numbers(one: tuple[Floats, Floats], other: tuple[Floats, Floats]) -> bool:
+    """The same for changes and gaps."""
+    (change, gap), (other_change, other_gap) = one, other
+    if change.shape != other_change.shape or not len(change):
+        return change.shape == other_change.shape
+    allowed = SE_FLOOR * max(float(np.abs(gap).mean()), 1e-12)
+    return bool((np.abs(np.stack([change - other_change, gap - other_gap])) <= allowed).all())
 
 
 def _direction(declared: str, cells: Cells) -> Direction:

@@ -91,7 +91,7 @@ def _judge(
         return Judgement(Verdict("interrupted", "invalid", kept=False, reasons=(why,)))
     numbers, declared = count(entry.result), experiment.declared is not None and number == 1
     twin = None if declared else known.identical_to(entry)
-    explored = experiment.measured_before(number)
+    explored, predicted = experiment.measured_before(number), experiment.predicted(number)
     evidence = Evidence(
         violations=experiment.violations,
         status=execution.status,
@@ -102,6 +102,7 @@ def _judge(
         measured=explored.measured,
         hook_fired=explored.hook_fired,
         activation_changed=explored.activation_changed,
+        prediction_held=all(each["held"] for each in predicted) if predicted else None,
         declared=declared,
     )
     measured: dict[str, Any] = {"explore": explored.to_dict()}

@@ -20,7 +20,8 @@ from mlxterp._files import write_atomically
 from mlxterp.autointerpret.encoding import LineError, decode_object
 from mlxterp.errors import ProjectError
 from mlxterp.statistics.clusters import all_mirrored, cluster_ids, hashed_order, one_direction
-from mlxterp.statistics.decisions import EXPLORE_MIN, N_FIRST, N_MOST, split
+from mlxterp.statistics.decisions import N_MOST, split
+from mlxterp.statistics.outcome import N_MIN
 from mlxterp_agent.platform import NotRegular, read_or_none, read_regular
 from mlxterp_agent.storage.state_dir import State
 
@@ -45,6 +46,7 @@ class HeldOut:
         mirrored: whether every pair comes in both directions.
         copied: whether most prompts hold their answer, so that copying from the prompt explains it.
         n_tokens: how many tokens each prompt has, if all have as many.
+        n_explored: clusters of the pairs that experiments see.
     """
 
     source: Source | None = None
@@ -56,6 +58,7 @@ class HeldOut:
     mirrored: bool = False
     copied: bool = False
     n_tokens: int | None = None
+    n_explored: int = 0
 
     def pairs(self, first: int, until: int, seed: int) -> dict[str, Any]:
         """The `pairs` of a job: those of the clusters from `first` up to `until`."""
@@ -63,22 +66,6 @@ class HeldOut:
             return {"confirm": {"n": N_MOST, "seed": seed, "clusters": [first, until]}}
         chosen = [each for cluster in self.order[first:until] for each in self.members[cluster]]
         return {"dataset" if self.source == "dataset" else "heldout": chosen}
-
-    def summary(self) -> str:
-        """What can be decided with these pairs, in one line."""
-        have = f"{self.n_clusters} independent clusters of pairs"
-        match self.source:
-            case "confirm_pairs":
-                return f"{have} to explore; declared claims are judged on fresh ones"
-            case "heldout.jsonl":
-                return f"{have} to explore; declared claims are judged on {len(self.order)} of {HELD_OUT}"
-            case "dataset":
-                explored = min(
-                    N_FIRST if self.n_clusters >= N_FIRST + N_MOST else EXPLORE_MIN, self.n_clusters
-                )
-                return f"{have}: {explored} to explore, {len(self.order)} to judge declared claims on"
-            case _:
-                return f"{have}: no declared claim can be judged, it takes 24"
 
     def without(self, spent: Collection[str]) -> HeldOut:
         """The same without clusters whose numbers were shown. Fresh pairs are never spent."""
@@ -88,6 +75,38 @@ class HeldOut:
         if left:
             return replace(self, order=left)
         return replace(self, source=None, order=(), reason="held-out pairs are spent")
+
+    def describe(self) -> str:
+        """How many independent clusters there are and what can be decided with them, in a sentence."""
+        if not self.n_clusters:
+            return "no declared effect can be decided: setup.dataset holds no prompt pairs"
+        if self.source is None:
+            return f"no declared effect can be decided: {self.reason}"
+        if self.source == "confirm_pairs":
+            confirm, n = f"up to {N_MOST} fresh ones for each declared claim", N_MOST
+        else:
+            beside = "" if self.source == "dataset" else f" of {HELD_OUT}"
+            confirm, n = f"{len(self.order)}{beside} to decide declared claims on", len(self.order)
+        return f"{_count(self.n_explored)} to explore, {confirm}: {_power(n)}"
+
+
+def _count(n: int) -> str:
+    return f"{n} independent cluster{'s' * (n != 1)}"
+
+
+_POWER = (
+    (48, "from 1.25 times the smallest of interest on, where pairs differ by up to three quarters of it"),
+    (24, "from 1.25 times the smallest of interest on, where pairs differ by up to half of it"),
+    (N_MIN, "from 1.5 times the smallest of interest on, where pairs differ by up to half of it"),
+)
+"""What is decided with 95 % power with at least so many clusters (docs/how_sure.md)."""
+
+
+def _power(n: int) -> str:
+    found = next((says for least, says in _POWER if n >= least), None)
+    if found is None:
+        return f"too few for any verdict, which takes {N_MIN}"
+    return f"enough for effects {found}"
 
 
 def divide(facts: Mapping[str, Any], items: Sequence[Mapping[str, Any]] | None, salt: str) -> HeldOut:
@@ -104,6 +123,7 @@ def divide(facts: Mapping[str, Any], items: Sequence[Mapping[str, Any]] | None, 
     common = HeldOut(
         members={},
         n_clusters=len(set(of_pair)),
+        n_explored=len(set(of_pair)),
         mirrored=all_mirrored(pairs),
         copied=2 * sum(bool(pair["holds_answer"]) for pair in pairs) > len(pairs),
         n_tokens=lengths.pop() if len(lengths) == 1 else None,
@@ -118,7 +138,12 @@ def divide(facts: Mapping[str, Any], items: Sequence[Mapping[str, Any]] | None, 
         return replace(common, reason=f"needs >= 24 independent clusters, setup.py has {common.n_clusters}")
     explored = tuple(i for i, cluster in enumerate(of_pair) if cluster in set(parts.explore))
     found = _looks(common, "dataset", pairs, of_pair, salt, explore=explored)
-    return replace(found, order=parts.confirm, members={each: found.members[each] for each in parts.confirm})
+    return replace(
+        found,
+        order=parts.confirm,
+        n_explored=len(parts.explore),
+        members={each: found.members[each] for each in parts.confirm},
+    )
 
 
 def _looks(

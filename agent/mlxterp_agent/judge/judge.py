@@ -13,6 +13,7 @@ Everything that was measured is in the journal, which lies in the state director
     placebos    `key`; `effects`, R by the name of each placebo; `pairs`, the clusters they were measured on
     judgement   one for each declared claim that ran to its end:
         run, uid         of the experiment; its first line (`uid`.1) bears the verdict
+        setup            the digest of the sealed setup.py
         hypothesis       the claim's own id; `declared` is in the event `register` of the run
         measured         the fingerprint of what was measured: rewordings have the same
                          (`autointerpret.fingerprint`)
@@ -31,8 +32,8 @@ Everything that was measured is in the journal, which lies in the state director
         again_of         the uid of a judgement whose supervisor ended before its line was logged, and which
                          this one takes over; null otherwise
         seconds          that judging took
-    opened      written at closing by whoever shows the numbers: `uids` of experiments whose judgements are
-                shown. Their clusters are spent: no later claim is judged on them.
+    opened      written at closing (`closing.py`): `uids` of experiments whose judgements are shown, `lines`
+                that show them. Their clusters are spent: no later claim is judged on them.
 """
 
 from __future__ import annotations
@@ -241,6 +242,7 @@ class Judge:
             "judgement",
             run=experiment.run,
             uid=experiment.uid,
+            setup=self.setup_sha,
             hypothesis=declared["id"],
             fingerprint=fingerprint,
             measured=measured,
@@ -251,6 +253,29 @@ class Judge:
             **written,
         )
         return evidence
+
+    def measure_again(self, declared: Mapping[str, Any], done: Event, stop: Stop) -> Rows:
+        """The rows of a claim that was judged, measured in other processes on the same pairs.
+
+        Raises:
+            MeasurementFailed: with its kind.
+        """
+        held_out = self.held_out
+        if held_out.source != "confirm_pairs" and done["source"] != "texts":
+            gone = [each for each in done["clusters"] if each not in held_out.members]
+            if gone:
+                raise MeasurementFailed("bad_job", f"{len(gone)} of its clusters are not there any more")
+            held_out = replace(held_out, order=tuple(done["clusters"]))
+        claim = _Claim(
+            declared={**declared, "slices": []},
+            seed=seed_of(self.salt, done["fingerprint"]),
+            alpha=0.0,
+            held_out=held_out,
+        )
+        looks = [self._measure_clusters(claim, 0, N_FIRST, stop, placebos=False)]
+        if done["look"] == 2:
+            looks.append(self._measure_clusters(claim, N_FIRST, N_MOST, stop, placebos=False))
+        return joined([each.rows for each in looks]).finite_only()
 
     def _as_before(self, fingerprint: str) -> _Found | None:
         """What an earlier judgement of the same claim makes of this one; None without one."""
@@ -365,6 +390,7 @@ class Judge:
                 "pairs": held_out.pairs(0, N_MOST, seed_of(self.salt, key)),
                 "metric": metric,
                 "measure": ["gate"],
+                "seed": seed_of(self.salt, key),  # of prefixes, which nobody can have selected for
                 "twin_seed": _TWIN_SEED,
             },
             stop=stop,

@@ -17,9 +17,10 @@ from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, overload
+from urllib.parse import quote
 
 from mlxterp.autointerpret.encoding import LineError, compared, decode_object
-from mlxterp.autointerpret.entry import ExperimentEntry
+from mlxterp.autointerpret.entry import CLOSING, ExperimentEntry
 from mlxterp.autointerpret.log_file import Seal
 from mlxterp.errors import CorruptLog, EntryError
 from mlxterp.statistics.duplicates import ResultNumbers, is_copy, landmarks
@@ -134,14 +135,21 @@ class LogIndex:
 
     @staticmethod
     def read_only(path: Path, log: Path) -> LogIndex:
-        """For a look from outside: the stored index as far as it fits, in memory what it lacks."""
-        index = LogIndex.in_memory(log)
+        """For a look from outside: the stored index if it fits, else one in memory; it has caught up."""
         if path.is_file():
             with contextlib.suppress(sqlite3.DatabaseError):
-                stored = sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=5.0)
-                with contextlib.closing(stored):
-                    if _meta(stored, "version") == _VERSION:
-                        stored.backup(index._database)
+                stored = sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True, timeout=5.0)
+                index = LogIndex(log, stored)
+                if _meta(stored, "version") == _VERSION and index._fits():
+                    return index
+                memory = LogIndex.in_memory(log)
+                if _meta(stored, "version") == _VERSION:
+                    stored.backup(memory._database)
+                stored.close()
+                memory.catch_up()
+                return memory
+        index = LogIndex.in_memory(log)
+        index.catch_up()
         return index
 
     def close(self) -> None:
@@ -176,24 +184,47 @@ class LogIndex:
                 new.append(LineFacts.of(raw, at))
                 at += len(raw)
         self.seal = Seal(at, self._sha.hexdigest())
-        self._insert(new, at)
-        self._offsets[:] = array(
-            "q", (at for (at,) in self._database.execute("SELECT at FROM line ORDER BY number"))
-        )
+        self._insert(new)
+        self._read_offsets()
         return self.seal
+
+    def _fits(self) -> bool:
+        """Whether the log is exactly what the database was made from; then the lines are known."""
+        size = int(_meta(self._database, "size") or 0)
+        if _stamp(self._log) == _meta(self._database, "stamp"):
+            self.seal = Seal(size, _meta(self._database, "sha256") or "")
+            self._read_offsets()
+            return True
+        try:
+            with open(self._log, "rb") as file:
+                whole = os.fstat(file.fileno()).st_size == size and _hash(file, size, self._sha)
+        except FileNotFoundError:
+            return False
+        self.seal = Seal(size, self._sha.hexdigest())
+        if not whole or self.seal.sha256 != _meta(self._database, "sha256"):
+            return False
+        self._read_offsets()
+        return True
+
+    def _read_offsets(self) -> None:
+        rows = self._database.execute("SELECT at FROM line ORDER BY number").fetchall()
+        self._offsets[:] = array("q", [row[0] for row in rows])
 
     def sha_state(self) -> Any:
         """A copy of the running digest of the log."""
         return self._sha.copy()
 
-    def add(self, raw: bytes) -> LineFacts:
-        """One more line, which the log holds already, line feed included."""
-        facts = LineFacts.of(raw, self.seal.at)
-        self._sha.update(raw)
-        self.seal = Seal(self.seal.at + len(raw), self._sha.hexdigest())
-        self._insert([facts], self.seal.at)
-        self._offsets.append(facts.at)
-        return facts
+    def add(self, lines: Sequence[bytes]) -> Seal:
+        """More lines, which the log holds already, line feeds included; gives the seal after them."""
+        at, facts = self.seal.at, list[LineFacts]()
+        for raw in lines:
+            facts.append(LineFacts.of(raw, at))
+            self._sha.update(raw)
+            at += len(raw)
+        self.seal = Seal(at, self._sha.hexdigest())
+        self._insert(facts)
+        self._offsets.extend(each.at for each in facts)
+        return self.seal
 
     def ids_of(self, sha: str, setup: str) -> list[str] | None:
         """The ids of the lines of what ran with these digests to an end; None if it never did."""
@@ -233,7 +264,8 @@ class LogIndex:
 
     def has_id(self, experiment_id: str) -> bool:
         """Whether a line has this id."""
-        return bool(self._all("SELECT 1 FROM line WHERE id = ? LIMIT 1", experiment_id))
+        found = self._all("SELECT 1 FROM line WHERE id = ? LIMIT 1", experiment_id) if experiment_id else []
+        return bool(found)
 
     def number_of(self, experiment_id: str) -> int | None:
         """The number, from 0, of the first line of this id."""
@@ -241,17 +273,20 @@ class LogIndex:
         return rows[0][0] - 1 if rows else None
 
     def tally(self) -> dict[str, int]:
-        """How many lines ended with each verdict, in the order in which they first appear."""
-        rows = self._all("SELECT verdict, count(*) FROM line GROUP BY verdict ORDER BY min(number)")
+        """How many lines of experiments ended with each verdict, in the order in which they first appear."""
+        rows = self._all(
+            "SELECT verdict, count(*) FROM line WHERE verdict != ? GROUP BY verdict ORDER BY min(number)",
+            CLOSING,
+        )
         return dict(rows)
 
     def kept(self) -> int:
         """How many lines were kept."""
         return int(self._all("SELECT count(*) FROM line WHERE kept")[0][0])
 
-    def kept_ids(self) -> set[str]:
-        """The ids of all kept lines."""
-        return {row[0] for row in self._all("SELECT id FROM line WHERE kept")}
+    def kept_ids(self, *, after: int = 0) -> set[str]:
+        """The ids of the kept lines after this many lines."""
+        return {row[0] for row in self._all("SELECT id FROM line WHERE kept AND number > ?", after)}
 
     def newest(self, count: int, *, kept: bool) -> list[int]:
         """The numbers, from 0, of the newest lines that were kept, or were not, newest first."""
@@ -277,7 +312,7 @@ class LogIndex:
         self._sha = hashlib.sha256()
         self.seal = Seal(0, self._sha.hexdigest())
 
-    def _insert(self, facts: Sequence[LineFacts], size: int) -> None:
+    def _insert(self, facts: Sequence[LineFacts]) -> None:
         if facts:
             after = int(self._all("SELECT coalesce(max(number), 0) FROM line")[0][0])
             rows = ((after + i, *each) for i, each in enumerate(facts, 1))
@@ -290,7 +325,8 @@ class LogIndex:
             )
             self._database.executemany("INSERT INTO landmark VALUES (?, ?)", steps)
             self._database.executescript("" if len(facts) == 1 else _INDEXES)
-        meta = {"version": _VERSION, "size": str(size), "sha256": self.seal.sha256}
+        size = str(self.seal.at)
+        meta = {"version": _VERSION, "size": size, "sha256": self.seal.sha256, "stamp": _stamp(self._log)}
         self._database.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", meta.items())
         self._database.commit()
 
@@ -391,6 +427,15 @@ def _hash(file: Any, size: int, sha: Any) -> bool:
         sha.update(chunk)
         left -= len(chunk)
     return True
+
+
+def _stamp(path: Path) -> str:
+    """What changes whenever a program writes to a file: the kernel sets the time of its last change."""
+    try:
+        status = os.lstat(path)
+    except OSError:
+        return ""
+    return f"{status.st_dev}:{status.st_ino}:{status.st_size}:{status.st_ctime_ns}"
 
 
 def _mapping(value: object) -> Mapping[str, Any]:
