@@ -22,6 +22,9 @@ POINTS = (
     "after-journal-committed",
 )
 
+AFTER_JUDGEMENT = "after-judgement"
+"""Passed only where a claim was declared."""
+
 _NAME, _, _COUNT = os.environ.get("AUTOINTERP_FAULT", "").partition(":")
 _left: Counter[str] = Counter({_NAME: int(_COUNT or 1)} if _NAME else {})
 

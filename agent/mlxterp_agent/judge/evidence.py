@@ -35,11 +35,16 @@ class Known:
         identical_to: gives the id of a different experiment that reported an entry's numbers, or None.
         entries: the lines so far.
         mirrored: whether every pair of setup.py comes in both directions.
+        copied: whether most prompts of setup.py hold their answer.
     """
 
     identical_to: Callable[[ExperimentEntry], str | None] = _no_copy
     entries: Sequence[ExperimentEntry] = field(default=())
     mirrored: bool = False
+    copied: bool = False
+
+
+COPYING = "open rival: in-context copying, since most prompts of setup.py hold their answer"
 
 
 def may_be_judged(experiment: Experiment) -> bool:
@@ -130,6 +135,8 @@ def _judge(
         "positive_control": None if claim is None else not evidence.instrument,
     }
     verdict_now = decide(evidence)
+    if declared and verdict_now.verdict == "inconclusive" and known.copied:
+        verdict_now = replace(verdict_now, reasons=(*verdict_now.reasons, COPYING))
     if related.retracts:
         overturned = f"overturns {', '.join(related.retracts)}"
         verdict_now = replace(verdict_now, reasons=(*verdict_now.reasons, overturned))

@@ -19,7 +19,7 @@ from typing import Any, Literal
 from mlxterp._files import write_atomically
 from mlxterp.autointerpret.encoding import LineError, decode_object
 from mlxterp.errors import ProjectError
-from mlxterp.statistics.clusters import all_mirrored, cluster_ids, one_direction
+from mlxterp.statistics.clusters import all_mirrored, cluster_ids, hashed_order, one_direction
 from mlxterp.statistics.decisions import N_MOST, split
 from mlxterp.statistics.outcome import N_MIN
 from mlxterp_agent.platform import NotRegular, read_or_none, read_regular
@@ -44,6 +44,7 @@ class HeldOut:
             items.
         reason: why no claim can be judged; "" if it can.
         mirrored: whether every pair comes in both directions.
+        copied: whether most prompts hold their answer, so that copying from the prompt explains it.
         n_tokens: how many tokens each prompt has, if all have as many.
         n_explored: clusters of the pairs that experiments see.
     """
@@ -55,6 +56,7 @@ class HeldOut:
     members: Mapping[str, Sequence[Any]]
     reason: str = ""
     mirrored: bool = False
+    copied: bool = False
     n_tokens: int | None = None
     n_explored: int = 0
 
@@ -123,6 +125,7 @@ def divide(facts: Mapping[str, Any], items: Sequence[Mapping[str, Any]] | None, 
         n_clusters=len(set(of_pair)),
         n_explored=len(set(of_pair)),
         mirrored=all_mirrored(pairs),
+        copied=2 * sum(bool(pair["holds_answer"]) for pair in pairs) > len(pairs),
         n_tokens=lengths.pop() if len(lengths) == 1 else None,
     )
     if facts.get("confirm_pairs"):
@@ -152,8 +155,6 @@ def _looks(
     *,
     explore: tuple[int, ...] | None,
 ) -> HeldOut:
-    from mlxterp.statistics.clusters import hashed_order
-
     members: dict[str, list[Any]] = {}
     for i in one_direction(pairs, of_pair, salt):
         members.setdefault(of_pair[i], []).append(i if source == "dataset" else dict(pairs[i]))

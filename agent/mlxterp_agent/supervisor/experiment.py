@@ -16,7 +16,7 @@ from mlxterp.autointerpret.contract import EXPERIMENT, PROGRAM, Project, digest
 from mlxterp.autointerpret.hypothesis import read_hypothesis
 from mlxterp.autointerpret.prediction import read_predictions
 from mlxterp.errors import DeclarationError
-from mlxterp_agent.crash_points import point
+from mlxterp_agent.crash_points import AFTER_JUDGEMENT, point
 from mlxterp_agent.events import Emit, Running, Waiting
 from mlxterp_agent.integrity.guard import Guard
 from mlxterp_agent.judge.evidence import Known, judge_experiment, may_be_judged
@@ -163,14 +163,16 @@ class ExperimentPipeline:
         if may_be_judged(executed):
             context.emit(Waiting(f"judging: {one_line(executed.claim, 100)}"))
             claim = context.judge.judge(executed, self._stop)
+            point(AFTER_JUDGEMENT)
             if claim.interrupted:
                 broken_off = replace(execution, status="interrupted", error=claim.interrupted)
                 executed = replace(executed, execution=broken_off)
             executed = replace(executed, ended_at=context.clock.wall(), spent=context.budget.spent())
         known = Known(
             identical_to=lambda entry: context.results.same_numbers(entry, experiment.sha),
-            entries=tuple(context.results.entries),
+            entries=context.results.entries,
             mirrored=context.judge.held_out.mirrored,
+            copied=context.judge.held_out.copied,
         )
         # Before the lines: who waits for them in the log finds the guidance there already.
         guidance = context.guidance.if_changed(experiment.run)

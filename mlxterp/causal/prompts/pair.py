@@ -65,7 +65,8 @@ class PromptPair:
 
 def list_pairs(model: Any, dataset: Any) -> list[dict[str, Any]] | None:
     """What a judge must know of a dataset to divide it: for each pair its cluster, how many tokens its
-    prompts have (None where they cannot be encoded), and a digest in place of each prompt.
+    prompts have (None where they cannot be encoded), whether the clean one holds its answer, and a digest in
+    place of each prompt.
 
     None for a dataset that is no list of pairs, or without a model.
     """
@@ -79,9 +80,18 @@ def list_pairs(model: Any, dataset: Any) -> list[dict[str, Any]] | None:
             "corrupted": _prompt_digest(pair.corrupted),
             "cluster": cluster,
             "n_tokens": [_length(model, prompt) for prompt in (pair.clean, pair.corrupted)],
+            "holds_answer": _holds_answer(model, pair),
         }
         for pair, cluster in zip(dataset, cluster_ids(dataset), strict=True)
     ]
+
+
+def _holds_answer(model: InterpretableModel, pair: PromptPair) -> bool:
+    try:
+        answer = token_ids(model, [pair.answer], "answer")
+        return answer is not None and bool((token_rows(model, [pair.clean], "clean") == answer[0]).any())
+    except MlxterpError:
+        return False
 
 
 def _length(model: InterpretableModel, prompt: Prompt) -> int | None:

@@ -14,7 +14,14 @@ from mlxterp_agent.storage.state_dir import open_state
 def _facts(n: int, *, mirrored: bool = False, **more) -> dict:
     """What the worker reports of a dataset of n clusters, each of one pair or of one in both directions."""
     pairs = [
-        {"clean": f"a{i}", "corrupted": f"b{i}", "cluster": f"c{i}", "n_tokens": [7, 7]} for i in range(n)
+        {
+            "clean": f"a{i}",
+            "corrupted": f"b{i}",
+            "cluster": f"c{i}",
+            "n_tokens": [7, 7],
+            "holds_answer": False,
+        }
+        for i in range(n)
     ]
     if mirrored:
         back = [{**pair, "clean": pair["corrupted"], "corrupted": pair["clean"]} for pair in pairs]

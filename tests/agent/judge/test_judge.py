@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -190,6 +194,8 @@ def test_too_few_clusters_are_said_before_anything_is_measured(tmp_path):
 
     assert "0001 inconclusive" in answer
     assert "needs >= 24 independent clusters, setup.py has 23" in answer
+    # The toy's answers stand in its prompts.
+    assert "open rival: in-context copying" in answer
     assert (project / ".autointerp/runs/0001/stdout.txt").read_text().split() == ["23", "23"]
     assert _journal(project, "gate") == []
 
@@ -247,3 +253,20 @@ def test_another_method_makes_a_claim_of_two_findings_and_a_replication_on_fresh
     clusters = [set(event["clusters"]) for event in _journal(toy, "judgement")[:3]]
     assert len(clusters[2]) == 24
     assert _journal(toy, "judgement")[2]["fingerprint"] != _journal(toy, "judgement")[0]["fingerprint"]
+
+
+def test_a_judgement_whose_supervisor_was_killed_is_taken_over_and_not_measured_again(toy):
+    environment = {**os.environ, "AUTOINTERP_FAULT": "after-judgement"}
+    (toy / "experiment.py").write_text(declaring("L1.H1"))
+    command = [sys.executable, "-m", "mlxterp_agent.cli", "run", str(toy)]
+    killed = subprocess.run(command, env=environment, capture_output=True, check=False)
+
+    answer = _ask(toy, declaring("L1.H1", claim="Another time."))
+
+    assert killed.returncode == -signal.SIGKILL
+    assert "0002 supported" in answer
+    first, second = _journal(toy, "judgement")
+    assert (second["again_of"], second["level"]) == (first["uid"], None)
+    assert second["numbers"] == first["numbers"]
+    assert [line.record["tier"] for line in entries(toy)] == [None, "finding"]
+    assert "the same claim was judged" in _ask(toy, declaring("L1.H1", claim="A third time."))
