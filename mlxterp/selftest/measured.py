@@ -168,7 +168,7 @@ def smollm2_world(seed: int) -> World:
     return World("SmolLM2-135M, indirect objects", model, tuple(drawn[:n]), tuple(drawn[n:]))
 
 
-def measured_smollm2(world: World, seed: int, progress: Progress) -> MeasuredWorld:
+def smollm2_table(world: World, seed: int, progress: Progress) -> HeadTable:
     """The world's 270 heads at the last position, from the cache if they were measured before."""
     path = _kept_at(world.model, seed)
     table = _read(path)
@@ -177,6 +177,12 @@ def measured_smollm2(world: World, seed: int, progress: Progress) -> MeasuredWor
         with suppress(OSError):  # a cache that cannot be written costs time only
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, _written(table))
+    return table
+
+
+def measured_smollm2(world: World, seed: int, progress: Progress) -> MeasuredWorld:
+    """The world's heads, its gate and the gate's control."""
+    table = smollm2_table(world, seed, progress)
     progress(f"the gate of {world.name} and of its shuffled twin", 0, 1)
     return MeasuredWorld(
         name=world.name,

@@ -1,6 +1,6 @@
 """How often an effect is found at the levels of a night's claims, before a finding has earned any wealth.
 
-The first claim of a night is judged at level .0013, the hundredth fruitless one at 2e-5; the cap of .005 is
+The first claim of a night is judged at level .0013, the hundredth fruitless one at 1e-5; the cap of .005 is
 reached only after findings. Residuals are those of SmolLM2's heads, widened to each spread.
 """
 
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from mlxterp.selftest.claims import Night, Population, draw_night, population
-from mlxterp.selftest.measured import Progress, measured_smollm2, smollm2_world
+from mlxterp.selftest.measured import Progress, smollm2_table, smollm2_world
 from mlxterp.statistics.decisions import SESOI, Claim, judge
 from mlxterp.statistics.sequential import LEVEL_CAP, level
 
@@ -25,7 +25,7 @@ DRAWS = 200
 def power_table(seed: int, progress: Progress) -> list[dict[str, Any]]:
     """The share of effects that are supported, by claim, effect in S and spread in units of the effect."""
     world = smollm2_world(seed)
-    of = population(measured_smollm2(world, seed, progress).table, f"{seed}")
+    of = population(smollm2_table(world, seed, progress), f"{seed}")
     levels = [(f"{number}", level(number)) for number in CLAIMS] + [("cap", LEVEL_CAP)]
     found = []
     for name, alpha in levels:
