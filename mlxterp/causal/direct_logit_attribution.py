@@ -14,7 +14,7 @@ import mlx.nn as nn
 import numpy as np
 from numpy.typing import NDArray
 
-from mlxterp.causal.finite import require_finite, require_finite_runs
+from mlxterp.causal.finite import require_finite_runs
 from mlxterp.causal.prompts.cautions import of_form
 from mlxterp.causal.prompts.encoding import (
     Ids,
@@ -67,7 +67,7 @@ def direct_logit_attribution(
 
     Raises:
         CapabilityUnavailable: the model's final norm or unembedding has no known formula.
-        NotFinite: a component writes NaN or infinity; names it.
+        NotFinite: the logits are NaN or infinite; names the layer where it begins.
 
     Source: Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits". The norm is frozen, not
     linearised: an effect through the norm's scale is not attributed to anyone.
@@ -103,7 +103,6 @@ def direct_logit_attribution(
     for layer in with_heads:
         heads[layer] = contribution(architecture.head_outputs(layer, here[HookPoint("z", layer)])[0])
     embed = float(contribution(here[first]))
-    _refuse_not_finite(embed, heads, attn, mlp, with_heads)
     total = embed + float(attn.sum()) + (0.0 if mlp is None else float(mlp.sum())) + constant
     recorder.add_method("direct_logit_attribution")
     return LogitAttributionResult(
@@ -117,24 +116,6 @@ def direct_logit_attribution(
         **_context(
             model, tokens[0], target, against, at, [*_limits(model, np.array(row), answer, with_heads)]
         ),
-    )
-
-
-def _refuse_not_finite(
-    embed: float, heads: Floats, attn: Floats, mlp: Floats | None, with_heads: Sequence[int]
-) -> None:
-    named = [("embed", embed)]
-    for layer, written in enumerate(attn):
-        named.append((f"L{layer}.attn_out", float(written)))
-        if layer in with_heads:
-            named += [(f"L{layer}.H{i}", float(x)) for i, x in enumerate(heads[layer])]
-        if mlp is not None:
-            named.append((f"L{layer}.mlp_out", float(mlp[layer])))
-    require_finite(
-        [value for _, value in named],
-        [name for name, _ in named],
-        "contributions to the logit",
-        "Look at what is written there with model.trace(text, capture='all').",
     )
 
 
@@ -226,12 +207,6 @@ def direct_logit_neurons(
     each = np.array(acts * (before_norm @ weight), dtype=np.float64)
     constant = 0.0 if bias is None else float(bias @ before_norm)
     constant += 0.0 if norm.bias is None else float(norm.bias @ scaled) * architecture.mlp_scale
-    require_finite(
-        each,
-        lambda i: f"L{layer} neuron {i}",
-        "contributions of neurons",
-        "Look at what the layer reads with model.trace(text, capture='all').",
-    )
     kept = np.argsort(-np.abs(each), kind="stable")[:k]
     recorder.add_method("direct_logit_neurons")
     return NeuronAttributionResult(

@@ -468,9 +468,9 @@ def test_the_qk_fix_needs_attention_in_every_layer():
 def test_what_is_differentiated_is_the_metric_of_each_row(name):
     rng = np.random.default_rng(0)
     logits = rng.normal(size=(3, 11)).astype(np.float32)
-    targets = metrics.Targets(
-        np.array([1, 4, 7]), np.array([0, 2, 10]), rng.normal(size=(3, 11)).astype(np.float32)
-    )
+    clean = rng.normal(size=(3, 11)).astype(np.float32)
+    clean[2] = logits[2]  # where every distance is 0
+    targets = metrics.Targets(np.array([1, 4, 7]), np.array([0, 2, 10]), clean)
     metric = metrics.METRICS[name]
 
     found = differentiable(metric, metric, targets)(mx.array(logits))

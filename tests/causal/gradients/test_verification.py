@@ -318,3 +318,11 @@ def test_half_as_many_of_the_others_are_drawn_rounded_up(tiny_llama, verify, dra
     facts = result.measured_on["verified"]
     assert (facts["strongest_patched"], facts["random_patched"]) == (verify, drawn)
     assert facts["left"] == result.effects.size - verify - drawn
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_where_as_many_are_drawn_as_are_left_every_site_is_patched(tiny_llama, seed):
+    result = attribution_patching(tiny_llama, PAIR, component="z", verify=9, seed=seed)
+
+    assert result.effects.size == 12
+    assert result.measured.all()

@@ -41,6 +41,14 @@ def test_four_couples_have_an_interval_that_is_the_ratio_of_means_over_couples(t
     assert result.cautions[0].startswith("4 clusters: the interval assumes")
 
 
+def test_a_sweep_has_intervals_that_hold_for_all_its_sites_at_once(tiny_llama):
+    result = activation_patching(tiny_llama, BOTH_WAYS, component="mlp_out")
+
+    assert (result.simultaneous_low <= result.ci_low).all()
+    assert (result.simultaneous_high >= result.ci_high).all()
+    assert (result.simultaneous_high > result.ci_high).any()
+
+
 def test_three_couples_in_both_directions_have_no_interval_although_they_are_six_pairs(tiny_llama):
     result = activation_patching(tiny_llama, BOTH_WAYS[:6], component="mlp_out")
 

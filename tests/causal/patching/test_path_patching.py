@@ -214,3 +214,13 @@ def test_what_does_not_exist_is_refused(tiny_llama, arguments, message):
 def test_prompts_of_different_lengths_are_refused(tiny_llama):
     with pytest.raises(Exception, match="tokens"):
         path_patching(tiny_llama, PromptPair("the cat", "the", "a", "b"), receivers="logits")
+
+
+def test_the_first_position_counted_from_the_end_is_position_0(model):
+    options = {"receivers": "logits", "senders": ["L0.H2"]}
+    length = len(model.to_tokens(PAIR.clean)[0])
+
+    from_end = path_patching(model, PAIR, positions=[-length, 5], **options)
+
+    assert from_end.effects == pytest.approx(path_patching(model, PAIR, positions=[0, 5], **options).effects)
+    assert from_end.measured_on["positions"] == [0, 5]
