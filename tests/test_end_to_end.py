@@ -75,7 +75,12 @@ def test_the_toy_investigation_names_the_planted_heads_and_commits_what_it_keeps
     assert _trailers(project, newcomer) == sorted(kept)
     assert "<svg" in (project / "report.html").read_text(encoding="utf-8")
     assert _autointerp(project, newcomer, "verify").returncode == 0
-    assert {f"record.{key}" for key in _entries(project)[0].record or {}} == _documented("record.")
+    written = {f"record.{key}" for e in _entries(project) for key in e.record or {}}
+    assert written == _documented("record.")
+    verdicts = [e.record["verdict"] for e in _entries(project) if e.record]
+    assert verdicts.count("supported") == 4  # both heads, and their set by two methods
+    assert verdicts.count("ruled_out") == 1  # the six others together
+    assert _conclusion(project).startswith("A mechanism is established")
 
 
 def _documented(prefix: str) -> set[str]:

@@ -33,6 +33,11 @@ SET_SESOI = (0.3, 0.5)
 """The smallest effects of interest of the set: what is called sufficient or necessary does at least this."""
 FEW_HEADS = 16
 """With at most this many other heads, they are claimed to do nothing as a set."""
+LIKELY = 0.75
+"""The largest share of what is to be ruled out that a candidate's explored effect may be."""
+NEAR = 0.5
+"""In half-widths of the interval to expect, how far from it a candidate is that comes first. In 120 divisions
+of the landmarks one candidate or more was ruled out in 97 %, and one had an effect after all in 9 %."""
 CONFIRMED = 0.75
 """The half-width of a first look's interval (24 clusters, stricter level) over that on 8 while exploring."""
 
@@ -138,7 +143,7 @@ def set_claims(progress: Progress) -> list[Claim]:
 
 
 def null_claims(progress: Progress) -> list[Claim]:
-    """Sites that could have mattered and are expected not to, the safest first.
+    """Sites that could have mattered and are expected not to, the likeliest to be ruled out first.
 
     A candidate's effect while exploring was at least half of what is to be ruled out. Where there are few
     other heads, all of them together are one, as program.md of such a scaffold asks.
@@ -163,12 +168,8 @@ def null_claims(progress: Progress) -> list[Claim]:
                 null=True,
             )
         )
-    claimed = set(claimed_heads(progress))
-    candidates = [each for each in _candidates(progress) if each.name not in claimed]
-    first = len(nulls) + 1
-    return nulls + [
-        _null_claim(i, each) for i, each in enumerate(candidates[: MOST_NULLS - len(nulls)], first)
-    ]
+    candidates, first = _candidates(progress)[: MOST_NULLS - len(nulls)], len(nulls) + 1
+    return nulls + [_null_claim(i, each) for i, each in enumerate(candidates, first)]
 
 
 @dataclass(frozen=True)
@@ -194,15 +195,19 @@ class _Candidate:
 
 
 def _candidates(progress: Progress) -> list[_Candidate]:
-    """The measured sites with an effect of at least half of a smallest effect of interest, within which its
-    interval on held-out pairs can be expected to lie; the safest first. If there are none, the one that comes
-    nearest to it."""
-    found: list[_Candidate] = []
+    """The measured sites that are not claimed, each with the least effect of interest that can be ruled out:
+    its own is at least half of that and at most `LIKELY` of it.
+
+    Those come first whose interval on held-out pairs can be expected to end near it or before, the smallest
+    share of what is to be ruled out before others.
+    """
+    claimed, found = claimed_heads(progress), []
     for each in _measured_sites(progress):
-        within = [replace(each, sesoi=s) for s in SESOI_GRID if s / 2 <= abs(each.effect) < s]
-        found += sorted(within, key=lambda candidate: (candidate.slack < 1, candidate.sesoi))[:1]
-    found.sort(key=lambda each: (-each.slack, each.site))
-    return [each for each in found if each.slack >= 1] or found[:1]
+        size = abs(each.effect)
+        within = [replace(each, sesoi=s) for s in SESOI_GRID if s / 2 <= size <= LIKELY * s]
+        if within and each.name not in claimed:
+            found.append(within[0])
+    return sorted(found, key=lambda c: (c.slack < NEAR, abs(c.effect) / c.sesoi, c.site))
 
 
 def _measured_sites(progress: Progress) -> list[_Candidate]:
