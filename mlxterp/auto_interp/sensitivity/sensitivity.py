@@ -276,12 +276,14 @@ def _details(found: Mapping[str, Any], items: Items) -> str:
     if found["passed"] is None and items.source == NO_READER:
         return (
             "Not tested: the label is in words, and no rule says where it holds. Give reader=, a language "
-            f"model that reads it; or positives= and negatives=, texts that have and lack what it says.{left_out}"
+            "model that reads it; or positives= and negatives=, texts that have and lack what it says."
+            f"{left_out}"
         )
     if found["passed"] is None and items.coverage < MIN_COVERAGE:
         return (
             f"Not tested: {items.source}, decided {percent(items.coverage)} of the tokens; "
-            f"{percent(MIN_COVERAGE)} are needed. Give a clearer label, or another reader.{left_out}{_causal(found)}"
+            f"{percent(MIN_COVERAGE)} are needed. Give a clearer label, or another reader."
+            f"{left_out}{_causal(found)}"
         )
     if found["passed"] is None:
         return (
