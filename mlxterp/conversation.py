@@ -15,7 +15,7 @@ import numpy as np
 from mlxterp.causal.patching.activation_patching import activation_patching
 from mlxterp.causal.patching.sites import Direction
 from mlxterp.causal.prompts.alignment import Align
-from mlxterp.causal.prompts.encoding import facts_of, str_tokens
+from mlxterp.causal.prompts.encoding import facts_of, require_model, str_tokens
 from mlxterp.causal.prompts.pair import PromptPair, prepare
 from mlxterp.core.generate import Generation
 from mlxterp.core.model import InterpretableModel
@@ -150,6 +150,7 @@ def turn_patching(
         PromptPairError: the two conversations have different roles. And what `activation_patching` and
             `turns` raise.
     """
+    require_model(model)
     roles = [[message.get("role") for message in messages] for messages in (clean, corrupted)]
     if roles[0] != roles[1]:
         raise PromptPairError(

@@ -20,6 +20,7 @@ A message has three parts: what was asked, what is there, what to do. It repeats
     ├── SweepError                 a sweep over axes or components that do not go together
     ├── LensError                  a tuned lens of another model, a file without one, or nothing to train on
     ├── MetricError                an unknown metric, or one whose arguments are missing
+    ├── NotFinite                  NaN or infinity in logits, activations, gradients or effects; names where
     ├── StatisticsError            numbers from which a statistic cannot be computed
     ├── ResultError                a result that cannot be read back, or a component that is not in it
     ├── SettingError               an environment variable with an invalid value
@@ -132,6 +133,10 @@ class LensError(MlxterpError):
 
 class MetricError(MlxterpError):
     """An unknown metric, or one whose arguments are missing."""
+
+
+class NotFinite(MlxterpError):
+    """Some of the numbers asked for are NaN or infinite: nothing is reported, and the sites are named."""
 
 
 class StatisticsError(MlxterpError):

@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
+import mlx.core as mx
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -26,7 +27,9 @@ from mlxterp.errors import MetricError
 Floats: TypeAlias = NDArray[np.float64]
 Tokens: TypeAlias = NDArray[np.int64]
 MetricFunction: TypeAlias = Callable[..., ArrayLike]
-"""A custom metric: takes float32 logits `[n, d_vocab]`, returns `n` numbers.
+"""A custom metric: takes float32 logits `[n, d_vocab]` as a numpy array, returns `n` numbers.
+
+One that numpy arrays do not suit is called with an mlx array, which is what gradient methods always give it.
 
 With a second positional argument it also gets the `Targets` of these n examples: the answer and foil of each.
 """
@@ -228,10 +231,25 @@ def from_callable(function: MetricFunction, *, name: str | None = None) -> Metri
         name=own_name,
         direction=f"as {own_name} defines it",
         needs=frozenset(),
-        compute=lambda logits, targets: np.asarray(bind_targets(function, targets)(logits), dtype=np.float64),
+        compute=lambda logits, targets: _called(bind_targets(function, targets), logits, own_name),
         tolerance=1e-6,
         function=function,
     )
+
+
+def _called(function: Callable[[Any], Any], logits: NDArray[np.float32], name: str) -> Floats:
+    """A custom function of numpy logits; one that takes no numpy arrays is called with an mlx array."""
+    try:
+        return np.asarray(function(logits), dtype=np.float64)
+    except (TypeError, ValueError, AttributeError) as problem:
+        try:
+            return np.asarray(function(mx.array(logits)), dtype=np.float64)
+        except (TypeError, ValueError, AttributeError):
+            raise MetricError(
+                f"{name}: called with float32 logits of shape {logits.shape} as a numpy array it raises "
+                f"{type(problem).__name__}: {problem}; nor does it take them as an mlx array. A metric takes "
+                "logits [n, d_vocab] and returns n numbers."
+            ) from problem
 
 
 def bind_targets(function: MetricFunction, targets: Targets) -> Callable[[Any], Any]:

@@ -10,7 +10,17 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PLAIN = ("errors.py", "text.py", "results", "plots", "reports", "_files.py", "autointerpret", "llm")
+PLAIN = (
+    "errors.py",
+    "text.py",
+    "measurements.py",
+    "results",
+    "plots",
+    "reports",
+    "_files.py",
+    "autointerpret",
+    "llm",
+)
 
 
 def _files(*roots: Path) -> list[Path]:
@@ -40,7 +50,7 @@ def _offenders(files: list[Path], forbidden: tuple[str, ...]) -> list[str]:
 
 
 LAYERS = (
-    ("errors", "_files", "_version", "text"),
+    ("errors", "_files", "_version", "text", "measurements"),
     ("models", "statistics", "llm"),
     ("results",),
     ("autointerpret",),
@@ -51,7 +61,7 @@ LAYERS = (
     ("causal",),
     ("conversation", "datasets", "sae"),
     ("auto_interp", "remeasure", "worlds"),
-    ("workflows",),
+    ("selftest", "workflows"),
 )
 """The rooms of `mlxterp` from the ground up: each imports from its own row and those above it in this table.
 """
@@ -89,6 +99,7 @@ def test_the_machinery_never_imports_mlx():
         "mlxterp.core",
         "mlxterp.causal",
         "mlxterp.remeasure",
+        "mlxterp.selftest",
         "mlxterp.worlds",
         "mlxterp.models.bundled",
         "mlxterp.metrics",
@@ -105,6 +116,7 @@ def test_the_contract_and_the_results_never_import_mlx():
         "mlxterp.core",
         "mlxterp.causal",
         "mlxterp.remeasure",
+        "mlxterp.selftest",
         "mlxterp.worlds",
         "mlxterp.models.bundled",
         "mlxterp.metrics",

@@ -5,8 +5,8 @@ How they are shown is in `display/`. Nothing here decides anything.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 from mlxterp.autointerpret.entry import ExperimentEntry
 from mlxterp_agent.researchers.base import BudgetState
@@ -14,14 +14,21 @@ from mlxterp_agent.researchers.base import BudgetState
 
 @dataclass(frozen=True)
 class Started:
-    """A supervisor took the directory. `entries` is what the log already holds: more than none means a
-    resumed run."""
+    """A supervisor took the directory.
+
+    Attributes:
+        entries: how many lines the log holds already: more than none means a resumed run.
+        tally: how many of them ended with each verdict.
+        kept: the newest that were kept, oldest first.
+    """
 
     project: str
     question: str
     model: str
     researcher: str
-    entries: tuple[ExperimentEntry, ...] = ()
+    entries: int = 0
+    tally: Mapping[str, int] = field(default_factory=dict)
+    kept: tuple[ExperimentEntry, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -42,11 +49,15 @@ class Progress:
 
 @dataclass(frozen=True)
 class SetupReady:
-    """The sealed setup.py is imported: experiments start without paying for the model."""
+    """The sealed setup.py is imported: experiments start without paying for the model.
+
+    `evidence` says how many independent clusters there are, and what can be decided with them.
+    """
 
     model: str
     seconds: float
     blas: str | None = None
+    evidence: str = ""
 
 
 @dataclass(frozen=True)

@@ -1,64 +1,157 @@
 """STATE.md: what a researcher that begins without memory must know, in at most 6 kB.
 
-It is written from the log and the budget alone, so the same log always gives the same bytes. Nothing is ever
-read back from it.
+It is written from the log, the researcher's notes and the budget alone, so the same log always gives the same
+bytes. Nothing is ever read back from it. Texts of agents are shown as text: no HTML of theirs, and no links.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from mlxterp.autointerpret.contract import STATE
 from mlxterp.autointerpret.entry import ExperimentEntry
+from mlxterp.autointerpret.prediction import COVERAGE
+from mlxterp_agent.researcher_notes import notes_of
 from mlxterp_agent.researchers.base import BudgetState
-from mlxterp_agent.storage.record import tally_text, tier_of, verdict_of
+from mlxterp_agent.storage.log_index import LogIndex
+from mlxterp_agent.storage.project_files import write_in_project
+from mlxterp_agent.storage.record import (
+    OPEN,
+    dependents,
+    is_kept,
+    retractions,
+    rivals_of,
+    tally,
+    tally_text,
+    verdict_of,
+)
 from mlxterp_agent.text import cut, duration, one_line
 
 LIMIT = 6000
-_SECTION = 1700
-_HEAD = 900
+_HEAD = 1100
+_KEPT, _RIVALS, _LAST, _NOTES, _OTHERS = 1300, 650, 1500, 850, 500
+"""Bytes of each section."""
+_MOST = 60
+"""Lines of a section that are looked at; fewer fit."""
 
 
-def state_text(*, question: str, model: str, entries: Sequence[ExperimentEntry], budget: BudgetState) -> str:
-    """The text of STATE.md: kept claims, open rivals, the last ten, dead ends, budget left."""
-    kept = [e for e in entries if tier_of(e) not in (None, "note", "retracted")]
-    rest = [e for e in entries[:-10] if e not in kept]
+@dataclass(frozen=True)
+class LogOverview:
+    """What STATE.md shows of the log.
+
+    Attributes:
+        tally: how many lines ended with each verdict.
+        kept, kept_count: the newest lines that were kept, newest first, and how many there are.
+        last: the last ten, oldest first.
+        others, others_count: the newest lines before them that were not kept, newest first, and how many
+            there are.
+    """
+
+    tally: Mapping[str, int]
+    kept: Sequence[ExperimentEntry]
+    kept_count: int
+    last: Sequence[ExperimentEntry]
+    others: Sequence[ExperimentEntry]
+    others_count: int
+
+
+def overview_of(entries: Sequence[ExperimentEntry]) -> LogOverview:
+    """The overview of these lines."""
+    kept = [e for e in entries if is_kept(e)]
+    others = [e for e in entries[:-10] if not is_kept(e)]
+    return LogOverview(
+        tally(entries),
+        kept[: -_MOST - 1 : -1],
+        len(kept),
+        entries[-10:],
+        others[: -_MOST - 1 : -1],
+        len(others),
+    )
+
+
+def overview_of_index(index: LogIndex) -> LogOverview:
+    """The overview of a log, from its index: only the lines that are shown are read."""
+    entries, first_of_last = index.entries, len(index.entries) - 10
+    last = entries[-10:]
+    not_kept = [n for n in index.newest(_MOST + 10, kept=False) if n < first_of_last]
+    return LogOverview(
+        index.tally(),
+        list(entries.at(index.newest(_MOST, kept=True))),
+        index.kept(),
+        last,
+        list(entries.at(not_kept[:_MOST])),
+        len(entries) - index.kept() - sum(not is_kept(e) for e in last),
+    )
+
+
+def state_text(
+    *, question: str, model: str, log: LogOverview, budget: BudgetState, notes: Sequence[str] = ()
+) -> str:
+    """The text of STATE.md: kept claims, open rivals, the last ten, notes, dead ends, budget left."""
+    overturned = retractions(log.kept)
     head = "\n".join(
         [
             "# State of the investigation",
             "",
             "Written after every experiment from results.jsonl; edits are overwritten.",
             "",
-            f"- Question: {one_line(question, 400)}",
-            f"- Model: {one_line(model, 100)}",
-            f"- Verdicts so far: {tally_text(entries)}",
+            f"- Question: {as_text(question, 400)}",
+            f"- Model: {as_text(model, 100)}",
+            f"- Verdicts so far: {tally_text(log.tally)}",
             f"- Budget: {budget_words(budget)}",
+            *_untested(log),
+            *_calibration(log),
         ]
     )
     sections = [
-        _section("Kept", [_line(e, with_conclusion=True) for e in reversed(kept)], none="Nothing yet."),
-        _section("Open rivals", _rivals(entries), none="None declared."),
         _section(
-            "Last ten",
-            [_line(e, with_conclusion=e not in kept) for e in reversed(entries[-10:])],
-            none="None yet.",
+            "Kept",
+            [_line(e, with_conclusion=True) for e in log.kept if e.experiment_id not in overturned],
+            of=log.kept_count,
+            none="Nothing yet.",
+            size=_KEPT,
         ),
         _section(
-            "Tried before, not kept", [_line(e, with_conclusion=False) for e in reversed(rest)], none="None."
+            "Open rivals",
+            _rivals([*log.kept, *log.others, *log.last]),
+            none="None declared.",
+            size=_RIVALS,
+        ),
+        *(
+            [_section("Retracted", _retracted(log.kept, overturned), none="", size=_RIVALS)]
+            if overturned
+            else []
+        ),
+        _section(
+            "Last ten",
+            [_line(e, with_conclusion=not is_kept(e)) for e in reversed(log.last)],
+            none="None yet.",
+            size=_LAST,
+        ),
+        _section(
+            "Notes of the researcher",
+            [f"- {as_text(note, 1000)}" for note in reversed(notes)],
+            none="None. The tool `note` keeps one.",
+            size=_NOTES,
+        ),
+        _section(
+            "Tried before, not kept",
+            [_line(e, with_conclusion=False) for e in log.others],
+            of=log.others_count,
+            none="None.",
+            size=_OTHERS,
         ),
     ]
     return cut("\n\n".join([cut(head, _HEAD), *sections]), LIMIT - 1) + "\n"
 
 
-def write_state(
-    project: Path, *, question: str, model: str, entries: Sequence[ExperimentEntry], budget: BudgetState
-) -> None:
+def write_state(project: Path, *, question: str, model: str, log: LogOverview, budget: BudgetState) -> None:
     """Replaces STATE.md in one step, so that a reader never sees half of it."""
-    text = state_text(question=question, model=model, entries=entries, budget=budget)
-    beside = project / ".STATE.md.tmp"
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, project / "STATE.md")
+    notes = notes_of(project)
+    text = state_text(question=question, model=model, log=log, budget=budget, notes=notes)
+    write_in_project(project, STATE, text.encode(), flush=False)
 
 
 def budget_words(budget: BudgetState) -> str:
@@ -81,27 +174,67 @@ def _part(spent: int | None, left: int | None, what: str) -> str:
     return f"{used} {what}" if left is None else f"{used} {what}, {left:,} left"
 
 
-def _section(title: str, lines: Sequence[str], *, none: str) -> str:
-    body, size = [], 0
-    for count, line in enumerate(lines):
-        size += len(line.encode()) + 1
-        if size > _SECTION - 60:
-            body.append(f"- … and {len(lines) - count} more in results.jsonl")
+def as_text(text: str, width: int) -> str:
+    """A text of an agent on one line of Markdown: what would be HTML or a link is shown as it is written."""
+    shown = one_line(text, width).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return shown.replace("[", "\\[").replace("]", "\\]").replace("://", ":&#47;&#47;")
+
+
+def _untested(log: LogOverview) -> list[str]:
+    """That leads are no findings, and what the judge would accept."""
+    leads = log.tally.get("lead", 0)
+    if not leads:
+        return []
+    which = "your one lead was not" if leads == 1 else f"none of your {leads} leads was"
+    return [
+        f"- {which.capitalize()} tested on held-out pairs. The judge tests what experiment.py declares: "
+        "`print(declare(result))` makes a HYPOTHESIS of a result, to paste at the top level."
+    ]
+
+
+def _calibration(log: LogOverview) -> list[str]:
+    """How often predictions held, among the entries that are shown."""
+    seen = {entry.experiment_id: entry for entry in (*log.kept, *log.last, *log.others)}
+    numbers = [
+        each
+        for entry in seen.values()
+        for each in ((entry.record or {}).get("predicted") or {}).get("numbers", ())
+    ]
+    if not numbers:
+        return []
+    held = sum(bool(each["held"]) for each in numbers)
+    aim = f"{COVERAGE:.0%} would be calibrated"
+    return [f"- Predictions: {held} of {len(numbers)} numbers lay in their intervals; {aim}."]
+
+
+def _section(title: str, lines: Sequence[str], *, none: str, size: int, of: int | None = None) -> str:
+    body, used, total = [], 0, len(lines) if of is None else of
+    for line in lines:
+        used += len(line.encode()) + 1
+        if used > size - len(title) - 60:
             break
         body.append(line)
+    if len(body) < total:
+        body.append(f"- … and {total - len(body)} more in results.jsonl")
     return f"## {title}\n\n" + ("\n".join(body) if body else none)
 
 
 def _line(entry: ExperimentEntry, *, with_conclusion: bool) -> str:
     words = entry.conclusion if with_conclusion and entry.conclusion else entry.hypothesis
-    return f"- {entry.experiment_id} {verdict_of(entry)}: {one_line(words, 220 if with_conclusion else 110)}"
+    return f"- {entry.experiment_id} {verdict_of(entry)}: {as_text(words, 220 if with_conclusion else 110)}"
+
+
+def _retracted(entries: Sequence[ExperimentEntry], overturned: Mapping[str, str]) -> list[str]:
+    lines = [f"- {id}: {by} measured the opposite" for id, by in overturned.items()]
+    return lines + [
+        f"- {id} builds on {on}, which is retracted" for id, on in dependents(entries, overturned).items()
+    ]
 
 
 def _rivals(entries: Sequence[ExperimentEntry]) -> list[str]:
-    lines = []
-    for entry in reversed(entries):
-        declared = (entry.record or {}).get("declared") or {}
-        lines += [
-            f"- {entry.experiment_id}: {one_line(str(rival), 160)}" for rival in declared.get("rivals", ())
-        ]
-    return lines
+    lines: dict[str, None] = {}
+    for entry in sorted(entries, key=lambda each: each.experiment_id, reverse=True):
+        if verdict_of(entry) in OPEN:
+            for rival in rivals_of(entry):
+                lines[f"- {entry.experiment_id}: {as_text(rival, 160)}"] = None
+    return list(lines)

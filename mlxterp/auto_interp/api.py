@@ -39,6 +39,7 @@ from mlxterp.core.hook_points import component_name
 from mlxterp.core.model import InterpretableModel
 from mlxterp.core.tokens import Prompt
 from mlxterp.errors import LabelingError, LlmAway, LlmBudgetReached, OfflineLabels
+from mlxterp.measurements import recorder
 from mlxterp.results.features import FeatureLabelsResult
 from mlxterp.sae.feature_store.build import build_store, same_texts
 from mlxterp.sae.feature_store.store import FeatureStore
@@ -173,6 +174,7 @@ def auto_label_features(
     else:
         raise LabelingError("Neither texts nor a store was given. Give texts=, some hundred of them.")
     corpus = Corpus(store, seed)
+    recorder.add_method("auto_label_features")
     sampling = sampling or Sampling()
     chosen = _chosen(corpus, sampling, top_k_features, feature_ids)
     provenance = {**store.facts, "seed": seed, "mlxterp": __version__, "labeler": labeler}

@@ -182,7 +182,7 @@ def _log_probs(logits: mx.array) -> mx.array:
 
 def _losses(model: InterpretableModel, prefix: str, texts: Sequence[str]) -> Floats:
     """[n] the mean loss of each text's tokens behind the prefix, in nats; 0 for an empty text."""
-    reader = TextTokens(model.tokenizer)
+    reader = TextTokens(model.tokenizer, prepend_bos=model.prepend_bos_option)
     before = reader.encode(prefix)
     if not before:
         raise LabelingError(

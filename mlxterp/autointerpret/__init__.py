@@ -7,6 +7,7 @@ supervises an investigation).
 from __future__ import annotations
 
 from mlxterp.autointerpret.contract import FILES, Project, ProjectConfig, load_project
+from mlxterp.autointerpret.declare import declare
 from mlxterp.autointerpret.entry import ExperimentEntry
 from mlxterp.autointerpret.hypothesis import Hypothesis, InterventionClaim, read_hypothesis
 from mlxterp.autointerpret.keep_rule import (
@@ -37,6 +38,7 @@ __all__ = [
     "SealProblem",
     "Verdict",
     "decide",
+    "declare",
     "init_autointerpret",
     "load_project",
     "read_hypothesis",

@@ -23,8 +23,9 @@ from mlxterp._files import write_all, write_atomically
 from mlxterp.autointerpret import log_file
 from mlxterp.autointerpret.encoding import MAX_LINE, LineError, decode_object, encode_object
 from mlxterp.autointerpret.entry import ExperimentEntry
-from mlxterp.autointerpret.log_file import LogFile, Place, Seal, SealProblem
+from mlxterp.autointerpret.log_file import Continuation, LogFile, Place, Seal, SealProblem
 from mlxterp.errors import CorruptLog, EntryError, OutboxClosed, TornTail
+from mlxterp.measurements import recorder
 
 OUTBOX_ENV = "AUTOINTERP_OUTBOX"
 """Holds `fd:<n>` in a process whose entries a supervisor collects: JSON lines on an inherited pipe."""
@@ -78,7 +79,9 @@ class ExperimentLog:
     def append(self, entry: ExperimentEntry) -> ExperimentEntry:
         """Logs the entry and returns it as logged, with its id and timestamp.
 
-        Under supervision the returned entry has the id "": the supervisor gives it one when it logs it.
+        Under supervision the returned entry has the id "": the supervisor gives it one when it logs it. What
+        the library measured since the entry before goes with it; an entry with nothing measured behind it is
+        a note.
 
         Raises:
             OutboxClosed: a supervisor asked for entries, and its pipe is gone.
@@ -89,9 +92,10 @@ class ExperimentLog:
         supervisor = outbox()
         if supervisor is not None:
             pending = replace(stamped, experiment_id="")
-            supervisor.send({"type": "entry", "entry": pending.to_dict()})
+            measured = recorder.take().to_dict()
+            supervisor.send({"type": "entry", "entry": pending.to_dict(), "measured": measured})
             return pending
-        return self._append(lambda place: replace(stamped, experiment_id=place.experiment_id))
+        return self._append(lambda place: replace(stamped, experiment_id=place.experiment_id)).entry
 
     def append_sealed(self, entry: ExperimentEntry, record: Mapping[str, Any]) -> ExperimentEntry:
         """Logs the entry with the supervisor's evidence, which gets `schema`, `seq`, `at` and `seal`.
@@ -99,6 +103,10 @@ class ExperimentLog:
         `record["uid"]` names the experiment: a uid that the log has already is returned as it was logged, so
         that an append can be repeated after a crash. Writes the file also when an outbox is set.
         """
+        return self.append_line(entry, record).entry
+
+    def append_line(self, entry: ExperimentEntry, record: Mapping[str, Any]) -> Line:
+        """The same as `append_sealed`, with the number of the line and its bytes."""
         uid = record.get("uid")
         if not isinstance(uid, str) or not uid:
             raise EntryError(
@@ -119,6 +127,10 @@ class ExperimentLog:
             return replace(stamped, experiment_id=place.experiment_id, record={**first, **rest})
 
         return self._append(sealed, uid=uid)
+
+    def continue_from(self, there: Continuation) -> None:
+        """Takes what is known of the log as read, so that the next append reads only what is new."""
+        self._file.continue_from(there)
 
     def repair(self) -> bytes:
         """Ends a line that a crash cut off: sets the fragment aside in `<name>.torn` and returns it (usually
@@ -196,7 +208,15 @@ class ExperimentLog:
 
     def prefix_bytes(self, size: int) -> bytes:
         """The first `size` bytes: what the log was when it had that size."""
-        return self.raw()[:size]
+        return self._file.read(0, size)
+
+    def lines_after(self, size: int) -> Iterator[bytes]:
+        """The whole lines after the first `size` bytes, line feeds included, one at a time."""
+        with open(self.path, "rb") as file:
+            file.seek(size)
+            for line in file:
+                if line.endswith(b"\n"):
+                    yield line
 
     def restore(self, content: bytes) -> None:
         """Replaces the whole file in one step, for a supervisor that found it changed and kept a copy."""
@@ -211,7 +231,7 @@ class ExperimentLog:
         plain = entry.plain()
         return plain if plain.timestamp is not None else replace(plain, timestamp=float(self._clock()))
 
-    def _append(self, finish: Callable[[Place], ExperimentEntry], *, uid: str = "") -> ExperimentEntry:
+    def _append(self, finish: Callable[[Place], ExperimentEntry], *, uid: str = "") -> Line:
         def line(place: Place) -> bytes:
             encoded = encode_object(finish(place).to_dict())
             if len(encoded) > MAX_LINE:
@@ -228,7 +248,8 @@ class ExperimentLog:
                 TornTail,
                 stacklevel=3,
             )
-        return _entry(appended.line.rstrip(b"\n"))
+        raw = appended.line.rstrip(b"\n")
+        return Line(self._file.lines, _entry(raw), raw)
 
 
 class _Reader:

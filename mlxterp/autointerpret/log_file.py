@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from mlxterp._files import sync, sync_directory, write_all
 from mlxterp.autointerpret.encoding import MAX_LINE, LineError, decode_object
@@ -145,6 +145,53 @@ class Appended(NamedTuple):
     set_aside: bytes
 
 
+class Names(Protocol):
+    """Which names the lines of a log have."""
+
+    def has_id(self, experiment_id: str) -> bool:
+        """Whether a line has this id."""
+
+    def place_of(self, uid: str) -> tuple[int, int] | None:
+        """Where the line of this uid begins, and its size; None if there is none."""
+
+
+class _NamesInMemory:
+    """The names of the lines read in this process, before them those of `others`."""
+
+    def __init__(self, others: Names | None = None) -> None:
+        self._others = others
+        self._ids: set[str] = set()
+        self._uids: dict[str, tuple[int, int]] = {}
+
+    def take(self, experiment_id: str, uid: str, at: int, size: int) -> None:
+        self._ids.add(experiment_id)
+        if uid:
+            self._uids.setdefault(uid, (at, size))
+
+    def has_id(self, experiment_id: str) -> bool:
+        return experiment_id in self._ids or (self._others is not None and self._others.has_id(experiment_id))
+
+    def place_of(self, uid: str) -> tuple[int, int] | None:
+        before = None if self._others is None else self._others.place_of(uid)
+        return before if before is not None else self._uids.get(uid)
+
+
+class Continuation(NamedTuple):
+    """What a process knows of a log without having read its lines: `LogFile.continue_from`.
+
+    Attributes:
+        seal: of the whole lines.
+        sha: the running digest of these bytes, as hashlib has it.
+        lines: how many there are.
+        names: of these lines.
+    """
+
+    seal: Seal
+    sha: Any
+    lines: int
+    names: Names
+
+
 @dataclass
 class _Known:
     """What has been read of one file, up to and including its last line feed."""
@@ -154,18 +201,12 @@ class _Known:
     size: int = 0
     lines: int = 0
     last: bytes = b""
-    ids: set[str] = field(default_factory=set)
-    uids: dict[str, tuple[int, int]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.sha = hashlib.sha256()
+    names: _NamesInMemory = field(default_factory=_NamesInMemory)
+    sha: Any = field(default_factory=hashlib.sha256)
 
     def take(self, line: bytes) -> None:
         """Accounts for one more line, line feed included."""
-        experiment_id, uid = _names(line)
-        self.ids.add(experiment_id)
-        if uid:
-            self.uids.setdefault(uid, (self.size, len(line)))
+        self.names.take(*_names(line), self.size, len(line))
         self.sha.update(line)
         self.size += len(line)
         self.lines += 1
@@ -174,7 +215,7 @@ class _Known:
     def place(self) -> Place:
         number = self.lines + 1
         free = number
-        while f"{free:04d}" in self.ids:
+        while self.names.has_id(f"{free:04d}"):
             free += 1
         return Place(number, self.size, self.sha.hexdigest(), f"{free:04d}")
 
@@ -186,10 +227,30 @@ class LogFile:
         self.path = path
         self._known = _Known()
 
-    def read(self) -> bytes:
-        """Every byte, read while no append is under way; nothing when there is no file yet."""
+    @property
+    def lines(self) -> int:
+        """How many lines there were at the last turn."""
+        return self._known.lines
+
+    def read(self, since: int = 0, until: int | None = None) -> bytes:
+        """The bytes from `since` on (by default all), read while no append is under way; nothing when there
+        is no file yet."""
         with self._locked(os.O_RDONLY, fcntl.LOCK_SH) as fd:
-            return b"" if fd is None else _pread(fd, 0, os.fstat(fd).st_size)
+            if fd is None:
+                return b""
+            end = os.fstat(fd).st_size if until is None else until
+            return _pread(fd, since, max(0, end - since))
+
+    def continue_from(self, there: Continuation) -> None:
+        """Takes what another part of the program has read of this file as read."""
+        with self._locked(os.O_RDONLY, fcntl.LOCK_SH) as fd:
+            if fd is None:
+                return
+            now, size = os.fstat(fd), there.seal.at
+            last = _pread(fd, max(0, size - _LAST), min(_LAST, size))
+            self._known = _Known(
+                now.st_dev, now.st_ino, size, there.lines, last, _NamesInMemory(there.names), there.sha
+            )
 
     def append(self, build: Callable[[Place], bytes], *, uid: str = "") -> Appended:
         """Writes the line that `build` makes for its place, and waits until it is on the disk.
@@ -199,9 +260,9 @@ class LogFile:
         with self._locked(os.O_RDWR | os.O_CREAT, fcntl.LOCK_EX) as fd:
             assert fd is not None
             set_aside = self._mend(fd)
-            if uid in self._known.uids:
-                at, length = self._known.uids[uid]
-                return Appended(_pread(fd, at, length), set_aside)
+            there = self._known.names.place_of(uid) if uid else None
+            if there is not None:
+                return Appended(_pread(fd, *there), set_aside)
             line = build(self._known.place())
             self._write(fd, line)
             self._known.take(line)

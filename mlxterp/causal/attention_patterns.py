@@ -8,16 +8,19 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
+from mlxterp.causal.finite import require_finite
 from mlxterp.causal.prompts.encoding import (
     Ids,
     Prompt,
     facts_of,
+    require_model,
     str_tokens,
     token_rows,
 )
-from mlxterp.core.hook_points import HookPoint
+from mlxterp.core.hook_points import HookPoint, head_label
 from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import SweepError
+from mlxterp.measurements import recorder
 from mlxterp.metrics import Floats
 from mlxterp.results import AttentionPatternResult, HeadScoresResult
 
@@ -31,8 +34,8 @@ def attention_patterns(
     """How much each token of a prompt attends to each other one, per head. Costs one forward.
 
     Args:
-        layers: which; all by default. heads: the same heads of each of these layers, or (layer, head) pairs
-            instead of `layers`; all by default.
+        layers: which; by default all that have patterns. heads: the same heads of each of these layers, or
+            (layer, head) pairs instead of `layers`; all by default.
 
     Returns:
         patterns [n_patterns, n_tokens, n_tokens], `[i, dest, src]`, the weights that the model really uses.
@@ -44,13 +47,23 @@ def attention_patterns(
     A high weight shows where a head attends, not that the behaviour needs it: Jain and Wallace 2019,
     "Attention is not Explanation". Patching and ablation measure that.
     """
-    model.architecture.require("pattern")
+    require_model(model)
+    model.architecture.require_in_some_layer("pattern")
     wanted = _chosen_heads(model, layers, heads)
+    for layer in sorted({layer for layer, _ in wanted}):
+        model.architecture.require_in_layer("pattern", layer)
     tokens = token_rows(model, [prompt], "read")
     points = {layer: HookPoint("pattern", layer) for layer, _ in wanted}
     _, captured = model.run(mx.array(tokens), capture=list(points.values()))
     read = {layer: np.array(captured[point][0].astype(mx.float32)) for layer, point in points.items()}
     shown = str_tokens(model, tokens[0])
+    recorder.add_method("attention_patterns")
+    require_finite(
+        np.stack([read[layer][head].ravel() for layer, head in wanted], axis=1),
+        lambda i: head_label(*wanted[i]),
+        "attention patterns",
+        "Load the model with dtype=mx.float32, or look where the stream breaks with model.trace.",
+    )
     return AttentionPatternResult(
         heads=tuple(wanted),
         patterns=np.stack([read[layer][head] for layer, head in wanted]),
@@ -65,6 +78,9 @@ def _chosen_heads(
     heads: Sequence[int] | Sequence[tuple[int, int]] | None,
 ) -> list[tuple[int, int]]:
     """(layer, head) of each pattern, in the model's order."""
+    for name, given in (("layers", layers), ("heads", heads)):
+        if isinstance(given, int):
+            raise SweepError(f"{name}={given} is one number. Pass a list, as in {name}=[{given}].")
     pairs: list[tuple[int, int]] = []
     single: list[int] = []
     for each in range(model.n_heads) if heads is None else heads:
@@ -76,7 +92,7 @@ def _chosen_heads(
         raise SweepError(
             f"layers={layers}, heads={heads}: give (layer, head) pairs alone, or heads of every layer."
         )
-    every = range(model.n_layers) if layers is None else layers
+    every = model.architecture.layers_with("pattern") if layers is None else layers
     found = pairs or [(layer, head) for layer in every for head in single]
     wrong = [f"L{a}.H{b}" for a, b in found if not (0 <= a < model.n_layers and 0 <= b < model.n_heads)]
     if wrong or not found:
@@ -111,10 +127,13 @@ def attention_scores(
         n, period, seed: of the random sequences.
 
     Returns:
-        scores `[n_layers, n_heads]` between 0 and 1, with what a head that attends evenly would have.
+        scores `[n_layers, n_heads]` between 0 and 1, with what a head that attends evenly would have; NaN in
+        layers of a hybrid that have no attention patterns.
 
     Source: Elhage et al. 2021; Olsson et al. 2022, "In-context Learning and Induction Heads".
     """
+    require_model(model)
+    model.architecture.require_in_some_layer("pattern")
     given = tokens is not None
     rows = np.atleast_2d(np.asarray(tokens, dtype=np.int64)) if given else _repeated(model, n, period, seed)
     masks = _masks(rows)
@@ -125,12 +144,26 @@ def attention_scores(
             "measured at. Give sequences in which tokens come twice, or leave `tokens` out for repeated "
             "random ones."
         )
-    points = [HookPoint("pattern", layer) for layer in range(model.n_layers)]
+    having = model.architecture.layers_with("pattern")
+    points = [HookPoint("pattern", layer) for layer in having]
     _, captured = model.run(mx.array(rows), capture=points)
     patterns = np.stack([np.array(captured[point].astype(mx.float32)) for point in points])
+    require_finite(
+        np.moveaxis(patterns, 0, -1),
+        lambda i: f"L{having[i]}.pattern",
+        "attention patterns",
+        "Load the model with dtype=mx.float32, or look where the stream breaks with model.trace.",
+    )
+
+    def in_all_layers(mask: Mask) -> Floats:
+        scores = np.full((model.n_layers, model.n_heads), np.nan)
+        scores[list(having)] = _score(patterns, mask)
+        return scores
+
     even = np.tril(np.ones((rows.shape[1],) * 2)) / np.arange(1, rows.shape[1] + 1)[:, None]
+    recorder.add_method("attention_scores")
     return HeadScoresResult(
-        scores={name: _score(patterns, mask) for name, mask in masks.items()},
+        scores={name: in_all_layers(mask) for name, mask in masks.items()},
         expected={name: float(_score(even[None, None, None], mask)[0, 0]) for name, mask in masks.items()},
         measured_on=facts_of(model)
         | {

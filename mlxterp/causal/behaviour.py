@@ -8,17 +8,20 @@ import numpy as np
 
 from mlxterp import metrics
 from mlxterp.causal.batching import sweep
+from mlxterp.causal.finite import require_finite_runs
 from mlxterp.causal.prompts.encoding import (
     Prompt,
     facts_of,
     prompt_text,
+    require_model,
     str_tokens,
     token_id,
     token_rows,
 )
-from mlxterp.causal.prompts.pair import PromptPair, describe
+from mlxterp.causal.prompts.pair import PromptPair, describe, listed_pairs
 from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import PromptPairError
+from mlxterp.measurements import recorder
 from mlxterp.results import MetricsResult, MetricsRow
 
 
@@ -35,9 +38,8 @@ def behaviour(model: InterpretableModel, pairs: PromptPair | Sequence[PromptPair
     Raises:
         PromptPairError: a pair without an answer.
     """
-    listed = (pairs,) if isinstance(pairs, PromptPair) else tuple(pairs)
-    if not listed:
-        raise PromptPairError("no prompt pairs were given. Pass at least one PromptPair.")
+    require_model(model)
+    listed = listed_pairs(pairs)
     rows: list[MetricsRow] = []
     for i, pair in enumerate(listed):
         if pair.answer is None:
@@ -54,6 +56,7 @@ def behaviour(model: InterpretableModel, pairs: PromptPair | Sequence[PromptPair
     if diffs[0]:
         both = [c > 0 > x for c, x in zip(*diffs, strict=True)]
         totals["clean prefers the answer, corrupted the foil"] = float(np.mean(both))
+    recorder.add_method("behaviour", pairs=len(listed))
     return MetricsResult(
         rows=tuple(rows),
         totals=totals,
@@ -64,7 +67,9 @@ def behaviour(model: InterpretableModel, pairs: PromptPair | Sequence[PromptPair
 def _row(
     model: InterpretableModel, prompt: Prompt, answer: str | int, foil: str | int | None, run: str
 ) -> MetricsRow:
-    logits = sweep.answer_logits(model, token_rows(model, [prompt], run))
+    tokens = token_rows(model, [prompt], run)
+    logits = sweep.answer_logits(model, tokens)
+    require_finite_runs(model, logits, tokens, run)
     right = token_id(model, answer)
     wrong = None if foil is None else token_id(model, foil)
     return MetricsRow(

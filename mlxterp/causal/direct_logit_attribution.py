@@ -6,6 +6,7 @@ frozen. Indirect effects, through later components, are measured by `activation_
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -13,11 +14,14 @@ import mlx.nn as nn
 import numpy as np
 from numpy.typing import NDArray
 
+from mlxterp.causal.finite import require_finite, require_finite_runs
+from mlxterp.causal.prompts.cautions import of_form
 from mlxterp.causal.prompts.encoding import (
     Ids,
     Prompt,
     facts_of,
     position_index,
+    require_model,
     str_tokens,
     token_id,
     token_rows,
@@ -28,6 +32,7 @@ from mlxterp.core.hook_points import HookPoint
 from mlxterp.core.model import InterpretableModel
 from mlxterp.core.taps import tapped
 from mlxterp.errors import CapabilityUnavailable, PromptPairError, UnknownHookPoint
+from mlxterp.measurements import recorder
 from mlxterp.metrics import Floats
 from mlxterp.results import LogitAttributionResult, NeuronAttributionResult
 
@@ -56,27 +61,34 @@ def direct_logit_attribution(
         position: whose next token is predicted; negative ones count from the end.
 
     Returns:
-        contributions in logits, per head under grouped-query attention too; positive favours `answer`. For a
+        contributions in logits, per head under grouped-query attention too; positive favours `answer`. In a
+        hybrid, layers without attention heads have NaN for each head, and their whole part in attn. For a
         model with a logit softcap they are of the logit before the cap (`measured_on["softcap"]`).
 
     Raises:
         CapabilityUnavailable: the model's final norm or unembedding has no known formula.
+        NotFinite: a component writes NaN or infinity; names it.
 
     Source: Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits". The norm is frozen, not
     linearised: an effect through the norm's scale is not attributed to anyone.
     """
+    require_model(model)
     architecture = model.architecture
-    architecture.require("unembedding", "final_norm_formula", "attn_out", "head_outputs")
+    architecture.require("unembedding", "final_norm_formula", "attn_out")
+    architecture.require_in_some_layer("head_outputs")
     has_mlp = architecture.capabilities["mlp_out"].available
     tokens = token_rows(model, [text], "attributed")
     at = position_index(position, tokens.shape[1])
-    parts = ["z", "attn_out", *(["mlp_out"] if has_mlp else [])]
-    layers = range(model.n_layers)
+    parts = ["attn_out", *(["mlp_out"] if has_mlp else [])]
+    layers, with_heads = range(model.n_layers), architecture.layers_with("head_outputs")
     points = [HookPoint(name, layer) for name in parts for layer in layers]
+    points += [HookPoint("z", layer) for layer in with_heads]
     first, last = HookPoint("resid_pre", 0), HookPoint("resid_post", model.n_layers - 1)
-    logits, captured = model.run(mx.array(tokens), capture=[first, last, *points])
+    with architecture.float32_stream():
+        logits, captured = model.run(mx.array(tokens), capture=[first, last, *points])
     here = {point: value[0, at] for point, value in captured.items()}
     row = logits[0, at].astype(mx.float32)
+    require_finite_runs(model, np.array(row)[None], tokens, "attributed")
     target, against = _targets(model, row, answer, foil)
     direction, constant = _direction(model, target, against)
     scaled = direction * architecture.norm_scale(here[last])[0]
@@ -87,21 +99,57 @@ def direct_logit_attribution(
     # The sum is over what really entered the stream; the split by heads is of the same run's z.
     attn = np.array([contribution(here[HookPoint("attn_out", layer)]) for layer in layers])
     mlp = np.array([contribution(here[HookPoint("mlp_out", layer)]) for layer in layers]) if has_mlp else None
-    heads = [
-        contribution(architecture.head_outputs(layer, here[HookPoint("z", layer)])[0]) for layer in layers
-    ]
+    heads = np.full((model.n_layers, model.n_heads), np.nan)
+    for layer in with_heads:
+        heads[layer] = contribution(architecture.head_outputs(layer, here[HookPoint("z", layer)])[0])
     embed = float(contribution(here[first]))
+    _refuse_not_finite(embed, heads, attn, mlp, with_heads)
     total = embed + float(attn.sum()) + (0.0 if mlp is None else float(mlp.sum())) + constant
+    recorder.add_method("direct_logit_attribution")
     return LogitAttributionResult(
-        head_contributions=np.stack(heads),
+        head_contributions=heads,
         attn_contributions=attn,
         mlp_contributions=mlp,
         embed_contribution=embed,
         bias_contribution=constant,
         total=total,
         logit=_logit(np.array(row), target, against, architecture.softcap),
-        **_context(model, tokens[0], target, against, at),
+        **_context(
+            model, tokens[0], target, against, at, [*_limits(model, np.array(row), answer, with_heads)]
+        ),
     )
+
+
+def _refuse_not_finite(
+    embed: float, heads: Floats, attn: Floats, mlp: Floats | None, with_heads: Sequence[int]
+) -> None:
+    named = [("embed", embed)]
+    for layer, written in enumerate(attn):
+        named.append((f"L{layer}.attn_out", float(written)))
+        if layer in with_heads:
+            named += [(f"L{layer}.H{i}", float(x)) for i, x in enumerate(heads[layer])]
+        if mlp is not None:
+            named.append((f"L{layer}.mlp_out", float(mlp[layer])))
+    require_finite(
+        [value for _, value in named],
+        [name for name, _ in named],
+        "contributions to the logit",
+        "Look at what is written there with model.trace(text, capture='all').",
+    )
+
+
+def _limits(
+    model: InterpretableModel,
+    row: NDArray[np.float32],
+    answer: str | int | None,
+    with_heads: Sequence[int],
+) -> Iterator[str]:
+    yield from of_form(model, row, answer, "answer")
+    if len(with_heads) < model.n_layers:
+        yield (
+            f"Only layers {', '.join(f'L{layer}' for layer in with_heads)} are split into heads: "
+            f"{model.capabilities['head_outputs'].reason} In the others attn_out stands for the whole part."
+        )
 
 
 def direct_logit_neurons(
@@ -133,6 +181,7 @@ def direct_logit_neurons(
 
     Source: Elhage et al. 2021; Geva et al. 2021, "Transformer Feed-Forward Layers Are Key-Value Memories".
     """
+    require_model(model)
     architecture = model.architecture
     architecture.require("unembedding", "final_norm_formula", "mlp_out")
     if not 0 <= layer < model.n_layers:
@@ -155,29 +204,36 @@ def direct_logit_neurons(
         return call(x)
 
     written, last = HookPoint("mlp_out", layer), HookPoint("resid_post", model.n_layers - 1)
-    with tapped([(down, look)]):
+    with architecture.float32_stream(), tapped([(down, look)]):
         logits, captured = model.run(mx.array(tokens), capture=[written, last])
     if len(inputs) != 1 or inputs[0].shape[:2] != tokens.shape:
         raise _no_neurons(model, layer, "its down projection does not see each token once")
-    target, against = _targets(model, logits[0, at], answer, foil)
+    row = logits[0, at].astype(mx.float32)
+    require_finite_runs(model, np.array(row)[None], tokens, "attributed")
+    target, against = _targets(model, row, answer, foil)
     direction, _ = _direction(model, target, against)
     scaled = direction * architecture.norm_scale(captured[last][0, at])[0]
 
     acts = inputs[0][0, at].astype(mx.float32)
     weight, bias = linear.rows(down), linear.bias(down)
     own = weight @ acts if bias is None else weight @ acts + bias
+    wrote = captured[written][0, at].astype(mx.float32)
     if not mx.allclose(
-        norm(own) * architecture.mlp_scale,
-        captured[written][0, at].astype(mx.float32),
-        rtol=1e-3 if logits.dtype == mx.float32 else 5e-2,
-        atol=(1e-3 if logits.dtype == mx.float32 else 5e-2) * float(mx.max(mx.abs(captured[written][0, at]))),
+        norm(own) * architecture.mlp_scale, wrote, rtol=1e-3, atol=1e-3 * float(mx.max(mx.abs(wrote)))
     ).item():
         raise _no_neurons(model, layer, "its neurons and the bias do not add up to mlp_out")
     before_norm = norm.fold(scaled[None])[0] * norm.scale(own)[0] * architecture.mlp_scale
     each = np.array(acts * (before_norm @ weight), dtype=np.float64)
     constant = 0.0 if bias is None else float(bias @ before_norm)
     constant += 0.0 if norm.bias is None else float(norm.bias @ scaled) * architecture.mlp_scale
+    require_finite(
+        each,
+        lambda i: f"L{layer} neuron {i}",
+        "contributions of neurons",
+        "Look at what the layer reads with model.trace(text, capture='all').",
+    )
     kept = np.argsort(-np.abs(each), kind="stable")[:k]
+    recorder.add_method("direct_logit_neurons")
     return NeuronAttributionResult(
         layer=layer,
         neurons=tuple(int(n) for n in kept),
@@ -187,12 +243,17 @@ def direct_logit_neurons(
         rest=float(np.delete(each, kept).sum()),
         bias=constant,
         total=float(each.sum()) + constant,
-        **_context(model, tokens[0], target, against, at),
+        **_context(model, tokens[0], target, against, at, [*of_form(model, np.array(row), answer, "answer")]),
     )
 
 
 def _context(
-    model: InterpretableModel, tokens: Ids, target: int, foil: int | None, position: int
+    model: InterpretableModel,
+    tokens: Ids,
+    target: int,
+    foil: int | None,
+    position: int,
+    cautions: Sequence[str],
 ) -> dict[str, Any]:
     """The fields of a result that say what was attributed where."""
     shown = tuple(str_tokens(model, tokens))
@@ -210,7 +271,8 @@ def _context(
             "position": position,
             "final_norm": "scale frozen at this run's value",
             "softcap": model.architecture.softcap,
-        },
+        }
+        | ({"cautions": list(cautions)} if cautions else {}),
     }
 
 

@@ -14,10 +14,12 @@ import mlx.core as mx
 import numpy as np
 
 from mlxterp import metrics
+from mlxterp.causal.finite import require_finite
 from mlxterp.causal.prompts.encoding import (
     Prompt,
     facts_of,
     position_index,
+    require_model,
     str_tokens,
     token_id,
     token_rows,
@@ -25,6 +27,7 @@ from mlxterp.causal.prompts.encoding import (
 from mlxterp.core.hook_points import HookPoint
 from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import TokenError
+from mlxterp.measurements import recorder
 from mlxterp.results import LogitLensResult
 
 
@@ -91,12 +94,15 @@ def read_layers(
     k: int,
 ) -> LogitLensResult:
     """Every layer's stream, translated, through final norm and unembedding; the rest as in `logit_lens`."""
+    require_model(model)
     architecture = model.architecture
     architecture.require("unembedding", "resid_post")
     if not 1 <= k <= model.d_vocab:
         raise TokenError(f"k={k}: {model.name} has {model.d_vocab} tokens. Choose 1 to {model.d_vocab}.")
     tokens = token_rows(model, [text], "read")
     length = tokens.shape[1]
+    if isinstance(positions, int):
+        raise TokenError(f"positions={positions} is one number. Pass a list, as in positions=[{positions}].")
     wanted = range(length) if positions is None else positions
     at = tuple(position_index(position, length) for position in wanted)
     if not at:
@@ -112,6 +118,12 @@ def read_layers(
     logits, probs, ranks, top_ids, top_probs = [], [], [], [], []
     for layer in range(model.n_layers):
         rows = decoded(layer)
+        require_finite(
+            rows.T,
+            [f"L{layer}.resid_post pos {position}" for position in at],
+            "logits read from a layer's residual stream",
+            "Load the model with dtype=mx.float32, or look where the stream breaks with model.trace.",
+        )
         log_probs = np.stack([metrics.log_softmax(row) for row in rows])
         best = np.argpartition(-log_probs, k - 1, axis=-1)[:, :k]
         order = np.argsort(-np.take_along_axis(log_probs, best, axis=-1), axis=-1, kind="stable")
@@ -124,6 +136,7 @@ def read_layers(
         top_probs.append(np.exp(np.take_along_axis(log_probs, best, axis=-1)))
     named = {int(i): str_tokens(model, [int(i)])[0] for i in np.unique(np.stack(top_ids))}
     prompt = str_tokens(model, tokens[0])
+    recorder.add_method("logit_lens")
     return LogitLensResult(
         answer_probs=np.stack(probs),
         answer_logits=np.stack(logits),

@@ -17,8 +17,9 @@ import mlx.optimizers as optimizers
 import numpy as np
 
 from mlxterp.causal.batching.sweep import Progress
+from mlxterp.causal.finite import require_finite_activations
 from mlxterp.causal.logit_lens import Lens, read_layers
-from mlxterp.causal.prompts.encoding import Prompt
+from mlxterp.causal.prompts.encoding import Prompt, require_model
 from mlxterp.core.hook_points import HookPoint
 from mlxterp.core.linux_blas import blas
 from mlxterp.core.model import InterpretableModel
@@ -111,6 +112,7 @@ def load_tuned_lens(path: str | Path) -> TunedLens:
 
 def identity_lens(model: InterpretableModel) -> TunedLens:
     """Translators that change nothing: with them the tuned lens is the logit lens."""
+    require_model(model)
     n, d = model.n_layers - 1, model.d_model
     return TunedLens(mx.zeros((n, d, d)), mx.zeros((n, d)), model.name, model.digest)
 
@@ -136,6 +138,7 @@ def tuned_lens(
     Lens". A translator is trained to agree with the output, so it may compute what the model has not yet: an
     answer found here is decodable from the layer, not shown to be used.
     """
+    require_model(model)
     if lens.digest != model.digest:
         raise LensError(
             f"the lens was trained on weights {lens.digest[:12]} of {lens.model}; {model.name} has "
@@ -185,8 +188,8 @@ def train_tuned_lens(
         progress: called with (steps done, steps).
 
     Costs per step, layer and position two unembeddings (forward and backward); on SmolLM2-135M on two CPU
-    cores 4 to 6 s a step of 32 positions. The translators
-    take n_layers · d_model² numbers, twice more while training.
+    cores 4 to 6 s a step of 32 positions. The translators take n_layers · d_model² numbers, twice more while
+    training.
 
     Raises:
         LensError: fewer than two texts, a model of one layer, or numbers out of range.
@@ -196,6 +199,7 @@ def train_tuned_lens(
     tokens; here it is Adam on far fewer, so take `held_out_kl` for what these translators are worth. On
     SmolLM2-135M four steps take layer 16 from 18.1 nats to 9.1, and layer 28 from 1.31 to 0.88.
     """
+    require_model(model)
     model.architecture.require("unembedding", "resid_post")
     if model.n_layers < 2:
         raise LensError(f"{model.name} has one layer, which is read as it is: there is nothing to train.")
@@ -333,6 +337,9 @@ def _run_positions(model: InterpretableModel, chosen: Sequence[Chosen]) -> tuple
     index = mx.array([row * width + p for row, (_, at) in enumerate(chosen) for p in at])
     streams = [captured[point].reshape(-1, model.d_model)[index] for point in points]
     mx.eval(streams)
+    require_finite_activations(
+        model, {str(point): h.astype(mx.float32) for point, h in zip(points, streams, strict=True)}
+    )
     return streams, model.architecture.final(streams[-1])
 
 

@@ -28,13 +28,17 @@ from mlxterp.core.linux_blas import blas
 from mlxterp.core.selection import Window
 from mlxterp.core.taps import Around, RunLock, renamed, tapped
 from mlxterp.errors import HookError, InterventionNotFired, MissingActivation
+from mlxterp.measurements import recorder
 
 Edits = dict[HookPoint, list[Intervention]]
+Comparisons = list[tuple[HookPoint, mx.array]]
+"""Hook points, and whether an edit there made another activation: a boolean, not computed yet."""
 
 
 @dataclass(eq=False)
 class HookedRun:
-    """The hook points one run edits or captures, and what it has captured so far."""
+    """The hook points one run edits or captures, and what it has captured so far; `comparisons` collects what
+    the edits changed, unless it is None."""
 
     edits: Edits
     wanted: frozenset[HookPoint]
@@ -46,6 +50,7 @@ class HookedRun:
     attended: dict[int, mx.array] = field(default_factory=dict)  # by layer, the attention function's result
     layer: int = -1
     resid_pre: mx.array | None = None
+    comparisons: Comparisons | None = None
 
     @property
     def inside_block(self) -> bool:
@@ -65,6 +70,8 @@ class HookedRun:
             edited = intervention.apply(x, window)
             if edited is not None:
                 self.fired.add(intervention)
+                if self.comparisons is not None and recorder.needs_comparison(str(point)):
+                    self.comparisons.append((point, mx.any(edited != x)))
                 x = edited
         if point in self.wanted:
             # A handle of its own: a model's `h += ...` would change the captured array.
@@ -109,7 +116,7 @@ def _block(architecture: Architecture, hooked: HookedRun, here: dict[str, HookPo
         h, others = architecture.stream(args, kwargs)
         hooked.layer = index
         if index == 0:
-            h = hooked.at(HookPoint("embed"), h)
+            h = hooked.at(HookPoint("embed"), architecture.entering(h))
         hooked.resid_pre = h = hooked.at(here["resid_pre"], h)
         try:
             return _first(others.call(call, h), lambda y: hooked.at(here["resid_post"], y))
@@ -247,6 +254,7 @@ def run(
     cache: list[Any] | None = None,
     start: int = 0,
     grows: bool = False,
+    comparisons: Comparisons | None = None,
 ) -> tuple[mx.array, dict[HookPoint, mx.array], set[Intervention]]:
     """Logits [batch, pos, d_vocab], what was captured, and which interventions changed something.
 
@@ -258,6 +266,7 @@ def run(
         lengths: how many tokens of each row are its own, the rest being padding on the right.
         cache: one per layer; `start` is then the position of the first token.
         grows: later calls bring later positions, so an intervention may wait for its own.
+        comparisons: gets whether each edit changed something; evaluate them with the logits.
     """
     edits: Edits = {}
     for intervention in interventions:
@@ -266,7 +275,7 @@ def run(
     for point in (*edits, *wanted):
         architecture.require_point(point)
     window = Window(start, lengths or (start + tokens.shape[1],) * tokens.shape[0], grows)
-    hooked = HookedRun(edits, wanted, window, architecture.lock)
+    hooked = HookedRun(edits, wanted, window, architecture.lock, comparisons=comparisons)
     blas.use_idle_cores()
     logits = forward(architecture, hooked, tokens, cache)
     _check(hooked, interventions)
@@ -295,8 +304,15 @@ def _check(hooked: HookedRun, interventions: Sequence[Intervention]) -> None:
 
 
 def raise_unfired(interventions: Iterable[Intervention], fired: set[Intervention]) -> None:
-    """Raises InterventionNotFired for the first intervention that changed nothing."""
-    for intervention in interventions:
+    """Raises InterventionNotFired for the first intervention that was never made."""
+    every = list(interventions)
+    if not every:
+        return
+    recorder.add_interventions(
+        [str(each.point) for each in every if each in fired],
+        [str(each.point) for each in every if each not in fired],
+    )
+    for intervention in every:
         if intervention not in fired:
             raise InterventionNotFired(
                 f"{intervention}: this place was never computed, so nothing was changed. "
@@ -325,7 +341,7 @@ def _taps(
     namespaces: list[dict[str, Any]] = []
     own_softmaxes: list[dict[str, Any]] = []
     touched = {point.layer for point in (*hooked.edits, *hooked.wanted) if point.layer is not None}
-    if hooked.uses(HookPoint("embed")):
+    if hooked.uses(HookPoint("embed")) or architecture.stream_in_float32:
         touched.add(0)
     for index in sorted(touched):
         layer = architecture.layers[index]

@@ -27,7 +27,8 @@ from mlxterp.core.interventions import Intervention
 from mlxterp.core.linux_blas import blas
 from mlxterp.core.tokens import Padded, Prompt, TextTokens, Tokens, as_rows, pad
 from mlxterp.core.trace import Trace
-from mlxterp.errors import CapabilityUnavailable, ModelError, TokenError
+from mlxterp.errors import CapabilityUnavailable, ModelError, TokenError, UnsupportedArchitecture
+from mlxterp.measurements import recorder
 from mlxterp.models import registry
 
 Capture = str | HookPoint | Iterable[str | HookPoint]
@@ -102,8 +103,14 @@ class InterpretableModel:
         if found is not None:
             self.architecture.capabilities = found
             return
-        self_check.compare_devices(self.architecture, self_check.probe_tokens(self.architecture))
-        self_check.switch_off_what_fails(self.architecture)
+        try:
+            self_check.compare_devices(self.architecture, self_check.probe_tokens(self.architecture))
+            self_check.switch_off_what_fails(self.architecture)
+        except RuntimeError as problem:  # how MLX says that it has no such operation for a type or device
+            raise UnsupportedArchitecture(
+                f"{self.name}: MLX cannot compute five tokens of it on {mx.default_device()} in these types: "
+                f"{problem} Load it with dtype=mx.float32, or compute on another device."
+            ) from problem
         if keep:
             self_check.keep_capabilities(self.architecture, self.digest)
 
@@ -220,7 +227,8 @@ class InterpretableModel:
         rows = self._batch(prompt)
         if len(rows.lengths) != 1:
             raise TokenError(
-                f"{len(rows.lengths)} prompts were given where one is allowed. Call it once per prompt."
+                f"{len(rows.lengths)} prompts were given where one is allowed. Call it once for each, as in "
+                "[model.generate(prompt) for prompt in prompts]."
             )
         return [int(i) for i in rows.tokens[0]]
 
@@ -256,6 +264,16 @@ class InterpretableModel:
             UnknownHookPoint, CapabilityUnavailable: listing what there is.
             InterventionNotFired: an edit changed nothing.
         """
+        return self._run(tokens, interventions, capture, lengths)
+
+    def _run(
+        self,
+        tokens: mx.array | Tokens,
+        interventions: Sequence[Intervention],
+        capture: Capture,
+        lengths: Sequence[int] | None,
+        comparisons: forward.Comparisons | None = None,
+    ) -> tuple[mx.array, dict[HookPoint, mx.array]]:
         ids = tokens if isinstance(tokens, mx.array) else mx.array(self._checked(as_rows(tokens)))
         logits, captured, _ = forward.run(
             self.architecture,
@@ -263,7 +281,9 @@ class InterpretableModel:
             interventions=interventions,
             capture=self._points(capture),
             lengths=None if lengths is None else tuple(lengths),
+            comparisons=comparisons,
         )
+        recorder.add_forward(self, np.array(ids, dtype=np.int32).tobytes(), len(ids))
         return logits, captured
 
     def _points(self, capture: Capture) -> list[HookPoint]:
@@ -290,10 +310,12 @@ class InterpretableModel:
         `trace["L9.z"]` are the same array.
         """
         batch = self._batch(prompt)
-        logits, captured = self.run(
-            batch.tokens, interventions=interventions, capture=capture, lengths=batch.lengths
-        )
-        mx.eval(logits, captured)  # a lazy array cannot be read in another thread
+        comparisons: forward.Comparisons = []
+        logits, captured = self._run(batch.tokens, interventions, capture, batch.lengths, comparisons)
+        # A lazy array cannot be read in another thread.
+        mx.eval(logits, captured, [differs for _, differs in comparisons])
+        for point, differs in comparisons:
+            recorder.add_comparison(str(point), changed=bool(differs))
         return Trace(batch, logits, captured, self._text.split, self.n_layers)
 
     def logits(
@@ -318,10 +340,15 @@ class InterpretableModel:
 
         Positions of interventions are absolute, negative ones count from the prompt's end. An intervention at
         all positions acts on every new token too; `positions=slice(n, None)` acts from n on.
+
+        One prompt a call. The activations at generated tokens are those of
+        `trace([*found.prompt_tokens, *found.tokens], capture=…)` with the same interventions.
         """
+        row = self._row(prompt)
+        recorder.add_forward(self, np.array(row, dtype=np.int32).tobytes(), 1)
         return generate(
             self.architecture,
-            self._row(prompt),
+            row,
             max_new_tokens=max_new_tokens,
             sampling=Sampling(temperature, top_k, top_p),
             seed=seed,

@@ -125,7 +125,7 @@ class CheckRuns:
 
 
 def measure_sizes(architecture: Architecture) -> None:
-    """Sets d_model and d_vocab, and refuses a model whose blocks are not called.
+    """Sets d_model, d_vocab and dtype, and refuses a model whose blocks are not called.
 
     Nothing is computed: a lazy forward knows its shapes.
     """
@@ -151,6 +151,7 @@ def measure_sizes(architecture: Architecture) -> None:
             "residual stream [batch, pos, d_model]."
         )
     architecture.d_model, architecture.d_vocab = entered[0].shape[-1], logits.shape[-1]
+    architecture.dtype = entered[0].dtype
     if not all(alone):
         _switch_off(architecture, ("decomposed",), "its blocks hand on more than the residual stream.")
 

@@ -30,6 +30,13 @@ _THREADS = threading.RLock()
 _RUNNING: list[RunLock] = []  # the runs of the thread that holds _THREADS, the innermost last
 
 
+@contextmanager
+def other_runs_waiting() -> Iterator[None]:
+    """While the block runs, other threads' runs wait."""
+    with _THREADS:
+        yield
+
+
 class RunLock:
     """Lets one run at a time use a model: another thread waits, a run inside a run of its own is refused.
 

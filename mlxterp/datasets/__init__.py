@@ -5,8 +5,14 @@ Every function returns pairs with answers and foils of one token, on which the m
 prefers the answer after the clean prompt and the foil after the corrupted one. By default they have one token
 length; with `one_length=False` all lengths are pooled, and each is measured by itself (`by_length`).
 `shown=False` gives candidates that were not selected by the model's behaviour. `clusters` counts the
-independent ones. See `mlxterp.causal` for measuring. A new behaviour is one function that generates
-candidates and passes them to `select_pairs` in `selection.py`.
+independent ones. What is drawn (`ioi_pairs`, `greater_than_pairs`, `repeated_random_pairs`,
+`docstring_pairs`) has a seed and no end, so it can be the `confirm_pairs(n, seed)` of a setup.py:
+
+    def confirm_pairs(n, seed):
+        return ioi_pairs(model, n, seed=seed, apart_from=dataset)
+
+See `mlxterp.causal` for measuring. A new behaviour is one function that generates candidates and passes them
+to `select_pairs` in `selection.py`.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import zip_longest
 
 import numpy as np
@@ -127,38 +127,48 @@ Warsaw: Palace of Culture and Science, Wilanow Palace;
 Ottawa: Parliament Hill, Rideau Hall;
 Hiroshima: Atomic Bomb Dome, Peace Memorial Park
 """)
-"""Landmarks and institutions, and their cities; no subject's name holds its city's."""
+"""Landmarks and institutions, and their cities; no subject's name holds its city's.
+
+SmolLM2-135M, after `The {} is located in the city of`: the city is its first token for 29 % of them and among
+the first ten for 68 %; of couples in the order of the list it prefers the right city twice in 83 %. `shown`
+leaves out the others. There are 54 couples of the commonest token length and 188 of all.
+"""
 
 _CAPITALS = """
 France = Paris, Italy = Rome, Germany = Berlin, Spain = Madrid, Greece = Athens, Austria = Vienna, China =
 Beijing, Japan = Tokyo, Russia = Moscow, Poland = Warsaw, Ireland = Dublin, Portugal = Lisbon, Sweden =
 Stockholm, Norway = Oslo, Egypt = Cairo, Iraq = Baghdad, Iran = Tehran, Cuba = Havana, Canada = Ottawa,
 Kenya = Nairobi, India = Delhi, Turkey = Ankara, Thailand = Bangkok, Syria = Damascus, Hungary = Budapest,
-Lebanon = Beirut, Finland = Helsinki, Denmark = Copenhagen, Belgium = Brussels, the Netherlands = Amsterdam,
-the Czech Republic = Prague, the United Kingdom = London, the United States = Washington, Australia =
-Canberra, New Zealand = Wellington, South Korea = Seoul, the Philippines = Manila, Bulgaria = Sofia, Romania
-= Bucharest, Ukraine = Kiev, Serbia = Belgrade, Croatia = Zagreb, Peru = Lima, Chile = Santiago, Colombia =
-Bogota, Afghanistan = Kabul, Saudi Arabia = Riyadh, Vietnam = Hanoi, Indonesia = Jakarta, Nepal = Kathmandu,
-Pakistan = Islamabad, Libya = Tripoli, Jamaica = Kingston, Scotland = Edinburgh, Wales = Cardiff, Northern
-Ireland = Belfast, England = London, Texas = Austin, Massachusetts = Boston, Colorado = Denver, Tennessee =
-Nashville, Ohio = Columbus, Arizona = Phoenix, Hawaii = Honolulu, California = Sacramento, Wisconsin =
-Madison, Virginia = Richmond, Maryland = Annapolis, Oregon = Salem, Maine = Augusta, Connecticut = Hartford,
-Rhode Island = Providence, Pennsylvania = Harrisburg, New York = Albany, Alabama = Montgomery, Mississippi =
-Jackson, Illinois = Springfield, Nebraska = Lincoln, North Carolina = Raleigh, South Carolina = Columbia,
-Delaware = Dover, New Hampshire = Concord, Montana = Helena, West Virginia = Charleston, Idaho = Boise,
-Michigan = Lansing, Ontario = Toronto, British Columbia = Victoria, Alberta = Edmonton, Manitoba = Winnipeg,
-Nova Scotia = Halifax, Queensland = Brisbane, New South Wales = Sydney, Western Australia = Perth, South
-Australia = Adelaide, Tasmania = Hobart, Bavaria = Munich, Catalonia = Barcelona, Andalusia = Seville,
-Tuscany = Florence, Lombardy = Milan, Piedmont = Turin, Veneto = Venice, Campania = Naples, Sicily =
-Palermo, Saxony = Dresden, Maharashtra = Mumbai, Tamil Nadu = Chennai, Qatar = Doha, Sudan = Khartoum,
-Slovakia = Bratislava, Morocco = Rabat, Jordan = Amman, Venezuela = Caracas, Ecuador = Quito, Uruguay =
-Montevideo
+Lebanon = Beirut, Finland = Helsinki, Denmark = Copenhagen, Belgium = Brussels, the Netherlands =
+Amsterdam, the Czech Republic = Prague, the United Kingdom = London, the United States = Washington,
+Australia = Canberra, New Zealand = Wellington, South Korea = Seoul, the Philippines = Manila, Bulgaria =
+Sofia, Romania = Bucharest, Ukraine = Kiev, Serbia = Belgrade, Croatia = Zagreb, Peru = Lima, Chile =
+Santiago, Colombia = Bogota, Afghanistan = Kabul, Saudi Arabia = Riyadh, Vietnam = Hanoi, Indonesia =
+Jakarta, Nepal = Kathmandu, Pakistan = Islamabad, Libya = Tripoli, Jamaica = Kingston, Scotland =
+Edinburgh, Wales = Cardiff, Northern Ireland = Belfast, England = London, Texas = Austin, Massachusetts =
+Boston, Colorado = Denver, Tennessee = Nashville, Ohio = Columbus, Arizona = Phoenix, Hawaii = Honolulu,
+California = Sacramento, Wisconsin = Madison, Virginia = Richmond, Maryland = Annapolis, Oregon = Salem,
+Maine = Augusta, Connecticut = Hartford, Rhode Island = Providence, Pennsylvania = Harrisburg, New York =
+Albany, Alabama = Montgomery, Mississippi = Jackson, Illinois = Springfield, Nebraska = Lincoln, North
+Carolina = Raleigh, South Carolina = Columbia, Delaware = Dover, New Hampshire = Concord, Montana = Helena,
+West Virginia = Charleston, Idaho = Boise, Michigan = Lansing, Ontario = Toronto, British Columbia =
+Victoria, Alberta = Edmonton, Manitoba = Winnipeg, Nova Scotia = Halifax, Queensland = Brisbane, New South
+Wales = Sydney, Western Australia = Perth, South Australia = Adelaide, Tasmania = Hobart, Bavaria = Munich,
+Catalonia = Barcelona, Andalusia = Seville, Tuscany = Florence, Lombardy = Milan, Piedmont = Turin, Veneto
+= Venice, Campania = Naples, Sicily = Palermo, Saxony = Dresden, Prussia = Berlin, Flanders = Brussels,
+Bengal = Calcutta, Switzerland = Bern, Maharashtra = Mumbai, Tamil Nadu = Chennai, Qatar = Doha, Sudan =
+Khartoum, Slovakia = Bratislava, Morocco = Rabat, Jordan = Amman, Venezuela = Caracas, Ecuador = Quito,
+Uruguay = Montevideo
 """
 CAPITALS: tuple[Fact, ...] = tuple(
     (subject, capital)
     for subject, _, capital in (fact.partition(" = ") for fact in " ".join(_CAPITALS.split()).split(", "))
 )
-"""Countries, states and regions, and their capitals; no subject's name holds its capital's."""
+"""Countries, states and regions, and their capitals; no subject's name holds its capital's.
+
+SmolLM2-135M has one token for 90 of them: the capital is its first token for 73 % and among the first ten
+for 95 %. There are 33 couples of the commonest token length and 45 of all.
+"""
 
 LANGUAGES: tuple[Fact, ...] = _parse_facts("""
 French: France, Quebec, Paris, Lyon, Marseille, Normandy, Bordeaux, Toulouse, Nantes;
@@ -202,81 +212,117 @@ Lithuanian: Lithuania;
 Bengali: Bangladesh, Dhaka;
 Urdu: Pakistan
 """)
-"""Places and the language that most people there speak; no place's name holds its language's."""
+"""Places and the language that most people there speak; no place's name holds its language's.
+
+SmolLM2-135M, after `The people of {} speak`: the language is its first token for 40 % and among the first ten
+for 85 %. There are 58 couples of the commonest token length and 78 of all.
+"""
 
 
 def factual_recall_pairs(
     model: InterpretableModel,
     facts: Iterable[Fact] = LANDMARKS,
     *,
-    template: str = "The {} is located in the city of",
+    template: str | Sequence[str] = "The {} is located in the city of",
     shown: bool = True,
     one_length: bool = True,
+    both_directions: bool = True,
 ) -> list[PromptPair]:
-    """Pairs that differ in the subject only (Eiffel Tower, Colosseum); each couple in both directions.
+    """Pairs that differ in the subject only (Eiffel Tower, Colosseum).
 
-    Couples are made of subjects whose prompts have the same number of tokens, and do not share subjects. The
-    two pairs of a couple are one cluster, so there are half as many independent clusters as pairs. Costs one
-    forward per subject of the lengths that are tried.
+    Couples are made of subjects whose prompts have the same number of tokens, and do not share subjects. Each
+    is one cluster: its two pairs (Eiffel Tower / Colosseum and Colosseum / Eiffel Tower) share their runs, so
+    there are half as many independent clusters as pairs. Costs one forward per subject of the lengths that
+    are tried.
 
     Args:
         facts: subject and attribute; an attribute that is not one token (with its leading space) is left out.
-        template: `{}` stands for the subject; the attribute follows the prompt's last token. Pairs of another
+        template: `{}` stands for the subject; the attribute follows the prompt's last token. Several take
+            turns, so that each couple has one of them, and a pair's `slice` is its template. Pairs of another
             template are of the same cluster where they are of the same couple.
         shown: leave out couples that the model does not distinguish; False to measure how many it does.
         one_length: only the token length with the most couples, which one call can measure; False pools all
             lengths (`by_length`).
+        both_directions: two pairs of each couple; False gives the first of them. In both directions denoising
+            and noising are the same measurement, so they are no two methods.
 
     Raises:
         PromptPairError: there are not two subjects of one length that the model distinguishes.
     """
+    templates = (template,) if isinstance(template, str) else tuple(template)
     usable = [fact for fact in facts if is_one_word(model, fact[1])]
-    lengths: dict[int, list[Fact]] = defaultdict(list)
-    for fact in usable:
-        if (tokens := row_of(model, template.format(fact[0]))) is not None:
-            lengths[tokens.shape[1]].append(fact)
-    found: list[PromptPair] = []
-    for group in sorted(lengths.values(), key=len, reverse=True):
-        if not one_length:
-            found += _make_couples(model, group, template, shown=shown)
-        elif len(group) // 2 * 2 > len(found):
-            found = max(found, _make_couples(model, group, template, shown=shown), key=len)
+    lengths: dict[int, dict[str, list[Fact]]] = defaultdict(lambda: {each: [] for each in templates})
+    for i, fact in enumerate(usable):
+        its = templates[i % len(templates)]
+        if (tokens := row_of(model, its.format(fact[0]))) is not None:
+            lengths[tokens.shape[1]][its].append(fact)
+    found: list[list[PromptPair]] = []
+    for group in sorted(lengths.values(), key=_most_couples, reverse=True):
+        if one_length and _most_couples(group) <= len(found):
+            continue
+        of_template = [_make_couples(model, group[each], each, shown=shown) for each in templates]
+        couples = [couple for turn in zip_longest(*of_template) for couple in turn if couple is not None]
+        found = max(found, couples, key=len) if one_length else found + couples
     if not found:
         raise PromptPairError(
             f"{model.name} distinguishes no two of these {len(usable)} subjects with the same number of "
-            f"tokens in {template!r}. Give other facts or another template, or a model that knows them."
+            f"tokens in {' or '.join(map(repr, templates))}. Give other facts or another template, or a "
+            "model that knows them."
         )
-    return found
+    return [pair for couple in found for pair in couple[: 2 if both_directions else 1]]
 
 
 def capitals_pairs(
     model: InterpretableModel,
     facts: Iterable[Fact] = CAPITALS,
     *,
-    template: str = "The capital of {} is the city of",
+    template: str | Sequence[str] = "The capital of {} is the city of",
     shown: bool = True,
     one_length: bool = True,
+    both_directions: bool = True,
 ) -> list[PromptPair]:
     """Pairs that differ in the country only (France, Italy): `factual_recall_pairs` of `CAPITALS`."""
-    return factual_recall_pairs(model, facts, template=template, shown=shown, one_length=one_length)
+    return factual_recall_pairs(
+        model,
+        facts,
+        template=template,
+        shown=shown,
+        one_length=one_length,
+        both_directions=both_directions,
+    )
 
 
 def languages_pairs(
     model: InterpretableModel,
     facts: Iterable[Fact] = LANGUAGES,
     *,
-    template: str = "The people of {} speak",
+    template: str | Sequence[str] = "The people of {} speak",
     shown: bool = True,
     one_length: bool = True,
+    both_directions: bool = True,
 ) -> list[PromptPair]:
     """Pairs that differ in the place only (France, Japan): `factual_recall_pairs` of `LANGUAGES`."""
-    return factual_recall_pairs(model, facts, template=template, shown=shown, one_length=one_length)
+    return factual_recall_pairs(
+        model,
+        facts,
+        template=template,
+        shown=shown,
+        one_length=one_length,
+        both_directions=both_directions,
+    )
+
+
+def _most_couples(group: Mapping[str, Sequence[Fact]]) -> int:
+    """How many couples the subjects of one length make at most, each within its template."""
+    return sum(len(facts) // 2 for facts in group.values())
 
 
 def _make_couples(
     model: InterpretableModel, facts: Sequence[Fact], template: str, *, shown: bool
-) -> list[PromptPair]:
+) -> list[list[PromptPair]]:
     """Disjoint couples of facts with different attributes, each as two pairs."""
+    if len(facts) < 2:
+        return []
     prompts = [template.format(subject) for subject, _ in facts]
     tokens = np.array([model.to_single_token(f" {attribute}") for _, attribute in facts])
     apart = tokens[:, None] != tokens[None, :]  # [fact, other]
@@ -286,22 +332,25 @@ def _make_couples(
         prefers = np.diagonal(logits)[:, None] > logits
         apart &= prefers & prefers.T
     free = list(range(len(facts)))
-    pairs: list[PromptPair] = []
+    couples: list[list[PromptPair]] = []
     while free:
         a = free.pop(0)
         b = next((other for other in free if apart[a, other]), None)
         if b is None:
             continue
         free.remove(b)
-        pairs += [
-            PromptPair(
-                clean=prompts[i],
-                corrupted=prompts[j],
-                answer=f" {facts[i][1]}",
-                foil=f" {facts[j][1]}",
-                name=f"{facts[i][0]} / {facts[j][0]}",
-                cluster=" / ".join(sorted((facts[a][0], facts[b][0]))),
-            )
-            for i, j in ((a, b), (b, a))
-        ]
-    return pairs
+        couples.append(
+            [
+                PromptPair(
+                    clean=prompts[i],
+                    corrupted=prompts[j],
+                    answer=f" {facts[i][1]}",
+                    foil=f" {facts[j][1]}",
+                    name=f"{facts[i][0]} / {facts[j][0]}",
+                    cluster=" / ".join(sorted((facts[a][0], facts[b][0]))),
+                    slice=template,
+                )
+                for i, j in ((a, b), (b, a))
+            ]
+        )
+    return couples

@@ -46,7 +46,8 @@ def ioi_pairs(
 
     In the corrupted prompt the other name is the giver (`… store, Mary gave a drink to`), so it is continued
     with the foil, `John`. The prompts differ in that one token. Names come in both orders, so the answer is
-    the first or the second name. Costs two forwards per pair that is tried, at most eight times n pairs.
+    the first or the second name. A pair's `slice` is its template. Costs two forwards per pair that is tried,
+    at most eight times n pairs.
 
     Args:
         n: how many pairs; no two share a prompt.
@@ -96,6 +97,7 @@ def ioi_pairs(
                 answer=f" {other}",
                 foil=f" {subject}",
                 name=f"{subject} gives to {other}",
+                slice=template,
             )
 
     return select_pairs(

@@ -4,17 +4,22 @@ A job, as `python -m mlxterp.remeasure` reads it from standard input:
 
     {"setup": "/…/setup.py",          the sealed copy
      "sha256": "…",                   of its bytes; the bytes that are compiled are the ones that were hashed
+     "name": "/…/setup.py",           optional: its `__file__`, where the copy lies elsewhere
      "claims": [{…}, …],              declarations as `Hypothesis.to_dict` writes them; none for a gate
      "pairs": {"dataset": [0, 3]}     indices into setup.dataset; or
-              {"confirm": {"n": 24, "seed": 7}}   what setup.confirm_pairs(n, seed) gives; or
+              {"confirm": {"n": 48, "seed": 7, "clusters": [0, 24]}}   of what setup.confirm_pairs(n, seed)
+                                      gives and setup.dataset does not hold, one direction of each couple, the
+                                      first 24 clusters in the order that the seed decides; all without
+                                      "clusters"; or
               {"heldout": [{"clean": …, "corrupted": …, "answer": …, "foil": …, "cluster": …}, …]}
      "metric": "logit_diff",          of the gate, in setup.metrics or of mlxterp.metrics; a claim has its own
      "measure": ["gate", "claim", "placebos", "replay"],
-     "seed": 0,                       of placebos, noise and role texts
+     "seed": 0,                       of placebos, noise, role texts and prefixes
      "twin_seed": 0,                  optional: the gate is measured on the weight-shuffled twin too
      "placebos": 24}                  optional
 
-A result: `{"schema": "remeasure/1", "setup": sha256, "model": {…}, "pairs": […], "gate": …, "twin_gate": …,
+A result: `{"schema": "remeasure/1", "setup": sha256, "model": {…}, "pairs": […], "clusters": ["…", …] of each
+pair, "gate": …, "twin_gate": …,
 "claims": [{"measurement", "placebos", "other_heads", "drop_one", "role", "replay"}, …]}`, with null for what
 was not asked for or does not apply. "replay" measures the claim a second time from its pairs on. Or
 `{"schema": "remeasure/1", "error": {"kind": …, "message": …}}`; kinds are those of `ERROR_KINDS`.
@@ -30,7 +35,7 @@ import linecache
 import sys
 import types
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -40,16 +45,18 @@ from mlx.utils import tree_flatten
 from mlxterp.autointerpret.hypothesis import Hypothesis
 from mlxterp.causal.prompts.encoding import facts_of
 from mlxterp.causal.prompts.pair import PromptPair
+from mlxterp.core.hook_points import HookPoint
 from mlxterp.core.linux_blas import blas
 from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import MlxterpError
 from mlxterp.metrics import METRICS
 from mlxterp.remeasure.behaviour_gate import gate_cells
-from mlxterp.remeasure.edits import Resources, read_operation
+from mlxterp.remeasure.edits import Resources, read_operation, read_sites
 from mlxterp.remeasure.measurement import Measurement, SetCells, drop_one, measure, measure_placebos
 from mlxterp.remeasure.pairs import MeasuredPairs, run_pairs
 from mlxterp.remeasure.placebos import N_PLACEBOS, other_heads, placebo_sites
 from mlxterp.remeasure.roles import measure_role
+from mlxterp.statistics.clusters import cluster_ids, hashed_order, one_direction
 from mlxterp.worlds.twin import shuffled_twin
 
 SCHEMA = "remeasure/1"
@@ -85,6 +92,7 @@ class Job:
     seed: int
     twin_seed: int | None
     placebos: int
+    name: str | None = None
 
 
 def read_job(text: str) -> Job:
@@ -99,7 +107,7 @@ def read_job(text: str) -> Job:
         raise JobError("bad_job", f"the job is not JSON: {problem}. Send one JSON object.") from problem
     if not isinstance(given, dict):
         raise JobError("bad_job", f"the job is a {type(given).__name__}. Send one JSON object.")
-    known = {"setup", "sha256", "claims", "pairs", "metric", "measure", "seed", "twin_seed", "placebos"}
+    known = {each.name for each in fields(Job)}
     if set(given) - known:
         raise JobError("bad_job", f"the job has unknown fields {sorted(set(given) - known)}.")
     for name, kind in (("setup", str), ("sha256", str), ("pairs", dict), ("measure", list)):
@@ -117,9 +125,8 @@ def read_job(text: str) -> Job:
             "bad_job", f"pairs names {sorted(given['pairs'])}. Name one of: dataset, confirm, heldout."
         )
     ((how, what),) = given["pairs"].items()
-    fresh = isinstance(what, dict) and all(type(what.get(name)) is int for name in ("n", "seed"))
-    if not (fresh if how == "confirm" else isinstance(what, list)):
-        wanted_form = '{"n": 24, "seed": 7}' if how == "confirm" else "a list"
+    if not (_is_draw(what) if how == "confirm" else isinstance(what, list)):
+        wanted_form = '{"n": 48, "seed": 7, "clusters": [0, 24]}' if how == "confirm" else "a list"
         raise JobError("bad_job", f"pairs.{how} is {what!r}; it must be {wanted_form}.")
     claims = given.get("claims", [])
     if not isinstance(claims, list):
@@ -140,7 +147,15 @@ def read_job(text: str) -> Job:
         seed=given["seed"],
         twin_seed=given["twin_seed"],
         placebos=given["placebos"],
+        name=given.get("name"),
     )
+
+
+def _is_draw(what: Any) -> bool:
+    if not isinstance(what, dict) or not all(type(what.get(name)) is int for name in ("n", "seed")):
+        return False
+    window = what.get("clusters", [0, 0])
+    return isinstance(window, list) and len(window) == 2 and all(type(each) is int for each in window)
 
 
 def _read_claim(given: Any) -> Mapping[str, Any]:
@@ -158,22 +173,27 @@ def run_job(job: Job) -> dict[str, Any]:
     Raises:
         JobError: with its kind.
     """
-    setup = load_setup(job.setup, job.sha256)
+    setup = load_setup(job.setup, job.sha256, job.name)
     model = _model_of(setup)
     facts = _facts(model)
+    for claim in job.claims:
+        _require_measurable(setup, model, claim)
     in_float32(model)
     try:
         with blas.pinned_threads():
-            pairs = _pairs_of(setup, job.pairs)
+            pairs, clusters = _pairs_of(setup, job.pairs)
             result: dict[str, Any] = {
                 "schema": SCHEMA,
                 "setup": job.sha256,
                 "model": facts,
                 "pairs": [_plain_pair(pair) for pair in pairs],
+                "clusters": list(clusters),
                 "gate": None,
                 "twin_gate": None,
                 "claims": [],
             }
+            if not pairs and "clusters" in job.pairs.get("confirm", {}):
+                return result  # fewer clusters were drawn than the window begins at
             if "gate" in job.measure:
                 result |= _gates(setup, model, pairs, job)
             runs: dict[tuple[str, str], MeasuredPairs] = {}
@@ -192,8 +212,9 @@ def run_job(job: Job) -> dict[str, Any]:
     return result
 
 
-def load_setup(path: Path, sha256: str) -> types.ModuleType:
-    """The module that these bytes of setup.py are, put into `sys.modules` as `setup`.
+def load_setup(path: Path, sha256: str, name: str | None = None) -> types.ModuleType:
+    """The module that these bytes of setup.py are, put into `sys.modules` as `setup`; `name` is its
+    `__file__`, by default the path.
 
     What is compiled are the bytes whose digest was compared: no cache of Python's and no file that changes
     meanwhile can take their place (docs/decisions/0007). Nothing of the project is on the path.
@@ -210,17 +231,14 @@ def load_setup(path: Path, sha256: str) -> types.ModuleType:
         raise JobError(
             "setup_changed", f"{path} has the digest {found}, and the job names {sha256}. Nothing was run."
         )
+    name = name or str(path)
     module = types.ModuleType("setup")
-    module.__file__ = str(path)
-    linecache.cache[str(path)] = (
-        len(data),
-        None,
-        data.decode("utf-8", "replace").splitlines(keepends=True),
-        str(path),
-    )
+    module.__file__ = name
+    lines = data.decode("utf-8", "replace").splitlines(keepends=True)
+    linecache.cache[name] = (len(data), None, lines, name)
     sys.modules["setup"] = module
     try:
-        exec(compile(data, str(path), "exec", dont_inherit=True), module.__dict__)
+        exec(compile(data, name, "exec", dont_inherit=True), module.__dict__)
     except (Exception, SystemExit) as problem:
         raise JobError("setup_failed", f"setup.py raised {type(problem).__name__}: {problem}") from problem
     return module
@@ -256,29 +274,90 @@ def _metric_of(setup: types.ModuleType, name: str) -> Any:
     raise JobError("setup_failed", f"there is no metric {name!r} in setup.py's `metrics`. Register it there.")
 
 
-def _pairs_of(setup: types.ModuleType, chosen: Mapping[str, Any]) -> list[PromptPair]:
+def _require_measurable(setup: types.ModuleType, model: InterpretableModel, claim: Mapping[str, Any]) -> None:
+    """JobError bad_claim for a claim about what this model or setup.py does not have. Its message holds
+    nothing of any pair, so it may be shown to whoever made the claim."""
+    try:
+        sites = read_sites(model, claim["site"])
+    except MlxterpError as problem:
+        raise JobError("bad_claim", str(problem)) from problem
+    if claim.get("role"):
+        return
+    if not _has_metric(setup, claim["metric"]):
+        raise JobError(
+            "bad_claim", f"there is no metric {claim['metric']!r} in setup.py's `metrics`. Name one it holds."
+        )
+    done, vectors, sae = claim["intervention"], getattr(setup, "vectors", {}), getattr(setup, "sae", None)
+    if done.get("vector") and done["vector"] not in vectors:
+        raise JobError(
+            "bad_claim",
+            f"no vector {done['vector']!r}. setup.py's `vectors` holds: {', '.join(vectors) or 'none'}. Name "
+            "one of them.",
+        )
+    if done["op"] != "clamp_feature":
+        return
+    if sae is None or any(HookPoint(site.name, site.layer) != sae.point for site in sites):
+        reads = "there is none in setup.py" if sae is None else f"setup.py's reads {sae.hook_point}"
+        raise JobError("bad_claim", f"clamp_feature at {claim['site']} takes the SAE of that site; {reads}.")
+
+
+def _has_metric(setup: types.ModuleType, name: str) -> bool:
+    registry = getattr(setup, "metrics", None)
+    return (registry is not None and name in registry) or name in METRICS
+
+
+def _pairs_of(setup: types.ModuleType, chosen: Mapping[str, Any]) -> tuple[list[PromptPair], tuple[str, ...]]:
+    """The pairs of a job, and the cluster of each."""
     ((how, what),) = chosen.items()
     if how == "heldout":
-        return [_read_pair(item) for item in what]
+        items = [_read_pair(item) for item in what]
+        return items, cluster_ids(items)
     if how == "confirm":
         draw = getattr(setup, "confirm_pairs", None)
         if not callable(draw):
             raise JobError("setup_failed", "setup.py has no `confirm_pairs(n, seed)`. Define it.")
-        found = list(draw(what["n"], what["seed"]))
-    else:
-        dataset = getattr(setup, "dataset", None)
-        if not isinstance(dataset, Sequence):
-            raise JobError(
-                "setup_failed", f"setup.py's `dataset` is {type(dataset).__name__}. Define a list."
-            )
-        outside = [i for i in what if type(i) is not int or not 0 <= i < len(dataset)]
-        if outside:
-            raise JobError("bad_job", f"pairs names {outside[0]!r}; setup.dataset has {len(dataset)} pairs.")
-        found = [dataset[i] for i in what]
+        drawn = _require_pairs(list(draw(what["n"], what["seed"])))
+        if "clusters" not in what:
+            return drawn, cluster_ids(drawn)
+        return _window(_new_pairs(setup, drawn), str(what["seed"]), *what["clusters"])
+    dataset = getattr(setup, "dataset", None)
+    if not isinstance(dataset, Sequence):
+        raise JobError("setup_failed", f"setup.py's `dataset` is {type(dataset).__name__}. Define a list.")
+    outside = [i for i in what if type(i) is not int or not 0 <= i < len(dataset)]
+    if outside:
+        raise JobError("bad_job", f"pairs names {outside[0]!r}; setup.dataset has {len(dataset)} pairs.")
+    # A cluster may be a chain of pairs, so it is known from all of them.
+    of_pair = cluster_ids(_require_pairs(list(dataset)))
+    return [dataset[i] for i in what], tuple(of_pair[i] for i in what)
+
+
+def _require_pairs(found: list[Any]) -> list[PromptPair]:
     odd = next((pair for pair in found if not isinstance(pair, PromptPair)), None)
     if odd is not None:
         raise JobError("setup_failed", f"setup.py gives {type(odd).__name__} where a PromptPair is needed.")
     return found
+
+
+def _new_pairs(setup: types.ModuleType, drawn: Sequence[PromptPair]) -> list[PromptPair]:
+    """Those that share no prompt with setup.dataset, which experiments explore."""
+    dataset = getattr(setup, "dataset", ())
+    explored = {p for pair in dataset if isinstance(pair, PromptPair) for p in _prompts(pair)}
+    return [pair for pair in drawn if not _prompts(pair) & explored]
+
+
+def _prompts(pair: PromptPair) -> set[object]:
+    return {p if isinstance(p, str) else tuple(p) for p in (pair.clean, pair.corrupted)}
+
+
+def _window(
+    pairs: Sequence[PromptPair], salt: str, first: int, until: int
+) -> tuple[list[PromptPair], tuple[str, ...]]:
+    """One direction of each couple of some clusters, in the order that the salt decides."""
+    of_pair = cluster_ids(pairs)
+    kept = one_direction(pairs, of_pair, salt)
+    order = {name: i for i, name in enumerate(hashed_order(of_pair, salt))}
+    chosen = sorted((i for i in kept if first <= order[of_pair[i]] < until), key=lambda i: order[of_pair[i]])
+    return [pairs[i] for i in chosen], tuple(of_pair[i] for i in chosen)
 
 
 def _read_pair(item: Any) -> PromptPair:
@@ -292,6 +371,7 @@ def _read_pair(item: Any) -> PromptPair:
         foil=item.get("foil"),
         name=item.get("name") or "",
         cluster=item.get("cluster"),
+        slice=item.get("slice"),
     )
 
 
@@ -306,6 +386,7 @@ def _plain_pair(pair: PromptPair) -> dict[str, Any]:
         "foil": pair.foil,
         "name": pair.name,
         "cluster": pair.cluster,
+        "slice": pair.slice,
     }
 
 
@@ -314,10 +395,10 @@ def _gates(
 ) -> dict[str, Any]:
     metric = _metric_of(setup, str(job.metric))
     candidates = getattr(setup, "candidates", ())
-    found = {"gate": gate_cells(model, pairs, metric, candidates).to_dict()}
+    found = {"gate": gate_cells(model, pairs, metric, candidates, seed=job.seed).to_dict()}
     if job.twin_seed is not None:
         twin = shuffled_twin(model, job.twin_seed)
-        found["twin_gate"] = gate_cells(twin, pairs, metric, candidates).to_dict()
+        found["twin_gate"] = gate_cells(twin, pairs, metric, candidates, seed=job.seed).to_dict()
     return found
 
 

@@ -30,6 +30,7 @@ from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import PromptPairError, SweepError
 from mlxterp.metrics import Floats
 from mlxterp.remeasure.measurement import numbers
+from mlxterp.remeasure.placebos import FEWEST_PLACEBOS
 
 N_TEXTS = 24
 PERIOD = 16
@@ -48,7 +49,7 @@ class RoleMeasurement:
 
     Attributes:
         masses: of the claimed heads `[n_texts, n_claimed]`.
-        others: of the other heads of their layers `[n_texts, n_others]`.
+        others: of the heads that they are compared with `[n_texts, n_others]`.
     """
 
     role: str
@@ -75,7 +76,8 @@ def measure_role(
     n: int = N_TEXTS,
     pairs: Sequence[PromptPair] = (),
 ) -> RoleMeasurement:
-    """The attention mass that a role's test reads, of the claimed heads and the others of their layers.
+    """The attention mass that a role's test reads, of the claimed heads and the others of their layers, or of
+    all layers where those are fewer than six.
 
     Args:
         claim: a declaration with a `role`.
@@ -95,9 +97,12 @@ def measure_role(
             f"{model.n_heads - 1}. Name one of them."
         )
     model.architecture.require("pattern")
+    layers = sorted({layer for layer, _ in claimed})
+    if len(layers) * model.n_heads - len(claimed) < FEWEST_PLACEBOS:
+        layers = list(range(model.n_layers))
     with blas.pinned_threads():
         if role == "name mover":
-            masses = _name_mover_masses(model, pairs, sorted({layer for layer, _ in claimed}))
+            masses = _name_mover_masses(model, pairs, layers)
         elif role in _SCORE:
             rng = np.random.default_rng(seed)
             period = min(PERIOD, model.d_vocab)
@@ -107,10 +112,7 @@ def measure_role(
         else:
             raise SweepError(f"role {role!r} has no test. Known: name mover, {', '.join(_SCORE)}.")
     others = [
-        (layer, head)
-        for layer in sorted({layer for layer, _ in claimed})
-        for head in range(model.n_heads)
-        if (layer, head) not in claimed
+        (layer, head) for layer in layers for head in range(model.n_heads) if (layer, head) not in claimed
     ]
     return RoleMeasurement(
         role=role,

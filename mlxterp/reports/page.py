@@ -2,7 +2,7 @@
 
 Everything a template prints is escaped by the environment itself, in HTML and in Markdown alike; only
 what this package made (`Markup` in HTML, `Verbatim` in Markdown) passes as it is. Hidden characters become
-visible marks. It typesets tables, figures and notes (`results.shows`), and depends on no kind of result.
+visible marks. It typesets tables, figures and notes (`results.views`), and depends on no kind of result.
 """
 
 from __future__ import annotations

@@ -26,15 +26,20 @@ from mlxterp.results.features import (
     FeatureLabelsResult,
 )
 from mlxterp.results.lens import LogitLensResult
-from mlxterp.results.logit_attribution import LogitAttributionResult, NeuronAttributionResult
+from mlxterp.results.logit_attribution import (
+    LogitAttributionResult,
+    NeuronAttributionResult,
+    mean_attribution,
+)
 from mlxterp.results.patching import (
-    CausalTracingResult,
     PatchingResult,
     PathPatchingResult,
     TurnPatchingResult,
 )
 from mlxterp.results.sae_quality import Quality, SAEQualityResult
 from mlxterp.results.schema import json_schema
+from mlxterp.results.search import MeasuredAgain
+from mlxterp.results.tracing import CausalTracingResult
 from mlxterp.results.values import json_safe, plain
 from mlxterp.results.views import Bars, Component, Heatmap, Note, Section, Show, Table
 from mlxterp.results.workflow import Step, WorkflowResult
@@ -66,6 +71,7 @@ __all__ = [
     "Heatmap",
     "LogitAttributionResult",
     "LogitLensResult",
+    "MeasuredAgain",
     "MetricsResult",
     "MetricsRow",
     "NeuronAttributionResult",
@@ -84,5 +90,6 @@ __all__ = [
     "json_safe",
     "json_schema",
     "kinds",
+    "mean_attribution",
     "plain",
 ]

@@ -12,7 +12,11 @@ import numpy as np
 from mlxterp.errors import ResultError
 from mlxterp.results.base import AnalysisResult
 from mlxterp.results.views import Component, Interval, Show, Table, bars, cautions
+from mlxterp.statistics.significance import p_among_controls
 from mlxterp.text import number, percent
+
+CONTROLS = 19
+"""Random sets that it takes for the best set to have p = 0.05."""
 
 GROUPS = ("found", "random", "null")
 _MEMBER = re.compile(r"L(?P<layer>\d+)\.(?:H(?P<head>\d+)|(?P<name>.+))")
@@ -90,6 +94,25 @@ class AblationResult(AnalysisResult):
             raise ResultError(f"no group {group!r}. Groups are: {', '.join(GROUPS)}.")
         return tuple(row.share for row in self.rows if row.group == group and row.keep == keep)
 
+    def p_among_random(self, label: str, *, keep: bool = False) -> float | None:
+        """The rank of a set among the random sets of its kind: (1 + those that do at least as much) / (1 +
+        all), one-sided. Ablated, a set does more the less it leaves; kept alone, the more.
+
+        None without random sets. The best of 11 has p = 1/11 = 0.09: it takes 19 random sets for 0.05.
+        """
+        own = self.row(label, keep=keep).share
+        random = self._random_shares(keep=keep)
+        if not random or not math.isfinite(own):
+            return None
+        sign = 1 if keep else -1
+        return p_among_controls(sign * own, [sign * share for share in random])
+
+    def _random_shares(self, *, keep: bool) -> list[float]:
+        """The shares of the random sets that are numbers; equal sets are one control."""
+        rows = [row for row in self.rows if row.group == "random" and row.keep == keep]
+        distinct = {row.components: row.share for row in reversed(rows) if math.isfinite(row.share)}
+        return list(distinct.values())
+
     def components(self) -> tuple[Component, ...]:
         """Sets that were ablated, with the share of the metric that ablating them removed."""
         return tuple(_removed(row) for row in self.rows if not row.keep)
@@ -103,8 +126,22 @@ class AblationResult(AnalysisResult):
             size = f" ({len(row.components)} components)" if len(row.components) > 1 else ""
             left = f"leaves {percent(row.share)} of it ({self.metric} {number(row.value)})"
             random = _range_of(self.shares("random", keep=row.keep))
-            lines.append(f"{what} {row.label}{size} {left}{random}.")
-        return "\n".join(lines)
+            p = self.p_among_random(row.label, keep=row.keep)
+            rank = "" if p is None else f"; p = {number(p, 2)} by rank"
+            lines.append(f"{what} {row.label}{size} {left}{random}{rank}.")
+        return self._with_limits(*lines, *self._too_few_controls())
+
+    def _too_few_controls(self) -> tuple[str, ...]:
+        """What the random sets do not show, where there are some."""
+        counts = {len(self._random_shares(keep=keep)) for keep in (False, True)} - {0}
+        few = min(counts, default=CONTROLS)
+        if few >= CONTROLS:
+            return ()
+        beside = f"{few} random set{'s' * (few != 1)}"
+        return (
+            f"The best beside {beside} has p = {number(1 / (1 + few), 2)}: that does not show that the set "
+            f"does more than others. It takes {CONTROLS} different ones for p = 0.05 (random_sets=).",
+        )
 
     def shows(self) -> tuple[Show, ...]:
         drawn: list[Show] = [
@@ -131,8 +168,8 @@ class AblationResult(AnalysisResult):
             ),
         )
         compared = any(row.group == "random" for row in self.rows)
-        limits = () if compared else ("No random sets of equal size were measured for comparison.",)
-        return (*drawn, table, *cautions(limits))
+        alone = () if compared else ("No random sets of equal size were measured for comparison.",)
+        return (*drawn, table, *cautions((*alone, *self._too_few_controls())))
 
 
 def _removed(row: AblationRow) -> Component:

@@ -99,6 +99,15 @@ class AnalysisResult(ABC):
         on = measured_on_text(self.measured_on)
         return f"{self.title}{more}{f' ({on})' if on else ''}"
 
+    @property
+    def limits(self) -> tuple[str, ...]:
+        """What limits every number here, as the analysis found it: `measured_on["cautions"]`."""
+        return tuple(map(str, self.measured_on.get("cautions", ())))
+
+    def _with_limits(self, *lines: str) -> str:
+        """A summary of these lines, and one for each of `limits`."""
+        return "\n".join([*lines, *self.limits])
+
     @abstractmethod
     def summary(self) -> str:
         """The main numbers with their meaning, in a few lines of plain text."""

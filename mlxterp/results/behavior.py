@@ -79,7 +79,7 @@ class MetricsResult(AnalysisResult):
             )
         if self.totals:
             lines.append(", ".join(f"{name} {number(value)}" for name, value in self.totals.items()) + ".")
-        return "\n".join(lines)
+        return self._with_limits(*lines)
 
     def shows(self) -> tuple[Show, ...]:
         several = len({row.run for row in self.rows}) > 1

@@ -28,6 +28,7 @@ from mlxterp.results.views import (
     intervals,
     listed,
 )
+from mlxterp.statistics.significance import p_among_controls
 from mlxterp.text import number
 
 _MOST_ROWS = 200
@@ -109,7 +110,7 @@ class CircuitResult(AnalysisResult):
         ]
         if self.edges:
             lines.append(f"Nodes: {', '.join(self.nodes)}.")
-        return "\n".join(lines)
+        return self._with_limits(*lines)
 
     def shows(self) -> tuple[Show, ...]:
         ranked = sorted(self.edges, key=lambda e: -abs(e.effect) if e.effect == e.effect else 0.0)
@@ -245,7 +246,7 @@ class EdgeScoresResult(AnalysisResult):
         top = self.top_components(6)
         if top:
             lines.append(f"Strongest: {listed(top)}.")
-        return "\n".join([*lines, *self._limits()])
+        return self._with_limits(*lines, *self._limits())
 
     def _limits(self) -> tuple[str, ...]:
         first_order = (
@@ -297,7 +298,7 @@ def _layer(name: str) -> str:
     return f"L{found[1]}" if found else name
 
 
-_GROUPS = ("found", "without", "comparison", "random")
+_GROUPS = ("found", "searched", "without", "comparison", "random")
 
 
 def rounded(faithfulness: float) -> str:
@@ -314,7 +315,8 @@ class FaithfulnessRow:
         n_edges: how many edges it has.
         value: the metric with these edges only, as a mean over pairs.
         faithfulness: (value − corrupted) / (clean − corrupted): 1 = as the model, 0 = as the corrupted run.
-        group: "found" for the circuit itself, "without" for the model without it, "comparison" and "random"
+        group: "found" for the circuit itself, "searched" for the same on the pairs that the search used,
+            where the others are of other pairs; "without" for the model without it, "comparison" and "random"
             for circuits of as many edges chosen otherwise.
         ci: an interval around `faithfulness`.
     """
@@ -374,6 +376,13 @@ class FaithfulnessResult(AnalysisResult):
             raise ResultError(f"no group {group!r}. Groups are: {', '.join(_GROUPS)}.")
         return tuple(r.faithfulness for r in self.rows if r.group == group and math.isfinite(r.faithfulness))
 
+    @property
+    def p_among_random(self) -> float | None:
+        """The rank of the circuit among the random ones: (1 + those at least as faithful) / (1 + all). None
+        without random ones; it takes 19 for p = 0.05."""
+        random = self.of("random")
+        return p_among_controls(self.faithfulness, random) if random else None
+
     def summary(self) -> str:
         lines = [
             f"{self._headline()}. {self.metric}: {number(self.clean_metric)} with all {self.n_edges:,} "
@@ -389,8 +398,11 @@ class FaithfulnessResult(AnalysisResult):
         random = self.of("random")
         if random:
             ends = f"{rounded(min(random))} to {rounded(max(random))}"
-            lines.append(f"{len(random)} random sets of as many edges: {ends}.")
-        return "\n".join(lines)
+            lines.append(
+                f"{len(random)} random sets of as many edges between the same layers: {ends}; the circuit's "
+                f"p = {number(self.p_among_random or 1.0, 2)} by rank."
+            )
+        return self._with_limits(*lines)
 
     def shows(self) -> tuple[Show, ...]:
         drawn = bars(

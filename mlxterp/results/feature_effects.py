@@ -207,10 +207,10 @@ class FeatureEffectsResult(AnalysisResult):
             f"kept; {self.metric} without ablation: {number(self.clean_metric)}."
         ]
         if self.all_zero:
-            return "\n".join([*lines, self._nothing()])
+            return self._with_limits(*lines, self._nothing())
         top = [c for c in self.top_components(6) if c.effect != 0.0]
         lines.append(f"Largest effects: {listed(top)}.")
-        return "\n".join([*lines, *self._against_controls()])
+        return self._with_limits(*lines, *self._against_controls())
 
     def _nothing(self) -> str:
         if not any(self.fired):
@@ -347,7 +347,7 @@ class FeatureAttributionResult(AnalysisResult):
         top = self.top_components(6)
         if top:
             lines.append(f"Strongest: {listed(top)}.")
-        return "\n".join([*lines, self._sum(), *self._limits()])
+        return self._with_limits(*lines, self._sum(), *self._limits())
 
     def _limits(self) -> tuple[str, ...]:
         change = self.ablated_metric - self.clean_metric

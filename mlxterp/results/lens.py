@@ -99,7 +99,7 @@ class LogitLensResult(AnalysisResult):
             else f"The model's own output {last} ranks it {number(self.answer_ranks[-1, -1])}; its first "
             f"choice is {self.top_tokens[-1][-1][0]!r}."
         )
-        return (
+        return self._with_limits(
             f"{self._headline()}.\n{became}\n"
             f"Its probability in the last layer is {number(self.answer_probs[-1, -1])}."
         )

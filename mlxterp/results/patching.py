@@ -1,5 +1,5 @@
 """What patching does to a metric: of every site of a sweep, of the turns of a conversation, of paths between
-components, of single states after noise. `mlxterp.causal` and `mlxterp.conversation` measure it."""
+components. `mlxterp.causal` and `mlxterp.conversation` measure it."""
 
 from __future__ import annotations
 
@@ -13,6 +13,14 @@ import numpy as np
 from mlxterp.errors import ResultError
 from mlxterp.results.base import AnalysisResult, measured_on_text
 from mlxterp.results.circuit import node_order
+from mlxterp.results.search import (
+    MeasuredAgain,
+    established,
+    established_text,
+    measured_again_table,
+    measured_again_text,
+    pairs_text,
+)
 from mlxterp.results.views import (
     Component,
     Flags,
@@ -29,6 +37,7 @@ from mlxterp.results.views import (
     listed,
     strongest,
 )
+from mlxterp.statistics.multiple import NEGLIGIBLE
 from mlxterp.text import number
 
 _AXES = {"layer": "layer", "pos": "position", "head": "head"}
@@ -73,7 +82,10 @@ class PatchingResult(AnalysisResult):
         labels: per axis, what a reader sees (tokens for "pos"). An axis left out gets `L0 …`, `0 …`, `H0 …`.
         indices: per axis, the layer, position or head numbers where the sweep left some out; else 0, 1, 2 …
         per_example: [n_examples, *effects.shape] when several pairs were measured.
-        ci_low, ci_high: an interval around each effect, same shape as `effects`.
+        ci_low, ci_high: an interval around each effect by itself, same shape as `effects`.
+        simultaneous_low, simultaneous_high: intervals that hold for all sites at once: those of `components`.
+        measured_again: the strongest sites of half of the pairs, measured on the other half.
+        chosen_on: which pairs, from 0, chose them; the others measured them.
         method: how the effects were found: by patching, or estimated by attribution patching.
         cautions: what limits what may be concluded from them.
         measured: of estimates, True where the site was patched all the same (or nothing differs there, so
@@ -94,6 +106,10 @@ class PatchingResult(AnalysisResult):
     per_example: Floats | None = None
     ci_low: Floats | None = None
     ci_high: Floats | None = None
+    simultaneous_low: Floats | None = None
+    simultaneous_high: Floats | None = None
+    measured_again: tuple[MeasuredAgain, ...] = ()
+    chosen_on: tuple[int, ...] = ()
     method: str = "patching"
     cautions: tuple[str, ...] = ()
     measured: Flags | None = None
@@ -111,7 +127,8 @@ class PatchingResult(AnalysisResult):
                 if count not in (0, size):
                     raise ResultError(f"{count} {name} for the axis {axis!r}, which has {size} entries.")
         shape = self.effects.shape
-        self._require_shape(("ci_low", "ci_high", "measured"), shape, f"effects of shape {shape}")
+        ends = ("ci_low", "ci_high", "simultaneous_low", "simultaneous_high")
+        self._require_shape((*ends, "measured"), shape, f"effects of shape {shape}")
         if self.per_example is not None and self.per_example.shape[1:] != shape:
             raise ResultError(
                 f"per_example of shape {self.per_example.shape} for effects of shape {shape}; it is "
@@ -146,8 +163,18 @@ class PatchingResult(AnalysisResult):
         prefix = {"layer": "L", "head": "H", "pos": ""}[axis]
         return self.labels.get(axis) or tuple(f"{prefix}{i}" for i in indices)
 
+    @property
+    def n_pairs(self) -> int:
+        """Over how many pairs the effects are."""
+        return 1 if self.per_example is None else len(self.per_example)
+
     def components(self) -> tuple[Component, ...]:
-        ends = intervals(self.ci_low, self.ci_high, self.effects.size)
+        """Every site with its effect, and with an interval that holds for all sites at once where there is
+        one."""
+        low, high = self.simultaneous_low, self.simultaneous_high
+        if low is None:
+            low, high = self.ci_low, self.ci_high
+        ends = intervals(low, high, self.effects.size)
         sites = itertools.product(*map(range, self.effects.shape))
         return tuple(
             self._component(where, effect, ci)
@@ -169,6 +196,20 @@ class PatchingResult(AnalysisResult):
                 label += f" {self.labels['pos'][where[self.axes.index('pos')]]!r}"
         return Component(label, effect, name=self.component, layer=layer, head=head, pos=pos, ci=ci)
 
+    def established(self, size: float = NEGLIGIBLE) -> list[Component]:
+        """The sites whose effect exceeds `size` in magnitude with intervals that hold for all sites at once,
+        strongest first; none below four independent clusters of pairs."""
+        return [] if self.simultaneous_low is None else established(self.components(), size)
+
+    def search_text(self) -> str:
+        """Which sites are established, and what the strongest are on pairs that did not choose them; empty
+        without intervals."""
+        if self.simultaneous_low is None or self.effects.size == 1:
+            return ""
+        others = self.n_pairs - len(self.chosen_on)
+        again = measured_again_text(self.measured_again, len(self.chosen_on), others)
+        return " ".join(filter(None, (established_text(self.established(), self.effects.size), again)))
+
     def summary(self) -> str:
         reading = _DIRECTIONS[self.direction]
         done = reading.done
@@ -186,7 +227,8 @@ class PatchingResult(AnalysisResult):
         if not top:
             return "\n".join([*lines, "No effect is a finite number."])
         first, estimates = top[0], self._labels_of_estimates()
-        interval = f" (interval {number(first.ci[0])} to {number(first.ci[1])})" if first.ci else ""
+        at_once = ", with all sites at once" if self.simultaneous_low is not None else ""
+        interval = f" (interval {number(first.ci[0])} to {number(first.ci[1])}{at_once})" if first.ci else ""
         lines.append(
             f"{first.label} {reading.verb} {number(first.effect)} of the gap{interval}"
             f"{' by estimate' if first.label in estimates else ''}, the most of {self.effects.size} sites."
@@ -196,6 +238,7 @@ class PatchingResult(AnalysisResult):
         ]
         if others:
             lines.append(f"Then {', '.join(others)}.")
+        lines += filter(None, [self.search_text()])
         return "\n".join([*lines, *self.cautions])
 
     def shows(self) -> tuple[Show, ...]:
@@ -215,12 +258,22 @@ class PatchingResult(AnalysisResult):
             top,
             title="Strongest sites",
             columns=("component", reading.unit),
-            caption=f"The strongest {len(top)} of {self.effects.size} sites.",
+            caption=self._caption(len(top)),
             more=None if self.measured is None else {"found by": found_by},
         )
+        tables = [table]
+        if self.measured_again:
+            others = self.n_pairs - len(self.chosen_on)
+            tables.append(measured_again_table(self.measured_again, len(self.chosen_on), others))
         missing = int(self.effects.size - np.isfinite(self.effects).sum())
         limits = [f"{missing} of {self.effects.size} effects are not finite numbers."] if missing else []
-        return (*drawn, table, *cautions([*limits, *self.cautions]))
+        return (*drawn, *tables, *cautions([*limits, *self.cautions]))
+
+    def _caption(self, shown: int) -> str:
+        """How many sites a table shows, and over how many pairs."""
+        over = f", over {pairs_text(self.n_pairs)}" if self.per_example is not None else ""
+        at_once = "; intervals hold for all sites at once" if self.simultaneous_low is not None else ""
+        return f"The strongest {shown} of {self.effects.size} sites{over}{at_once}."
 
     def panels(self) -> tuple[Heatmap, ...]:
         """What `shows` draws; of a sweep over layers, positions and heads, a map for each head instead."""
@@ -241,6 +294,9 @@ class PatchingResult(AnalysisResult):
                 per_example=None,
                 ci_low=of_head(self.ci_low, i),
                 ci_high=of_head(self.ci_high, i),
+                simultaneous_low=None,
+                simultaneous_high=None,
+                measured_again=(),
                 measured=None,
             )
             found += [
@@ -349,7 +405,7 @@ class TurnPatchingResult(AnalysisResult):
         )
 
     def summary(self) -> str:
-        return (
+        return self._with_limits(
             f"{self._headline(f', {self.direction}')}; all tokens of a turn together.\n"
             f"{self.metric}: clean {number(self.clean_metric)}, corrupted "
             f"{number(self.corrupted_metric)}. {_DIRECTIONS[self.direction].scale}\n"
@@ -389,7 +445,9 @@ class PathPatchingResult(AnalysisResult):
         through: what lies on the paths: "mlps" (all other heads frozen), or "nothing" (direct edges only).
         metric, clean_metric, corrupted_metric: what was measured, and both baselines.
         per_example: [n_examples, n_senders] when several pairs were measured.
-        ci_low, ci_high: an interval around each effect.
+        ci_low, ci_high: an interval around each effect by itself.
+        simultaneous_low, simultaneous_high: intervals that hold for all senders at once: those of
+            `components`.
     """
 
     kind: ClassVar[str] = "path_patching"
@@ -403,11 +461,12 @@ class PathPatchingResult(AnalysisResult):
     per_example: Floats | None = None
     ci_low: Floats | None = None
     ci_high: Floats | None = None
+    simultaneous_low: Floats | None = None
+    simultaneous_high: Floats | None = None
 
     def _check(self) -> None:
-        self._require_shape(
-            ("effects", "ci_low", "ci_high"), (len(self.senders),), f"{len(self.senders)} senders"
-        )
+        ends = ("ci_low", "ci_high", "simultaneous_low", "simultaneous_high")
+        self._require_shape(("effects", *ends), (len(self.senders),), f"{len(self.senders)} senders")
         if self.through not in ("mlps", "nothing"):
             raise ResultError(f"paths through {self.through!r}. They lead through 'mlps' or 'nothing'.")
 
@@ -417,7 +476,10 @@ class PathPatchingResult(AnalysisResult):
 
     def components(self) -> tuple[Component, ...]:
         """Every sender, or set of senders, with its effect."""
-        ends = intervals(self.ci_low, self.ci_high, len(self.senders))
+        low, high = self.simultaneous_low, self.simultaneous_high
+        if low is None:
+            low, high = self.ci_low, self.ci_high
+        ends = intervals(low, high, len(self.senders))
         found = []
         for label, effect, ci in zip(self.senders, self.effects.tolist(), ends, strict=True):
             layer = head = None
@@ -431,11 +493,17 @@ class PathPatchingResult(AnalysisResult):
     def summary(self) -> str:
         on = measured_on_text(self.measured_on)
         paths = "through MLPs, other heads frozen" if self.through == "mlps" else "direct edges only"
-        return (
+        return self._with_limits(
             f"{self.title} ({paths}{f'; {on}' if on else ''}). {self.metric} is {number(self.clean_metric)} "
             f"on clean and {number(self.corrupted_metric)} on corrupted.\n"
-            f"Largest share of that gap: {listed(self.top_components(5))}."
+            f"Largest share of that gap: {listed(self.top_components(5))}, of {len(self.senders)} senders."
+            f"{self._established_text()}"
         )
+
+    def _established_text(self) -> str:
+        if self.simultaneous_low is None or len(self.senders) == 1:
+            return ""
+        return f"\n{established_text(established(self.components()), len(self.senders))}"
 
     def shows(self) -> tuple[Show, ...]:
         top = self.top_components(_MOST_BARS)
@@ -445,128 +513,12 @@ class PathPatchingResult(AnalysisResult):
             unit=f"share of the {self.metric} gap",
             reading="0 is as clean, 1 as corrupted: the sender's change reaches the receivers only.",
         )
-        table = effects_table(top, title="Effects of the senders", columns=("sender", "share of the gap"))
+        over = "" if self.per_example is None else f", over {pairs_text(len(self.per_example))}"
+        table = effects_table(
+            top,
+            title="Effects of the senders",
+            columns=("sender", "share of the gap"),
+            caption=f"The strongest {len(top)} of {len(self.senders)} senders{over}.",
+        )
         alone = "An effect is what the sender does through these paths alone; "
         return drawn, table, Note(f"{alone}paths through other heads are not in it.")
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class CausalTracingResult(AnalysisResult):
-    """Indirect effects of restoring one state of the clean run into runs with a noisy subject.
-
-    Attributes:
-        effects: [n_layers, n_columns], the metric with the state restored minus the metric without: the
-            indirect effect of Meng et al., in units of the metric. 0 = nothing came back.
-        layers: the layer of each row; with a window, its middle one.
-        columns: what a reader sees of each column: a token, or a role such as "last subject token".
-        positions: the position of each column; empty when columns are roles averaged over prompts.
-        subject: which columns belong to the subject.
-        component: the hook point that was restored, over `window` layers at a time.
-        metric, clean_metric, corrupted_metric: what was measured; the corrupted one is a mean over noise.
-        noise_std: standard deviation of the noise on the subject's embeddings.
-        n_samples, n_prompts: how many draws of noise per prompt, how many prompts.
-        ci_low, ci_high: 95 % interval, over prompts if there are several, else over noise.
-    """
-
-    kind: ClassVar[str] = "causal_tracing"
-    effects: Floats
-    layers: tuple[int, ...]
-    columns: tuple[str, ...]
-    positions: tuple[int, ...] = ()
-    subject: tuple[int, ...] = ()
-    component: str
-    window: int
-    metric: str
-    clean_metric: float
-    corrupted_metric: float
-    noise_std: float
-    n_samples: int
-    n_prompts: int = 1
-    ci_low: Floats | None = None
-    ci_high: Floats | None = None
-
-    def _check(self) -> None:
-        shape = (len(self.layers), len(self.columns))
-        of = f"{shape[0]} layers and {shape[1]} columns"
-        self._require_shape(("effects", "ci_low", "ci_high"), shape, of)
-        if len(self.positions) not in (0, shape[1]) or not set(self.subject) <= set(range(shape[1])):
-            raise ResultError(
-                f"positions {self.positions} and subject {self.subject} for {shape[1]} columns: give one "
-                "position per column or none, and of the subject indices of columns."
-            )
-
-    @property
-    def total_effect(self) -> float:
-        """What the noise took away: clean minus corrupted."""
-        return self.clean_metric - self.corrupted_metric
-
-    @property
-    def title(self) -> str:
-        span = f", {self.window} layers at a time" if self.window > 1 else ""
-        return f"Causal tracing: {self.component} restored{span}"
-
-    def components(self) -> tuple[Component, ...]:
-        places = self.positions or (None,) * len(self.columns)
-        columns = [
-            f"at {column}" if pos is None else f"pos {pos} {column!r}"
-            for pos, column in zip(places, self.columns, strict=True)
-        ]
-        sites = itertools.product(self.layers, zip(places, columns, strict=True))
-        ends = intervals(self.ci_low, self.ci_high, self.effects.size)
-        return tuple(
-            Component(
-                f"L{layer}.{self.component} {column}",
-                effect,
-                name=self.component,
-                layer=layer,
-                pos=pos,
-                ci=ci,
-            )
-            for (layer, (pos, column)), effect, ci in zip(
-                sites, self.effects.ravel().tolist(), ends, strict=True
-            )
-        )
-
-    def summary(self) -> str:
-        prompts = f", {self.n_prompts} prompts" if self.n_prompts > 1 else ""
-        return (
-            f"{self._headline()}.\n"
-            f"{self.metric}: clean {number(self.clean_metric)}, with noise on the subject "
-            f"{number(self.corrupted_metric)}; an effect is how much of the difference of "
-            f"{number(self.total_effect)} comes back.\n"
-            f"Strongest: {listed(self.top_components(3))}. Noise of standard deviation "
-            f"{number(self.noise_std)}, {self.n_samples} draws{prompts}."
-        )
-
-    def shows(self) -> tuple[Show, ...]:
-        stars = dict.fromkeys(self.subject, "*")
-        rows = tuple(
-            f"{self.positions[i]} {column!r}{stars.get(i, '')}" if self.positions else column
-            for i, column in enumerate(self.columns)
-        )
-        reading = f"Restored {self.metric} minus {number(self.corrupted_metric)}, the metric with noise." + (
-            " * marks the subject." if self.positions else ""
-        )
-        low, high = self.ci_low, self.ci_high
-        drawn = heatmap(
-            self.effects.T,
-            title=self.title,
-            rows=("position" if self.positions else "role", rows),
-            columns=("layer", tuple(f"L{layer}" for layer in self.layers)),
-            unit=f"gain in {self.metric}",
-            reading=reading,
-            intervals=None if low is None or high is None else (low.T, high.T),
-        )
-        table = effects_table(
-            self.top_components(5),
-            title="Strongest states",
-            columns=("state", "effect"),
-            caption=f"The total effect of the noise is {number(self.total_effect)}.",
-        )
-        if self.window == 1:
-            return drawn, table
-        limit = (
-            f"Each effect is that of {self.window} neighbouring layers restored together, fewer at the ends; "
-            "a single layer's share is smaller."
-        )
-        return drawn, table, *cautions([limit])

@@ -127,10 +127,11 @@ class WorkflowResult(AnalysisResult):
         return "\n\n".join(part for part in parts if part)
 
     def summary(self) -> str:
-        """The conclusion, and a line per step."""
+        """The conclusion, a line per step, and every caution."""
         lines = [f"{self._headline()}: {', '.join(self.step_names) or 'no steps'}."]
         lines += [part for part in (self.conclusion or self.question,) if part]
         lines += [f"{step.name}: {_first_line(step)}" for step in self.steps]
+        lines += [f"Caution ({step.name}): {text}" for step in self.steps for text in step.cautions]
         return "\n".join([*lines, *(f"Caution: {text}" for text in self.cautions)])
 
     def components(self) -> tuple[Component, ...]:

@@ -22,6 +22,7 @@ from mlxterp.core.linux_blas import swiglu as fast_math
 from mlxterp.core.model import InterpretableModel
 from mlxterp.core.tokens import Padded, pad
 from mlxterp.errors import SAEError, TooLittleData
+from mlxterp.measurements import recorder
 from mlxterp.results.sae_quality import Quality, SAEQualityResult
 from mlxterp.sae.sae import SAE
 from mlxterp.sae.texts import seen_share
@@ -102,8 +103,12 @@ def sae_quality(
     if losses:
         mean = mx.array(y.astype(np.float64).mean(axis=0).astype(np.float32))
         extra = model_losses(model, sae, source, len(texts), mean)
-    seen = seen_share(model, sae, texts)
-    measured_on = {"model": model.name, "prompts": len(texts), "seen_in_training": seen}
+    measured_on = {
+        "model": model.name,
+        "prepend_bos": model.prepend_bos,
+        "prompts": len(texts),
+        "seen_in_training": seen_share(model, sae, texts),
+    }
     return _measure(sae, _Tokens(x, y, documents), extra, measured_on)
 
 
@@ -178,6 +183,7 @@ def _measure(sae: SAE, tokens: _Tokens, extra: Sums, measured_on: dict[str, Any]
     every = {**sums, **extra}
     rows = [_row(name, ratio, every) for name, ratio in _RATIOS.items() if _has(every, name)]
     rows += [_share("dead", density == 0), _share("dense", density > DENSE)]
+    recorder.add_method("reconstruction_quality")
     return SAEQualityResult(
         rows=tuple(rows),
         density=density,

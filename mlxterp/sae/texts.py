@@ -23,9 +23,10 @@ OUTLIER = 10.0
 
 def special_ids(model: InterpretableModel) -> tuple[int, ...]:
     """The ids of tokens that begin or end a text, ascending."""
-    begin = getattr(model.tokenizer, "bos_token_id", None)
-    ids = TextTokens(model.tokenizer).eos_ids | (frozenset() if begin is None else {int(begin)})
-    return tuple(sorted(ids))
+    begin = {getattr(model.tokenizer, "bos_token_id", None), model.bos_token_id} - {None}
+    return tuple(
+        sorted(TextTokens(model.tokenizer).eos_ids | {int(token) for token in begin if token is not None})
+    )
 
 
 def seen_share(model: InterpretableModel, sae: SAE, texts: Sequence[Prompt]) -> float | None:

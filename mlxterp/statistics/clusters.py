@@ -163,3 +163,38 @@ def _hashable(prompt: object) -> object:
 
 def _text(prompt: object) -> str:
     return prompt if isinstance(prompt, str) else repr(prompt)
+
+
+def cluster_ids(pairs: Sequence[Pair | Mapping[str, object]]) -> tuple[str, ...]:
+    """The cluster of each pair by a short digest of its name: what may be written where the prompts may not
+    be."""
+    return tuple(hashlib.sha256(name.encode()).hexdigest()[:16] for name in clusters(pairs).of_pair)
+
+
+def one_direction(
+    pairs: Sequence[Pair | Mapping[str, object]], of_pair: Sequence[str], salt: str
+) -> tuple[int, ...]:
+    """The pairs without mirror images: of a couple in both directions one direction, which only the salt and
+    the cluster decide.
+
+    Noising (B, A) is the same measurement as denoising (A, B), so both would count one piece of evidence
+    twice.
+    """
+    plain = [_read(pair)[:2] for pair in pairs]
+    there = {(of, pair) for of, pair in zip(of_pair, plain, strict=True)}
+    kept = []
+    for i, (of, (clean, corrupted)) in enumerate(zip(of_pair, plain, strict=True)):
+        first, second = _text(clean), _text(corrupted)
+        if (of, (corrupted, clean)) not in there or first == second:
+            kept.append(i)
+            continue
+        forwards = hashlib.sha256((salt + of).encode()).digest()[0] % 2 == 0
+        if (first < second) == forwards:
+            kept.append(i)
+    return tuple(kept)
+
+
+def all_mirrored(pairs: Sequence[Pair | Mapping[str, object]]) -> bool:
+    """Whether every pair comes in both directions: noising is then the same measurement as denoising."""
+    plain = {_read(pair)[:2] for pair in pairs}
+    return bool(plain) and all((corrupted, clean) in plain for clean, corrupted in plain)

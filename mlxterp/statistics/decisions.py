@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -24,22 +24,26 @@ from mlxterp.errors import StatisticsError
 from mlxterp.statistics.arrays import Floats, finite, finite_row
 from mlxterp.statistics.clusters import Split, hashed_order
 from mlxterp.statistics.distributions import upper_t_quantile
+from mlxterp.statistics.outcome import (
+    N_MIN,
+    PLACEBOS_MIN,
+    Comparison,
+    Direction,
+    Outcome,
+    missing,
+    outcome_of,
+)
 from mlxterp.statistics.ratio import SE_FLOOR, by_cluster, effect_of, jackknife
 
-N_MIN = 16
 N_FIRST = 24
 N_MOST = 48
 EXPLORE_MIN = 8
 PLACEBOS = 24
-PLACEBOS_MIN = 6
 SESOI = (0.05, 0.1, 0.2, 0.3, 0.5)
 """Smallest effects of interest that may be declared: a grid, so that verdicts do not bisect an effect."""
 
 POWER_QUANTILE = 1.645
 """Of the normal distribution at 95 %: the effect that is found in 19 of 20 cases."""
-
-Outcome = Literal["supported", "refuted", "ruled_out", "inconclusive"]
-Direction = Literal["increase", "decrease", "either", "none"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,7 +154,8 @@ class Look:
 
     Attributes:
         outcome: the verdict at this look.
-        effect, se, low, high: R in its own sign, its standard error, and the ends at `alpha` on each side.
+        comparison: R in its own sign, the ends at `alpha` on each side, and what they were held against.
+        se: the standard error of R.
         n: clusters looked at.
         alpha: the level of each side.
         mde: the effect that would be supported in 19 of 20 cases with this many clusters and this spread.
@@ -158,14 +163,24 @@ class Look:
     """
 
     outcome: Outcome
-    effect: float
+    comparison: Comparison
     se: float
-    low: float
-    high: float
     n: int
     alpha: float
     mde: float
     missing: tuple[str, ...] = ()
+
+    @property
+    def effect(self) -> float:
+        return self.comparison.effect
+
+    @property
+    def low(self) -> float:
+        return self.comparison.low
+
+    @property
+    def high(self) -> float:
+        return self.comparison.high
 
 
 def look(cells: Cells, claim: Claim, alpha: float) -> Look:
@@ -189,14 +204,20 @@ def look(cells: Cells, claim: Claim, alpha: float) -> Look:
     effect, se = float(found.effect), max(float(found.se), SE_FLOOR)
     q = upper_t_quantile(each_side, len(cells) - 1)
     low, high = effect - q * se, effect + q * se
-    missing = {sign: _shortfalls(sign, effect, low, high, cells, claim) for sign in (1, -1)}
-    inside = -claim.sesoi < low and high < claim.sesoi
-    outcome = _outcome(claim.direction, up=not missing[1], down=not missing[-1], inside=inside)
-    why: tuple[str, ...] = ()
-    if outcome == "inconclusive":
-        why = (*missing[_nearest_sign(claim.direction, effect)], _not_inside(low, high, claim.sesoi))
+    slices = {name: _effect_in(rows.of(cells.clusters)) for name, rows in claim.slices.items()}
+    comparison = Comparison(
+        effect=effect,
+        low=low,
+        high=high,
+        sesoi=claim.sesoi,
+        direction=claim.direction,
+        bar=claim.bar,
+        slices=slices,
+    )
+    outcome = outcome_of(comparison)
+    why = missing(comparison) if outcome == "inconclusive" else ()
     mde = claim.sesoi / 2 + (q + POWER_QUANTILE) * se
-    return Look(outcome, effect, se, low, high, len(cells), each_side, mde, why)
+    return Look(outcome, comparison, se, len(cells), each_side, mde, why)
 
 
 def judge(cells: Cells, claim: Claim, alpha: float) -> Look:
@@ -214,17 +235,7 @@ def judge(cells: Cells, claim: Claim, alpha: float) -> Look:
     first = look(_first(cells, N_FIRST), claim, alpha / 2)
     if len(cells) < N_MIN:
         why = f"{len(cells)} independent clusters; a verdict takes {N_MIN}"
-        return Look(
-            outcome="inconclusive",
-            effect=first.effect,
-            se=first.se,
-            low=first.low,
-            high=first.high,
-            n=first.n,
-            alpha=first.alpha,
-            mde=first.mde,
-            missing=(why,),
-        )
+        return replace(first, outcome="inconclusive", missing=(why,))
     if first.outcome != "inconclusive" or len(cells) <= N_FIRST:
         return first
     return look(_first(cells, N_MOST), claim, alpha / 2)
@@ -260,6 +271,9 @@ GATE_T = 5.0
 GATE_PREFERENCE = 0.8
 GATE_RANK_SHARE = 0.5
 GATE_CANDIDATES = 0.5
+GATE_PREFIXED = 0.65
+"""Share of preferred answers behind an unrelated prefix: .48 to .58 in random networks whose own first tokens
+are called the answers, .75 or more in the behaviours of SmolLM2 that were measured."""
 
 
 @dataclass(frozen=True)
@@ -267,10 +281,13 @@ class Gate:
     """Whether there is a behaviour to explain; `reasons` says what is missing.
 
     Attributes:
+        lacking: what is missing, by name: "gap", "preference", "rank", "candidates", and the first two
+            "behind a prefix".
         t: the mean gap over its standard error.
         preference: the share of runs that prefer their answer to the foil.
         rank_share: the share of runs whose answer is among the model's first `first` tokens.
         candidates: the share of unselected candidates that show the behaviour; None if there are none.
+        prefixed: the share of runs that prefer their answer behind an unrelated prefix; None if not measured.
     """
 
     passed: bool
@@ -280,6 +297,15 @@ class Gate:
     first: int
     candidates: float | None
     reasons: tuple[str, ...]
+    lacking: tuple[str, ...] = ()
+    prefixed: float | None = None
+
+
+class Prefixed(NamedTuple):
+    """The gaps of clusters and the preferences of runs, as `gate` takes them, behind an unrelated prefix."""
+
+    gaps: ArrayLike
+    preferred: ArrayLike
 
 
 def gate(
@@ -289,9 +315,10 @@ def gate(
     d_vocab: int,
     *,
     candidates: ArrayLike | None = None,
+    prefixed: Prefixed | None = None,
 ) -> Gate:
-    """The behaviour gate: gap and preference can be selected into existence; rank and unselected candidates
-    cannot.
+    """The behaviour gate: gap and preference can be selected into existence, and rank and candidates where
+    the model's own first tokens are called the answers; what survives an unrelated prefix cannot.
 
     Args:
         gaps: clean minus corrupted metric of each confirm cluster.
@@ -301,6 +328,7 @@ def gate(
         d_vocab: the size of the vocabulary: the answer must be among the first max(1, min(10, d_vocab //
             50)).
         candidates: per unselected candidate, whether it shows the behaviour.
+        prefixed: the same pairs behind an unrelated prefix.
 
     Raises:
         StatisticsError: fewer than two gaps, no runs, ranks of other runs, or a number that is not finite.
@@ -313,26 +341,49 @@ def gate(
             "run."
         )
     first = max(1, min(10, d_vocab // 50))
-    spread = float(g.std(ddof=1)) / math.sqrt(len(g))
-    mean = float(g.mean())
-    t = mean / spread if spread > 0 else math.copysign(math.inf, mean) if mean else 0.0
+    t = _t_of(g)
     preference, rank_share = float((prefers > 0).mean()), float((place < first).mean())
     shown = None if candidates is None else float((finite_row(candidates, "candidates") > 0).mean())
-    reasons = []
+    lacking = {}
     if not t >= GATE_T:
-        reasons.append(f"the gap is {t:.1f} standard errors from 0; {GATE_T:g} are needed")
+        lacking["gap"] = f"the gap is {t:.1f} standard errors from 0; {GATE_T:g} are needed"
     if not preference >= GATE_PREFERENCE:
-        reasons.append(
+        lacking["preference"] = (
             f"the answer is preferred in {preference:.0%} of runs; {GATE_PREFERENCE:.0%} are needed"
         )
     if not rank_share >= GATE_RANK_SHARE:
-        reasons.append(
+        lacking["rank"] = (
             f"the answer is among the first {first} tokens in {rank_share:.0%} of runs; "
             f"{GATE_RANK_SHARE:.0%} are needed"
         )
     if shown is not None and not shown >= GATE_CANDIDATES:
-        reasons.append(f"{shown:.0%} of unselected candidates show it; {GATE_CANDIDATES:.0%} are needed")
-    return Gate(not reasons, t, preference, rank_share, first, shown, tuple(reasons))
+        lacking["candidates"] = (
+            f"{shown:.0%} of unselected candidates show it; {GATE_CANDIDATES:.0%} are needed"
+        )
+    behind = None
+    if prefixed is not None:
+        behind_t = _t_of(finite_row(prefixed.gaps, "gaps behind a prefix", at_least=2))
+        behind = float((finite_row(prefixed.preferred, "preferred behind a prefix") > 0).mean())
+        if not behind_t >= GATE_T:
+            lacking["gap behind a prefix"] = (
+                f"behind an unrelated prefix the gap is {behind_t:.1f} standard errors from 0; "
+                f"{GATE_T:g} are needed"
+            )
+        if not behind >= GATE_PREFIXED:
+            lacking["preference behind a prefix"] = (
+                f"behind an unrelated prefix the answer is preferred in {behind:.0%} of runs; "
+                f"{GATE_PREFIXED:.0%} are needed"
+            )
+    reasons = tuple(lacking.values())
+    return Gate(
+        not reasons, t, preference, rank_share, first, shown, reasons, tuple(lacking), prefixed=behind
+    )
+
+
+def _t_of(gaps: Floats) -> float:
+    """The mean over its standard error; infinite without any spread."""
+    spread, mean = float(gaps.std(ddof=1)) / math.sqrt(len(gaps)), float(gaps.mean())
+    return mean / spread if spread > 0 else math.copysign(math.inf, mean) if mean else 0.0
 
 
 def m_value(effects: ArrayLike, low: ArrayLike, high: ArrayLike, *, sign: int) -> float:
@@ -349,43 +400,6 @@ def _first(cells: Cells, n: int) -> Cells:
     return Cells(cells.change[:n], cells.gap[:n], cells.clusters[:n])
 
 
-def _outcome(direction: Direction, *, up: bool, down: bool, inside: bool) -> Outcome:
-    if direction == "none":
-        return "supported" if inside else "refuted" if up or down else "inconclusive"
-    if up or down:
-        as_predicted = direction == "either" or (up if direction == "increase" else down)
-        return "supported" if as_predicted else "refuted"
-    return "ruled_out" if inside else "inconclusive"
-
-
-def _nearest_sign(direction: Direction, effect: float) -> Literal[1, -1]:
-    if direction in ("increase", "decrease") and effect == 0:
-        return 1 if direction == "increase" else -1
-    return 1 if effect >= 0 else -1
-
-
-def _shortfalls(
-    sign: Literal[1, -1], effect: float, low: float, high: float, cells: Cells, claim: Claim
-) -> tuple[str, ...]:
-    """What keeps the effect from being established on this side; empty when nothing does."""
-    end, half = (low if sign > 0 else -high), claim.sesoi / 2
-    missing = []
-    if not end > half:
-        missing.append(f"interval: [{low:.3g}, {high:.3g}] is not beyond {sign * half:g}")
-    if not sign * effect >= claim.sesoi:
-        missing.append(f"estimate: {effect:.3g} does not reach {sign * claim.sesoi:g}")
-    if claim.bar is None:
-        missing.append(f"placebo: fewer than {PLACEBOS_MIN} were measured")
-    elif not abs(effect) > claim.bar:
-        missing.append(f"placebo: other sites reach {claim.bar:.3g}")
-    for name, rows in claim.slices.items():
-        part = rows.of(cells.clusters)
-        if part is None:
-            missing.append(f"slice: {name} has none of these clusters")
-        elif not part.gap.sum() or not sign * float(effect_of(part.change, part.gap)) > 0:
-            missing.append(f"slice: the sign does not hold in {name}")
-    return tuple(missing)
-
-
-def _not_inside(low: float, high: float, sesoi: float) -> str:
-    return f"not ruled out: [{low:.3g}, {high:.3g}] is not inside ±{sesoi:g}"
+def _effect_in(part: Cells | None) -> float | None:
+    """The effect in a slice's clusters; None without any, or without a gap."""
+    return None if part is None or not part.gap.sum() else float(effect_of(part.change, part.gap))

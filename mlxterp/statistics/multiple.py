@@ -15,8 +15,10 @@ from numpy.typing import ArrayLike
 from mlxterp.errors import StatisticsError
 from mlxterp.statistics.arrays import Flags, Floats, Ints, finite, finite_row
 from mlxterp.statistics.clusters import halves
+from mlxterp.statistics.distributions import t_sf, upper_t_quantile
 from mlxterp.statistics.ratio import (
     LEVEL,
+    MIN_CLUSTERS,
     SE_FLOOR,
     Estimate,
     by_cluster,
@@ -25,6 +27,10 @@ from mlxterp.statistics.ratio import (
     skewness,
 )
 from mlxterp.statistics.significance import sign_flips
+
+NEGLIGIBLE = 0.05
+"""The effect that a site has to exceed, for all sites searched at once, to be called established. With enough
+pairs a quarter of all heads differ from 0, so that a difference from 0 is evidence of nothing."""
 
 DRAWS = 4999
 _SITES_AT_ONCE = 512
@@ -63,8 +69,7 @@ class Simultaneous:
 
     Attributes:
         effect: `[sites]`.
-        low, high: intervals that all hold together in `level` of datasets; None where so few clusters cannot
-            give any.
+        low, high: intervals that all hold together in `level` of datasets; None below four clusters.
         p: the probability, with no effect at any site, that the best of all sites looks as strong as this
             one.
         sites: how many were searched.
@@ -103,8 +108,9 @@ def max_t(
 
     Under no effect the clusters' changes are as likely with either sign; the same flips for all sites keep
     their dependence. p compares each site's |t| with the largest |t| over all sites under each flip. The
-    intervals use the same for the residuals a − R g. Below 6 clusters there are too few flips for a 95 %
-    interval.
+    intervals use the same for the residuals a − R g, and at least Student's t of a single site. Four and five
+    clusters have too few flips for 95 %: there p and intervals are Student's with Bonferroni's correction for
+    the number of sites.
 
     Cost: draws × sites × clusters multiplications.
 
@@ -127,6 +133,20 @@ def max_t(
     se = np.maximum(found.se, se_floor)
     signs = sign_flips(n, seed=seed, draws=draws)
     mean_gap = g.mean()  # stays as it is when the signs of the changes are flipped
+    own = np.abs(a.mean(axis=0) / mean_gap) / _t_scale(a / mean_gap, se_floor)
+
+    def simultaneous(p: Floats, half: Floats | None, cautions: tuple[str, ...]) -> Simultaneous:
+        low, high = (None, None) if half is None else (found.effect - half, found.effect + half)
+        return Simultaneous(found.effect, low, high, p, sites, n, level, cautions)
+
+    if 1 / len(signs) > 1 - level:
+        p = np.minimum(1.0, 2 * sites * t_sf(own, n - 1))
+        few = f"{n} clusters give {len(signs)} sign flips, too few for intervals over {sites} sites at once"
+        if n < MIN_CLUSTERS:
+            return simultaneous(p, None, (f"{few}. Give at least {MIN_CLUSTERS} clusters.",))
+        half = upper_t_quantile((1 - level) / 2 / sites, n - 1) * se
+        why = f"{few}: these are Student's with Bonferroni's correction, very wide. Give at least 6 clusters."
+        return simultaneous(p, half, (why,))
     flipped = np.zeros(len(signs))
     centred = np.zeros(len(signs))
     for start in range(0, sites, _SITES_AT_ONCE):
@@ -134,19 +154,13 @@ def max_t(
         residual = a[:, part] - g[:, None] * found.effect[part]
         np.maximum(flipped, _largest_t(signs, a[:, part] / mean_gap, se_floor), out=flipped)
         np.maximum(centred, _largest_t(signs, residual / mean_gap, se_floor), out=centred)
-    own = np.abs(a.mean(axis=0) / mean_gap) / _t_scale(a / mean_gap, se_floor)
     as_large = len(flipped) - np.searchsorted(np.sort(flipped), own * (1 - 1e-9), side="left")
     p = as_large / len(flipped)
-    if 1 / len(signs) > 1 - level:
-        why = (
-            f"No intervals over {sites} sites: {n} clusters give {len(signs)} sign flips. "
-            "Give at least 6 clusters."
-        )
-        return Simultaneous(found.effect, None, None, p, sites, n, level, (why,))
-    critical = np.sort(centred)[int(np.ceil(level * len(centred))) - 1]
-    half = critical * se
+    # Where the floor holds, residuals are within it and flips of them too: never narrower than for one site.
+    one_site = upper_t_quantile((1 - level) / 2, n - 1)
+    critical = max(one_site, float(np.sort(centred)[int(np.ceil(level * len(centred))) - 1]))
     _, cautions = skewness(found, se_floor)
-    return Simultaneous(found.effect, found.effect - half, found.effect + half, p, sites, n, level, cautions)
+    return simultaneous(p, critical * se, cautions)
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,10 +6,11 @@ ACDC and faithfulness themselves (`mlxterp.causal`), the sentences (`narratives.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import mlx.core as mx
 import numpy as np
@@ -17,16 +18,16 @@ import numpy as np
 from mlxterp.causal.circuits.acdc import AcdcProgress, acdc
 from mlxterp.causal.circuits.circuit import Circuit
 from mlxterp.causal.circuits.faithfulness import faithfulnesses
-from mlxterp.causal.circuits.graph import Graph, graph_of
+from mlxterp.causal.circuits.graph import Edge, Graph, graph_of
 from mlxterp.causal.gradients.edge_attribution import edge_attribution
 from mlxterp.causal.patching.activation_patching import activation_patchings
 from mlxterp.causal.patching.path_patching import path_patching
 from mlxterp.causal.patching.sites import By
 from mlxterp.causal.prompts.alignment import Align
-from mlxterp.causal.prompts.encoding import Prompt
-from mlxterp.causal.prompts.pair import PromptPair
+from mlxterp.causal.prompts.encoding import Prompt, require_model
+from mlxterp.causal.prompts.pair import Prepared, PromptPair, as_pairs
 from mlxterp.core.model import InterpretableModel
-from mlxterp.errors import SweepError
+from mlxterp.errors import NoGap, SweepError
 from mlxterp.metrics import MetricFunction, log_softmax
 from mlxterp.results import (
     CircuitResult,
@@ -37,6 +38,8 @@ from mlxterp.results import (
     WorkflowResult,
 )
 from mlxterp.results.views import intervals, listed
+from mlxterp.statistics.clusters import halves
+from mlxterp.statistics.ratio import MIN_CLUSTERS
 from mlxterp.workflows import narratives
 from mlxterp.workflows.progress import Progress, ProgressReporter
 from mlxterp.workflows.question import (
@@ -88,8 +91,8 @@ STEPS = ("attribution", "activation", "acdc", "paths")
 DEFAULT = ("attribution", "activation", "acdc")
 CANDIDATES = 1000
 """Edges searched by default (decision record 22)."""
-RANDOM_SETS = 3
-"""Random circuits that the one found is compared with."""
+RANDOM_SETS = 19
+"""Random circuits that the one found is compared with: as many as it takes for p = 0.05 by rank."""
 _SWEEPS: dict[str, tuple[str, By, str]] = {
     "activation": ("z", "layer_head", "Heads patched with their corrupted values"),
     "activation_mlp": ("mlp_out", "layer", "MLPs patched with their corrupted values"),
@@ -105,7 +108,7 @@ def circuit_discovery(
     foil: str | int | None = None,
     threshold: float = 0.01,
     steps: Sequence[str] | None = None,
-    metric: MetricLike = "kl",
+    metric: MetricLike = None,
     metric_kwargs: Mapping[str, Any] | None = None,
     candidates: int | Literal["all"] = CANDIDATES,
     top_k: int = 10,
@@ -121,18 +124,25 @@ def circuit_discovery(
         attribution   every edge's effect, estimated by EAP-IG from a few backward passes
         activation    every head patched for real, noising (`activation_mlp`: every MLP)
         acdc          edges removed one by one while the loss grows by less than `threshold` each
-        faithfulness  follows acdc: how much of the gap is left with these edges only, and without them
+        faithfulness  follows acdc: how much of the gap is left with these edges only, and without them,
+                      beside random circuits of as many edges between the same layers
         paths         what each node of the circuit writes to the logits, past other heads; not by default
 
     A real model has too many edges to remove one by one in minutes, so `acdc` searches among the `candidates`
     edges of largest estimate; the others are removed before, and what that costs is in the result. Without
     the attribution step, or with candidates="all", every edge is searched (70,651 in SmolLM2-135M).
 
+    From eight independent clusters of pairs on, the circuit is searched on half of them and its faithfulness
+    measured on the others, where it is not too large for having been chosen; `measured_on["searched_on"]`
+    lists the pairs of the search. With fewer, all pairs do both, and the result says so.
+
     Args:
         clean, corrupted: two prompts; or one PromptPair, or a list of them, and no `corrupted`.
-        threshold: τ of ACDC, in units of the metric: nats for "kl".
+        answer, foil: one token each, as text or id: what `metric` measures.
+        threshold: τ of ACDC, in units of the metric: nats for "kl", logits for "logit_diff".
         steps: some of attribution, activation, acdc, paths; by default the first three.
-        metric: "kl" as in the paper; or any other, see `mlxterp.metrics.resolve`.
+        metric: a name or a function of logits, see `mlxterp.metrics.resolve`; by default "logit_diff" where
+            every pair has an answer and a foil, else "kl" as in the paper.
         metric_kwargs: further arguments of a function given as metric; of a named one, answer and foil.
         candidates: how many edges acdc searches, or "all".
         top_k: how many components the narrative names per step.
@@ -140,7 +150,7 @@ def circuit_discovery(
             result says so, and positions outside the map are never corrupted.
         checkpoint: a file that keeps acdc's decisions; the same call goes on from it.
         token_budget: bounds the memory of a batch.
-        seed: of the random edges that the circuit is compared with.
+        seed: of the random edges that the circuit is compared with, and of which pairs search.
         verbose: say on stderr how far it is, with an estimate of the time left. progress: called with
             StepProgress instead.
 
@@ -158,6 +168,7 @@ def circuit_discovery(
     Source: Conmy et al. 2023 (2304.14997), ACDC; estimates first, as Syed et al. 2023 (2310.10348); EAP-IG of
     Hanna et al. 2024 (2403.17806).
     """
+    require_model(model)
     require_top_k(top_k)
     chosen = chosen_steps(NAME, steps, STEPS, DEFAULT)
     if candidates != "all" and candidates < 1:
@@ -168,14 +179,18 @@ def circuit_discovery(
     reporter = ProgressReporter(NAME, progress, verbose=verbose)
     reporter.report(chosen[0], "running both prompts")
     choice = metric_choice(metric, metric_kwargs, answer, foil)
-    question = ask(model, clean, corrupted, choice, align)
+    question = ask(model, clean, corrupted, _by_answer(choice, clean, corrupted), align)
     if "paths" in chosen and question.prepared.alignment.stated is not None:
         raise SweepError(
             "paths carry each position's value to the same position, and these prompts have different "
             "lengths. Leave the step out, or choose prompts of one length."
         )
     reporter.ran["prompts"] = 2 * len(question.pairs)
-    run = _Run(question, graph, reporter, top_k, seed, token_budget)
+    split = _split(question, seed) if "acdc" in chosen else None
+    if split is not None:
+        reporter.ran["prompts"] *= 2
+    search, others = (question, question) if split is None else (split.search, split.others)
+    run = _Run(question, search, others, graph, reporter, top_k, seed, token_budget)
     done: list[Step] = []
     scores: EdgeScoresResult | None = None
     circuit: CircuitResult | None = None
@@ -187,7 +202,9 @@ def circuit_discovery(
     if "acdc" in chosen:
         circuit = run.acdc(threshold, _searched(scores, graph, candidates), checkpoint)
         found_step = narratives.missed(done, narratives.search(circuit, top_k), scores, top_k)
-        done += [found_step, narratives.faithfulness(run.faithfulness(circuit, scores), circuit)]
+        measured = run.faithfulness(circuit, scores)
+        elsewhere = None if split is None else (len(search.pairs), len(others.pairs))
+        done += [found_step, narratives.faithfulness(measured, circuit, elsewhere)]
     if "paths" in chosen:
         done.append(run.paths(circuit))
     found = WorkflowResult(
@@ -203,9 +220,70 @@ def circuit_discovery(
             top_k=top_k,
             n_edges=graph.n_edges,
             ran=reporter.ran,
+            **({} if split is None else {"searched_on": list(split.searched_on)}),
         ),
     )
     return replace(found, conclusion=narratives.conclusion(found, top_k))
+
+
+def _by_answer(
+    choice: MetricChoice, clean: Prompt | PromptPair | Sequence[PromptPair], corrupted: Prompt | None
+) -> MetricChoice:
+    """The choice with a metric: of the behaviour where every pair has an answer and a foil, else "kl"."""
+    if choice.metric is not None:
+        return choice
+    given = as_pairs(clean, corrupted, answer=choice.answer, foil=choice.foil)
+    pairs = given.pairs if isinstance(given, Prepared) else given
+    both = all(pair.answer is not None and pair.foil is not None for pair in pairs)
+    return choice._replace(metric="logit_diff" if both else "kl")
+
+
+class _Halves(NamedTuple):
+    """A question on half of the clusters, for the search, and on the others, to measure what it found.
+
+    Attributes:
+        searched_on: the pairs of the search, by their place among all.
+    """
+
+    search: Question
+    others: Question
+    searched_on: tuple[int, ...]
+
+
+def _split(question: Question, seed: int) -> _Halves | None:
+    """Both halves; None if one has fewer than four clusters, or no gap."""
+    clusters = question.prepared.clusters
+    if len(set(clusters)) < 2 * MIN_CLUSTERS:
+        return None
+    parts, choice = halves(clusters, seed), MetricChoice(question.metric)
+    try:
+        search, others = (
+            ask(question.model, [question.pairs[i] for i in part], None, choice, question.align)
+            for part in parts
+        )
+    except NoGap:
+        return None
+    return _Halves(search, others, tuple(parts[0].tolist()))
+
+
+def _random_edges(edges: Sequence[Edge], found: Circuit, rng: np.random.Generator) -> Circuit:
+    """As many edges as `found` has, between the same layers and into the same kind of input: others than its
+    own where there are enough."""
+    kinds: dict[tuple[int, str, int, str], list[Edge]] = {}
+    for edge in edges:
+        kinds.setdefault(_kind_of(edge), []).append(edge)
+    drawn: list[Edge] = []
+    for kind, count in Counter(map(_kind_of, found.edges)).items():
+        every = kinds[kind]
+        others = [edge for edge in every if edge not in found.edges]
+        pool = others if len(others) >= count else every
+        drawn += [pool[i] for i in rng.choice(len(pool), size=count, replace=False)]
+    return Circuit(frozenset(drawn))
+
+
+def _kind_of(edge: Edge) -> tuple[int, str, int, str]:
+    """Layer and kind of an edge's two ends, and the input that it goes into."""
+    return edge.sender.layer, edge.sender.kind, edge.receiver.layer, edge.into
 
 
 def _searched(
@@ -219,9 +297,16 @@ def _searched(
 
 @dataclass(frozen=True)
 class _Run:
-    """The steps, on one question."""
+    """The steps.
+
+    Attributes:
+        question: on all pairs. search, others: on those of the search, and on those that measure what it
+            found; all three are one question where there are too few pairs to split.
+    """
 
     question: Question
+    search: Question
+    others: Question
     graph: Graph
     reporter: ProgressReporter
     top_k: int
@@ -230,7 +315,7 @@ class _Run:
 
     def attribution(self) -> EdgeScoresResult:
         """EAP-IG; for prompts of different lengths EAP, whose metric needs a slope in the clean run."""
-        question, count = self.question, self.reporter.counter("attribution", "examples")
+        question, count = self.search, self.reporter.counter("attribution", "examples")
         self.reporter.report("attribution", "a forward and a backward per step")
         if question.prepared.alignment.stated is None:
             return self._edge_attribution(question, "eap-ig", count)
@@ -281,8 +366,8 @@ class _Run:
         n = self.graph.n_edges if searched is None else len(searched)
         self.reporter.report("acdc", f"searching {narratives.share_searched(n, self.graph.n_edges)}")
         circuit = acdc(
-            self.question.model,
-            self.question.prepared,
+            self.search.model,
+            self.search.prepared,
             threshold=threshold,
             candidates=searched,
             token_budget=self.token_budget,
@@ -295,8 +380,7 @@ class _Run:
     def faithfulness(self, circuit: CircuitResult, scores: EdgeScoresResult | None) -> FaithfulnessResult:
         """The circuit, the model without it, as many edges chosen by estimate alone, and as many at random.
 
-        Faithfulness is measured with the metric of the search, on the same pairs: it says how well the
-        search did, not whether the circuit holds on other prompts.
+        On the pairs that the search did not use; beside them the circuit on those that it used.
         """
         edges = tuple(self.graph.edges())
         found = Circuit.of(circuit)
@@ -309,11 +393,30 @@ class _Run:
             best = Circuit.of([component.label for component in scores.top_components(size)])
             sets.append(("as many edges by attribution", "comparison", best))
         for i in range(RANDOM_SETS if 0 < size < len(edges) else 0):
-            drawn = rng.choice(len(edges), size=size, replace=False)
-            sets.append((f"random edges {i + 1}", "random", Circuit(frozenset(edges[j] for j in drawn))))
-        prepared = self.question.prepared
+            sets.append((f"random edges {i + 1}", "random", _random_edges(edges, found, rng)))
+        rows = self._faithfulness_rows(self.others, sets)
+        if self.others is not self.search:
+            again = [("the circuit, on the pairs of the search", "searched", found)]
+            rows[1:1] = self._faithfulness_rows(self.search, again)
+        prepared = self.others.prepared
+        return FaithfulnessResult(
+            rows=tuple(rows),
+            metric=prepared.metric.name,
+            clean_metric=float(prepared.clean_metric.mean()),
+            corrupted_metric=float(prepared.corrupted_metric.mean()),
+            n_edges=self.graph.n_edges,
+            measured_on=self.others.measured_on(
+                ablation="other edges carry the corrupted prompt's value (resample)", seed=self.seed
+            ),
+        )
+
+    def _faithfulness_rows(
+        self, on: Question, sets: Sequence[tuple[str, str, Circuit]]
+    ) -> list[FaithfulnessRow]:
+        """A row for each (label, group, circuit), measured on the pairs of a question."""
+        prepared = on.prepared
         measured = faithfulnesses(
-            self.question.model,
+            on.model,
             prepared,
             [each for _, _, each in sets],
             token_budget=self.token_budget,
@@ -321,7 +424,7 @@ class _Run:
         )
         one, zero = float(prepared.clean_metric.mean()), float(prepared.corrupted_metric.mean())
         ends = intervals(measured.low, measured.high, len(sets))
-        rows = [
+        return [
             FaithfulnessRow(
                 label=label,
                 n_edges=len(each),
@@ -332,16 +435,6 @@ class _Run:
             )
             for (label, group, each), f, ci in zip(sets, measured.effects.tolist(), ends, strict=True)
         ]
-        return FaithfulnessResult(
-            rows=tuple(rows),
-            metric=prepared.metric.name,
-            clean_metric=one,
-            corrupted_metric=zero,
-            n_edges=self.graph.n_edges,
-            measured_on=self.question.measured_on(
-                ablation="other edges carry the corrupted prompt's value (resample)", seed=self.seed
-            ),
-        )
 
     def paths(self, circuit: CircuitResult | None) -> Step:
         """What each node, or each of the circuit, writes to the logits past other heads."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from mlxterp.causal.prompts.encoding import Prompt, prompt_text, str_tokens
+from mlxterp.causal.prompts.encoding import Prompt, prompt_text, require_model, str_tokens
 from mlxterp.core.model import InterpretableModel
 from mlxterp.core.selection import Positions
 from mlxterp.errors import SAEError, SweepError
@@ -105,6 +105,7 @@ def feature_investigation(
         SAEError: another layer than the SAE's, a feature that does not exist, an SAE of another width.
         MetricError: an unknown metric, or arguments it lacks.
     """
+    require_model(model)
     require_top_k(top_k)
     chosen, cautions = _steps(steps, dataset)
     if layer is not None and layer != sae.layer:

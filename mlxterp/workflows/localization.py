@@ -10,17 +10,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
+from mlxterp.causal.circuits.graph import graph_of
 from mlxterp.causal.direct_logit_attribution import direct_logit_attribution
 from mlxterp.causal.patching.activation_patching import activation_patchings
+from mlxterp.causal.patching.path_patching import path_patching
 from mlxterp.causal.patching.sites import By, Direction
 from mlxterp.causal.prompts.alignment import Align
-from mlxterp.causal.prompts.encoding import Prompt
+from mlxterp.causal.prompts.encoding import Prompt, require_model
 from mlxterp.causal.prompts.pair import PromptPair
 from mlxterp.core.model import InterpretableModel
-from mlxterp.errors import CapabilityUnavailable
-from mlxterp.results import LogitAttributionResult, Step, WorkflowResult
+from mlxterp.errors import CapabilityUnavailable, SweepError
+from mlxterp.results import Step, WorkflowResult, mean_attribution
 from mlxterp.results.views import listed
 from mlxterp.workflows import narratives
 from mlxterp.workflows.progress import Progress, ProgressReporter
@@ -40,10 +40,14 @@ SWEEPS: dict[str, tuple[str, By, str]] = {
     "patch_attn": ("attn_out", "layer", "Attention outputs, by layer"),
     "patch_heads": ("z", "layer_head", "Heads"),
 }
-STEPS = ("dla", *SWEEPS)
-DEFAULT = ("dla", "patch_mlp", "patch_attn", "patch_heads")
+DIRECT = "direct_effects"
+STEPS = ("dla", *SWEEPS, DIRECT)
+DEFAULT = ("dla", "patch_mlp", "patch_attn", "patch_heads", DIRECT)
+MOST_DIRECT = 8
+"""Over how many pairs direct effects are measured at most: every component's output is kept for each."""
 _NEEDS = {
     "dla": ("unembedding", "final_norm_formula", "attn_out", "head_outputs"),
+    DIRECT: ("head_outputs",),
     **{step: (component,) for step, (component, _, _) in SWEEPS.items()},
 }
 
@@ -67,17 +71,20 @@ def behavior_localization(
 ) -> WorkflowResult:
     """Which components make the model behave on `clean` as it does, and not as on `corrupted`.
 
-        dla          what the embedding, each head and each MLP write towards the answer, directly
-        patch_mlp    the recovered share of the gap when each layer's MLP output is the clean run's
-        patch_attn   the same for each layer's attention output
-        patch_heads  the same for each head's z
-        patch_resid  the same for the residual stream at each layer and position; not by default
+        dla             what the embedding, each head and each MLP write towards the answer in the clean run
+        patch_mlp       the recovered share of the gap when each layer's MLP output is the clean run's
+        patch_attn      the same for each layer's attention output
+        patch_heads     the same for each head's z
+        patch_resid     the same for the residual stream at each layer and position; not by default
+        direct_effects  of the strongest heads and MLPs found by patching, the share of the gap that each
+                        carries to the logits directly (path patching, past all other components)
 
     Args:
         clean, corrupted: two prompts; or one PromptPair, or a list of them, and no `corrupted`.
         answer, foil: one token each, as text or id. Without them `dla` looks at what the model says first on
             clean and on corrupted.
-        steps: some of the names above; by default the first four, those that the model can do.
+        steps: some of the names above; by default all but patch_resid, those that the model can do.
+            `direct_effects` follows patch_mlp or patch_heads.
         metric: a name or a function of logits, see `mlxterp.metrics.resolve`; `logit_diff` with answer and
             foil, else "l2".
         metric_kwargs: further arguments of a function given as metric; of a named one, answer and foil.
@@ -85,18 +92,22 @@ def behavior_localization(
         top_k: how many components the narrative names per step.
         align: positions of prompts of different lengths; "auto" maps the common prefix and suffix, and the
             result says so.
-        seed: of earlier versions, whose intervals were drawn; changes nothing.
+        seed: which half of the pairs chooses the components that the other half measures again.
         verbose: say on stderr how far it is. progress: called with StepProgress instead.
 
     Costs one run of each prompt, shared by all steps, one more of each clean prompt for `dla`, and a row per
-    patched site, all of them in one batch: n_layers·(n_heads + 2) for the default steps. `measured_on["ran"]`
-    says how many. Each step's result is what the analysis alone returns.
+    patched site, all of them in one batch: n_layers·(n_heads + 2) for the default steps; for `direct_effects`
+    one run of both prompts of at most 8 pairs, and a row per component. `measured_on["ran"]` says how many.
+    Each step's result is what the analysis alone returns.
 
     Returns:
-        a WorkflowResult; `top_components` ranks heads and MLPs by recovered share.
+        a WorkflowResult; `top_components` ranks heads and MLPs by recovered share. Their intervals hold for
+        all sites of their sweep at once; the conclusion says which are established among all that were
+        searched, and the steps what the strongest are on pairs that did not choose them.
 
     Raises:
-        SweepError: an unknown step, listing them. MetricError: an unknown metric, or arguments it lacks.
+        SweepError: an unknown step, listing them; direct_effects by name for prompts of different lengths, or
+            without a sweep that it could follow. MetricError: an unknown metric, or arguments it lacks.
         NoGap: both runs give the same metric, so that there is nothing to localise.
         LengthMismatch: prompts that end differently, with align="auto"; or of different lengths, with
             "strict".
@@ -104,6 +115,7 @@ def behavior_localization(
 
     Source: the order is that of Wang et al. 2022 (2211.00593), section 3: direct effects, then patching.
     """
+    require_model(model)
     require_top_k(top_k)
     chosen = chosen_steps(NAME, steps, STEPS, DEFAULT)
     chosen, left_out = _possible(model, chosen, named=steps is not None)
@@ -111,6 +123,11 @@ def behavior_localization(
     reporter.report(chosen[0], "running both prompts")
     choice = metric_choice(metric, metric_kwargs, answer, foil)
     question = ask(model, clean, corrupted, choice, align)
+    if DIRECT in chosen and (why := _no_direct_effects(question, chosen)):
+        if steps is not None:
+            raise SweepError(f"{DIRECT} cannot be measured here: {why}. Leave the step out.")
+        chosen = tuple(step for step in chosen if step != DIRECT)
+        left_out = (*left_out, f"{DIRECT} was left out: {why}.")
     reporter.ran["prompts"] = 2 * len(question.pairs)
     done: list[Step] = []
     if "dla" in chosen:
@@ -129,6 +146,8 @@ def behavior_localization(
             narratives.patching(step, result, SWEEPS[step][2], top_k)
             for step, result in zip(sweeps, results, strict=True)
         ]
+    if DIRECT in chosen:
+        done += _direct_effects(question, reporter, done, top_k)
     found = WorkflowResult(
         name=NAME,
         question=narratives.question(question, "Which components make the model do it?"),
@@ -139,7 +158,7 @@ def behavior_localization(
             direction=direction, steps=list(chosen), top_k=top_k, ran=reporter.ran
         ),
     )
-    return replace(found, conclusion=_conclusion(found, top_k))
+    return replace(found, conclusion=_conclusion(found, question, top_k))
 
 
 def _possible(
@@ -163,6 +182,42 @@ def _possible(
     return tuple(can), tuple(cautions)
 
 
+def _no_direct_effects(question: Question, steps: Sequence[str]) -> str:
+    """Why direct effects cannot be measured after these steps; empty if they can."""
+    try:
+        graph_of(question.model)
+    except CapabilityUnavailable as problem:
+        return str(problem).rstrip(".")
+    if question.prepared.alignment.stated is not None:
+        return "paths carry a position's value to the same one, and these prompts have different lengths"
+    if not {"patch_mlp", "patch_heads"} & set(steps):
+        return "it follows patch_mlp or patch_heads, whose strongest components it looks at"
+    return ""
+
+
+def _direct_effects(
+    question: Question, reporter: ProgressReporter, done: Sequence[Step], top_k: int
+) -> list[Step]:
+    """What the strongest heads and MLPs carry to the logits directly; nothing where none has an effect."""
+    pairs = question.pairs[:MOST_DIRECT]
+    of = [each.result for each in done if each.name in ("patch_mlp", "patch_heads")]
+    found = sorted(
+        (c for result in of for c in result.components() if c.effect), key=lambda c: -abs(c.effect)
+    )
+    strong = narratives.notable(found[:top_k])
+    result = path_patching(
+        question.model,
+        question.prepared if len(pairs) == len(question.pairs) else list(pairs),
+        receivers="logits",
+        senders=[narratives.node_of(each.label) for each in strong],
+        freeze_mlps=True,
+        metric=question.metric,
+        progress=reporter.counter(DIRECT, "senders"),
+    )
+    text = narratives.direct_effects(result, strong, len(pairs), len(question.pairs))
+    return [Step(DIRECT, result, text)]
+
+
 def _attribution(question: Question, reporter: ProgressReporter, top_k: int) -> Step:
     pairs, each = question.with_choices(), []
     count = reporter.counter("dla", "prompts")
@@ -183,38 +238,6 @@ def _attribution(question: Question, reporter: ProgressReporter, top_k: int) -> 
     return Step("dla", result, narratives.attribution(result, top_k, len(each)), cautions)
 
 
-def mean_attribution(results: Sequence[LogitAttributionResult]) -> LogitAttributionResult:
-    """The mean over prompts, of one result per prompt; the only one as it is.
-
-    Where answers differ, the token is −1 and called "the answer".
-    """
-    first = results[0]
-    if len(results) == 1:
-        return first
-
-    def mean(name: str) -> Any:
-        return np.mean([getattr(result, name) for result in results], axis=0)
-
-    same = len({(r.target_token, r.foil_token) for r in results}) == 1
-    prompts = [prompt for r in results for prompt in r.measured_on["prompts"]]
-    return replace(
-        first,
-        head_contributions=mean("head_contributions"),
-        attn_contributions=mean("attn_contributions"),
-        mlp_contributions=None if first.mlp_contributions is None else mean("mlp_contributions"),
-        embed_contribution=mean("embed_contribution"),
-        bias_contribution=mean("bias_contribution"),
-        total=mean("total"),
-        logit=mean("logit"),
-        target_token=first.target_token if same else -1,
-        target_token_str=first.target_token_str if same else "the answer",
-        foil_token=first.foil_token if same or first.foil_token is None else -1,
-        foil_token_str=first.foil_token_str if same or first.foil_token is None else "the foil",
-        tokens=first.tokens if len({r.tokens for r in results}) == 1 else (),
-        measured_on=dict(first.measured_on) | {"prompts": prompts, "reduced": "mean over prompts"},
-    )
-
-
 def _ranked(steps: Sequence[str]) -> tuple[str, ...]:
     """The finest steps whose effects are in one unit: heads rather than their layer's attention."""
     attention = "patch_heads" if "patch_heads" in steps else "patch_attn"
@@ -222,13 +245,16 @@ def _ranked(steps: Sequence[str]) -> tuple[str, ...]:
     return fine or steps[-1:]  # type: ignore[return-value]
 
 
-def _conclusion(found: WorkflowResult, top_k: int) -> str:
+def _conclusion(found: WorkflowResult, question: Question, top_k: int) -> str:
     strong = narratives.notable(found.top_components(top_k))
     if not strong:
         return "No component has an effect that is a finite number."
     unit = "logits" if found.components_from == ("dla",) else "of the gap"
     parts = [f"The strongest components are {listed(strong)} ({unit})."]
-    if "dla" in found.step_names and unit != "logits":
-        said = list(narratives.roles(strong, found.get_step("dla")))
+    sweeps = [found.get_step(name) for name in found.components_from if name in SWEEPS]
+    if sweeps:
+        parts.append(narratives.established_among(sweeps, question))
+    if DIRECT in found.step_names:
+        said = list(narratives.roles(strong, found.get_step(DIRECT)))
         parts += [f"{'; '.join(said)}."] if said else []
     return " ".join(parts)

@@ -19,15 +19,19 @@ from mlxterp.results import (
     FaithfulnessResult,
     LogitAttributionResult,
     PatchingResult,
+    PathPatchingResult,
     Step,
     WorkflowResult,
 )
 from mlxterp.results.circuit import rounded
+from mlxterp.results.search import SEARCHED, established, established_text, pairs_text
 from mlxterp.results.views import listed
+from mlxterp.statistics.multiple import NEGLIGIBLE, max_t
+from mlxterp.statistics.ratio import MIN_CLUSTERS
 from mlxterp.text import number, percent
 from mlxterp.workflows.question import Question
 
-CLEAR = 0.05
+CLEAR = NEGLIGIBLE
 """An effect of less than this share of the gap is called small."""
 HALF = 0.5
 
@@ -70,6 +74,7 @@ def question(asked: Question, what: str) -> str:
 def cautions(asked: Question) -> Iterator[str]:
     """What limits everything that was measured on these pairs."""
     prepared, metric, n = asked.prepared, asked.metric, len(asked.pairs)
+    yield from prepared.cautions(asked.model)
     stated = prepared.alignment.stated
     if stated is not None:
         c, x = prepared.clean.shape[1], prepared.corrupted.shape[1]
@@ -110,12 +115,39 @@ def patching(step: str, result: PatchingResult, what: str, top_k: int) -> Step:
         return Step(step, result, f"{what}: no effect is a finite number.", limits)
     large = int((np.abs(result.effects) >= CLEAR).sum())
     verb = "recovers" if result.direction == "denoising" else "removes"
+    over = f" (mean over {pairs_text(result.n_pairs)})" if result.per_example is not None else ""
     then = f", then {listed(strongest[1:])}" if strongest[1:] else ""
     narrative = (
-        f"{what}: {strongest[0].label} {verb} {number(strongest[0].effect)} of the gap{then}. "
+        f"{what}: {strongest[0].label} {verb} {number(strongest[0].effect)} of the gap{then}{over}. "
         f"{large} of {result.effects.size} sites have an effect of at least {CLEAR:g}."
     )
+    if said := result.search_text():
+        narrative += f" Measured on {SEARCHED}. {said}"
     return Step(step, result, narrative, limits)
+
+
+def established_among(sweeps: Sequence[PatchingResult], asked: Question) -> str:
+    """Which sites of several sweeps of the same pairs are established among all that were searched."""
+    sites = sum(sweep.effects.size for sweep in sweeps)
+    components = [c for sweep in sweeps for c in sweep.components()]
+    if any(sweep.simultaneous_low is None for sweep in sweeps):
+        n = len(set(asked.prepared.clusters))
+        there = "1 independent pair" if n == 1 else f"{n} independent clusters of pairs"
+        return (
+            f"Of {sites:,} sites searched none is called established, for there is no interval: {there}, and "
+            f"it takes {MIN_CLUSTERS}."
+        )
+    if len(sweeps) == 1:
+        return established_text(established(components), sites)
+    gap = asked.prepared.clean_metric - asked.prepared.corrupted_metric
+    each = [sweep.per_example for sweep in sweeps if sweep.per_example is not None]
+    shares = np.concatenate([one.reshape(len(gap), -1) for one in each], axis=1)
+    if not np.isfinite(shares).all():  # a pair without a gap has no share of it
+        return f"Each sweep by itself: {' '.join(sweep.search_text() for sweep in sweeps)}"
+    together = max_t(shares * gap[:, None], gap, clusters=asked.prepared.clusters)
+    beyond = together.beyond(NEGLIGIBLE)
+    found = [c for c, is_beyond in zip(components, beyond, strict=True) if is_beyond]
+    return established_text(sorted(found, key=lambda c: -abs(c.effect)), sites)
 
 
 def replication(result: PatchingResult, top_k: int) -> Iterator[str]:
@@ -136,8 +168,10 @@ def replication(result: PatchingResult, top_k: int) -> Iterator[str]:
                 f"of {n} pairs (same sign, at least half the size)."
             )
         elif strong.ci is not None and strong.ci[0] <= 0 <= strong.ci[1]:
+            at_once = " with all sites at once" if result.simultaneous_low is not None else ""
             yield (
-                f"The interval of {strong.label}, {number(strong.ci[0])} to {number(strong.ci[1])}, holds 0."
+                f"The interval of {strong.label}{at_once}, {number(strong.ci[0])} to {number(strong.ci[1])}, "
+                "holds 0."
             )
 
 
@@ -167,25 +201,52 @@ def attribution(result: LogitAttributionResult, top_k: int, n: int) -> str:
     mlps = "" if result.mlp_contributions is None else f", MLPs {number(result.mlp_contributions.sum())}"
     return (
         f"Of the {quantity} {number(result.logit)} towards {result.towards}"
-        f"{f' (mean of {n} pairs)' if n > 1 else ''}, written directly: "
+        f"{f' (mean of {n} pairs)' if n > 1 else ''}, written in the clean run: "
         f"{listed(notable(result.top_components(top_k)))}. "
         f"Embedding {number(result.embed_contribution)}, attention "
         f"{number(result.attn_contributions.sum())}{mlps}. What a component does through later ones "
-        "is not in this."
+        "is not in this, and what it writes on corrupted too is: it says what is written, not what matters."
     )
 
 
-def roles(strong: Sequence[Component], direct: LogitAttributionResult) -> Iterator[str]:
-    """Of each strong component, whether it writes the answer itself or acts through later ones."""
-    of = {c.label: c.effect for c in direct.components()}
-    largest = max((abs(effect) for effect in of.values()), default=0.0)
+DIRECTLY, INDIRECTLY = 0.5, 0.25
+"""The shares of its effect from which on a component's direct effect is most of it, and up to which it is
+little of it."""
+
+
+def node_of(label: str) -> str:
+    """A head or an MLP as the graph names it: `L0.H2`, `L3.mlp`."""
+    return label.replace(".mlp_out", ".mlp")
+
+
+def direct_effects(result: PathPatchingResult, strong: Sequence[Component], n: int, of: int) -> str:
+    """What the strongest components carry to the logits directly."""
+    own = dict(zip(result.senders, result.effects.tolist(), strict=True))
+    each = [f"{c.label} {number(own[node_of(c.label)])} ({number(c.effect)} by patching)" for c in strong]
+    over = f" over the first {n} of {of} pairs" if n < of else f" over {pairs_text(n)}" if n > 1 else ""
+    return (
+        f"The share of the gap that goes when only the logits see a component's corrupted output{over}: "
+        f"{', '.join(each)}. What is missing to its effect by patching goes through later components."
+    )
+
+
+def roles(strong: Sequence[Component], direct: PathPatchingResult) -> Iterator[str]:
+    """Of each strong component, whether it acts on the logits directly or through later components: its
+    direct effect by path patching beside its whole effect, both shares of the gap."""
+    of = dict(zip(direct.senders, direct.effects.tolist(), strict=True))
     for each in strong:
-        if each.label in of and largest > 0:
-            own = of[each.label]
-            if abs(own) >= largest / 4:
-                yield f"{each.label} writes {number(own)} logits itself"
-            else:
-                yield f"{each.label} acts through later components (it writes {number(own, 2)} logits)"
+        own = of.get(node_of(each.label))
+        if own is None or not np.isfinite(own) or not each.effect:
+            continue
+        share, directly = own / each.effect, f"direct effect {number(own, 2)} of {number(each.effect, 2)}"
+        if share >= DIRECTLY:
+            yield f"{each.label} acts on the logits directly ({directly})"
+        elif abs(share) <= INDIRECTLY:
+            yield f"{each.label} acts through later components ({directly})"
+        elif share < 0:
+            yield f"{each.label} acts through later components, against what it does directly ({directly})"
+        else:
+            yield f"{each.label} acts both directly and through later components ({directly})"
 
 
 def share_searched(searched: int, n_edges: int) -> str:
@@ -197,6 +258,8 @@ def share_searched(searched: int, n_edges: int) -> str:
     return f"{searched:,} of {n_edges:,} edges ({shown})"
 
 
+LEVEL = 0.05
+"""The p-value up to which a circuit is said to do more than random ones."""
 FAITHFUL = 0.8
 """Below this faithfulness a circuit is said to do only part of the work."""
 _AGREES = 0.5
@@ -300,23 +363,47 @@ def missed(steps: Sequence[Step], found: Step, scores: EdgeScoresResult | None, 
     return replace(found, cautions=(*found.cautions, text))
 
 
-def faithfulness(measured: FaithfulnessResult, circuit: CircuitResult) -> Step:
-    """How well the circuit does the model's work, beside what it is compared with."""
+def faithfulness(
+    measured: FaithfulnessResult, circuit: CircuitResult, elsewhere: tuple[int, int] | None = None
+) -> Step:
+    """How well the circuit does the model's work, beside what it is compared with.
+
+    Args:
+        elsewhere: how many pairs searched and how many others measured; None if the same ones did both.
+    """
     own, f = measured.row("the circuit"), rounded(measured.row("the circuit").faithfulness)
     interval = f" (interval {number(own.ci[0])} to {number(own.ci[1])})" if own.ci else ""
+    on = "" if elsewhere is None else f", measured on {elsewhere[1]} other pairs than the search's"
     narrative = (
         f"With these {own.n_edges:,} edges only, {measured.metric} is {number(own.value)}: faithfulness "
-        f"{f}{interval}, where 1 is the whole model and 0 the corrupted run. Without "
+        f"{f}{interval}{on}, where 1 is the whole model and 0 the corrupted run. Without "
         f"them, and with all others, it is {rounded(measured.row('all but the circuit').faithfulness)}."
     )
     for row in measured.rows:
+        if row.group == "searched" and elsewhere is not None:
+            narrative += (
+                f" On the {elsewhere[0]} pairs of the search it is {rounded(row.faithfulness)}: too large on "
+                "average."
+            )
         if row.group == "comparison":
             narrative += f" As many edges chosen by attribution alone: {rounded(row.faithfulness)}."
-    random = measured.of("random")
-    if random:
+    random, p = measured.of("random"), measured.p_among_random
+    if p is not None:
         ends = f"{rounded(min(random))} to {rounded(max(random))}"
-        narrative += f" {len(random)} random sets of as many edges: {ends}."
-    limits = ["Measured on the prompts of the search: it does not show that the circuit holds on others."]
+        narrative += (
+            f" {len(random)} random sets of as many edges between the same layers: {ends}; the circuit's "
+            f"p among them is {number(p, 2)} by rank."
+        )
+    limits = []
+    if elsewhere is None:
+        limits.append(
+            f"{SEARCHED[0].upper()}{SEARCHED[1:]}: it does not show that the circuit holds on others. Give "
+            f"at least {2 * MIN_CLUSTERS} independent pairs to have it measured on other ones."
+        )
+    if p is not None and p > LEVEL:
+        limits.append(
+            f"The circuit is not more faithful than random ones of its size and layers (p = {number(p, 2)})."
+        )
     if circuit.edges and own.faithfulness < 0:
         limits.append(
             f"The circuit alone moves {measured.metric} away from the model's. Search more candidates."
@@ -344,9 +431,17 @@ def conclusion(found: WorkflowResult, top_k: int) -> str:
         searched = circuit.measured_on.get("searched_edges", circuit.n_edges)
         return (
             f"A circuit of {len(circuit.edges):,} edges and {len(circuit.nodes)} nodes does {rounded(f)} of "
-            "the model's work on these prompts (faithfulness); "
+            f"the model's work on {_which_prompts(found)} (faithfulness); "
             f"{share_searched(searched, circuit.n_edges)} were searched."
         )
     strong = notable(found.top_components(top_k))
     what = "by patching" if "activation" in found.step_names else "by estimate"
     return f"Strongest {what}: {listed(strong)} of the gap. No circuit was searched."
+
+
+def _which_prompts(found: WorkflowResult) -> str:
+    searched = found.measured_on.get("searched_on")
+    if searched is None:
+        return "the prompts of the search"
+    others = len(found.measured_on["prompts"]) - len(searched)
+    return f"{others} other pairs than the {len(searched)} of the search"

@@ -49,8 +49,10 @@ QUESTION = "What is the mean?"
 
 _LOGS = """
 from mlxterp.autointerpret import ExperimentEntry, ExperimentLog
+from mlxterp.measurements import recorder
 
 def log(name, numbers, informative=True):
+    recorder.add_method("counting")  # stands for the analysis that a model would be run for
     ExperimentLog("results.jsonl").append(
         ExperimentEntry(
             hypothesis=f"{name} holds",
@@ -132,6 +134,7 @@ from mlxterp.autointerpret import Hypothesis
 HYPOTHESIS = Hypothesis(id="H002", claim="no forecast")
 """,
     "analysis": """
+recorder.add_method("counting")
 ExperimentLog("results.jsonl").append(
     ExperimentEntry(
         hypothesis="h",
@@ -147,8 +150,8 @@ ExperimentLog("results.jsonl").append(
 
 
 def source(name: str) -> str:
-    """The experiment.py of this name."""
-    text = SOURCES[name]
+    """The experiment.py of this name, or this text, which then begins with a docstring."""
+    text = SOURCES.get(name, name)
     return f"{text}\n" if text.startswith('"""') else f"{_LOGS}\n{text}\n"
 
 

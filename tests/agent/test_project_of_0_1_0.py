@@ -23,10 +23,11 @@ from mlxterp.autointerpret.contract import digest, state_dir
 DATA = Path(__file__).resolve().parents[1] / "data" / "project-0.1.0"
 
 NEW_EXPERIMENT = """
-from setup import dataset
+from setup import dataset, model
 
 from mlxterp.autointerpret import ExperimentEntry, ExperimentLog
 
+model.logits(dataset[0].clean)
 ExperimentLog("results.jsonl").append(
     ExperimentEntry("h", "counting", {"n": len(dataset), "x": 0.5, "y": 0.25}, True, "c", None)
 )
@@ -94,7 +95,8 @@ def _status(project: Path) -> dict[str, Any]:
 def _events(project: Path) -> list[list[Any]]:
     """Each event of the journal by its name and its keys, without the clock that a slow machine adds."""
     lines = (state_dir(project) / "journal.jsonl").read_text().splitlines()
-    return [[e["event"], sorted(e)] for e in map(json.loads, lines) if e["event"] != "clock"]
+    events = [event for event in map(json.loads, lines) if event["event"] != "clock"]
+    return [[event["event"], sorted(event.keys() - set(_STAMPS))] for event in events]
 
 
 def _digests(folder: Path) -> dict[str, str]:
@@ -102,8 +104,11 @@ def _digests(folder: Path) -> dict[str, str]:
     return {path.relative_to(folder).as_posix(): digest(path.read_bytes()) for path in files}
 
 
-_ADDED = ("isolation", "files")
-"""Keys of a record that came with later versions."""
+_STAMPS = ("prev", "mac", "uncounted_s")
+"""Keys of an event that came with later versions: they authenticate it."""
+
+_ADDED = ("isolation", "files", "measured", "predicted")
+"""Keys of a record that came with later versions, and what version 0.1.0 left empty."""
 
 
 def _shape(value: Any) -> Any:
@@ -123,5 +128,6 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_project_of_version_0_1_0_goes_on_as_it_would_have_with_that_version(project):
     expected = json.loads((DATA / "expected.json").read_text())
+    assert expected["its line"]["record"].pop("measured") == "NoneType"
 
     assert answers(project) == expected

@@ -95,6 +95,21 @@ def test_the_gain_is_the_difference_of_two_mean_losses_computed_one_text_at_a_ti
     assert gains == pytest.approx(slow, abs=1e-4)
 
 
+def test_the_loss_is_behind_the_token_that_the_model_puts_in_front_of_every_text(said_again, toy):
+    scorer, feature, phrase, _ = said_again
+    word = toy.tokenizer.words[3]
+    begins = InterpretableModel(toy.model, toy.tokenizer, prepend_bos=f" {word}")
+    windows = feature.test_positives[:2]
+    proposal = Proposal(phrase, "sun", "topic")
+
+    by_option = SurprisalScorer(begins, scorer.with_label, scorer.without_label).gains(windows, proposal)
+    by_hand = SurprisalScorer(
+        toy, with_label=f"{word} {scorer.with_label}", without_label=f"{word} {scorer.without_label}"
+    ).gains(windows, proposal)
+
+    assert by_option == pytest.approx(by_hand, abs=1e-5)
+
+
 def test_many_windows_are_spread_over_batches_without_changing_their_gain(said_again):
     scorer, feature, phrase, _ = said_again
     proposal = Proposal(phrase, "sun", "topic")

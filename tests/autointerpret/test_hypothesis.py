@@ -181,7 +181,11 @@ def test_the_record_of_a_declaration_is_read_back():
         ),
         ({"intervention": "InterventionClaim()"}, 5, "does not say what is done"),
         ({"hunch": "1"}, 12, "Hypothesis has no field 'hunch'. Its fields are: id, claim, site"),
-        ({"rivals": None, "sesoi": None}, 1, "does not say sesoi, rivals. Add sesoi="),
+        (
+            {"rivals": None, "sesoi": None},
+            1,
+            "does not say sesoi, rivals. Add, for instance, sesoi=0.1, rivals=[",
+        ),
     ],
 )
 def test_what_cannot_stand_is_named_with_its_line_and_what_to_write(changes, line, says):

@@ -6,9 +6,11 @@ import json
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
+from mlxterp.causal import EdgeRun, attribution_patching, edge_attribution
 from mlxterp.core.architecture import linear
 from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import ModelNotFound
@@ -117,3 +119,21 @@ def test_an_adapter_of_another_model_is_refused_and_not_left_out(tmp_path):
 def test_a_directory_without_an_adapter_says_what_is_needed(tmp_path):
     with pytest.raises(ModelNotFound, match=r"no adapter_config\.json .* adapters\.safetensors"):
         InterpretableModel(tiny_module("llama"), adapter_path=tmp_path)
+
+
+@pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
+def test_edges_of_an_adapted_model_are_estimated_and_patched(dora):
+    keys = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"]
+    model = InterpretableModel(adapted(keys, dora=dora), ByteTokenizer())
+    other = [*PROMPT[:4], 60, *PROMPT[5:]]
+
+    scores = edge_attribution(model, PROMPT, other, answer=5, foil=9)
+    run = EdgeRun(model, np.array([PROMPT]), np.array([other]))
+    every = run.logits(np.ones((1, run.n_edges), dtype=bool))[0, 0]
+
+    assert np.allclose(every, np.array(model.logits(other)[0, -1]), atol=1e-4)
+    nodes = attribution_patching(
+        model, PROMPT, other, component="z", direction="noising", answer=5, foil=9, layers=[2]
+    )
+    of_head = [s for e, s in zip(scores.edges, scores.scores, strict=True) if e.startswith("L2.H1→")]
+    assert sum(of_head) == pytest.approx(nodes.effects[0, 1], abs=1e-4)

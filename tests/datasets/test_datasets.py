@@ -26,6 +26,7 @@ from mlxterp.datasets.selection import filter_by_behavior
 from mlxterp.datasets.texts import documentation_texts
 from mlxterp.errors import LengthMismatch, PromptPairError, TooLittleData
 from mlxterp.models.toy import WordTokenizer
+from mlxterp.remeasure import run_pairs
 from tests.tiny_models import tiny_module
 
 # For toy-induction, which continues repetitions, these are facts: after the subject comes the attribute.
@@ -34,6 +35,14 @@ FACTS = [
     ("king queen fish king", "queen"),
     ("moon star leaf moon", "star"),
     ("bird book coat bird", "book"),
+]
+
+
+FACTS_MORE = [
+    ("flag glass horse flag", "glass"),
+    ("door wind fire door", "wind"),
+    ("salt ship stone salt", "ship"),
+    ("tree lake road tree", "lake"),
 ]
 
 
@@ -108,6 +117,33 @@ def test_a_couple_is_one_cluster_under_every_template(toy):
 
     assert [pair.cluster for pair in plain] == [pair.cluster for pair in longer]
     assert len(clusters([*plain, *longer])) == 2
+
+
+def test_one_direction_of_each_couple_is_as_many_pairs_as_clusters(toy):
+    both = factual_recall_pairs(toy, FACTS, template="{}")
+
+    one = factual_recall_pairs(toy, FACTS, template="{}", both_directions=False)
+
+    assert one == both[::2]
+    assert len(one) == len(clusters(one)) == len(clusters(both))
+
+
+def test_several_templates_take_turns_and_are_the_slices(toy):
+    facts = [*FACTS, ("flag glass horse flag", "glass"), ("door wind fire door", "wind")]
+
+    pairs = factual_recall_pairs(toy, facts, template=["{}", "rain {}"], one_length=False)
+
+    assert {pair.slice for pair in pairs} == {"{}", "rain {}"}
+    for pair in pairs:
+        assert pair.clean.startswith("rain ") == pair.corrupted.startswith("rain ") == (pair.slice != "{}")
+    assert len(clusters(pairs)) == 2  # of the three subjects of each template
+
+
+def test_the_best_length_is_of_all_templates_together(toy):
+    pairs = factual_recall_pairs(toy, [*FACTS, *FACTS_MORE], template=["{} ", "  {}"])
+
+    assert [pair.slice for pair in pairs[::2]] == ["{} ", "  {}"] * 2
+    assert tokens_of(toy, pairs, "clean").shape == (8, 4)
 
 
 def test_two_facts_with_the_same_attribute_make_no_couple(toy):
@@ -186,6 +222,20 @@ def test_unselected_repetitions_are_the_first_ones_drawn_from_the_seed(toy):
     assert [pair for pair in drawn if pair in shown] == shown[: sum(pair in shown for pair in drawn)]
 
 
+def test_words_that_are_there_twice_before_they_begin_again_change_in_both(toy):
+    once, twice = (repeated_random_pairs(toy, n=4, period=6, repeats=r, shown=False) for r in (1, 2))
+
+    for one, two in zip(once, twice, strict=True):
+        assert two.clean.split() == [*one.clean.split()[:6], *one.clean.split()]
+        assert two.corrupted.split() == [*one.corrupted.split()[:6], *one.corrupted.split()]
+        assert (two.answer, two.foil) == (one.answer, one.foil)
+
+
+def test_words_that_are_not_there_to_be_repeated_are_refused(toy):
+    with pytest.raises(PromptPairError, match="repeats=0: the words are there once at least"):
+        repeated_random_pairs(toy, repeats=0)
+
+
 @pytest.mark.parametrize("period", [5, 41])
 def test_a_period_that_the_words_do_not_allow_is_refused(toy, period):
     with pytest.raises(
@@ -221,6 +271,7 @@ def test_indirect_objects_differ_in_the_giver_who_is_the_foil(talkative):
         assert (clean[changed[0]], corrupted[changed[0]]) == (pair.foil.strip(), pair.answer.strip())
     assert {pair.clean.split()[1] == pair.answer.strip() for pair in pairs} == {True, False}
     assert len(set(pairs)) == 12
+    assert {pair.slice for pair in pairs} == set(IOI["templates"])
 
 
 def test_words_that_are_not_one_token_are_left_out(talkative):
@@ -406,8 +457,12 @@ def test_smollm2_knows_capitals(smollm2):
 def test_smollm2_knows_enough_facts_to_explore_8_and_to_confirm_on_24_independent_ones(smollm2, make):
     candidates = make(smollm2, shown=False, one_length=False)
     shown = filter_by_behavior(smollm2, candidates)
+    of_one_length = make(smollm2, both_directions=False)
+    ranks = run_pairs(smollm2, of_one_length, "logit_diff", keep=False)
 
     assert len(clusters(make(smollm2, one_length=False))) >= 32
+    assert len(of_one_length) == len(clusters(of_one_length)) >= 32
+    assert np.mean(np.concatenate([ranks.answer_rank, ranks.foil_rank]) <= 10) >= 0.6
     assert len(shown) >= 0.75 * len(candidates)
 
 

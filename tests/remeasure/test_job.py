@@ -123,12 +123,14 @@ def test_a_project_file_that_setup_imports_is_not_found(job, tmp_path):
 def test_fresh_and_held_out_pairs_are_measured_like_those_of_the_dataset(job):
     fresh = run_job(read_job(job(pairs={"confirm": {"n": 3, "seed": 9}})))
     items = [{k: v for k, v in pair.items() if v is not None} for pair in fresh["pairs"]]
+    items[1]["slice"] = "long"
 
     held_out = run_job(read_job(job(pairs={"heldout": items})))
 
     assert len(items) == 3
     assert held_out["claims"] == fresh["claims"]
-    assert held_out["pairs"] == fresh["pairs"]
+    assert [pair.pop("slice") for pair in held_out["pairs"]] == [None, "long", None]
+    assert held_out["pairs"] == [{k: v for k, v in pair.items() if k != "slice"} for pair in fresh["pairs"]]
 
 
 def test_a_set_a_comparison_and_a_role_bring_their_own_numbers(job):
@@ -174,10 +176,10 @@ def test_a_result_is_strict_json_with_numbers_that_are_not_finite_as_texts(job):
             "setup_failed",
             "no `confirm_pairs",
         ),
-        ({"claims": [_claim(metric="bleu")]}, "setup_failed", "no metric 'bleu'"),
+        ({"claims": [_claim(metric="bleu")]}, "bad_claim", "no metric 'bleu'"),
         ({"claims": [_claim() | {"sesoi": 0.12}]}, "bad_claim", "Write one of 0.05"),
         ({"claims": [3]}, "bad_claim", "a claim is 3"),
-        ({"claims": [_claim(["L7.H1"])]}, "cannot_measure", "layers 0 to 1"),
+        ({"claims": [_claim(["L7.H1"])]}, "bad_claim", "layers 0 to 1"),
         ({"pairs": {"dataset": [99]}}, "bad_job", "setup.dataset has 4 pairs"),
         ({"pairs": {"heldout": [{"clean": "a"}]}}, "bad_job", "Give clean and corrupted"),
         ({"pairs": {"confirm": {"n": 3}}}, "bad_job", "pairs.confirm is"),

@@ -9,7 +9,13 @@ from mlxterp import InterpretableModel, PromptPair
 from mlxterp.autointerpret.fingerprint import parse_site
 from mlxterp.errors import PromptPairError, SweepError
 from mlxterp.remeasure import gate_cells, measure_role, other_heads, placebo_sites
-from mlxterp.worlds import toy_induction, toy_with_moved_heads
+from mlxterp.worlds import (
+    compiled_program,
+    llama_with_preferred_answers,
+    random_llama,
+    toy_induction,
+    toy_with_moved_heads,
+)
 from tests.tiny_models import tiny_module
 
 
@@ -124,6 +130,35 @@ def test_the_gate_sees_gap_preference_and_rank_of_both_runs():
     assert (reversed_.answer_rank > 1).all()
 
 
+def test_a_behaviour_survives_an_unrelated_prefix_and_selected_first_tokens_do_not():
+    rule = toy_induction(16)
+    accident = llama_with_preferred_answers(0, 16)
+
+    kept = gate_cells(rule.model, rule.pairs, "logit_diff").prefixed
+    lost = gate_cells(accident.model, accident.pairs, "logit_diff").prefixed
+
+    assert kept.answer_preferred.all()
+    assert kept.foil_preferred.all()
+    assert np.r_[lost.answer_preferred, lost.foil_preferred].mean() < 0.65
+
+
+def test_prefixes_are_those_of_their_seed():
+    world = random_llama(0, 8)
+
+    one, same, other = (
+        gate_cells(world.model, world.pairs, "logit_diff", seed=seed).prefixed.gap for seed in (1, 1, 2)
+    )
+
+    assert np.array_equal(one, same)
+    assert not np.array_equal(one, other)
+
+
+def test_there_is_no_prefix_where_the_model_has_no_positions_left_for_one():
+    world = compiled_program("shift", 4)
+
+    assert gate_cells(world.model, world.pairs, "logit_diff").prefixed is None
+
+
 def test_the_gate_needs_answer_and_foil():
     world = toy_induction(2)
     without = [PromptPair(p.clean, p.corrupted, answer=p.answer) for p in world.pairs]
@@ -134,13 +169,14 @@ def test_the_gate_needs_answer_and_foil():
 
 @pytest.mark.parametrize("world", [toy_induction(4), toy_with_moved_heads(2, 4)], ids=lambda w: w.name)
 @pytest.mark.parametrize(("role", "layer"), [("previous-token head", 0), ("induction head", 1)])
-def test_a_planted_head_has_its_role_and_the_layers_other_heads_have_not(world, role, layer):
+def test_a_planted_head_has_its_role_and_the_models_other_heads_have_not(world, role, layer):
     (planted,) = (parse_site(site) for site in world.planted if parse_site(site).layer == layer)
 
     found = measure_role(world.model, {"site": [str(planted)], "role": role}, seed=0)
 
     assert found.masses.shape == (24, 1)
-    assert found.others.shape == (24, 3)
+    # Its layer has three others, too few to compare with, so it is compared with all seven.
+    assert found.others.shape == (24, 7)
     assert found.masses.min() > 0.99
     # A previous-token head's rival looks at position 0, which precedes position 1.
     assert found.others.max() < 0.1

@@ -6,7 +6,7 @@ import json
 import math
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -296,6 +296,42 @@ def test_an_ablation_is_told_beside_random_sets_of_its_own_kind():
     assert "Ablating found heads (2 components) leaves 25 % of it" in text
     assert "2 random sets of that kind: 95 %, 90 % to 100 %" in text
     assert "Keeping only found heads (2 components) leaves 60 % of it (logit_diff 2.4)." in text
+
+
+def test_a_set_is_ranked_among_random_sets_of_its_kind():
+    def rows(group, keep, *shares):
+        return [
+            AblationRow(
+                label=f"{group} {i}",
+                components=(f"L{i}.H0",),
+                value=0.0,
+                share=share,
+                keep=keep,
+                group=group,
+            )
+            for i, share in enumerate(shares)
+        ]
+
+    found = AblationResult(
+        rows=[
+            *rows("found", False, 0.2),
+            *rows("random", False, 0.1, 0.2, 0.3, 0.9),
+            *rows("found", True, 0.8),
+            *rows("random", True, *[0.1] * 18, 0.9),
+        ],
+        ablation="mean",
+        metric="logit_diff",
+        clean_metric=4.0,
+    )
+
+    assert found.p_among_random("found 0") == pytest.approx(3 / 5)
+    assert found.p_among_random("found 0", keep=True) == pytest.approx(2 / 20)
+    assert "The best beside 4 random sets has p = 0.2" in found.summary()
+    enough = replace(found, rows=[row for row in found.rows if row.keep])
+    assert "It takes 19" not in enough.summary()
+    assert replace(found, rows=found.rows[:1]).p_among_random("found 0") is None
+    twice = replace(found, rows=[*found.rows, *found.rows[1:5]])
+    assert twice.p_among_random("found 0") == pytest.approx(3 / 5)
 
 
 def test_an_ablation_without_random_sets_carries_a_caution():

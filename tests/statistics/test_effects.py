@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from mlxterp.errors import StatisticsError
+from mlxterp.statistics.clusters import halves
 from mlxterp.statistics.effects import effects
+from mlxterp.statistics.multiple import confirm_winners, max_t
 from mlxterp.statistics.ratio import ratio_of_means
 
 ONE, ZERO = np.array([3.0, 1.0]), np.array([1.0, 0.0])
@@ -92,3 +94,109 @@ def test_the_seed_of_earlier_versions_changes_nothing():
     first, other = (effects(values, one=np.ones(6), zero=np.zeros(6), seed=s).low for s in (0, 1))
 
     assert np.array_equal(first, other)
+
+
+def _searched(n, sites=6, seed=5):
+    rng = np.random.default_rng(seed)
+    one, zero = rng.normal(3, 0.3, n), rng.normal(0, 0.3, n)
+    shares = np.linspace(0.9, -0.1, sites)
+    values = zero[:, None] + shares * (one - zero)[:, None] + 0.3 * rng.normal(size=(n, sites))
+    return values, one, zero
+
+
+def test_a_search_has_intervals_for_all_sites_at_once_in_the_shape_of_the_effects():
+    values, one, zero = _searched(12)
+
+    found = effects(values.reshape(12, 2, 3), one=one, zero=zero, search=True)
+
+    at_once = max_t(values - zero[:, None], one - zero)
+    assert found.search.low == pytest.approx(at_once.low.reshape(2, 3))
+    assert found.search.high == pytest.approx(at_once.high.reshape(2, 3))
+    assert (found.search.low < found.low).all()
+    assert effects(values, one=one, zero=zero).search is None
+
+
+def test_winners_of_a_search_are_measured_on_the_clusters_that_did_not_choose_them():
+    values, one, zero = _searched(10)
+    couples = np.repeat(np.arange(10), 2)
+
+    found = effects(
+        np.repeat(values, 2, axis=0),
+        one=np.repeat(one, 2),
+        zero=np.repeat(zero, 2),
+        clusters=couples,
+        search=True,
+        seed=3,
+    ).search
+
+    again = confirm_winners(values - zero[:, None], one - zero, winners=5, seed=3)
+    assert [each.site for each in found.winners] == again.chosen.tolist()
+    assert [each.searched for each in found.winners] == pytest.approx(again.searched.tolist())
+    assert [each.effect for each in found.winners] == pytest.approx(again.confirmed.effect.tolist())
+    assert [each.low for each in found.winners] == pytest.approx(again.confirmed.low.tolist())
+    assert [each.high for each in found.winners] == pytest.approx(again.confirmed.high.tolist())
+    assert found.chosen_on == tuple(halves(couples, 3)[0].tolist())
+
+
+def test_seven_clusters_measure_no_winner_again_and_eight_do():
+    values, one, zero = _searched(8)
+
+    seven = effects(values[:7], one=one[:7], zero=zero[:7], search=True).search
+    eight = effects(values, one=one, zero=zero, search=True).search
+
+    assert (seven.winners, seven.chosen_on) == ((), ())
+    assert (len(eight.winners), len(eight.chosen_on)) == (5, 4)
+
+
+def test_three_clusters_say_nothing_of_a_search_and_four_do():
+    values, one, zero = _searched(4)
+
+    assert effects(values[:3], one=one[:3], zero=zero[:3], search=True).search is None
+    assert effects(values, one=one, zero=zero, search=True).search.low.shape == (6,)
+
+
+def test_winners_are_sites_of_the_whole_also_where_some_are_not_finite_and_never_without_an_effect():
+    values, one, zero = _searched(8)
+    values[:, 0], values[:, 2] = np.nan, zero
+
+    found = effects(values, one=one, zero=zero, search=True).search
+
+    assert {each.site for each in found.winners} == {1, 3, 4, 5}
+    assert np.isnan([found.low[0], found.high[0]]).all()
+
+
+def test_halves_whose_gaps_point_the_other_way_measure_no_winners_again():
+    values, one, zero = _searched(8)
+    search, _ = halves(np.arange(8), 0)
+    one[search] = zero[search] - 0.5
+
+    assert effects(values, one=one, zero=zero, search=True, seed=0).search.winners == ()
+
+
+def test_halves_whose_gaps_add_up_to_0_measure_no_winners_again():
+    values, one, zero = _searched(8)
+    _, confirm = halves(np.arange(8), 0)
+    one, zero = np.full(8, 1.0), np.zeros(8)
+    one[confirm] = [1.0, -1.0, 1.0, -1.0]
+
+    assert effects(values, one=one, zero=zero, search=True, seed=0).search.winners == ()
+
+
+def test_what_a_search_does_not_say_otherwise_is_chosen_by_seed_0():
+    values, one, zero = _searched(8)
+    options = {"one": one, "zero": zero, "search": True}
+    unsaid, said = effects(values, **options).search, effects(values, **options, seed=0).search
+
+    again = confirm_winners(values - zero[:, None], one - zero, winners=2)
+    assert unsaid.chosen_on == said.chosen_on
+    assert again.searched.tolist() == [winner.searched for winner in unsaid.winners[:2]]
+
+
+def test_a_site_without_an_effect_where_winners_are_chosen_is_none():
+    values, one, zero = _searched(8, sites=3)
+    search, _ = halves(np.arange(8), 0)
+    values[search, 1] = zero[search]
+
+    found = effects(values, one=one, zero=zero, search=True).search
+
+    assert {each.site for each in found.winners} == {0, 2}

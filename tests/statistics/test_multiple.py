@@ -74,20 +74,38 @@ def test_max_t_intervals_are_the_effect_and_the_critical_t_of_flipped_residuals(
     assert found.effect - found.low == pytest.approx(critical * se)
 
 
-def test_five_clusters_give_no_simultaneous_interval_and_say_why_and_six_give_one():
+def test_four_and_five_clusters_have_bonferronis_intervals_and_say_so_and_six_those_of_flips():
     rng = np.random.default_rng(2)
     change, gap = _sweep(rng, 6, 4)
 
     five = max_t(change[:5], gap[:5])
 
-    assert (five.low, five.high) == (None, None)
+    alone = ratio_of_means(change[:5], gap[:5], level=1 - 0.05 / 4)
+    assert five.low == pytest.approx(alone.low)
+    assert five.high == pytest.approx(alone.high)
+    t = stats.ttest_1samp(change[:5] / gap[:5].mean(), 0.0).statistic
+    assert five.p == pytest.approx(np.minimum(1.0, 4 * 2 * stats.t.sf(np.abs(t), 4)))
     assert five.cautions == (
-        "No intervals over 4 sites: 5 clusters give 16 sign flips. Give at least 6 clusters.",
+        "5 clusters give 16 sign flips, too few for intervals over 4 sites at once: these are Student's with "
+        "Bonferroni's correction, very wide. Give at least 6 clusters.",
     )
-    assert not five.beyond(0.0).any()
-    assert min(five.p) >= 1 / 16
+    six = max_t(change, gap)
+    assert "sign flips" not in " ".join(six.cautions)
+    assert six.p * 32 == pytest.approx(np.rint(six.p * 32))
+
+
+def test_three_clusters_give_no_simultaneous_interval_and_say_why_and_four_give_one():
+    change, gap = _sweep(np.random.default_rng(2), 4, 3)
+
+    three = max_t(change[:3], gap[:3])
+
+    assert (three.low, three.high) == (None, None)
+    assert three.cautions == (
+        "3 clusters give 4 sign flips, too few for intervals over 3 sites at once. Give at least 4 clusters.",
+    )
+    assert not three.beyond(0.0).any()
     assert max_t(change, gap).low is not None
-    assert max_t(change[:5], gap[:5], level=0.9).low is not None
+    assert max_t(change[:3], gap[:3], level=0.75).low is not None
 
 
 def test_sites_beyond_a_size_are_so_in_either_direction():
@@ -159,7 +177,7 @@ def test_skewed_effects_of_a_search_are_cautioned_and_others_are_not():
     assert max_t(np.r_[np.zeros(23), 1e-4][:, None], np.ones(24)).cautions == ()
 
 
-@pytest.mark.parametrize("n", [6, 8, 16, 24])
+@pytest.mark.parametrize("n", [4, 5, 6, 8, 16, 24])
 @pytest.mark.parametrize("kind", ["normal", "t3"])
 def test_without_any_effect_the_best_of_36_heads_is_called_one_in_at_most_5_percent_of_sweeps(kind, n):
     rng, best, missed = np.random.default_rng([8, n]), [], []
@@ -280,3 +298,21 @@ def test_equal_sites_are_ranked_in_their_order():
     found = confirm_winners(np.ones((8, 40)), np.ones(8), winners=40)
 
     assert found.chosen.tolist() == list(range(40))
+
+
+def test_an_interval_for_all_sites_is_never_narrower_than_that_of_one():
+    change = np.repeat([[0.5, 1.0, 0.0]], 8, axis=0) + 1e-5 * np.random.default_rng(15).normal(size=(8, 3))
+
+    found = max_t(change, np.ones(8))
+
+    alone = ratio_of_means(change, np.ones(8))
+    assert found.low == pytest.approx(alone.low)
+    assert found.high == pytest.approx(alone.high)
+
+
+def test_there_are_4999_flips_and_the_identity_unless_others_are_asked_for():
+    change, gap = _sweep(np.random.default_rng(16), 20, 3)
+
+    p = max_t(change, gap).p
+    assert p * 5000 == pytest.approx(np.rint(p * 5000), abs=1e-9)
+    assert p.tolist() == max_t(change, gap, draws=4999).p.tolist()

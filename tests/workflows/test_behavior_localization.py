@@ -5,13 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mlxterp.causal import PromptPair, activation_patching, direct_logit_attribution
+from mlxterp.causal import PromptPair, activation_patching, direct_logit_attribution, path_patching
 from mlxterp.causal.batching import sweep
+from mlxterp.datasets import repeated_random_pairs
 from mlxterp.errors import CapabilityUnavailable, LengthMismatch, MetricError, NoGap, SweepError
 from mlxterp.models import toy_circuit
-from mlxterp.results import AnalysisResult, PatchingResult
+from mlxterp.results import AnalysisResult, Bars, PatchingResult, mean_attribution
+from mlxterp.statistics.multiple import max_t
 from mlxterp.workflows import behavior_localization, narratives
-from mlxterp.workflows.localization import mean_attribution
 from tests.rounding import backward_error
 
 CLEAN, CORRUPTED = "the cat sat", "the dog sat"
@@ -47,8 +48,8 @@ def test_it_names_the_planted_heads_and_what_each_does(found):
 
     assert sorted(named) == [truth["previous_token_head"], truth["induction_head"]] == ["L0.H2", "L1.H1"]
     assert "L0.H2 1, L1.H1 1 (of the gap)" in found.conclusion
-    assert "L0.H2 acts through later components" in found.conclusion
-    assert "L1.H1 writes 10 logits itself" in found.conclusion
+    assert "L0.H2 acts through later components (direct effect 0 of 1)" in found.conclusion
+    assert "L1.H1 acts on the logits directly (direct effect 1 of 1)" in found.conclusion
     assert "L0.H0" not in found.conclusion
 
 
@@ -94,6 +95,9 @@ def test_over_several_pairs_dla_is_the_mean_and_still_adds_up(tiny_llama):
     assert (dla.target_token, dla.target_token_str) == (-1, "the answer")
     assert [prompt["text"] for prompt in dla.measured_on["prompts"]] == [p.clean for p in pairs]
     assert mean_attribution(each[:1]) is each[0]
+    drawn = next(show for show in dla.shows() if isinstance(show, Bars))
+    assert drawn.labels[0] == dla.top_components(1)[0].label
+    assert "mean over 2 prompts" in drawn.reading
 
 
 def test_without_an_answer_dla_is_about_what_the_model_says_first(tiny_llama):
@@ -235,7 +239,7 @@ def test_prompts_of_different_lengths_are_aligned_and_the_account_says_so(tiny_l
 
 
 def test_a_step_that_the_model_cannot_do_is_left_out_and_said_so_unless_it_was_named(toy_model, pairs, found):
-    assert found.step_names == ("dla", "patch_attn", "patch_heads")
+    assert found.step_names == ("dla", "patch_attn", "patch_heads", "direct_effects")
     assert any(text.startswith("patch_mlp was left out") for text in found.cautions)
     with pytest.raises(CapabilityUnavailable, match="mlp_out"):
         behavior_localization(toy_model, pairs, steps=["patch_mlp"])
@@ -253,7 +257,9 @@ def test_it_survives_json_and_says_how_far_it_is(tiny_llama):
     result = behavior_localization(tiny_llama, CLEAN, CORRUPTED, progress=heard.append)
 
     assert AnalysisResult.from_json(result.to_json()) == result
-    assert heard[-1].done == heard[-1].total == tiny_llama.n_layers * (tiny_llama.n_heads + 2)
+    rows = [each for each in heard if each.step == "patch_mlp + patch_attn + patch_heads"]
+    assert rows[-1].done == rows[-1].total == tiny_llama.n_layers * (tiny_llama.n_heads + 2)
+    assert heard[-1].done == heard[-1].total == 5
     assert {each.workflow for each in heard} == {"behavior_localization"}
 
 
@@ -263,3 +269,102 @@ def test_verbose_tells_stderr_and_nothing_else(tiny_llama, capsys):
     said = capsys.readouterr()
     assert said.out == ""
     assert "patch_mlp: 3 of 3 patched rows" in said.err
+
+
+def test_a_role_is_a_direct_effect_and_not_what_a_component_writes_in_the_clean_run(tiny_llama):
+    """L0.mlp_out writes 1.04 logits on clean, near to the most; but as much on corrupted."""
+    result = behavior_localization(tiny_llama, CLEAN, CORRUPTED, answer="x", foil="y")
+
+    dla = {c.label: c.effect for c in result.get_step("dla").components()}
+    direct = path_patching(
+        tiny_llama,
+        CLEAN,
+        CORRUPTED,
+        receivers="logits",
+        senders=["L0.mlp"],
+        freeze_mlps=True,
+        answer="x",
+        foil="y",
+    )
+    assert abs(dla["L0.mlp_out"]) > max(map(abs, dla.values())) / 4
+    assert direct.effects[0] < 0
+    assert result.get_step("direct_effects").find("L0.mlp").effect == pytest.approx(direct.effects[0])
+    assert "L0.mlp_out acts through later components" in result.conclusion
+    assert "itself" not in result.conclusion
+    assert "says what is written, not what matters" in result.narrative
+
+
+def test_the_summary_has_the_cautions_of_its_steps(tiny_llama):
+    result = behavior_localization(tiny_llama, CLEAN, CORRUPTED, answer="x", foil="y")
+
+    assert result.top_components(1)[0].label == "L0.mlp_out"
+    assert "Caution (patch_mlp): L0.mlp_out sees little but the words themselves" in result.summary()
+    assert "near to exchanging the prompts" in result.summary()
+
+
+def test_with_few_pairs_nothing_is_called_established_and_the_conclusion_says_why(toy_model, pairs):
+    few = behavior_localization(toy_model, pairs[:3], steps=["patch_heads"])
+    four = behavior_localization(toy_model, pairs, steps=["patch_heads"])
+
+    assert "none is called established" in few.conclusion
+    assert "3 independent clusters of pairs, and it takes 4" in few.conclusion
+    at_once = "with intervals that hold for all 8 sites searched at once"
+    assert f"Established, beyond 0.05 {at_once}: L0.H2, L1.H1." in four.conclusion
+
+
+def test_winners_are_measured_on_pairs_that_did_not_choose_them_and_the_account_says_on_which(toy_model):
+    pairs = repeated_random_pairs(toy_model, n=9, period=6, seed=1)
+
+    result = behavior_localization(toy_model, pairs, steps=["patch_heads"])
+
+    sweep_ = result.get_step("patch_heads")
+    others = [i for i in range(9) if i not in sweep_.chosen_on]
+    alone = activation_patching(toy_model, [pairs[i] for i in others], component="z")
+    assert len(sweep_.chosen_on) == 4
+    for each in sweep_.measured_again:
+        assert each.effect == pytest.approx(alone.find(each.label).effect)
+    assert "Measured on the same pairs that the search used" in result.narrative
+    assert "The strongest on 4 pairs, measured on 5 other pairs: L0.H2 1" in result.narrative
+
+
+def test_sites_of_several_sweeps_are_established_among_all_that_were_searched(tiny_llama):
+    pairs = [PromptPair(f"{c}bcdx", f"{c}bcdy", answer="x", foil="y") for c in "abcdefgh"]
+
+    result = behavior_localization(tiny_llama, pairs, steps=["patch_mlp", "patch_heads"])
+
+    sweeps = [result.get_step(step) for step in ("patch_mlp", "patch_heads")]
+    gap = np.array([one - zero for one, zero in _baselines(tiny_llama, pairs)])
+    shares = np.concatenate([sweep_.per_example.reshape(8, -1) for sweep_ in sweeps], axis=1)
+    together = max_t(shares * gap[:, None], gap).beyond(0.05)
+    labels = [c.label for sweep_ in sweeps for c in sweep_.components()]
+    expected = [label for label, beyond in zip(labels, together, strict=True) if beyond]
+    said = result.conclusion.partition("all 15 sites searched at once: ")[2].rstrip(".")
+    assert sorted(said.split(", ")) == sorted(expected)
+    assert len(expected) == 3
+
+
+def _baselines(model, pairs):
+    for pair in pairs:
+        rows = [np.array(model.logits(text))[0, -1] for text in (pair.clean, pair.corrupted)]
+        yield tuple(float(row[ord("x")] - row[ord("y")]) for row in rows)
+
+
+def test_direct_effects_follow_a_sweep_and_need_prompts_of_one_length(tiny_llama):
+    with pytest.raises(SweepError, match="it follows patch_mlp or patch_heads"):
+        behavior_localization(tiny_llama, CLEAN, CORRUPTED, steps=["dla", "direct_effects"])
+    with pytest.raises(SweepError, match="different lengths"):
+        behavior_localization(tiny_llama, "the cats sat", CORRUPTED, steps=["patch_mlp", "direct_effects"])
+
+    left_out = behavior_localization(tiny_llama, "the cats sat", CORRUPTED)
+
+    assert "direct_effects" not in left_out.step_names
+    assert any(text.startswith("direct_effects was left out: paths carry") for text in left_out.cautions)
+
+
+def test_direct_effects_of_many_pairs_are_those_of_the_first_eight_and_say_so(toy_model):
+    pairs = repeated_random_pairs(toy_model, n=9, period=6, seed=1)
+
+    result = behavior_localization(toy_model, pairs, steps=["patch_heads", "direct_effects"])
+
+    assert len(result.get_step("direct_effects").per_example) == 8
+    assert "over the first 8 of 9 pairs" in result.step("direct_effects").narrative

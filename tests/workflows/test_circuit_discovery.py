@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -16,10 +17,12 @@ from mlxterp.causal import (
     path_patching,
 )
 from mlxterp.causal.batching import sweep
+from mlxterp.causal.circuits.circuit import Circuit
+from mlxterp.causal.circuits.graph import graph_of
 from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import MetricError, NoGap, ResultError, SweepError
 from mlxterp.results import AnalysisResult, CircuitResult, FaithfulnessResult
-from mlxterp.workflows import circuit_discovery, narratives
+from mlxterp.workflows import circuit_discovery, discovery, narratives
 from tests.causal.circuits.test_acdc import planted_edges, random_token_pairs
 from tests.rounding import backward_error
 from tests.tiny_models import ByteTokenizer, tiny_module
@@ -179,7 +182,10 @@ def test_how_much_of_the_work_a_circuit_does_is_said(found, faithfulness, said):
     step = narratives.faithfulness(replace(judged, rows=tuple(rows)), found.get_step("acdc"))
 
     assert "does not show that the circuit holds on others" in step.cautions[0]
-    assert [said in text for text in step.cautions[1:]] == ([] if said is None else [True])
+    beyond_random = [text for text in step.cautions[1:] if "not more faithful than random" in text]
+    assert len(beyond_random) == (faithfulness < 0)
+    others = [text for text in step.cautions[1:] if text not in beyond_random]
+    assert [said in text for text in others] == ([] if said is None else [True])
 
 
 def test_prompts_of_different_lengths_work_and_the_account_says_how(small_llama):
@@ -266,3 +272,78 @@ def test_a_search_can_be_taken_up_again(small_llama, tmp_path, small_circuit):
     assert edges_of(again.get_step("acdc")) == edges_of(small_circuit.get_step("acdc"))
     with pytest.raises(SweepError, match="differs in searched"):
         circuit_discovery(small_llama, CLEAN, CORRUPTED, **options | {"candidates": 61})
+
+
+def test_answer_and_foil_are_what_the_search_measures(small_llama):
+    result = circuit_discovery(small_llama, CLEAN, CORRUPTED, answer="x", foil="y", steps=["activation"])
+    by_pair = circuit_discovery(
+        small_llama, PromptPair(CLEAN, CORRUPTED, answer="x", foil="y"), steps=["activation"]
+    )
+
+    gap = activation_patching(
+        small_llama, CLEAN, CORRUPTED, component="z", direction="noising", answer="x", foil="y"
+    )
+    found = result.get_step("activation")
+    assert (found.metric, found.clean_metric) == ("logit_diff", pytest.approx(gap.clean_metric))
+    assert found.effects == pytest.approx(gap.effects, abs=1e-5)
+    assert by_pair.get_step("activation") == found
+    assert (
+        circuit_discovery(small_llama, CLEAN, CORRUPTED, steps=["activation"]).measured_on["metric"] == "kl"
+    )
+
+
+def test_a_circuit_is_measured_on_pairs_that_the_search_did_not_use_and_the_account_says_so(toy_model):
+    pairs = random_token_pairs(8)
+
+    result = circuit_discovery(toy_model, pairs, metric="kl")
+
+    searched = result.measured_on["searched_on"]
+    others = [pair for i, pair in enumerate(pairs) if i not in searched]
+    judged, circuit = result.get_step("faithfulness"), result.get_step("acdc")
+    assert (len(searched), len(others)) == (4, 4)
+    assert len(circuit.measured_on["prompts"]) == len(judged.measured_on["prompts"]) == 4
+    assert circuit.measured_on["prompts"] != judged.measured_on["prompts"]
+    alone = faithfulness(toy_model, others, circuit, metric="kl").effects[0]
+    assert judged.faithfulness == pytest.approx(alone, abs=1e-5)
+    row = judged.row("the circuit, on the pairs of the search")
+    same = faithfulness(toy_model, [pairs[i] for i in searched], circuit, metric="kl").effects[0]
+    assert row.faithfulness == pytest.approx(same, abs=1e-5)
+    assert "does 1 of the model's work on 4 other pairs than the 4 of the search" in result.conclusion
+    assert "measured on 4 other pairs than the search's" in result.narrative
+    assert result.get_step("activation").n_pairs == 8
+
+
+def test_seven_pairs_search_and_measure_alike_and_the_account_says_so(toy_model):
+    result = circuit_discovery(toy_model, random_token_pairs(7), metric="kl", steps=["acdc"])
+
+    assert "searched_on" not in result.measured_on
+    assert "the model's work on the prompts of the search" in result.conclusion
+    (caution,) = result.step("faithfulness").cautions
+    assert caution.startswith("The same pairs that the search used: the strongest are too large on average")
+    assert "Give at least 8 independent pairs" in caution
+
+
+def test_random_circuits_have_as_many_edges_between_the_same_layers(small_llama, small_circuit):
+    edges = tuple(graph_of(small_llama).edges())
+    few = Circuit.of(["input→L0.H1.q", "L0.H0→L1.H2.q", "L0.H1→L1.H2.q", "L1.mlp→logits"])
+
+    drawn = [discovery._random_edges(edges, few, np.random.default_rng(seed)) for seed in range(9)]
+
+    def ends(circuit):
+        return Counter(
+            (e.sender.layer, e.sender.kind, e.receiver.layer, e.receiver.kind, e.into) for e in circuit.edges
+        )
+
+    assert {tuple(sorted(ends(each).items())) for each in drawn} == {tuple(sorted(ends(few).items()))}
+    assert len({each.edges for each in drawn}) > 5
+    own = next(iter(Circuit.of(["L0.H0→L1.H2.q"]).edges))
+    assert all(own not in each.edges for each in drawn)
+    assert len(small_circuit.get_step("faithfulness").of("random")) == 19
+
+
+def test_the_best_of_twenty_circuits_has_a_p_of_a_twentieth(found):
+    judged = found.get_step("faithfulness")
+
+    assert judged.p_among_random == pytest.approx(1 / 20)
+    assert "p among them is 0.05 by rank" in found.narrative
+    assert "p = 0.05 by rank" in judged.summary()

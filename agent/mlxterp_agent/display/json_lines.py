@@ -29,7 +29,8 @@ class JsonLines:
 def _fields(event: Event) -> dict[str, object]:
     match event:
         case Started():
-            return {**dataclasses.asdict(event), "entries": len(event.entries)}
+            fields = dataclasses.asdict(event)
+            return {name: fields[name] for name in fields if name not in ("tally", "kept")}
         case Decided():
             return entry_fields(event.entry)
         case _:

@@ -7,6 +7,7 @@ experiments is stripped of escapes and never read as markup.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
 
 from rich.console import Console, Group, RenderableType
@@ -33,7 +34,7 @@ from mlxterp_agent.events import (
     Waiting,
 )
 from mlxterp_agent.researchers.base import BudgetState
-from mlxterp_agent.storage.record import is_kept, tally, verdict_of
+from mlxterp_agent.storage.record import is_kept, verdict_of
 from mlxterp_agent.text import duration, one_line, plain
 
 _BAR = 32
@@ -54,7 +55,8 @@ class LiveScreen:
         self._doing = "starting"
         self._model = ""
         self._note = ""
-        self._entries: list[ExperimentEntry] = []
+        self._tally: Counter[str] = Counter()
+        self._kept: list[ExperimentEntry] = []
         self._budget = BudgetState()
         self._budget_at = clock()
         self._run: tuple[Running, float] | None = None
@@ -69,20 +71,23 @@ class LiveScreen:
             case Started():
                 self._title = event.project
                 self._question, self._researcher = event.question, event.researcher
-                self._entries = list(event.entries)
+                self._tally, self._kept = Counter(event.tally), list(event.kept)
             case Progress():
                 self._doing = event.text
                 known = event.done is not None and event.total
                 self._share = (event.done or 0.0, event.total or 1.0) if known else None
             case SetupReady():
                 self._model, self._doing, self._share = event.model, "waiting for an experiment", None
+                self._note = event.evidence
             case Turn():
                 self._doing = event.text or self._doing
             case Running():
                 self._run = (event, self._clock())
                 self._doing = event.about or f"running experiment {event.run:04d}"
             case Decided():
-                self._entries.append(event.entry)
+                self._tally[verdict_of(event.entry)] += 1
+                if is_kept(event.entry):
+                    self._kept = [*self._kept, event.entry][-_SHOWN:]
                 self._run, self._doing = None, f"logging and committing {event.entry.experiment_id}"
             case Spending():
                 self._budget, self._budget_at, self._run = event.budget, self._clock(), None
@@ -119,12 +124,11 @@ class LiveScreen:
         if self._budget.usd_left is None and self._budget.usd is not None:
             tokens = f" for {self._budget.tokens:,} tokens" if self._budget.tokens else ""
             rows.add_row("cost", Text(f"${self._budget.usd:.2f}{tokens}"))
-        counts = "  ".join(f"{verdict} {count}" for verdict, count in tally(self._entries).items())
+        counts = "  ".join(f"{verdict} {count}" for verdict, count in self._tally.items())
         rows.add_row("verdicts", Text(counts or "none yet"))
         parts: list[RenderableType] = [rows]
-        kept = [entry for entry in self._entries if is_kept(entry)][-_SHOWN:]
-        if kept:
-            parts += [Text(), *(_kept_line(entry) for entry in reversed(kept))]
+        if self._kept:
+            parts += [Text(), *(_kept_line(entry) for entry in reversed(self._kept))]
         if self._note:
             parts += [Text(), Text(one_line(self._note, 300), style="dim", no_wrap=True, overflow="ellipsis")]
         # Room for the "^C" that a terminal prints at the cursor: it must not begin another line.

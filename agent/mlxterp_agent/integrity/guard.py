@@ -12,24 +12,23 @@ import contextlib
 import os
 import shutil
 import stat
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Literal
 
 from mlxterp._files import write_atomically
-from mlxterp.autointerpret.contract import FINDINGS, LOG, SETUP, digest
+from mlxterp.autointerpret.contract import CONFIG, FINDINGS, LOG, SETUP, digest
 from mlxterp_agent.events import Violated
-from mlxterp_agent.exit_codes import CONTRACT
 from mlxterp_agent.platform import NotRegular, explain_disk_full, read_regular
 from mlxterp_agent.storage.git import Committer, git_dirs
-from mlxterp_agent.storage.journal import Event
+from mlxterp_agent.storage.project_files import make_folder, write_in_project
 from mlxterp_agent.storage.record import Execution
 from mlxterp_agent.storage.results_log import ResultsLog
 from mlxterp_agent.storage.state_dir import Sealed, State
 
-What = Literal["setup", "log", "snapshot", "seal", "journal", "findings", "git"]
+What = Literal["setup", "config", "log", "snapshot", "seal", "journal", "findings", "git"]
 
 _GIT_FILES = ("config", "config.worktree", "info/attributes", "info/exclude")
 
@@ -62,21 +61,26 @@ class Marks:
     journal: tuple[int, int, int] | None
 
 
-def snapshot(project: Path, state: State, also: Sequence[Path] = ()) -> Marks:
+def snapshot(project: Path, state: State, also: Sequence[Path] = (), *, log: str | None = None) -> Marks:
     """Takes the marks; a few milliseconds.
 
     Args:
         also: frozen copies of what runs, which must not change either.
+        log: what is known of results.jsonl; by default it is read.
     """
     kinds: dict[Path, What] = {
         project / SETUP: "setup",
+        project / CONFIG: "config",
         project / LOG: "log",
         state.sealed_dir / SETUP: "seal",
     }
     kinds |= dict.fromkeys(also, "snapshot")
     return Marks(
         project,
-        {path: (what, _mark(path)) for path, what in kinds.items()},
+        {
+            path: (what, log if what == "log" and log is not None else _mark(path))
+            for path, what in kinds.items()
+        },
         _kind(project / FINDINGS),
         _heads(project),
         _git_files(project),
@@ -123,30 +127,39 @@ def restore(
         for what in dict.fromkeys(violation.what for violation in violations):
             match what:
                 case "setup":
-                    _replace(project / SETUP, sealed.setup_bytes, evidence)
+                    _set_aside(project / SETUP, evidence)
+                    write_in_project(project, SETUP, sealed.setup_bytes)
                     done.append("setup.py was put back from its sealed copy")
+                case "config":
+                    _set_aside(project / CONFIG, evidence)
+                    if sealed.config_bytes:
+                        write_in_project(project, CONFIG, sealed.config_bytes)
+                    done.append(f"{CONFIG} was put back from its sealed copy")
                 case "seal":
                     _replace(sealed.setup, sealed.setup_bytes, evidence / "sealed")
                     done.append("the sealed copy of setup.py was written anew")
                 case "log":
-                    _replace(project / LOG, log, evidence)
+                    _set_aside(project / LOG, evidence)
+                    write_in_project(project, LOG, log)
                     done.append(f"{LOG} was put back from the journal")
                 case "findings":
                     _set_aside(project / FINDINGS, evidence)
-                    (project / FINDINGS).mkdir()
+                    make_folder(project, FINDINGS)
                     done.append(f"{FINDINGS}/ is a directory again")
                 case "git":
                     _copy_git(project, evidence)
                     done.append("git was left as it is; configuration and hooks were copied")
-                case "snapshot" | "journal":
-                    done.append(f"the {what} cannot be put back; nothing was done")
+                case "journal":
+                    done.append("what was appended to the journal was cut off again; it never counted")
+                case "snapshot":
+                    done.append("the snapshot cannot be put back; nothing was done")
     return [*done, f"what was found is kept in {evidence}"]
 
 
 ALLOWED = 1
 """Violations after which a run continues. One more, and it pauses."""
 
-_BETWEEN_RUNS = ("setup", "seal", "journal", "findings")
+_BETWEEN_RUNS = ("setup", "config", "seal", "journal", "findings")
 
 
 class Guard:
@@ -171,7 +184,7 @@ class Guard:
 
     def marks(self, *frozen: Path) -> Marks:
         """What must stay as it is, as it is now."""
-        return snapshot(self._project, self._state, also=frozen)
+        return snapshot(self._project, self._state, also=frozen, log=self._results.mark())
 
     def remember(self) -> None:
         """Makes the present state the baseline: whatever differs from it later, another program changed."""
@@ -184,11 +197,12 @@ class Guard:
         log = self._results.unexpected_change()
         if log is not None:
             found.append(Violation("log", log))
+        found += self._interference()
         return self._restore(found) if found else []
 
     def after(self, before: Marks, frozen: Path, execution: Execution) -> list[str]:
         """What the run did to the contract, a sentence each; what can be restored is restored."""
-        changed = compare(before, self.marks(frozen))
+        changed = [*compare(before, self.marks(frozen)), *self._interference()]
         details = self._restore(changed) if changed else []
         did = [f"forged report: {frame.text}" for frame in execution.bad_frames if frame.forged]
         if execution.escaped:
@@ -197,9 +211,15 @@ class Guard:
             self._count(did)
         return [*details, *did]
 
+    def _interference(self) -> list[Violation]:
+        what = self._results.journal.interference()
+        return [] if what is None else [Violation("journal", what)]
+
     def _restore(self, found: Sequence[Violation]) -> list[str]:
         details = [violation.detail for violation in found]
-        done = restore(self._project, self._state, self._sealed, self._results.logged_bytes(), found)
+        log = self._results.logged_bytes() if any(each.what == "log" for each in found) else b""
+        done = restore(self._project, self._state, self._sealed, log, found)
+        self._results.restored()
         self._count([*details, *done])
         return details
 
@@ -207,20 +227,6 @@ class Guard:
         self.violations += 1
         self._results.journal.append("restored", what=list(details))
         self._results.emit(Violated("; ".join(details)))
-
-
-def violations_since_the_pause(events: Iterable[Event]) -> int:
-    """The number of violations so far, across crashes and restarts.
-
-    It begins at 0 again after a run was stopped for them, because a person has then looked.
-    """
-    count = 0
-    for event in events:
-        if event["event"] == "restored":
-            count += 1
-        elif event["event"] == "stop" and event["exit_code"] == CONTRACT:
-            count = 0
-    return count
 
 
 def _mark(path: Path) -> str:

@@ -25,7 +25,6 @@ from mlxterp_agent.storage.record import (
     RUNS,
     digests_of,
     is_kept,
-    logged_bytes,
     read_entry_without_record,
     uid_of,
     whole_lines,
@@ -100,11 +99,12 @@ def _journal(log: ExperimentLog, events: list[Event]) -> Iterator[str | None]:
     if not events:
         yield None
         return
-    raw, known = log.raw(), logged_bytes(events)
-    if not raw.startswith(known):
+    raw, seals = log.raw(), [event for event in events if event["event"] in ("logged", "adopted")]
+    size = seals[-1]["size"] if seals else 0
+    if seals and digest(raw[:size]) != seals[-1]["sha256"]:
         yield f"{LOG} differs from the journal's copy of it; `autointerp start` puts it back"
     else:
-        for line in whole_lines(raw[len(known) :]):
+        for line in whole_lines(raw[size:]):
             if read_entry_without_record(line) is None:
                 yield "a line that claims to be a supervisor's is not in the journal"
     logged = {event["uid"] for event in events if event["event"] == "logged"}

@@ -3,7 +3,7 @@
     ready         setup.py was imported; `facts` about it
     setup_error   it was not; `error`, `traceback`
     jail_error    the jail does not hold, so setup.py was not imported; `error`
-    entry         `ExperimentLog.append` was called; `entry`
+    entry         `ExperimentLog.append` was called; `entry`, and what was `measured` since the one before
     done          the experiment ended by itself; `status`, `error`, `traceback`
 
 The experiment has the pipe too and can write anything, so nothing here raises: what does not fit is a bad
@@ -19,7 +19,8 @@ from typing import Any
 from mlxterp.autointerpret.encoding import MAX_LINE, LineError, decode_object
 from mlxterp.autointerpret.entry import ExperimentEntry
 from mlxterp.errors import EntryError
-from mlxterp_agent.storage.record import BadFrame
+from mlxterp.measurements import Measurements
+from mlxterp_agent.storage.record import BadFrame, FrameFault
 
 MAX_TOTAL = 64_000_000
 MAX_ENTRIES = 64
@@ -37,9 +38,15 @@ class Problem:
 
 @dataclass(frozen=True)
 class Done:
-    """The experiment's own report of its end; `problem` is None if it ran through."""
+    """The experiment's own report of its end.
+
+    Attributes:
+        problem: None if it ran through.
+        forwards: how often the library ran a model after the last entry; None if it does not say.
+    """
 
     problem: Problem | None
+    forwards: int | None = None
 
 
 class Frames:
@@ -50,6 +57,7 @@ class Frames:
         setup_error: None unless setup.py failed.
         jail_error: why there is no jail; None if there is one, or none was asked for.
         entries: none with a record.
+        measured: what the library measured before each of them; nothing where a frame does not say it.
         bad: what was not accepted; at most twenty.
         done: None until the experiment reported its end.
     """
@@ -59,6 +67,7 @@ class Frames:
         self.setup_error: Problem | None = None
         self.jail_error: str | None = None
         self.entries: list[ExperimentEntry] = []
+        self.measured: list[Measurements] = []
         self.bad: list[BadFrame] = []
         self.done: Done | None = None
         self._running = False
@@ -93,7 +102,7 @@ class Frames:
     def end(self) -> None:
         """The pipe is closed."""
         if self._partial:
-            self._refuse("the last frame was cut off")
+            self._refuse("the last frame was cut off", fault=FrameFault.TORN)
             self._partial.clear()
 
     def _line(self, line: bytes) -> None:
@@ -102,7 +111,7 @@ class Frames:
         try:
             frame = decode_object(line)
         except LineError as problem:
-            self._refuse(f"a frame cannot be read: {problem}", forged=True)
+            self._refuse(f"a frame cannot be read: {problem}", fault=FrameFault.TORN)
             return
         match frame.get("type"):
             case "ready" if not self._running and self.facts is None and self.setup_error is None:
@@ -116,29 +125,47 @@ class Frames:
             case "entry" if self._running and self.done is None:
                 self._entry(frame)
             case "done" if self._running and self.done is None and frame.get("status") in ("ok", "error"):
-                self.done = Done(None if frame["status"] == "ok" else _problem(frame))
+                forwards = frame.get("forwards")
+                known = forwards if type(forwards) is int and forwards >= 0 else None
+                self.done = Done(None if frame["status"] == "ok" else _problem(frame), known)
             case "ready" | "setup_error" | "jail_error" | "entry" | "done" as kind:
-                self._refuse(f"a frame {kind!r} came when none was expected", forged=True)
+                self._refuse(f"a frame {kind!r} came when none was expected", fault=FrameFault.FORGED)
             case other:
-                self._refuse(f"a frame of unknown type {str(other)[:40]!r}", forged=True)
+                self._refuse(f"a frame of unknown type {str(other)[:40]!r}", fault=FrameFault.FORGED)
 
     def _entry(self, frame: Mapping[str, Any]) -> None:
         fields = frame.get("entry")
         if not isinstance(fields, dict):
-            self._refuse("an entry frame without an entry", forged=True)
+            self._refuse("an entry frame without an entry", fault=FrameFault.FORGED)
         elif fields.get("record") is not None:
-            self._refuse("an entry that brings a record, which only the supervisor writes", forged=True)
+            self._refuse(
+                "an entry that brings a record, which only the supervisor writes", fault=FrameFault.FORGED
+            )
         elif len(self.entries) >= MAX_ENTRIES:
             self._refuse(f"more than {MAX_ENTRIES} entries in one experiment; the rest is not logged")
         else:
             try:
-                self.entries.append(ExperimentEntry.from_dict(fields))
+                entry = ExperimentEntry.from_dict(fields)
+                measured = Measurements.from_dict(_mapping(frame.get("measured", {})))
             except EntryError as problem:
-                self._refuse(f"an entry that cannot be logged: {problem}")
+                self._refuse(f"an entry that cannot be logged: {problem}", fault=FrameFault.NO_ENTRY)
+            except ValueError as problem:
+                self._refuse(
+                    f"an entry whose measurements cannot be read: {problem}", fault=FrameFault.FORGED
+                )
+            else:
+                self.entries.append(entry)
+                self.measured.append(measured)
 
-    def _refuse(self, why: str, *, forged: bool = False) -> None:
+    def _refuse(self, why: str, *, fault: FrameFault = FrameFault.TOO_MUCH) -> None:
         if len(self.bad) < _MAX_BAD:
-            self.bad.append(BadFrame(why, forged))
+            self.bad.append(BadFrame(why, fault))
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise ValueError(f"measured is {str(value)[:60]!r}")
+    return value
 
 
 def _problem(frame: Mapping[str, Any]) -> Problem:

@@ -16,7 +16,7 @@ import contextlib
 import signal
 import sys
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -140,7 +140,13 @@ class Runner:
         return _failed_setup(child, cut)
 
     def run(
-        self, frozen: Path, run: int, *, time_box: float, stop: Callable[[], str | None] = _never
+        self,
+        frozen: Path,
+        run: int,
+        *,
+        time_box: float,
+        stop: Callable[[], str | None] = _never,
+        explore: Sequence[int] | None = None,
     ) -> Execution:
         """Runs an experiment and returns when nothing of it is left.
 
@@ -150,6 +156,7 @@ class Runner:
             run: number of the run, for messages.
             time_box: seconds of awake time from the moment setup.py is imported.
             stop: asked ten times a second; a text ends the run with status "interrupted".
+            explore: the pairs of `setup.dataset` that it sees; None for all.
         """
         source = frozen.read_bytes()
         sha = digest(source)
@@ -165,7 +172,7 @@ class Runner:
             cut = self._await_setup(child, stop, _ignore)
             if cut is None and child.ready:
                 began = self._clock.monotonic()
-                child.go(source, sha, frozen.parent)
+                child.go(source, sha, frozen.parent, explore=explore)
                 cut, strays = self._watch(child, began + time_box, f"run {run:04d}", time_box, stop)
                 seconds = self._clock.monotonic() - began
         finally:
@@ -185,6 +192,8 @@ class Runner:
             traceback=problem.traceback if problem else None,
             bad_frames=tuple(child.frames.bad),
             entries=tuple(child.frames.entries),
+            measured=tuple(child.frames.measured),
+            forwards=None if child.frames.done is None else child.frames.done.forwards,
             stdout_tail=child.stdout,
             stderr_tail=child.stderr,
             output_bytes=child.output_bytes,

@@ -75,7 +75,7 @@ class Report:
 
 
 def main() -> None:
-    _belong_to(int(os.environ.pop("AUTOINTERP_WARDEN")))
+    belong_to(int(os.environ.pop("AUTOINTERP_WARDEN")))
     outbox = int(os.environ["AUTOINTERP_OUTBOX"].removeprefix("fd:"))
     os.set_inheritable(outbox, False)  # noqa: FBT003
     orders = _take_orders_from_stdin()
@@ -84,8 +84,8 @@ def main() -> None:
         return
     report, project = Report(outbox), order["project"]
     atexit.register(report.finish)
-    _limit(order["max_file"])
-    problem = None if order["jail"] is None else _close_jail(order["jail"])
+    limit_files(order["max_file"])
+    problem = None if order["jail"] is None else close_jail(order["jail"])
     if problem is not None:
         report.send(type="jail_error", error=problem, traceback=None)
         return
@@ -102,10 +102,11 @@ def main() -> None:
     sys.dont_write_bytecode = True
     _enter_scratch(project, order["scratch"], order["not_linked"])
     signal.signal(signal.SIGTERM, _raise_time_is_up)
+    _keep_explored(order["explore"])
     report.at_the_end(**_run(project, order))
 
 
-def _belong_to(parent: int) -> None:
+def belong_to(parent: int) -> None:
     """Ends with the warden; leaves no core file; is the first that the kernel ends when memory runs out."""
     if sys.platform == "linux":
         import ctypes
@@ -130,7 +131,7 @@ def _take_orders_from_stdin() -> Any:
     return orders
 
 
-def _limit(max_file: "int | None") -> None:
+def limit_files(max_file: "int | None") -> None:
     """The largest file it may write, and how many it may have open."""
     if max_file is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (max_file, max_file))
@@ -139,7 +140,7 @@ def _limit(max_file: "int | None") -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
-def _close_jail(jail: Mapping[str, Any]) -> "str | None":
+def close_jail(jail: Mapping[str, Any]) -> "str | None":
     """Closes the jail and tries what it must prevent: None, or why it does not hold."""
     if jail["module"] is not None:
         spec = importlib.util.spec_from_file_location("jail", jail["module"])
@@ -188,6 +189,13 @@ def _import_setup(project: str, order: Mapping[str, Any]) -> dict[str, Any]:
     return {"type": "ready", "facts": facts}
 
 
+def _keep_explored(explore: "list[int] | None") -> None:
+    """Leaves in `setup.dataset` the pairs that experiments may explore; all of them for None."""
+    if explore is not None:
+        setup: Any = sys.modules["setup"]
+        setup.dataset = [setup.dataset[i] for i in explore]
+
+
 def _run(project: str, order: Mapping[str, Any]) -> dict[str, Any]:
     """Runs the frozen experiment as `__main__`: the frame "done"."""
     path = os.path.join(project, "experiment.py")
@@ -197,13 +205,38 @@ def _run(project: str, order: Mapping[str, Any]) -> dict[str, Any]:
     try:
         code = _compiled(order["source"], order["sha"], path)
         sys.modules["__main__"] = main_module
-        exec(code, main_module.__dict__)
+        _forget_measurements()
+        known = set(sys.modules)
+        try:
+            exec(code, main_module.__dict__)
+        finally:
+            own = _project_modules(project, known)
+        if own:
+            ended |= {
+                "status": "error",
+                "error": f"experiment.py imported {', '.join(own)} of this project. An experiment is one "
+                "file, which is frozen, judged and committed: put the code into it",
+            }
     except SystemExit as end:
         if end.code not in (None, 0):
             ended |= {"status": "error", "error": f"experiment.py ended with exit({end.code!r})"}
     except BaseException as error:  # noqa: BLE001 - whatever the investigation's code raises is reported
         ended |= {"status": "error", "error": _one_line(error), "traceback": _trace(error, project)}
-    return ended
+    return {**ended, "forwards": _forget_measurements()}
+
+
+def _project_modules(project: str, known: "set[str]") -> "list[str]":
+    """The files of the project that were imported since, however their names were written."""
+    root = os.path.realpath(project) + os.sep
+    files = [getattr(sys.modules[name], "__file__", None) for name in set(sys.modules) - known]
+    paths = [os.path.realpath(file) for file in files if isinstance(file, str)]
+    return sorted(path.removeprefix(root) for path in paths if path.startswith(root))
+
+
+def _forget_measurements() -> int:
+    """Begins to count anew, so that what setup.py measured is not the experiment's; how often a model ran."""
+    measurements = sys.modules.get("mlxterp.measurements")
+    return 0 if measurements is None else measurements.recorder.take().forwards
 
 
 def _compiled(source: str, sha: str, name: str) -> types.CodeType:
@@ -225,12 +258,21 @@ def _facts(setup: types.ModuleType) -> dict[str, Any]:
         "model_digest": _text(getattr(model, "digest", None)),
         "blas": _text(getattr(model, "blas", None)),
         "dataset": len(dataset) if isinstance(dataset, Sized) else None,
+        "pairs": _pairs(model, dataset),
+        "confirm_pairs": callable(getattr(setup, "confirm_pairs", None)),
         "metrics": _names(getattr(setup, "metrics", None)),
         "question": _text(getattr(setup, "QUESTION", None)),
         "size": _size(model),
         "capabilities": _capabilities(getattr(model, "capabilities", None)),
         "sae": _text(getattr(getattr(setup, "sae", None), "digest", None)),
     }
+
+
+def _pairs(model: object, dataset: object) -> "list[dict[str, Any]] | None":
+    """The dataset's pairs as a judge divides them; None if they are none. Whoever made a pair has loaded its
+    module."""
+    module: Any = sys.modules.get("mlxterp.causal.prompts.pair")
+    return None if module is None else module.list_pairs(model, dataset)
 
 
 def _size(model: object) -> "str | None":

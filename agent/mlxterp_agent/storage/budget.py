@@ -15,9 +15,8 @@ from typing import NamedTuple
 from mlxterp_agent.exit_codes import BadLimit
 from mlxterp_agent.platform import Clock
 from mlxterp_agent.researchers.base import BudgetState
-from mlxterp_agent.storage.journal import Event, Journal
-
-KEPT_TIERS = frozenset({"lead", "finding", "claim"})
+from mlxterp_agent.storage.history import History, read_history
+from mlxterp_agent.storage.journal import Journal
 
 SHORTEST_TIME_BOX = 1.0
 """Seconds. With less than this left, an experiment is not started."""
@@ -83,35 +82,37 @@ def _left(limit: int | None, spent: int) -> int | None:
 
 
 class Budget:
-    """Adds up the journal's events, past and new, against the limits.
+    """Holds what the journal's history adds up against the limits.
 
-    `intent` counts an experiment, `result` moves the streak, `charge` costs money. The time of one session is
-    the distance between its first event and its last (of the running one: now), so a supervisor that writes a
-    `clock` event every minute loses at most a minute of the count to a `kill -9`. After a run that the streak
-    stopped, a new streak begins: starting it again was a decision.
+    `intent` counts an experiment, `result` moves the streak, `charge` costs money. The time of one session
+    goes from its start to its last event (of the running one: to now). After a run that the streak stopped, a
+    new streak begins: starting it again was a decision.
+
+    Args:
+        history: of this journal; read from it by default.
     """
 
-    def __init__(self, limits: Limits, clock: Clock, journal: Journal) -> None:
+    def __init__(
+        self, limits: Limits, clock: Clock, journal: Journal, history: History | None = None
+    ) -> None:
         self.limits = limits
         self._clock = clock
         self._journal = journal
-        self._experiments = 0
-        self._streak = 0
-        self._usd: float | None = None
-        self._tokens: int | None = None
-        self._sessions: dict[str, tuple[float, float]] = {}
-        self._held: dict[str, tuple[float | None, int | None]] = {}
-        journal.follow(self._past)
-        for usd, tokens in self._held.values():
-            self._add(usd, tokens)
-        self._held.clear()
+        self._history = read_history(journal) if history is None else history
+        self._unsettled = frozenset(self._history.held)
         self._began = clock.elapsed()
-        self._before = sum(last - first for first, last in self._sessions.values())
+        self._before = self._history.seconds
 
     def spent(self) -> Spent:
         """The sums so far."""
+        history = self._history
+        usd, tokens = history.usd, history.tokens
+        for call in self._unsettled & history.held.keys():
+            held_usd, held_tokens = history.held[call]
+            usd = usd if held_usd is None else (usd or 0.0) + held_usd
+            tokens = tokens if held_tokens is None else (tokens or 0) + held_tokens
         seconds = self._before + max(0.0, self._clock.elapsed() - self._began)
-        return Spent(self._experiments, seconds, self._usd, self._tokens, self._streak)
+        return Spent(history.experiments, seconds, usd, tokens, history.streak_with(self.limits.streak))
 
     def state(self) -> BudgetState:
         """What is spent and left, as researchers and screens show it."""
@@ -170,26 +171,3 @@ class Budget:
     ) -> None:
         """Writes to the journal what the researcher has just cost; None is unknown."""
         self._journal.append("charge", usd=usd, tokens=tokens, call=call, details=dict(details or {}))
-
-    def _past(self, event: Event) -> None:
-        first, _ = self._sessions.get(event["session"], (event["elapsed"], 0.0))
-        self._sessions[event["session"]] = (first, max(first, event["elapsed"]))
-        match event["event"]:
-            case "intent":
-                self._experiments += 1
-            case "result" if not event.get("again"):
-                kept = any((line.get("record") or {}).get("tier") in KEPT_TIERS for line in event["lines"])
-                self._streak = 0 if kept else self._streak + 1
-            case "stop" if self.limits.streak is not None and self._streak >= self.limits.streak:
-                self._streak = 0
-            case "hold":
-                self._held[event["call"]] = (event["usd"], event["tokens"])
-            case "charge":
-                self._held.pop(event.get("call") or "", None)
-                self._add(event["usd"], event["tokens"])
-
-    def _add(self, usd: float | None, tokens: int | None) -> None:
-        if usd is not None:
-            self._usd = (self._usd or 0.0) + usd
-        if tokens is not None:
-            self._tokens = (self._tokens or 0) + tokens

@@ -34,6 +34,7 @@ from mlxterp.auto_interp.sensitivity.reading import by_reader
 from mlxterp.core.model import InterpretableModel
 from mlxterp.core.tokens import Prompt
 from mlxterp.errors import LabelingError, TrainingTexts
+from mlxterp.measurements import recorder
 from mlxterp.results.views import percent
 from mlxterp.sae.analysis.effects import CONTROLS
 from mlxterp.sae.feature_store.build import build_store, same_texts
@@ -186,6 +187,7 @@ def _outcome(
     options: SensitivityOptions,
 ) -> FeatureLabel:
     """The label with the outcome, as numbers and as a text."""
+    recorder.add_method("sensitivity_test")
     if options.causal and items.source != NO_READER:
         found["causal"] = causal_effect(model, sae, items, label.feature_id, options)
     return replace(

@@ -14,6 +14,7 @@ from mlxterp.core import forward
 from mlxterp.core.hook_points import HookPoint
 from mlxterp.core.interventions import Intervention
 from mlxterp.core.model import InterpretableModel
+from mlxterp.measurements import recorder
 
 AGREEMENT, AGREEMENT_HALF = 1e-3, 4e-2
 """How far a row without edits may come out from its prompt, relative to the largest logit, in a correct pass:
@@ -109,6 +110,7 @@ def run_base(
                 cache=recorders,
             )
             found = last(logits)
+        recorder.add_forward(model, tokens.astype(np.int32).tobytes(), len(tokens))
     except (ValueError, TypeError, AttributeError) as problem:
         raise CannotJoin(str(problem)) from problem
     caches = tuple(each.recorded for each in recorders or () if each.recorded is not None)

@@ -16,6 +16,7 @@ without edits, and on a block entered behind its attention.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
@@ -33,6 +34,7 @@ from mlxterp.core.interventions import Intervention
 from mlxterp.core.linux_blas import blas
 from mlxterp.core.model import InterpretableModel
 from mlxterp.core.selection import check_positions
+from mlxterp.measurements import recorder
 
 Values: TypeAlias = NDArray[np.float32]
 Indices: TypeAlias = NDArray[np.int64]
@@ -197,9 +199,13 @@ def run(model: InterpretableModel, base: BaseRun, rows: Sequence[Row], vocabular
         model.architecture.require_point(point)
     try:
         with model.architecture.lock.run():
-            return _Pass(model.architecture, base, rows).run(vocabulary)
+            logits = _Pass(model.architecture, base, rows).run(vocabulary)
     except (ValueError, TypeError, AttributeError, IndexError) as problem:  # shapes, a mask of another kind
         raise CannotJoin(str(problem)) from problem
+    recorder.add_forward(model, base.tokens.astype(np.int32).tobytes(), len(rows))
+    edits = Counter(edit.point for row in rows for edit in row.edits)
+    recorder.add_interventions({str(point): n for point, n in edits.items()})
+    return logits
 
 
 class _Pass:
@@ -283,6 +289,7 @@ class _Pass:
         """Per row, the positions whose activation it changes, and what it then is."""
         act = self._activation(point)
         found = [edited_positions(entry.edits, act[entry.base]) for entry in entries]
+        _compare(point, act, entries, found)
         # In the last block nothing reads the other positions any more.
         if point.layer == self._n_layers - 1 and point.name != "resid_pre":
             last = self._length - 1
@@ -352,6 +359,17 @@ class _Pass:
         bias = architecture.unembed_bias(ids)
         logits = logits if bias is None else logits + bias
         return architecture.softcapped(logits * architecture.logit_scale)
+
+
+def _compare(
+    point: HookPoint, act: Values, entries: Sequence[Entry], edited: Sequence[tuple[Indices, Values]]
+) -> None:
+    """Reports whether the rows' edits change the activation, until the first that does."""
+    name = str(point)
+    for entry, (positions, value) in zip(entries, edited, strict=True):
+        if not recorder.needs_comparison(name):
+            return
+        recorder.add_comparison(name, changed=not np.array_equal(value, act[entry.base][positions]))
 
 
 def _at(x: mx.array, tokens: Indices) -> mx.array:

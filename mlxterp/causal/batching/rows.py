@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from mlxterp.core.hook_points import HookPoint
 from mlxterp.core.interventions import Intervention
+from mlxterp.core.linux_blas import swiglu as fast_math
 from mlxterp.core.model import InterpretableModel
 from mlxterp.core.selection import Window
 from mlxterp.core.taps import tapped
@@ -68,17 +69,32 @@ def _first_position(edit: Intervention, length: int) -> int:
 
 
 @contextmanager
-def last_position_only(model: InterpretableModel, rows: Sequence[Row]) -> Iterator[None]:
-    """While the block runs, norm and unembedding see the last position only, in float32: [batch, 1, d_vocab].
+def measuring(model: InterpretableModel) -> Iterator[None]:
+    """The arithmetic of measurements: a float32 residual stream, and a fast SwiGLU where there is one.
 
-    In float32 whatever the weights are, so that clean, corrupted and patched runs are read at one precision.
+    In 16 bits, clean, corrupted and patched runs of the same activations differ by how they were batched, by
+    some units in the logits' last place; effects are shares of a gap that may be not much larger.
+    """
+    with model.architecture.float32_stream(), fast_math.used(model.architecture):
+        yield
+
+
+@contextmanager
+def last_position_only(model: InterpretableModel, rows: Sequence[Row]) -> Iterator[None]:
+    """While the block runs, norm and unembedding see the last position only: [batch, 1, d_vocab].
+
+    In float32 whatever the weights are, and so is the residual stream (`Architecture.float32_stream`): clean,
+    corrupted and patched runs are computed and read at one precision.
 
     Not where an edit is made behind the last block, which may name any position.
     """
     norm = model.architecture.norm_module
     points = {edit.point for row in rows for edit in row.edits}
     behind = any(point.name in _BEHIND_THE_BLOCKS or point.is_module_path for point in points)
-    with tapped([] if norm is None or behind else [(norm, _sees_last)]):
+    with (
+        model.architecture.float32_stream(),
+        tapped([] if norm is None or behind else [(norm, _sees_last)]),
+    ):
         yield
 
 

@@ -18,9 +18,8 @@ from numpy.typing import NDArray
 
 from mlxterp.causal.batching import packed, reference_engine
 from mlxterp.causal.batching.base_run import BaseRun, CannotJoin, Edits, run_base
-from mlxterp.causal.batching.rows import Ids, Logits, Row, last, last_position_only
+from mlxterp.causal.batching.rows import Ids, Logits, Row, last, last_position_only, measuring
 from mlxterp.core.hook_points import HookPoint
-from mlxterp.core.linux_blas import swiglu as fast_math
 from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import SlowSweep
 
@@ -68,7 +67,7 @@ def run_rows(
     """
     values = np.full(len(rows), np.nan)
     done = 0
-    with fast_math.used(model.architecture):
+    with measuring(model):
         engines = _Engines(model, engine, vocabulary, token_budget)
         length = base_tokens.shape[1]
         at_once = max(1, token_budget // (4 * length))  # the prompts' own run keeps every layer
@@ -98,7 +97,7 @@ def run_prompts(model: InterpretableModel, tokens: Ids) -> BaseRun | None:
         return None
     names = [name for name in packed.POINTS if model.capabilities[name].available]
     points = [HookPoint(name, layer) for name in names for layer in range(model.n_layers)]
-    with fast_math.used(model.architecture):
+    with measuring(model):
         try:
             return run_base(model, tokens, points)
         except CannotJoin:
@@ -109,7 +108,7 @@ def answer_logits(model: InterpretableModel, tokens: Ids, *, token_budget: int =
     """Float32 logits `[n, d_vocab]` at the last position of each prompt, unpatched."""
     parts = []
     for some in _in_batches(model, tokens, token_budget):
-        with fast_math.used(model.architecture), last_position_only(model, ()):
+        with measuring(model), last_position_only(model, ()):
             logits, _ = model.run(mx.array(some))
             parts.append(last(logits))
     return np.concatenate(parts)
@@ -134,7 +133,7 @@ def capture(
         return found
     parts: list[dict[HookPoint, mx.array]] = []
     for some in _in_batches(model, tokens, token_budget):
-        with fast_math.used(model.architecture), last_position_only(model, ()):
+        with measuring(model), last_position_only(model, ()):
             _, captured = model.run(mx.array(some), capture=wanted)
             mx.eval(list(captured.values()))
         parts.append(captured)

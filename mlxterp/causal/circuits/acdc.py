@@ -27,11 +27,13 @@ from numpy.typing import NDArray
 from mlxterp.causal.circuits.circuit import Circuit
 from mlxterp.causal.circuits.edge_patching import DESCRIBED, EdgeAblation, EdgeRun, Mask
 from mlxterp.causal.circuits.graph import Edge
+from mlxterp.causal.finite import require_finite
 from mlxterp.causal.prompts.alignment import Align
 from mlxterp.causal.prompts.encoding import Prompt
 from mlxterp.causal.prompts.pair import MetricLike, Pairs, Prepared, as_pairs, prepare
 from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import SweepError
+from mlxterp.measurements import recorder
 from mlxterp.results import CircuitEdge, CircuitResult
 
 
@@ -107,6 +109,12 @@ class Search:
         """The loss of each row of removed edges, as a mean over the pairs."""
         metric, targets = self.prepared.metric, self.prepared.targets
         values = [float(metric(logits, targets).mean()) for logits in self.run.logits(removed)]
+        require_finite(
+            values,
+            lambda i: f"{int(removed[i].sum()):,} edges removed",
+            f"{metric.name} of circuits",
+            "The logits are finite, so it is the metric: keep what it divides by away from 0.",
+        )
         return np.array(values) if "clean_logits" in metric.needs else -np.array(values)
 
     def step(self) -> None:
@@ -160,6 +168,7 @@ class Search:
         left = np.flatnonzero(~self.removed)
         distance = "clean_logits" in metric.needs
         edges = [self.edges[i] for i in left]
+        recorder.add_method("acdc", pairs=len(prepared.pairs))
         return CircuitResult(
             edges=tuple(
                 CircuitEdge(
@@ -207,7 +216,7 @@ class Checkpoint:
         if prepared.targets.foils is not None:
             tokens.update(prepared.targets.foils.tobytes())
         return {
-            "schema": "mlxterp-acdc/1",
+            "schema": "mlxterp-acdc/2",
             "model": search.run.model.digest,
             "prompts": tokens.hexdigest(),
             "metric": prepared.metric.name,
@@ -217,6 +226,21 @@ class Checkpoint:
             "alignment": repr(prepared.alignment.stated),
             "ablation": search.run.ablation,
         }
+
+    def _baselines(self) -> list[float]:
+        """The metric of every clean and corrupted run, which tells functions of one name apart."""
+        prepared = self._search.prepared
+        return [*map(float, prepared.clean_metric), *map(float, prepared.corrupted_metric)]
+
+    def _same_baselines(self, saved: Any) -> bool:
+        mine = self._baselines()
+        if not isinstance(saved, list) or len(saved) != len(mine):
+            return False
+        tolerance = self._search.prepared.metric.tolerance
+        return all(
+            math.isclose(a, float(b), rel_tol=1e-4, abs_tol=tolerance)
+            for a, b in zip(mine, saved, strict=True)
+        )
 
     def read(self) -> None:
         """Restores the decisions in the file, if there is one."""
@@ -229,9 +253,12 @@ class Checkpoint:
                 f"{self._path} is no checkpoint of acdc: {problem}. Name another file."
             ) from problem
         mine = self._settings()
-        other = {k: data.get(k) for k in mine} if isinstance(data, dict) else {}
-        if other != mine:
-            differing = ", ".join(k for k in mine if other.get(k) != mine[k])
+        other = data if isinstance(data, dict) else {}
+        differs = [k for k in mine if other.get(k) != mine[k]]
+        if not self._same_baselines(other.get("metric_on_both_runs")):
+            differs.append("the metric's values on the clean and corrupted runs")
+        if differs:
+            differing = ", ".join(differs)
             raise SweepError(
                 f"{self._path} holds another search: it differs in {differing}. Remove it, or name another "
                 "file."
@@ -252,6 +279,7 @@ class Checkpoint:
         """Writes the decisions made so far."""
         search = self._search
         data = self._settings() | {
+            "metric_on_both_runs": self._baselines(),
             "position": search.position,
             "tested": search.tested,
             "loss": repr(search.loss),
@@ -303,8 +331,8 @@ def acdc(
             prepared pairs.
         batch: most edges tested at once; 1 tests them one by one. The result is the same.
         token_budget: bounds the memory of a batch; it may hold fewer edges than `batch` then.
-        checkpoint: a file that keeps the decisions made so far; a search with the same arguments goes on
-            from it.
+        checkpoint: a file that keeps the decisions made so far; a search on the same weights and tokens, with
+            the same settings and a metric of the same values on both runs, goes on from it.
         progress: called after each batch.
 
     Raises:

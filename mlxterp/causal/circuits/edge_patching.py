@@ -7,6 +7,7 @@ logits, are computed again (`node_outputs.py`).
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeAlias, get_args
@@ -26,6 +27,7 @@ from mlxterp.causal.circuits.graph import (
     mlp,
 )
 from mlxterp.causal.circuits.node_outputs import NodeOutputs
+from mlxterp.causal.finite import require_finite
 from mlxterp.causal.prompts.alignment import at_clean_positions
 from mlxterp.causal.prompts.encoding import Ids
 from mlxterp.core.hook_points import HookPoint
@@ -146,7 +148,8 @@ def baselines(
     last = HookPoint("resid_post", graph.n_layers - 1)
 
     def run(tokens: Ids) -> Activations:
-        _, captured = model.run(mx.array(tokens), capture=[*names, last, "embed"])
+        with model.architecture.float32_stream():
+            _, captured = model.run(mx.array(tokens), capture=[*names, last, "embed"])
         return {point: x.astype(mx.float32) for point, x in captured.items()}
 
     clean, corrupted = ({point: x[:, start:] for point, x in own.items()} for own in prompts.run_both(run))
@@ -298,7 +301,22 @@ class EdgeRun:
         masks = patched if isinstance(patched, np.ndarray) else np.stack([self.mask(e) for e in patched])
         size = self.rows_at_once
         parts = [self._batch_logits(masks[i : i + size], {}) for i in range(0, len(masks), size)]
-        return np.concatenate(parts)
+        found = np.concatenate(parts)
+        require_finite(
+            np.moveaxis(found, 0, -1),
+            lambda i: self._described(masks[i]),
+            "logits with edges patched",
+            "Load the model with dtype=mx.float32, or look what a node writes with model.trace.",
+        )
+        return found
+
+    def _described(self, mask: Mask) -> str:
+        """`3 edges patched, as input→L0.H1.q`."""
+        patched = np.flatnonzero(mask)
+        if not len(patched):
+            return "no edge patched"
+        edge = next(itertools.islice(self.graph.edges(), int(patched[-1]), None))
+        return f"{len(patched):,} edges patched, as {edge}"
 
     def logits_given(self, inputs: Mapping[Input, mx.array]) -> NDArray[np.float32]:
         """Logits `[rows, n, d_vocab]` where these inputs read what they read in the clean run plus `inputs`.

@@ -22,6 +22,7 @@ from mlxterp.causal.prompts.alignment import Align
 from mlxterp.causal.prompts.pair import MetricLike, Pairs, Prepared, prepare
 from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import NoGap, SweepError
+from mlxterp.measurements import recorder
 from mlxterp.results import CircuitResult
 from mlxterp.statistics.effects import Effects, effects
 
@@ -68,6 +69,7 @@ class Evaluation:
 
     def effects(self, removed: Mask, *, seed: int = 0) -> Effects:
         """f of each row of removed edges."""
+        recorder.add_method("faithfulness", pairs=len(self.prepared.pairs))
         one, zero = self.prepared.clean_metric, self.nothing
         return effects(self.metric(removed), one=one, zero=zero, clusters=self.prepared.clusters, seed=seed)
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, TypeAlias
 
+from mlxterp.causal.prompts.encoding import require_model
 from mlxterp.core.model import InterpretableModel
 from mlxterp.core.self_check import PARALLEL
 from mlxterp.errors import CapabilityUnavailable, SweepError
@@ -186,6 +187,7 @@ def graph_of(model: InterpretableModel) -> Graph:
     Raises:
         CapabilityUnavailable: what its heads or MLPs add to the residual stream is not known.
     """
+    require_model(model)
     architecture = model.architecture
     architecture.require("head_outputs", "decomposed")
     has_mlp = any(layer.mlp is not None for layer in architecture.layers)

@@ -56,7 +56,8 @@ class NodeOutputs:
         self.has_mlps = architecture.capabilities["mlp_out"].available
         self._model, self._architecture = model, architecture
         tokens = mx.zeros((1, length), dtype=mx.int32)
-        self._prologue = architecture.prologue(tokens, None if before is None else list(before))
+        with architecture.float32_stream():
+            self._prologue = architecture.prologue(tokens, None if before is None else list(before))
         self._dtype = self._prologue.h.dtype
         self._written: dict[int, mx.array] = {}
         self._slices: dict[tuple[int, int], tuple[mx.array, mx.array | None]] = {}
@@ -149,7 +150,7 @@ class NodeOutputs:
         index = head if which == 0 else head * self.n_kv_heads // self.n_heads
         key = (id(module), index)
         if key not in self._slices:
-            width = len(module["weight"]) // count
+            width = linear.n_rows(module) // count
             own = slice(index * width, (index + 1) * width)
             bias = linear.bias(module)
             self._slices[key] = (linear.rows(module, own).T, None if bias is None else bias[own])

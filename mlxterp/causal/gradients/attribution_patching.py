@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from mlxterp.causal.finite import require_finite
 from mlxterp.causal.gradients.backward import refuse_at_its_minimum
 from mlxterp.causal.gradients.estimates import ComponentRequest, Estimates, Subject, estimates
 from mlxterp.causal.gradients.verification import Places, Verified, refuse_count, verify_strongest
 from mlxterp.causal.patching.sites import (
     By,
     Direction,
-    Grid,
     Sweeps,
     check_sweeps,
     patching_result,
@@ -29,6 +29,7 @@ from mlxterp.causal.prompts.encoding import Prompt
 from mlxterp.causal.prompts.pair import MetricLike, Pairs, as_pairs, prepare
 from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import SweepError
+from mlxterp.measurements import recorder
 from mlxterp.metrics import Floats
 from mlxterp.results import PatchingResult
 from mlxterp.results.views import number
@@ -90,7 +91,7 @@ def unsteady(wanted: ComponentRequest, by_step: Floats, *, checked: Verified | N
     order = np.argsort(-np.where(found, spread, 0.0), axis=None, kind="stable")[
         : min(NAMED, int(found.sum()))
     ]
-    named = [f"{_site(wanted.grid, int(i))} ({low.ravel()[i]:.2f} to {high.ravel()[i]:.2f})" for i in order]
+    named = [f"{wanted.grid.name_of(int(i))} ({low.ravel()[i]:.2f} to {high.ravel()[i]:.2f})" for i in order]
     if named:
         more = int(found.sum()) - len(named)
         where = ", ".join(named) + (f" and {more} more" if more else "")
@@ -130,7 +131,7 @@ def _worst(checked: Verified, where: Places) -> str:
     """`0.41 at most (L9.H6: estimated 0.55, patched 0.14)`."""
     worst = int(where[np.argmax(checked.differences.ravel()[where])])
     estimate, effect = checked.estimates.ravel()[worst], checked.effects.ravel()[worst]
-    site = _site(checked.grid, worst)
+    site = checked.grid.name_of(worst)
     found = f"estimated {_short(estimate)}, patched {_short(effect)}"
     return f"{_short(abs(effect - estimate))} at most ({site}: {found})"
 
@@ -138,15 +139,6 @@ def _worst(checked: Verified, where: Places) -> str:
 def _short(value: float) -> str:
     """An effect to three decimals: less is rounding."""
     return number(round(value, 3) + 0.0)
-
-
-def _site(grid: Grid, flat: int) -> str:
-    """`L3.H2 pos 4`: a site by the numbers along its grid's axes."""
-    cell = np.unravel_index(flat, grid.shape)
-    along = {axis: numbers[i] for (axis, numbers), i in zip(grid.indices().items(), cell, strict=True)}
-    head = f".H{along['head']}" if "head" in along else ""
-    pos = f" pos {along['pos']}" if "pos" in along else ""
-    return f"L{along['layer']}{head}{pos}"
 
 
 EVERY_NODE: tuple[tuple[str, By | None], ...] = (("z", "layer_pos_head"), ("mlp_out", "layer_pos"))
@@ -215,6 +207,7 @@ def attribution_patching(
 
     Raises:
         MetricError: a metric without a gradient, or a distance from the very run that is differentiated.
+        NotFinite: a gradient that is NaN or infinite at some sites; names them.
         SweepError: `grad_drop` for the residual stream, which is no layer's output; or with several steps.
         and what `activation_patching` raises.
 
@@ -294,9 +287,17 @@ def attribution_patchings(
         )
     subject = Subject(model, prepared, runs, whole_input=not runs.mapped)
     estimated: Estimates = estimates(subject, wanted, grad_drop=grad_drop, steps=steps)
+    for each, found_changes in zip(planned, estimated.of_sites, strict=True):
+        require_finite(
+            found_changes.reshape(len(found_changes), -1),
+            each.grid.name_of,
+            f"estimates for {each.component} by gradients",
+            "A part of this model has no finite gradient there. Patch these sites instead "
+            "(activation_patching), or estimate only the layers behind it with layers=.",
+        )
     facts = prepared.measured_on(model) | {"direction": direction, "seed": seed, "steps": steps}
     gap = float(runs.source_metric.mean() - runs.base_metric.mean())
-    if subject.whole_input:
+    if subject.whole_input and np.isfinite(estimated.of_input).all():
         facts["estimate_of_patching_the_whole_input"] = float(estimated.of_input.mean() / gap)
     values = [
         runs.base_metric.reshape(-1, *[1] * (changes.ndim - 1)) + changes for changes in estimated.of_sites
@@ -309,15 +310,26 @@ def attribution_patchings(
     for i, (each, request, checked) in enumerate(zip(planned, wanted, checks, strict=True)):
         final = values[i] if checked is None else checked.values
         found = effects(
-            final, one=runs.source_metric, zero=runs.base_metric, clusters=prepared.clusters, seed=seed
+            final,
+            one=runs.source_metric,
+            zero=runs.base_metric,
+            clusters=prepared.clusters,
+            search=True,
+            seed=seed,
         )
         limits = [*cautions(request, facts, grad_drop=grad_drop, checked=checked)]
+        if subject.whole_input and not np.isfinite(estimated.of_input).all():
+            limits.append(
+                "The gradient at the input is NaN or infinite, so the estimate for patching the whole input, "
+                "which would be 1 in truth, is not known."
+            )
         if estimated.by_step:
             limits += unsteady(request, estimated.by_step[i].mean(axis=0) / gap, checked=checked)
         options = ["the QK fix"] * request.exact_softmax + ["GradDrop"] * grad_drop
         options += [f"{steps} steps"] * (steps > 1)
         if checked is not None:
             options.append(f"{len(checked.strongest)} sites verified")
+        recorder.add_method("attribution_patching", pairs=len(prepared.pairs))
         results.append(
             patching_result(
                 model,

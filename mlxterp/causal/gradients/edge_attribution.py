@@ -28,6 +28,7 @@ from mlxterp.causal.circuits.partial_forward import (
     stop_with_input,
     without_attention,
 )
+from mlxterp.causal.finite import require_finite
 from mlxterp.causal.gradients.backward import (
     TOKEN_BUDGET,
     Differentiable,
@@ -47,6 +48,7 @@ from mlxterp.core.hook_points import HookPoint
 from mlxterp.core.model import InterpretableModel
 from mlxterp.core.taps import Around, renamed, tapped
 from mlxterp.errors import SweepError
+from mlxterp.measurements import recorder
 from mlxterp.metrics import Floats
 from mlxterp.results import EdgeScoresResult
 from mlxterp.statistics.effects import effects
@@ -127,7 +129,8 @@ class EdgeInputs:
             [inputs, rows, pos, d_model] for q, k, v of the layer's heads, and [1, rows, pos, d_model] or
             None.
         """
-        prologue = self._model.architecture.prologue(mx.array(tokens))
+        with self._model.architecture.float32_stream():
+            prologue = self._model.architecture.prologue(mx.array(tokens))
         h = backward.stream[HookPoint("resid_pre", layer)][:, span]
         attention = (self._by_weights if self.separate else self._by_block)(
             layer, backward, h, span, prologue
@@ -207,7 +210,7 @@ def _separate(layer: Layer, graph: Graph) -> bool:
         return False
     n_heads = (graph.n_heads, graph.n_kv_heads, graph.n_kv_heads)
     return all(
-        linear.readable(attn[name]) and attn[name]["weight"].shape[0] % n == 0
+        linear.readable(attn[name]) and linear.n_rows(attn[name]) % n == 0
         for name, n in zip(PROJECTIONS, n_heads, strict=True)
     )
 
@@ -254,8 +257,14 @@ def edge_attribution(
         score     −EAP(u→v) / (m_clean − m_corrupted)      0 = the edge is not needed, 1 = all of the gap
 
     in_v is the residual stream as this input alone reads it, before any norm: a head's queries, keys (per
-    key/value head), values, an MLP, the logits. A positive score supports the behaviour. The scores of all
-    edges that leave a node add up to its attribution patching score, noising.
+    key/value head), values, an MLP, the logits. A positive score supports the behaviour.
+
+    By "eap", the scores of all edges that leave the input or an MLP add up to its attribution patching score,
+    noising; so do those of a head, where nothing stands between the heads and the stream. Where a norm does
+    (gemma2, gemma3, olmo2, olmo3, glm4, exaone4), what one head writes depends on the others. An edge carries
+    what the head wrote with the norm's scale of its own run, as in `EdgeRun`, and patching z moves that scale
+    too: on random tiny models a head's sum is then off by 0.2 to 1.5 of the gap. There the edges of all heads
+    of a layer together add up to the score of attn_out.
 
     Args:
         clean, corrupted, metric, answer, foil, seed: as for `activation_patching`.
@@ -274,6 +283,7 @@ def edge_attribution(
 
     Raises:
         MetricError: a metric without a gradient; a distance from the clean run, for "eap".
+        NotFinite: a gradient that is NaN or infinite at some edges; names them.
         LengthMismatch: an edge carries each position's value to the same position.
         CapabilityUnavailable: this architecture's inputs cannot be told apart.
 
@@ -303,11 +313,19 @@ def edge_attribution(
         if progress is not None:
             progress(int(examples[-1]) + 1, len(prepared.clean))
     one, zero = prepared.corrupted_metric, prepared.clean_metric
+    names = tuple(str(edge) for edge in graph.edges())
+    require_finite(
+        np.concatenate(changes),
+        names,
+        "scores of edges by gradients",
+        "A part of this model has no finite gradient there. Patch nodes instead (activation_patching).",
+    )
     patched = zero[:, None] + np.concatenate(changes)
     found = effects(patched, one=one, zero=zero, clusters=prepared.clusters, seed=seed)
     options = {"method": method, "direction": "noising", "ablation": ablation}
+    recorder.add_method("edge_attribution", pairs=len(prepared.pairs))
     return EdgeScoresResult(
-        edges=tuple(str(edge) for edge in graph.edges()),
+        edges=names,
         scores=found.effects,
         method=method,
         steps=len(ends) if method == "eap-ig" else None,
@@ -435,13 +453,17 @@ class _Estimate:
         for layer in range(self._graph.n_layers):
             z = HookPoint("z", layer)
             carried, clean = (
-                self._model.architecture.head_outputs(layer, run[z][:, span])[0]
-                for run in (writes.corrupted, writes.clean)
+                self._heads_write(layer, run[z][:, span]) for run in (writes.corrupted, writes.clean)
             )
             parts.append((carried - clean).swapaxes(1, 2))
             if self._graph.has_mlp:
                 parts.append(change(HookPoint("mlp_out", layer)))
         return mx.concatenate(parts, axis=1)
+
+    def _heads_write(self, layer: int, z: mx.array) -> mx.array:
+        """What each head adds to the stream, with its share of the output bias, which a norm may scale."""
+        heads, bias = self._model.architecture.head_outputs(layer, z)
+        return heads + bias[..., None, :] / self._graph.n_heads
 
     def _input_gradients(
         self, backward: Backward, tokens: Ids, span: slice, steps: int

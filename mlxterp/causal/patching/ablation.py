@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -13,12 +13,16 @@ import numpy as np
 from mlxterp import metrics
 from mlxterp.causal.batching import sweep
 from mlxterp.causal.batching.sweep import Progress
+from mlxterp.causal.finite import require_finite, require_finite_runs
 from mlxterp.causal.prompts.alignment import Align
+from mlxterp.causal.prompts.cautions import of_form
 from mlxterp.causal.prompts.encoding import (
     Ids,
     Prompt,
     facts_of,
+    frozen,
     prompt_text,
+    require_model,
     token_ids,
     token_rows,
 )
@@ -37,6 +41,7 @@ from mlxterp.core.hook_points import HookPoint, component_name, head_label
 from mlxterp.core.interventions import Intervention
 from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import MetricError, NoGap, SweepError
+from mlxterp.measurements import recorder
 from mlxterp.metrics import Floats, Metric
 from mlxterp.results import AblationResult, AblationRow
 from mlxterp.statistics.clusters import clusters
@@ -81,7 +86,7 @@ def complement_of(model: InterpretableModel, parts: Sequence[Part]) -> tuple[Par
     """Everything of the kinds that occur in the set, without the set: for heads, all other heads."""
     every: list[Part] = []
     for name, per_head in sorted({(part.name, part.head is not None) for part in parts}):
-        for layer in range(model.n_layers):
+        for layer in model.architecture.layers_with(name):
             every += [Part(name, layer, h) for h in range(model.n_heads)] if per_head else [Part(name, layer)]
     others = tuple(part for part in every if part not in set(parts))
     if not others:
@@ -96,21 +101,28 @@ def random_head_sets(
 ) -> list[tuple[tuple[int, int], ...]]:
     """`n` random sets of `k` heads `(layer, head)` each, without the excluded ones; two sets may share
     heads."""
+    require_model(model)
     left_out = {(part.layer, part.head) for part in (parse_parts(model, exclude) if exclude else ())}
-    pool = [(la, h) for la in range(model.n_layers) for h in range(model.n_heads) if (la, h) not in left_out]
+    model.architecture.require_in_some_layer("z")
+    layers = model.architecture.layers_with("z")
+    pool = [(la, h) for la in layers for h in range(model.n_heads) if (la, h) not in left_out]
     if not 1 <= k <= len(pool):
         raise SweepError(
-            f"sets of {k} heads: of the model's {model.n_layers * model.n_heads} heads, {len(pool)} are not "
+            f"sets of {k} heads: of the model's {len(layers) * model.n_heads} heads, {len(pool)} are not "
             "excluded. Ask for smaller sets, or exclude fewer heads."
         )
     rng = np.random.default_rng(seed)
     return [tuple(sorted(pool[i] for i in rng.choice(len(pool), size=k, replace=False))) for _ in range(n)]
 
 
+_DRAWS_A_SET = 50
+
+
 def draw_parts(
     model: InterpretableModel, sets: Sequence[Sequence[Part]], n: int, *, seed: int, exclude: Sequence[Member]
 ) -> list[tuple[Part, ...]]:
-    """`n` random sets as large as the first of `sets`, disjoint from all of them and from `exclude`."""
+    """`n` different random sets with as many heads in each layer as the first of `sets`, disjoint from all of
+    them and from `exclude`; fewer where so many do not exist, or are not found in 50·n draws."""
     if any(part.head is None for part in sets[0]):
         raise SweepError(
             f"{n} random sets of heads are asked for beside a set of whole components. Leave them out."
@@ -121,8 +133,37 @@ def draw_parts(
         for part in (parse_parts(model, exclude) if exclude else ())
         if part.head is not None
     }
-    drawn = random_head_sets(model, len(sets[0]), n, seed=seed, exclude=sorted(taken))
+    layers = [part.layer for part in sets[0]]
+    rng = np.random.default_rng(seed)
+    drawn: dict[tuple[tuple[int, int], ...], None] = {}
+    for _ in range(_DRAWS_A_SET * n):
+        drawn[_matched_heads(model, layers, taken, rng)] = None
+        if len(drawn) == n:
+            break
     return [parse_parts(model, heads) for heads in drawn]
+
+
+def _matched_heads(
+    model: InterpretableModel,
+    layers: Sequence[int],
+    taken: Collection[tuple[int, int]],
+    rng: np.random.Generator,
+) -> tuple[tuple[int, int], ...]:
+    """A random head of each of these layers, none taken and none twice; where a layer has no other head left,
+    one of the nearest layers that have."""
+    free = [(la, h) for la in range(model.n_layers) for h in range(model.n_heads) if (la, h) not in taken]
+    if len(layers) > len(free):
+        raise SweepError(
+            f"sets of {len(layers)} heads: of the model's {model.n_layers * model.n_heads} heads, "
+            f"{len(free)} are not excluded. Ask for smaller sets, or exclude fewer heads."
+        )
+    drawn: list[tuple[int, int]] = []
+    for layer in layers:
+        nearest = min(abs(la - layer) for la, _ in free)
+        pool = [each for each in free if abs(each[0] - layer) == nearest]
+        drawn.append(pool[int(rng.integers(len(pool)))])
+        free.remove(drawn[-1])
+    return tuple(sorted(drawn))
 
 
 def _parse_member(model: InterpretableModel, member: Member) -> Part:
@@ -138,10 +179,9 @@ def _parse_member(model: InterpretableModel, member: Member) -> Part:
             f"{member!r} is neither a head as 'L9.H6' or (9, 6), nor a component as 'L3.mlp_out'."
         )
     if not 0 <= layer < model.n_layers or (head is not None and not 0 <= head < model.n_heads):
-        raise SweepError(
-            f"{member!r} does not exist: the model has layers 0 to {model.n_layers - 1}, each with heads 0 "
-            f"to {model.n_heads - 1}."
-        )
+        heads = "" if head is None else f", each with heads 0 to {model.n_heads - 1}"
+        raise SweepError(f"{member!r} does not exist: the model has layers 0 to {model.n_layers - 1}{heads}.")
+    model.architecture.require_in_layer(name, layer)
     return Part(name, layer, head)
 
 
@@ -202,7 +242,9 @@ def ablate(
         metric, answer, foil, align: as for `activation_patching`.
         label: of a single set.
         group: of the given sets, for the result: "found", or "null" for sets predicted not to matter.
-        random_sets: this many random sets of heads, as large as the first set and disjoint from all of them.
+        random_sets: this many different random sets, or as many as exist, disjoint from all sets given: as
+            many heads in each layer as the first set has there, or in the nearest layers that have some left.
+            A set's rank among them is its p-value (`AblationResult.p_among_random`); 0.05 takes 19.
         exclude: heads that random sets leave out too.
         seed: of the random sets.
 
@@ -216,6 +258,7 @@ def ablate(
 
     Source: Wang et al. 2022 (2211.00593), mean ablation, faithfulness; Chan et al. 2022, resampling.
     """
+    require_model(model)
     if kind not in get_args(Kind):
         raise SweepError(f"kind={kind!r} is not known. Choose one of: {', '.join(get_args(Kind))}.")
     sets_given = heads if isinstance(heads, Mapping) else {label: heads}
@@ -228,6 +271,12 @@ def ablate(
     nothing_left = _metric_of_nothing(subjects, kind)
     ablated = [complement_of(model, parts) if keep else parts for _, _, parts in sets]
     values = _measure(model, subjects, ablated, kind, progress)
+    require_finite(
+        values,
+        lambda i: sets[i][0],
+        f"{subjects.metric.name} with sets ablated",
+        "Ablate another way (kind=), or load the model with dtype=mx.float32.",
+    )
     zero = np.zeros_like(subjects.clean_metric) if nothing_left is None else nothing_left
     found = effects(values, one=subjects.clean_metric, zero=zero, clusters=subjects.clusters, seed=seed)
     rows = [
@@ -244,6 +293,7 @@ def ablate(
         )
         for i, (name, its_group, parts) in enumerate(sets)
     ]
+    recorder.add_method("ablate", pairs=len(subjects.tokens))
     return AblationResult(
         rows=tuple(rows),
         ablation=kind,
@@ -375,6 +425,8 @@ def _read_subjects(
     foil: str | int | None,
     align: Align,
 ) -> _Subjects:
+    if isinstance(prompts, str) or not hasattr(prompts, "__len__"):
+        prompts = prompts if isinstance(prompts, PromptPair | Prepared) else frozen(prompts)
     several = isinstance(prompts, Sequence) and not isinstance(prompts, str) and len(prompts) > 0
     first = prompts[0] if several else prompts
     if not isinstance(first, PromptPair | Prepared):
@@ -406,6 +458,8 @@ def _read_prompts(
     resolved = metrics.resolve(metric, answer=answer is not None, foil=foil is not None)
     n = len(prompts)
     logits = sweep.answer_logits(model, tokens)
+    require_finite_runs(model, logits, tokens, "given")
+    limits = [text for row in logits for text in of_form(model, row, answer, "answer")]
     clean = logits if "clean_logits" in resolved.needs else None
     targets = metrics.Targets(
         token_ids(model, [answer] * n, "answer"), token_ids(model, [foil] * n, "foil"), clean
@@ -420,7 +474,8 @@ def _read_prompts(
         clean_metric=values,
         corrupted_metric=None,
         measured_on=facts_of(model)
-        | {"prompts": [{"text": prompt_text(model, p)} for p in prompts], "metric": resolved.name},
+        | {"prompts": [{"text": prompt_text(model, p)} for p in prompts], "metric": resolved.name}
+        | ({"cautions": list(dict.fromkeys(limits))} if limits else {}),
         run=None,
         others_run=None,
     )

@@ -10,6 +10,7 @@ import numpy as np
 
 from mlxterp.causal.batching import sweep
 from mlxterp.causal.batching.sweep import Progress
+from mlxterp.causal.finite import require_finite
 from mlxterp.causal.patching.sites import (
     By,
     Direction,
@@ -27,6 +28,7 @@ from mlxterp.causal.prompts.pair import MetricLike, Pairs, Prepared, as_pairs, p
 from mlxterp.core import interventions
 from mlxterp.core.hook_points import HookPoint, axes
 from mlxterp.core.model import InterpretableModel
+from mlxterp.measurements import recorder
 from mlxterp.metrics import Floats
 from mlxterp.results import PatchingResult
 from mlxterp.statistics.effects import effects
@@ -68,8 +70,10 @@ def activation_patching(
         noising    (m_clean − m_patched) / (m_clean − m_corrupted)
 
     Over several pairs an effect is the ratio of means, with every pair's own effect beside it and, from four
-    independent pairs on, a 95 % interval (`mlxterp.statistics.ratio`). Positions before the first token that
-    differs have an effect of exactly 0 and are not run.
+    independent pairs on, a 95 % interval (`mlxterp.statistics.ratio`). The intervals of `components` and
+    `top_components` hold for all sites at once, so that the best of many is not taken for an effect; from
+    eight independent pairs on, the strongest sites of one half are measured again on the other. Positions
+    before the first token that differs have an effect of exactly 0 and are not run.
 
     Args:
         clean, corrupted: two prompts; or one PromptPair, or a list of them, or what `prepare` made of these,
@@ -82,9 +86,9 @@ def activation_patching(
             else "l2".
         answer, foil: one token each, as text or id; with pairs, instead of each one's own.
         align: how positions of prompts of different lengths correspond, see `alignment.py`.
-        layers, positions: sweep only these; positions are the patched run's, negative ones count from the
-            end.
-        seed: kept for callers of earlier versions; intervals are no longer drawn.
+        layers, positions: sweep only these; by default all layers that have the component. Positions are the
+            patched run's, negative ones count from the end.
+        seed: which half of the pairs chooses the sites that the other half measures again.
         progress: called with (rows done, rows in all).
 
     Returns:
@@ -93,7 +97,8 @@ def activation_patching(
     Raises:
         LengthMismatch, NoGap, PromptPairError: see `pair.prepare`.
         SweepError: axes that the component does not have.
-        CapabilityUnavailable: this model has no such component.
+        CapabilityUnavailable: this model has no such component, in any layer or in one asked for.
+        NotFinite: some patched runs have no finite metric; names their sites.
 
     Source: Zhang & Nanda 2023 (2309.16042), Heimersheim & Nanda 2024 (2404.15255).
     """
@@ -149,12 +154,24 @@ def activation_patchings(
     measured = patched_metrics(
         model, prepared, runs, [(each.component, each.grid.sites()) for each in planned], progress
     )
+    recorder.add_method("activation_patching", pairs=len(prepared.pairs))
     facts = prepared.measured_on(model) | {"direction": direction}
     results = []
     for each, values in zip(planned, measured, strict=True):
+        require_finite(
+            values,
+            each.grid.name_of,
+            f"{prepared.metric.name} with {each.component} patched",
+            "Leave these sites out with layers= or positions=, or load the model with dtype=mx.float32.",
+        )
         on_grid = values.reshape(len(values), *each.grid.shape)
         found = effects(
-            on_grid, one=runs.source_metric, zero=runs.base_metric, clusters=prepared.clusters, seed=seed
+            on_grid,
+            one=runs.source_metric,
+            zero=runs.base_metric,
+            clusters=prepared.clusters,
+            search=True,
+            seed=seed,
         )
         results.append(
             patching_result(model, prepared, runs, each, found, cautions=found.cautions, measured_on=facts)

@@ -13,13 +13,16 @@ import numpy as np
 from mlxterp import metrics
 from mlxterp.causal.batching import packed, sweep
 from mlxterp.causal.batching.sweep import Progress
+from mlxterp.causal.finite import require_finite, require_finite_runs
 from mlxterp.causal.patching.sites import within
+from mlxterp.causal.prompts.cautions import of_component, of_form
 from mlxterp.causal.prompts.encoding import (
     Ids,
     Prompt,
     facts_of,
     frozen,
     position_index,
+    require_model,
     shortened,
     str_tokens,
     token_id,
@@ -30,6 +33,7 @@ from mlxterp.core import interventions
 from mlxterp.core.hook_points import HookPoint, component_name
 from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import NoGap, PromptPairError, SweepError, TokenError
+from mlxterp.measurements import recorder
 from mlxterp.metrics import Floats, Metric
 from mlxterp.results import CausalTracingResult
 from mlxterp.statistics.ratio import mean_of
@@ -46,6 +50,7 @@ class Subject:
     targets: metrics.Targets
     clean: float
     embed: mx.array  # [1, length, d_model], float32
+    cautions: tuple[str, ...] = ()
 
 
 def subject_positions(
@@ -102,7 +107,7 @@ def _trace(
     noisy = clean + what.std * mx.random.normal((samples, *clean.shape[1:]), key=key)
     mx.eval(noisy)
     noise = [(interventions.replace(EMBED, noisy[s : s + 1], positions=where),) for s in range(samples)]
-    points = [HookPoint(what.component, layer) for layer in range(model.n_layers)]
+    points = [HookPoint(what.component, layer) for layer in model.architecture.layers_with(what.component)]
     states = {
         p: np.array(x.astype(mx.float32)) for p, x in sweep.capture(model, subject.tokens, points).items()
     }
@@ -128,6 +133,12 @@ def _trace(
     values = np.repeat(base[:, None], len(what.layers) * length, axis=1).reshape(samples, -1, length)
     for (i, p), of_samples in zip(cells, found.reshape(len(cells), samples), strict=True):
         values[:, i, p] = of_samples
+    require_finite(
+        values.reshape(samples, -1),
+        lambda flat: f"L{what.layers[flat // length]}.{what.component} pos {flat % length}",
+        f"{metric.name} with noise and a state restored",
+        "Give less noise, or load the model with dtype=mx.float32.",
+    )
     return base, values
 
 
@@ -209,6 +220,7 @@ def causal_tracing(
     Source: Meng et al. 2022 (2202.05262), "Locating and Editing Factual Associations in GPT", section 2. Here
     the noise is scaled by the embeddings of the prompts at hand, not of their 1,000 facts.
     """
+    require_model(model)
     point_name, span = _component_and_window(model, component, window)
     if samples < 1 or noise <= 0:
         raise SweepError(
@@ -226,20 +238,30 @@ def causal_tracing(
             "the noise took. Use 'prob', 'log_prob', 'logit' or 'logit_diff'."
         )
     read = [_read_subject(model, each, chosen) for each in listed]
-    swept = within(layers, model.n_layers, "layers")
+    having = model.architecture.layers_with(point_name)
+    swept = having if layers is None else within(layers, model.n_layers, "layers")
+    for layer in swept:
+        model.architecture.require_in_layer(point_name, layer)
     std = noise * float(np.std(np.concatenate([np.array(s.embed)[0, list(s.positions)] for s in read])))
     what = _Restoration(point_name, span, swept, std, samples)
     measured: list[tuple[Floats, Floats]] = []
     for i, each in enumerate(read):
         of_prompt = _progress_of(progress, i, len(read))
         measured.append(_trace(model, each, chosen, what, mx.random.key(seed + i), of_prompt))
-    facts = facts_of(model) | {
-        "prompts": [_describe(model, each, s) for each, s in zip(listed, read, strict=True)],
-        "metric": chosen.name,
-        "metric_direction": chosen.direction,
-        "noise": noise,
-        "seed": seed,
-    }
+    recorder.add_method("causal_tracing", pairs=len(listed))
+    limits = [text for s in read for text in s.cautions]
+    limits += [*of_component(model, point_name, swept), *of_component(model, "embed", ())]
+    facts = (
+        facts_of(model)
+        | ({"cautions": list(dict.fromkeys(limits))} if limits else {})
+        | {
+            "prompts": [_describe(model, each, s) for each, s in zip(listed, read, strict=True)],
+            "metric": chosen.name,
+            "metric_direction": chosen.direction,
+            "noise": noise,
+            "seed": seed,
+        }
+    )
     common: dict[str, Any] = {
         "layers": swept,
         "component": point_name,
@@ -270,7 +292,7 @@ def _component_and_window(model: InterpretableModel, component: str, window: int
             f"component={component!r} is not a state of one position. Restore one of: "
             f"{', '.join(packed.POINTS)}."
         )
-    model.architecture.require(name)
+    model.architecture.require_in_some_layer(name)
     default = 1 if name.startswith("resid") else max(1, round(model.n_layers * 10 / 48))
     span = default if window is None else window
     if not 1 <= span <= model.n_layers:
@@ -286,6 +308,10 @@ def _list_prompts(
     answer: str | int | None,
     foil: str | int | None,
 ) -> tuple[TracedPrompt, ...]:
+    if not isinstance(prompts, TracedPrompt) and (
+        isinstance(prompts, str) or not hasattr(prompts, "__len__")
+    ):
+        prompts = frozen(prompts)
     several = not isinstance(prompts, str | TracedPrompt) and len(prompts) > 0
     given: tuple[Any, ...] = tuple(prompts) if several else (prompts,)  # type: ignore[arg-type]
     if all(isinstance(each, TracedPrompt) for each in given):
@@ -305,11 +331,13 @@ def _read_subject(model: InterpretableModel, traced: TracedPrompt, metric: Metri
     tokens = token_rows(model, [traced.text], "traced")
     positions = subject_positions(model, tokens, traced.subject)
     logits = sweep.answer_logits(model, tokens)
+    require_finite_runs(model, logits, tokens, "traced")
     right = int(logits[0].argmax()) if traced.answer is None else token_id(model, traced.answer)
     foils = None if traced.foil is None else np.array([token_id(model, traced.foil)])
     targets = metrics.Targets(np.array([right]), foils)
     embed = sweep.capture(model, tokens, [EMBED])[EMBED].astype(mx.float32)
-    return Subject(tokens, positions, targets, float(metric(logits, targets)[0]), embed)
+    limits = tuple(of_form(model, logits[0], traced.answer, "answer"))
+    return Subject(tokens, positions, targets, float(metric(logits, targets)[0]), embed, limits)
 
 
 def _progress_of(progress: Progress | None, i: int, n: int) -> Progress | None:

@@ -28,10 +28,12 @@ from mlxterp.causal.circuits.graph import (
     input_name,
     parse_node,
 )
+from mlxterp.causal.finite import require_finite
 from mlxterp.causal.prompts.encoding import Prompt
 from mlxterp.causal.prompts.pair import MetricLike, Pairs, as_pairs, prepare
 from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import SweepError
+from mlxterp.measurements import recorder
 from mlxterp.results import PathPatchingResult
 from mlxterp.statistics.effects import effects
 
@@ -91,11 +93,23 @@ def path_patching(
             values[:, first + i] = prepared.metric(rows, prepared.targets)
         if progress is not None:
             progress(first + len(some), len(sets))
+    require_finite(
+        values,
+        lambda i: " + ".join(str(node) for node in sets[i]),
+        f"{prepared.metric.name} with the senders' change at the receivers",
+        "Leave these senders out with senders=, or load the model with dtype=mx.float32.",
+    )
     # The clean run as these runs compute it, so that a change that reaches no receiver is exactly 0.
     unchanged = prepared.metric(run.logits([()])[0], prepared.targets)
     found = effects(
-        values, one=prepared.corrupted_metric, zero=unchanged, clusters=prepared.clusters, seed=seed
+        values,
+        one=prepared.corrupted_metric,
+        zero=unchanged,
+        clusters=prepared.clusters,
+        search=len(sets) > 1,
+        seed=seed,
     )
+    recorder.add_method("path_patching", pairs=len(prepared.pairs))
     return PathPatchingResult(
         senders=tuple(" + ".join(str(node) for node in nodes) for nodes in sets),
         effects=found.effects,
@@ -107,6 +121,8 @@ def path_patching(
         per_example=found.per_example if len(prepared.pairs) > 1 else None,
         ci_low=found.low,
         ci_high=found.high,
+        simultaneous_low=None if found.search is None else found.search.low,
+        simultaneous_high=None if found.search is None else found.search.high,
         measured_on=prepared.measured_on(model)
         | {"direction": "noising", "positions": "all" if positions is None else where.tolist()}
         | found.facts(),

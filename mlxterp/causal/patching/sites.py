@@ -7,20 +7,21 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 
 from mlxterp.causal.batching import sweep
+from mlxterp.causal.prompts.cautions import of_component
 from mlxterp.causal.prompts.encoding import Ids, require_model, str_tokens
 from mlxterp.causal.prompts.pair import Prepared
 from mlxterp.core.hook_points import HookPoint, axes, component_name
 from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import SweepError, TokenError
 from mlxterp.metrics import Floats
-from mlxterp.results import PatchingResult
-from mlxterp.statistics.effects import Effects
+from mlxterp.results import MeasuredAgain, PatchingResult
+from mlxterp.statistics.effects import Effects, Search
 
 By: TypeAlias = Literal["layer", "layer_pos", "layer_head", "layer_pos_head"]
 Direction: TypeAlias = Literal["denoising", "noising"]
@@ -56,6 +57,14 @@ class Grid:
             "head": tuple(head for head in self.heads if head is not None),
         }
         return {axis: every[axis] for axis in self.axes}
+
+    def name_of(self, flat: int) -> str:
+        """`L3.H2 pos 4`: a site by the numbers along the axes, from its place in the flattened effects."""
+        cell = np.unravel_index(flat, self.shape)
+        along = {axis: numbers[i] for (axis, numbers), i in zip(self.indices().items(), cell, strict=True)}
+        head = f".H{along['head']}" if "head" in along else ""
+        pos = f" pos {along['pos']}" if "pos" in along else ""
+        return f"L{along['layer']}{head}{pos}"
 
     def sites(self) -> list[Site]:
         cells = [(entry,) for entry in self.positions] if "pos" in self.axes else [self.positions]
@@ -106,7 +115,7 @@ def check_sweeps(
 
     Raises:
         SweepError: an unknown direction, no sweep, or axes that a component does not have.
-        CapabilityUnavailable: this model has no such component.
+        CapabilityUnavailable: this model has no such component, in any layer.
     """
     require_model(model)
     if direction not in get_args(Direction):
@@ -117,7 +126,7 @@ def check_sweeps(
         raise SweepError("sweeps is empty. Name at least one, as in sweeps=[('z', 'layer_head')].")
     names = [component_name(component) for component, _ in sweeps]
     found = [(name, axes_of(name, by)) for name, (_, by) in zip(names, sweeps, strict=True)]
-    model.architecture.require(*names)
+    model.architecture.require_in_some_layer(*names)
     return found
 
 
@@ -143,21 +152,38 @@ def plan_sweeps(
     layers: Sequence[int] | None,
     positions: Sequence[int] | None,
 ) -> list[Sweep]:
-    """The sites of each sweep: of these layers and positions only, if they are given."""
+    """The sites of each sweep: of these layers and positions only, if they are given; of all layers that have
+    the component, if not.
+
+    Raises:
+        CapabilityUnavailable: a layer that was asked for has no such component.
+    """
     if any(name == "pattern" for name, _ in named) and runs.mapped:
         raise SweepError(
             "patterns have a source axis as long as the prompt, so they cannot be patched or compared "
             "between prompts of different lengths. Use prompts of the same length, or component='z'."
         )
-    chosen_layers, chosen_positions = (
-        within(layers, model.n_layers, "layers"),
-        swept_positions(positions, runs),
-    )
-    heads = {name: tuple(range(sweep.n_heads_of(model, name))) for name, _ in named}
+    chosen_layers = within(layers, model.n_layers, "layers")
+    chosen_positions = swept_positions(positions, runs)
+    swept = {name: _swept_layers(model, name, layers, chosen_layers) for name, _ in named}
     return [
-        Sweep(name, Grid(along, chosen_layers, chosen_positions, heads[name] if "head" in along else (None,)))
+        Sweep(name, Grid(along, swept[name], chosen_positions, _swept_heads(model, name, along)))
         for name, along in named
     ]
+
+
+def _swept_layers(
+    model: InterpretableModel, name: str, asked: Sequence[int] | None, chosen: tuple[int, ...]
+) -> tuple[int, ...]:
+    if asked is None:
+        return model.architecture.layers_with(name)
+    for layer in chosen:
+        model.architecture.require_in_layer(name, layer)
+    return chosen
+
+
+def _swept_heads(model: InterpretableModel, name: str, along: Sequence[str]) -> tuple[int | None, ...]:
+    return tuple(range(sweep.n_heads_of(model, name))) if "head" in along else (None,)
 
 
 def runs_of(prepared: Prepared, direction: Direction) -> Runs:
@@ -187,12 +213,14 @@ def patching_result(
     runs: Runs,
     swept: Sweep,
     found: Effects,
+    cautions: Sequence[str] = (),
     **further: Any,
 ) -> PatchingResult:
-    """A result of these effects; `further` are fields that only some methods have."""
+    """A result of these effects, with what limits them; `further` are fields that only some methods have."""
     grid = swept.grid
+    limits = (*of_component(model, swept.component, grid.layers), *prepared.cautions(model), *cautions)
     labelled = "pos" in grid.axes
-    return PatchingResult(
+    result = PatchingResult(
         effects=found.effects,
         axes=grid.axes,
         component=swept.component,
@@ -206,7 +234,30 @@ def patching_result(
         per_example=found.per_example if len(prepared.pairs) > 1 else None,
         ci_low=found.low,
         ci_high=found.high,
+        cautions=limits,
         **further,
+    )
+    return result if found.search is None else _with_search(result, found.search)
+
+
+def _with_search(result: PatchingResult, search: Search) -> PatchingResult:
+    """The result with intervals for all sites at once, and its winners measured again."""
+    labels = [component.label for component in result.components()]
+    return replace(
+        result,
+        simultaneous_low=search.low,
+        simultaneous_high=search.high,
+        measured_again=tuple(
+            MeasuredAgain(
+                label=labels[each.site],
+                searched=each.searched,
+                effect=each.effect,
+                ci=(each.low, each.high),
+            )
+            for each in search.winners
+        ),
+        chosen_on=search.chosen_on,
+        cautions=(*result.cautions, *(text for text in search.cautions if text not in result.cautions)),
     )
 
 

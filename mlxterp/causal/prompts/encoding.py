@@ -17,13 +17,39 @@ Ids: TypeAlias = NDArray[np.int64]
 
 
 def frozen(prompt: Any) -> Prompt:
-    """A text as it is, token ids of any kind as a tuple."""
-    return prompt if isinstance(prompt, str) else tuple(int(t) for t in np.asarray(prompt).reshape(-1))
+    """A text as it is, token ids of any kind as a tuple.
+
+    Raises:
+        TokenError: what is neither a text nor the ids of one prompt, or is empty.
+    """
+    if isinstance(prompt, str):
+        if not prompt:
+            raise TokenError("the prompt is an empty text. Give a prompt of at least one token.")
+        return prompt
+    if prompt is None or isinstance(prompt, int | float | bool | dict) or not hasattr(prompt, "__len__"):
+        raise TokenError(f"{shortened(prompt)} is no prompt. Pass a text or a list of token ids.")
+    if len(prompt) and isinstance(prompt[0], str):
+        raise TokenError(
+            f"{shortened(prompt)} is a list of {len(prompt)} texts where one prompt is expected. Call it "
+            "once for each."
+        )
+    try:
+        ids = np.asarray(prompt)
+    except ValueError as problem:  # rows of unequal length
+        raise TokenError(f"{shortened(prompt)} is several prompts. Give one at a time.") from problem
+    ids = ids[0] if ids.ndim == 2 and len(ids) == 1 else ids
+    if ids.ndim != 1 or not len(ids) or not np.issubdtype(ids.dtype, np.integer):
+        raise TokenError(
+            f"{shortened(prompt)} is no prompt: as an array it is {ids.dtype} of shape {ids.shape}. Pass a "
+            "text, or the whole numbers of one prompt's tokens."
+        )
+    return tuple(int(token) for token in ids)
 
 
 def token_rows(model: InterpretableModel, prompts: Sequence[Prompt], what: str) -> Ids:
     """Token ids `[n, length]` of prompts that all have the same number of tokens; LengthMismatch shows
     two."""
+    require_model(model)
     rows = [np.asarray(model.to_tokens(frozen(prompt)), dtype=np.int64).reshape(-1) for prompt in prompts]
     lengths = sorted({len(row) for row in rows})
     if len(lengths) > 1:
@@ -92,7 +118,12 @@ def side_by_side(model: InterpretableModel, rows: Mapping[str, Ids]) -> str:
 def facts_of(model: InterpretableModel) -> dict[str, Any]:
     """Which model computed, from which weights, with which BLAS: what every result records."""
     computes = str(model.blas) + (", arithmetic SwiGLU" if fast_math.used_by(model.architecture) else "")
-    return {"model": model.name, "digest": model.digest, "blas": computes}
+    return {
+        "model": model.name,
+        "digest": model.digest,
+        "prepend_bos": model.prepend_bos,
+        "blas": computes,
+    }
 
 
 def require_model(model: object) -> None:

@@ -7,6 +7,7 @@ tokens, no gap. What it returns can be passed to other methods in place of the p
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
@@ -16,6 +17,8 @@ import numpy as np
 from mlxterp import metrics
 from mlxterp.causal.batching import sweep
 from mlxterp.causal.batching.rows import Logits
+from mlxterp.causal.finite import require_finite, require_finite_runs
+from mlxterp.causal.prompts import cautions
 from mlxterp.causal.prompts.alignment import Align, Alignment, align_positions
 from mlxterp.causal.prompts.encoding import (
     Ids,
@@ -29,8 +32,8 @@ from mlxterp.causal.prompts.encoding import (
     token_rows,
 )
 from mlxterp.core.model import InterpretableModel
-from mlxterp.errors import NoGap, PromptPairError
-from mlxterp.statistics.clusters import clusters
+from mlxterp.errors import MlxterpError, NoGap, PromptPairError
+from mlxterp.statistics.clusters import cluster_ids, clusters
 
 MetricLike: TypeAlias = str | metrics.MetricFunction | metrics.Metric | None
 """A metric as callers name it: see `mlxterp.metrics.resolve`."""
@@ -47,6 +50,8 @@ class PromptPair:
         name: a label for reports.
         cluster: pairs with the same one are one piece of evidence; None stands for pairs that share a prompt
             (`mlxterp.statistics.clusters`).
+        slice: the part of the dataset it belongs to, such as its template; an effect is also looked at in
+            each part by itself. None where there are no parts.
     """
 
     clean: Prompt
@@ -55,6 +60,40 @@ class PromptPair:
     foil: str | int | None = None
     name: str = ""
     cluster: str | None = None
+    slice: str | None = None
+
+
+def list_pairs(model: Any, dataset: Any) -> list[dict[str, Any]] | None:
+    """What a judge must know of a dataset to divide it: for each pair its cluster, how many tokens its
+    prompts have (None where they cannot be encoded), and a digest in place of each prompt.
+
+    None for a dataset that is no list of pairs, or without a model.
+    """
+    if not isinstance(model, InterpretableModel) or not isinstance(dataset, Sequence):
+        return None
+    if not all(isinstance(pair, PromptPair) for pair in dataset):
+        return None
+    return [
+        {
+            "clean": _prompt_digest(pair.clean),
+            "corrupted": _prompt_digest(pair.corrupted),
+            "cluster": cluster,
+            "n_tokens": [_length(model, prompt) for prompt in (pair.clean, pair.corrupted)],
+        }
+        for pair, cluster in zip(dataset, cluster_ids(dataset), strict=True)
+    ]
+
+
+def _length(model: InterpretableModel, prompt: Prompt) -> int | None:
+    try:
+        return int(token_rows(model, [prompt], "prompt").shape[1])
+    except MlxterpError:
+        return None
+
+
+def _prompt_digest(prompt: Prompt) -> str:
+    text = prompt if isinstance(prompt, str) else repr([int(token) for token in prompt])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -123,16 +162,32 @@ class Prepared:
         `sweep.run_rows`."""
         return read_rows(self.metric, self.targets, logits, examples)
 
+    def cautions(self, model: InterpretableModel) -> tuple[str, ...]:
+        """What limits every number that is measured on these pairs."""
+        found = [*cautions.of_first_position(model, self.clean, self.corrupted)]
+        for pair, clean, corrupted in zip(self.pairs, self.clean_logits, self.corrupted_logits, strict=True):
+            found += cautions.of_form(model, clean, pair.answer, "answer")
+            found += cautions.of_form(model, corrupted, pair.foil, "foil")
+        found += cautions.of_small_gap(
+            model, self.metric.name, self.gap, [self.clean_logits, self.corrupted_logits]
+        )
+        return tuple(dict.fromkeys(found))
+
     def measured_on(self, model: InterpretableModel) -> dict[str, Any]:
         """Everything the numbers depend on, for a result."""
-        return facts_of(model) | {
-            "prompts": [describe(model, pair) for pair in self.pairs],
-            "metric": self.metric.name,
-            "metric_direction": self.metric.direction,
-            "clean_metric": float(self.clean_metric.mean()),
-            "corrupted_metric": float(self.corrupted_metric.mean()),
-            "alignment": self.alignment.to_dict(),
-        }
+        limits = self.cautions(model)
+        return (
+            facts_of(model)
+            | ({"cautions": list(limits)} if limits else {})
+            | {
+                "prompts": [describe(model, pair) for pair in self.pairs],
+                "metric": self.metric.name,
+                "metric_direction": self.metric.direction,
+                "clean_metric": float(self.clean_metric.mean()),
+                "corrupted_metric": float(self.corrupted_metric.mean()),
+                "alignment": self.alignment.to_dict(),
+            }
+        )
 
 
 def _several_prompts(clean: Any, corrupted: Any) -> list[tuple[Prompt, Prompt]] | None:
@@ -142,7 +197,7 @@ def _several_prompts(clean: Any, corrupted: Any) -> list[tuple[Prompt, Prompt]] 
         PromptPairError: a prompt is of no kind that has tokens, or the lists do not match.
     """
     for name, given in (("clean", clean), ("corrupted", corrupted)):
-        if given is not None and (
+        if (given is not None or name == "clean") and (
             isinstance(given, int | float | bool | dict) or not hasattr(given, "__len__")
         ):
             raise PromptPairError(
@@ -243,6 +298,22 @@ def as_pairs(
     )
 
 
+def listed_pairs(pairs: PromptPair | Sequence[PromptPair]) -> tuple[PromptPair, ...]:
+    """One pair or several as a tuple; PromptPairError for no pair, or for something else among them."""
+    if isinstance(pairs, PromptPair):
+        return (pairs,)
+    if isinstance(pairs, str) or not hasattr(pairs, "__len__"):
+        raise PromptPairError(f"{shortened(pairs)} is no PromptPair. Pass PromptPair(clean, corrupted, …).")
+    if not len(pairs):
+        raise PromptPairError("no prompt pairs were given. Pass at least one PromptPair.")
+    others = [each for each in pairs if not isinstance(each, PromptPair)]
+    if others:
+        raise PromptPairError(
+            f"{shortened(others[0])} is no PromptPair. Pass PromptPair(clean, corrupted, …)."
+        )
+    return tuple(pairs)
+
+
 def prepare(
     model: InterpretableModel, pairs: Pairs, metric: MetricLike = None, *, align: Align = "strict"
 ) -> Prepared:
@@ -260,14 +331,13 @@ def prepare(
         LengthMismatch: unequal lengths, with both tokenisations side by side.
         PromptPairError: clean and corrupted are the same tokens.
         NoGap: both runs give the same metric, so that there is nothing to recover.
+        NotFinite: NaN or infinity in the logits or the metric of a run.
     """
     require_model(model)
     if isinstance(pairs, Prepared):
         same = metric is None or metric in (pairs.metric, pairs.metric.name, pairs.metric.function)
         return pairs if same else pairs.with_metric(metric)
-    listed = (pairs,) if isinstance(pairs, PromptPair) else tuple(pairs)
-    if not listed:
-        raise PromptPairError("no prompt pairs were given. Pass at least one PromptPair.")
+    listed = listed_pairs(pairs)
     clean = token_rows(model, [pair.clean for pair in listed], "clean")
     corrupted = token_rows(model, [pair.corrupted for pair in listed], "corrupted")
     for pair, c, x in zip(listed, clean, corrupted, strict=True):
@@ -285,6 +355,8 @@ def prepare(
         sweep.answer_logits(model, tokens) if run is None else run.logits
         for run, tokens in zip(runs, (clean, corrupted), strict=True)
     )
+    require_finite_runs(model, clean_logits, clean, "clean")
+    require_finite_runs(model, corrupted_logits, corrupted, "corrupted")
     targets = metrics.Targets(answers, foils, clean_logits if "clean_logits" in resolved.needs else None)
     prepared = Prepared(
         pairs=listed,
@@ -324,6 +396,14 @@ def describe(model: InterpretableModel, pair: PromptPair) -> dict[str, Any]:
 
 def _refuse_no_gap(prepared: Prepared) -> None:
     metric = prepared.metric
+    for which, values in (("clean", prepared.clean_metric), ("corrupted", prepared.corrupted_metric)):
+        require_finite(
+            values,
+            lambda i: f"pair {i}",
+            f"{metric.name} of the {which} runs",
+            "The logits are finite, so it is the metric: keep what it divides by or takes the logarithm of "
+            "away from 0.",
+        )
     if abs(prepared.gap) > metric.tolerance:
         return
     n = len(prepared.pairs)

@@ -7,7 +7,8 @@ What doesn't live here: finding the parts (`discovery.py`), checking that they a
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple, TypeVar
@@ -19,7 +20,7 @@ from mlxterp.core.architecture import linear
 from mlxterp.core.architecture.families import Family
 from mlxterp.core.architecture.norms import IDENTITY, Norm, read_norm
 from mlxterp.core.hook_points import GLOBAL_NAMES, LAYER_NAMES, HookPoint
-from mlxterp.core.taps import RunLock, run_lock, tapped
+from mlxterp.core.taps import RunLock, other_runs_waiting, run_lock, tapped
 from mlxterp.errors import CapabilityUnavailable, TokenError, UnknownHookPoint
 
 T = TypeVar("T")
@@ -112,6 +113,8 @@ class Architecture:
     d_vocab: int = 0
     capabilities: dict[str, Capability] = field(default_factory=dict)
     max_positions: int | None = None  # rows of a table of learned positions; None where there is none
+    dtype: mx.Dtype = mx.float32  # of the residual stream, as the model computes it by itself
+    stream_in_float32: bool = False  # see `float32_stream`
 
     @property
     def name(self) -> str:
@@ -122,6 +125,24 @@ class Architecture:
     def lock(self) -> RunLock:
         """Held by whoever runs the model."""
         return run_lock(self.model)
+
+    @contextmanager
+    def float32_stream(self) -> Iterator[None]:
+        """While the block runs, runs of this model have a float32 residual stream, whatever its weights are.
+
+        What enters the first block is cast; MLX then computes everything behind it in float32, with the
+        16-bit weights as they are. Runs that are batched differently are the same up to float32 rounding.
+        """
+        with other_runs_waiting():
+            before, self.stream_in_float32 = self.stream_in_float32, True
+            try:
+                yield
+            finally:
+                self.stream_in_float32 = before
+
+    def entering(self, h: mx.array) -> mx.array:
+        """What the first block is given, from what the model gives it."""
+        return h.astype(mx.float32) if self.stream_in_float32 else h
 
     def require(self, *names: str) -> None:
         """Raises CapabilityUnavailable for the first of these that this model does not have."""
@@ -144,6 +165,12 @@ class Architecture:
         """The layers in which a hook point or part of layers is available."""
         capability = self.capabilities[name]
         return tuple(range(len(self.layers))) if capability.available else capability.layers
+
+    def require_in_some_layer(self, *names: str) -> None:
+        """Raises CapabilityUnavailable for the first of these that no layer of this model has."""
+        for name in names:
+            if not self.layers_with(name):
+                self.require(name)
 
     def require_in_layer(self, name: str, layer: int) -> None:
         """Raises CapabilityUnavailable if this layer does not have `name`, saying which have it."""
@@ -258,6 +285,8 @@ class Architecture:
 
         def skip(_: Callable[..., Any], *args: Any, **kwargs: Any) -> mx.array:
             h, others = self.stream(args, kwargs)
+            if not first:
+                h = self.entering(h)
             first.append(h[...] if not first else h)
             calls.append(others)
             return h

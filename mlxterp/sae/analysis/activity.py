@@ -7,6 +7,7 @@ import numpy as np
 from mlxterp.core.model import InterpretableModel
 from mlxterp.core.selection import Positions
 from mlxterp.errors import SAEError
+from mlxterp.measurements import recorder
 from mlxterp.metrics import Floats
 from mlxterp.results import ActiveFeaturesResult
 from mlxterp.sae.analysis.runs import Ablation, activity, decoder_norms, deltas, view
@@ -49,6 +50,7 @@ def active_features(
     order = found.strongest(top_k)
     batch = texts.batches[0]  # the first text is the first of the first batch
     seen = view(model, batch.clean[:1], sae).acts[0]
+    recorder.add_method("active_features")
     return ActiveFeaturesResult(
         features=tuple(order),
         maxima=found.maxima[order],

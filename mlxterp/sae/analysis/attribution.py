@@ -14,13 +14,14 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
-from mlxterp.causal.batching.rows import last, last_position_only
+from mlxterp.causal.batching.rows import last, last_position_only, measuring
+from mlxterp.causal.finite import require_finite
 from mlxterp.causal.gradients.backward import differentiable, gradients, refuse_at_its_minimum
 from mlxterp.core import interventions
-from mlxterp.core.linux_blas import swiglu as fast_math
 from mlxterp.core.model import InterpretableModel
 from mlxterp.core.selection import Positions
 from mlxterp.errors import SAEError
+from mlxterp.measurements import recorder
 from mlxterp.metrics import Floats, Metric, MetricFunction
 from mlxterp.results import FeatureAttributionResult
 from mlxterp.sae.analysis.runs import (
@@ -106,9 +107,16 @@ def feature_attribution(
         ablated[batch.examples] = runs.read(_run(model, sae, batch, moved), batch.examples)
         if progress is not None:
             progress(done, n)
+    require_finite(
+        np.concatenate([scores, errors[:, None]], axis=1),
+        lambda i: f"feature {i}" if i < sae.d_sae else "the SAE's error",
+        "scores of features by gradients",
+        "A part of this model has no finite gradient there. Use `feature_effects`, which ablates.",
+    )
     ids = np.flatnonzero(changes)
     bounds = intervals(scores[:, ids])
     options: dict[str, Any] = {"ablation": chosen, "method": method, "seed": seed}
+    recorder.add_method("feature_attribution", pairs=n)
     return FeatureAttributionResult(
         features=tuple(ids.tolist()),
         scores=scores[:, ids].mean(axis=0),
@@ -214,6 +222,6 @@ def as_written(model: InterpretableModel, sae: SAE, x: mx.array) -> mx.array:
 def _run(model: InterpretableModel, sae: SAE, batch: Batch, moved: Move) -> NDArray[np.float32]:
     """Logits with everything ablated."""
     edit = interventions.add(sae.point_out, as_written(model, sae, moved.written))
-    with fast_math.used(model.architecture), last_position_only(model, ()):
+    with measuring(model), last_position_only(model, ()):
         logits, _ = model.run(mx.array(batch.clean), interventions=[edit])
         return last(logits)

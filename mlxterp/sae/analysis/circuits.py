@@ -5,12 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
-from mlxterp.causal.batching.rows import last, last_position_only
+from mlxterp.causal.batching.rows import last, last_position_only, measuring
+from mlxterp.causal.finite import require_finite
 from mlxterp.causal.gradients.backward import (
     Plus,
     differentiable,
@@ -21,10 +23,10 @@ from mlxterp.causal.gradients.backward import (
 from mlxterp.core import interventions
 from mlxterp.core.hook_points import LAYER_NAMES, HookPoint
 from mlxterp.core.interventions import Intervention
-from mlxterp.core.linux_blas import swiglu as fast_math
 from mlxterp.core.model import InterpretableModel
 from mlxterp.core.selection import Positions
 from mlxterp.errors import SAEError
+from mlxterp.measurements import recorder
 from mlxterp.metrics import Floats, Metric, MetricFunction
 from mlxterp.results import FeatureCircuitResult, FeatureEdge, FeatureNode
 from mlxterp.sae.analysis.attribution import (
@@ -85,7 +87,7 @@ def metric_of_nodes(
             for sae, own in zip(saes, nodes, strict=True):
                 moved = move(model, sae, batch, ablation)
                 edits.append(interventions.edit(sae.point, _ablate_others(sae, own, batch, moved)))
-        with fast_math.used(model.architecture), last_position_only(model, ()):
+        with measuring(model), last_position_only(model, ()):
             logits, _ = model.run(mx.array(batch.clean), interventions=edits)
             values[batch.examples] = runs.read(last(logits), batch.examples)
     return values
@@ -104,6 +106,10 @@ def _ablate_others(sae: SAE, nodes: NodeSet, batch: Batch, moved: Move) -> Calla
         return mx.where(counts, edited, vectors).reshape(x.shape)
 
     return edit
+
+
+def _node_name(sae: SAE, index: int) -> str:
+    return f"{sae.hook_point} {f'feature {index}' if index < sae.d_sae else 'error'}"
 
 
 BOTTLENECKS = ("embed", "resid_pre", "resid_mid", "resid_post")
@@ -153,6 +159,12 @@ class CircuitSearch:
             for seen in self._seen:
                 of_features, of_error = seen.moved[i].products(sae, seen.slopes[i])
                 effects[seen.batch.examples] = np.concatenate([of_features, of_error[:, None]], axis=1)
+            require_finite(
+                effects,
+                partial(_node_name, sae),
+                "effects of features by gradients",
+                "A part of this model has no finite gradient there. Use `feature_effects`, which ablates.",
+            )
             mean, bounds = effects.mean(axis=0), intervals(effects)
             n_nodes += int((mean != 0).sum())
             strong = np.flatnonzero(np.abs(mean) > threshold)
@@ -189,6 +201,12 @@ class CircuitSearch:
         for done, (i, j) in enumerate(pairs, start=1):
             receivers = ["metric"] if j == len(own) else [node.label for node in own[j]]
             weights = self._into_metric(i, own[i]) if j == len(own) else self._between(i, j, own[i], own[j])
+            require_finite(
+                np.asarray(weights).T,
+                [sender.label for sender in own[i]],
+                f"edges into {self._stages[j].hook_point if j < len(own) else 'the metric'} by gradients",
+                "A part of this model has no finite gradient there. Give SAEs that stand behind it.",
+            )
             found += [
                 FeatureEdge(sender=sender.label, receiver=receiver, weight=float(weights[u, d]))
                 for u, sender in enumerate(own[i])
@@ -270,7 +288,8 @@ class CircuitSearch:
 
         def run(plus: Plus) -> tuple[mx.array, None]:
             added = interventions.edit(start.point, lambda x: plus(start.point, x))
-            _, captured = self._model.run(tokens, interventions=[added, *edits], capture=[end.point])
+            with self._model.architecture.float32_stream():
+                _, captured = self._model.run(tokens, interventions=[added, *edits], capture=[end.point])
             return mx.sum(flat(captured[end.point], end).astype(mx.float32) * reading), None
 
         found = flat(slopes(run)[0][start.point], start)
@@ -351,6 +370,7 @@ def feature_circuit(
         for each in (None, nothing, sets, [each.complement() for each in sets])
     )
     options: dict[str, Any] = {"ablation": chosen, "method": method, "steps": len(points)}
+    recorder.add_method("feature_circuit")
     return FeatureCircuitResult(
         nodes=nodes,
         edges=edges,

@@ -17,10 +17,12 @@ from numpy.typing import NDArray
 
 from mlxterp.causal.batching import sweep
 from mlxterp.causal.batching.rows import Row
+from mlxterp.causal.finite import require_finite
 from mlxterp.core import interventions
 from mlxterp.core.model import InterpretableModel
 from mlxterp.core.selection import Positions
 from mlxterp.errors import SAEError
+from mlxterp.measurements import recorder
 from mlxterp.metrics import Metric, MetricFunction
 from mlxterp.results import FeatureEffectsResult
 from mlxterp.sae.analysis.activity import FiredFeatures, fired_features
@@ -124,9 +126,16 @@ def feature_effects(
             done += len(some)
             for cell, value in zip(some, values, strict=True):
                 changes[batch.examples[cell.example], cell.feature, cell.direction] = value
+    require_finite(
+        np.where(table.ids < 0, 0.0, changes).reshape(len(changes), -1),
+        lambda flat: _named_change(table, flat),
+        f"changes of {runs.metric.name} by ablating features",
+        "Leave these features out with features=, or load the model with dtype=mx.float32.",
+    )
     own, means = changes[:, :, 0], changes.mean(axis=0)
     bounds = intervals(own)
     options: dict[str, Any] = {"ablation": chosen, "seed": seed, "controls": controls}
+    recorder.add_method("feature_effects", pairs=len(own))
     return FeatureEffectsResult(
         features=tuple(measured),
         effects=means[:, 0],
@@ -145,6 +154,13 @@ def feature_effects(
         ci_high=None if bounds is None else bounds[1],
         measured_on=runs.measured_on(model, sae) | options,
     )
+
+
+def _named_change(table: _Directions, flat: int) -> str:
+    """`feature 12`, or `a control of feature 12`."""
+    feature, direction = np.unravel_index(flat, table.ids.shape)
+    own = f"feature {table.ids[feature, 0]}"
+    return own if direction == 0 else f"a control of {own}"
 
 
 @dataclass(frozen=True, eq=False)

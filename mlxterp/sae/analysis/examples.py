@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from mlxterp.errors import SAEError
+from mlxterp.measurements import recorder
 from mlxterp.results import FeatureExample, FeatureExamplesResult
 from mlxterp.sae.feature_store.store import FeatureStore
 
@@ -42,6 +43,7 @@ def feature_examples(
     facts = {
         name: store.facts[name] for name in ("model", "sae_digest", "texts_digest") if name in store.facts
     }
+    recorder.add_method("feature_examples")
     return FeatureExamplesResult(
         features=tuple(chosen),
         examples=tuple(examples),

@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 
 from mlxterp import metrics
 from mlxterp.causal.batching import sweep
+from mlxterp.causal.batching.rows import measuring
+from mlxterp.causal.finite import require_finite_activations, require_finite_runs
+from mlxterp.causal.prompts.cautions import of_first_position, of_form
 from mlxterp.causal.prompts.encoding import Ids, token_ids
-from mlxterp.core.linux_blas import swiglu as fast_math
 from mlxterp.core.model import InterpretableModel
 from mlxterp.core.selection import Positions
 from mlxterp.errors import SAEError
@@ -50,7 +52,7 @@ def view(model: InterpretableModel, tokens: Ids, sae: SAE) -> View:
     Raises:
         SAEError: the model's width there is not the SAE's.
     """
-    with fast_math.used(model.architecture):
+    with measuring(model):
         _, seen = model.run(mx.array(tokens), capture=[sae.point, sae.point_out])
         mx.eval(list(seen.values()))  # the logits are never evaluated
     read, written = (flat(seen[p], sae, p).astype(mx.float32) for p in (sae.point, sae.point_out))
@@ -64,7 +66,10 @@ def view(model: InterpretableModel, tokens: Ids, sae: SAE) -> View:
                 f"trained on {sae.model!r} at {sae.hook_point}. Use the model and hook point of its training."
             )
     warn_of_mismatch(model, sae)
-    return View(written, sae.encode(read), written - sae.reconstruct(read))
+    found = View(written, sae.encode(read), written - sae.reconstruct(read))
+    parts = {str(sae.point): read, "the SAE's features": found.acts, "the SAE's error": found.error}
+    require_finite_activations(model, parts)
+    return found
 
 
 def activity(
@@ -111,6 +116,7 @@ class Runs:
         targets: answers, foils and clean logits of all examples.
         clean_metric: the metric of each unchanged run, `[n]`; a distance is 0 there.
         said, said_probs: the likeliest next token of each unchanged run, and its probability.
+        cautions: what limits every number that is measured on these texts.
     """
 
     texts: Texts
@@ -120,6 +126,7 @@ class Runs:
     clean_metric: metrics.Floats
     said: Ids
     said_probs: metrics.Floats
+    cautions: tuple[str, ...] = ()
 
     def read(self, logits: NDArray[np.float32], examples: Ids) -> metrics.Floats:
         """The metric of rows of logits, each belonging to one example."""
@@ -134,7 +141,8 @@ class Runs:
     def measured_on(self, model: InterpretableModel, *saes: SAE) -> dict[str, Any]:
         """The facts that the numbers depend on, for a result."""
         metric = {"metric": self.metric.name, "metric_direction": self.metric.direction}
-        return self.texts.measured_on(model, *saes) | metric
+        limits = {"cautions": list(self.cautions)} if self.cautions else {}
+        return self.texts.measured_on(model, *saes) | metric | limits
 
 
 def prepare(
@@ -155,6 +163,8 @@ def prepare(
     """
     texts = read_texts(model, given, answer=answer, foil=foil, positions=positions)
     logits = _clean_logits(model, texts.batches, len(texts.examples))
+    for batch in texts.batches:
+        require_finite_runs(model, logits[batch.examples], batch.clean, "clean")
     said = logits.argmax(axis=-1).astype(np.int64)
     answers = token_ids(model, [each.answer for each in texts.examples], "answer")
     if answers is None and own_answer:
@@ -172,7 +182,16 @@ def prepare(
         clean_metric=resolved(logits, targets),
         said=said,
         said_probs=metrics.prob(logits, said),
+        cautions=tuple(dict.fromkeys(_cautions(model, texts, logits))),
     )
+
+
+def _cautions(model: InterpretableModel, texts: Texts, logits: NDArray[np.float32]) -> Iterator[str]:
+    for batch in texts.batches:
+        if batch.corrupted is not None:
+            yield from of_first_position(model, batch.clean, batch.corrupted)
+    for row, example in zip(logits, texts.examples, strict=True):
+        yield from of_form(model, row, example.answer, "answer")
 
 
 def _clean_logits(model: InterpretableModel, batches: Sequence[Batch], n: int) -> NDArray[np.float32]:

@@ -17,6 +17,7 @@ from mlxterp.causal.prompts.encoding import (
     frozen,
     position_index,
     prompt_text,
+    require_model,
     shortened,
     side_by_side,
     str_tokens,
@@ -97,11 +98,16 @@ def read_texts(
         answer, foil: replace each pair's own.
         positions: None is every position but the first.
     """
+    require_model(model)
     examples = _examples(given, answer, foil)
     return Texts(examples, _batches(model, examples, positions), _counting(positions))
 
 
 def _examples(given: Given, answer: str | int | None, foil: str | int | None) -> tuple[Example, ...]:
+    if not isinstance(given, PromptPair) and (isinstance(given, dict) or not hasattr(given, "__len__")):
+        raise TokenError(
+            f"{shortened(given)} is no text. Pass a text, token ids, a PromptPair, or a list of these."
+        )
     if not isinstance(given, PromptPair) and not len(given):
         raise TokenError("there is no text: an empty string or an empty list. Give at least one text.")
     alone = isinstance(given, str | PromptPair) or isinstance(given[0], int | np.integer)

@@ -221,7 +221,9 @@ def same_texts(store: FeatureStore, sae: SAE, texts: Sequence[Prompt] | None = N
 
 
 def _facts(model: InterpretableModel, sae: SAE, texts: Sequence[Prompt], how: Pass) -> dict[str, Any]:
-    return {
+    # A beginning of its own makes other tokens of the same texts.
+    begin = {} if model.prepend_bos_option is None else {"begins_with": _begin(model)}
+    return begin | {
         "model": model.name,
         "model_digest": model.digest,
         "sae_digest": sae.digest,
@@ -232,6 +234,11 @@ def _facts(model: InterpretableModel, sae: SAE, texts: Sequence[Prompt], how: Pa
         "left_out": "first token of a row, special tokens, activations longer than "
         f"{how.outlier:g} times the median",
     }
+
+
+def _begin(model: InterpretableModel) -> int | None:
+    """The token that the model puts in front of every text."""
+    return model.bos_token_id if model.prepend_bos else None
 
 
 def _load_same(path: Path, facts: Mapping[str, Any]) -> FeatureStore | None:

@@ -46,7 +46,7 @@ def entry(verdict: str = "lead", conclusion: str = "heads 9.6 and 9.9 move the a
 
 
 EVENTS = (
-    Started("/p", "How does it recall?", "smollm2-135m", "scripted (asked for)", (entry("note"),)),
+    Started("/p", "How does it recall?", "smollm2-135m", "scripted (asked for)", 1, {"note": 1}),
     Repaired("a torn line was set aside"),
     Progress("fetching smollm2-135m", 20e6, 93e6),
     SetupReady("smollm2-135m", 1.5, "openblas"),

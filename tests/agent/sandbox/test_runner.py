@@ -131,6 +131,8 @@ def test_setup_is_described_once_it_is_imported(bench: Bench):
         "model_digest": None,
         "blas": None,
         "dataset": 3,
+        "pairs": None,
+        "confirm_pairs": False,
         "metrics": ["logit_diff"],
         "question": "why?",
         "size": None,

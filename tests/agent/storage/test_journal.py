@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -90,7 +91,7 @@ def test_a_follower_gets_the_past_and_the_future_alike(path: Path):
     Journal(path).append("one")
     journal = Journal(path)
     heard: list[str] = []
-    journal.follow(lambda event: heard.append(event["event"]))
+    journal.follow(lambda event, at: heard.append(event["event"]))
 
     journal.append("two")
 
@@ -215,3 +216,137 @@ def test_a_journal_that_changes_under_the_supervisor_is_noticed(path: Path, how:
 
     with pytest.raises(StateUnavailable, match=how):
         journal.append("two")
+
+
+def forged(event: str, n: int, **fields: object) -> bytes:
+    line = {"event": event, "n": n, "session": "s", "t": 0.0, "elapsed": 0.0, "prev": "", **fields}
+    return json.dumps(line).encode()[:-1] + b', "mac": "' + b"0" * 32 + b'"}\n'
+
+
+def test_the_key_is_the_users_alone_and_stays(path: Path):
+    Journal(path).append("one")
+    key = path.with_name("journal.key")
+    before = key.read_bytes()
+
+    Journal(path).append("two")
+
+    assert key.read_bytes() == before
+    assert key.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("numbered", [2, 3, 1_000_000])
+def test_an_event_that_no_supervisor_wrote_does_not_count_and_displaces_none(path: Path, numbered: int):
+    Journal(path).append("one")
+    with path.open("ab") as file:
+        file.write(forged("result", numbered))
+
+    journal = Journal(path)
+    journal.append("two")
+
+    assert [(event["event"], event["n"]) for event in journal.events()] == [("one", 1), ("two", 2)]
+    assert [each.why for each in journal.rejected] == ["it was changed, or no supervisor wrote it"]
+
+
+def test_an_event_of_another_journal_does_not_count(path: Path, tmp_path: Path):
+    (tmp_path / "other").mkdir()
+    other = tmp_path / "other" / "journal.jsonl"
+    Journal(other).append("zero")
+    Journal(other).append("charge", usd=-5.0, tokens=0)
+    Journal(path).append("one")
+    with path.open("ab") as file:
+        file.write(other.read_bytes().splitlines(keepends=True)[1])
+
+    assert names(Journal(path)) == ["one"]
+
+
+def test_an_event_that_is_there_twice_counts_once(path: Path):
+    Journal(path).append("one")
+    Journal(path).append("charge", usd=-5.0, tokens=0)
+    path.write_bytes(path.read_bytes() + path.read_bytes())
+
+    assert names(Journal(path)) == ["one", "charge"]
+
+
+def test_a_flipped_byte_costs_its_own_line_and_no_other(path: Path):
+    journal = Journal(path)
+    for name in ("one", "two", "three"):
+        journal.append(name)
+    whole = path.read_bytes()
+    second = whole.index(b"\n") + 1, whole.index(b"\n", whole.index(b"\n") + 1)
+
+    for at in range(*second):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        assert names(Journal(path)) == ["one", "three"]
+
+
+def test_what_another_program_appends_is_cut_off_and_kept(path: Path):
+    journal = Journal(path)
+    journal.append("one")
+    kept = path.read_bytes()
+    with path.open("ab") as file:
+        file.write(b"more\n")
+
+    said = journal.interference()
+
+    assert said == "5 bytes were appended to the journal that the supervisor did not write"
+    assert path.read_bytes() == kept
+    assert [each.read_bytes() for each in (path.parent / "quarantine").iterdir()] == [b"more\n"]
+    assert journal.interference() is None
+
+
+@pytest.mark.parametrize("how", ["cut", "changed"])
+def test_a_journal_that_loses_something_under_the_supervisor_is_noticed(path: Path, how: str):
+    journal = Journal(path)
+    journal.append("one")
+    journal.append("two")
+    whole = path.read_bytes()
+    with path.open("r+b") as file:
+        if how == "cut":
+            file.truncate(len(whole) - 5)
+        else:
+            file.write(b'{"EVENT"')
+
+    with pytest.raises(StateUnavailable, match=how):
+        journal.interference()
+
+
+def without_macs(path: Path) -> bytes:
+    """The journal as version 0.1.0 would have written it."""
+    lines = [json.loads(line) for line in path.read_bytes().splitlines()]
+    stripped = [{name: line[name] for name in line if name not in ("prev", "mac")} for line in lines]
+    path.with_name("journal.key").unlink()
+    return b"".join(json.dumps(line).encode() + b"\n" for line in stripped)
+
+
+def test_the_journal_of_an_earlier_version_is_taken_over_once(path: Path):
+    journal = Journal(path)
+    journal.append("one", text="x")
+    journal.append("two")
+    old = without_macs(path)
+    path.write_bytes(old + b"damage\n")
+    assert names(Journal(path)) == ["one", "two"]
+
+    journal = Journal(path)
+    journal.append("three")
+
+    assert [(e["event"], e["n"], e.get("text")) for e in journal.events()] == [
+        ("one", 1, "x"),
+        ("two", 2, None),
+        ("three", 3, None),
+    ]
+    with path.open("ab") as file:
+        file.write(old)
+    assert names(Journal(path)) == ["one", "two", "three"]
+    assert [each.read_bytes() for each in (path.parent / "quarantine").iterdir()] == [old + b"damage\n"]
+
+
+def test_without_its_key_a_journal_is_set_aside_whole(path: Path):
+    Journal(path).append("one")
+    path.with_name("journal.key").unlink()
+
+    journal = Journal(path)
+    (said,) = journal.open()
+    journal.append("two")
+
+    assert names(journal) == ["two"]
+    assert "the key that it was written with is lost" in said

@@ -2,21 +2,38 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from mlxterp.autointerpret.contract import state_dir
+from mlxterp.autointerpret.contract import digest, state_dir
 from mlxterp.autointerpret.log import ExperimentLog
 from mlxterp_agent.crash_points import POINTS
-from mlxterp_agent.events import Event, Repaired
+from mlxterp_agent.events import Event, Repaired, Violated
 from mlxterp_agent.exit_codes import CONTRACT, FINISHED
 from mlxterp_agent.integrity.verify import verify
+from mlxterp_agent.platform import FakeClock
 from mlxterp_agent.run_config import Options
+from mlxterp_agent.storage.git import Committer
+from mlxterp_agent.storage.history import read_history
 from mlxterp_agent.storage.journal import Journal
-from tests.agent.fakes import entries, git, supervise, supervise_apart, verdicts
+from mlxterp_agent.storage.log_index import LogIndex
+from mlxterp_agent.storage.recovery import Repairs, reconcile
+from mlxterp_agent.storage.results_log import ResultsLog
+from mlxterp_agent.storage.state_dir import open_state
+from tests.agent.fakes import (
+    SOURCES,
+    WITHOUT_JAIL,
+    entries,
+    finished_run,
+    git,
+    supervise,
+    supervise_apart,
+    verdicts,
+)
 
 KILLED = -9
 NAMES = ("alpha", "dull")
@@ -212,3 +229,125 @@ def test_the_events_of_a_repair_are_told(project):
         "0001, which was decided but not logged, was logged",
         "0001, which was kept but not committed, was committed",
     ]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """A project after two kept experiments and one that was not kept, to be copied."""
+    project, _, _ = finished_run(tmp_path_factory.mktemp("finished"), ["alpha", "dull", "beta"])
+    return project
+
+
+def copy_of(finished: Path, tmp_path: Path) -> tuple[Path, Path]:
+    """The project at another place with its journal, as if it had been made there; and the journal."""
+    project = tmp_path / "project"
+    shutil.copytree(finished, project)
+    state = state_dir(project)
+    (former,) = (path.parent for path in (finished.parent / "state").rglob("journal.jsonl"))
+    shutil.copytree(former, state)
+    return project, state / "journal.jsonl"
+
+
+JOURNAL_LINES = 15
+
+
+@pytest.mark.parametrize(
+    "forget", [pytest.param(True, id="whole"), pytest.param(False, id="from-the-stored")]
+)
+@pytest.mark.parametrize("number", range(JOURNAL_LINES))
+def test_a_damaged_line_of_the_journal_never_harms_the_log(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, forget: bool
+):
+    monkeypatch.setenv("AUTOINTERP_STATE_DIR", str(tmp_path / "state"))
+    project, journal = copy_of(finished, tmp_path)
+    log = (project / "results.jsonl").read_bytes()
+    lines = journal.read_bytes().splitlines(keepends=True)
+    assert len(lines) == JOURNAL_LINES
+    lines[number] = lines[number].replace(b'"n"', b'"m"', 1)
+    journal.write_bytes(b"".join(lines))
+    if forget:
+        journal.with_name("history.json").unlink()
+
+    repairs, found = repaired(project)
+
+    assert repairs.broken is None
+    assert (project / "results.jsonl").read_bytes() == log
+    assert found == ["0001", "0003"]
+
+
+def repaired(project: Path) -> tuple[Repairs, list[str]]:
+    """What a start repairs before anything runs, and the ids of the kept lines."""
+    state = open_state(project)
+    journal = Journal(state.journal_path)
+    journal.open()
+    history = read_history(journal)
+    index = LogIndex.open(state.index_path, project / "results.jsonl")
+    results = ResultsLog(
+        project,
+        journal,
+        Committer(project),
+        lambda _: None,
+        history=history,
+        index=index,
+        setup_sha=digest((project / "setup.py").read_bytes()),
+    )
+    repairs = reconcile(results, state, FakeClock())
+    return repairs, sorted(index.kept_ids())
+
+
+def test_a_journal_whose_last_lines_are_damaged_keeps_the_line_that_they_were_about(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("AUTOINTERP_STATE_DIR", str(tmp_path / "state"))
+    project, journal = copy_of(finished, tmp_path)
+    log = (project / "results.jsonl").read_bytes()
+    lines = journal.read_bytes().splitlines(keepends=True)
+    newest = max(n for n, line in enumerate(lines) if b'"event": "logged"' in line)
+    for number in range(newest - 1, len(lines)):
+        lines[number] = b"damage\n"
+    journal.write_bytes(b"".join(lines))
+
+    repairs, _ = repaired(project)
+
+    assert repairs.broken is None
+    assert (project / "results.jsonl").read_bytes() == log
+
+
+FORGES_JOURNAL = """
+import glob, json, os
+for path in glob.glob(os.environ["HOME_OF_STATES"] + "/*/journal.jsonl"):
+    with open(path, "a") as file:
+        for name in ("intent", "result"):
+            file.write(json.dumps({"event": name, "n": 99, "session": "x", "elapsed": 0.0}) + chr(10))
+log("honest", {"a": 5.1, "b": 5.2, "c": 5.3})
+"""
+
+
+def test_what_an_experiment_appends_to_the_journal_is_a_violation_and_never_a_line(
+    project, tmp_path, monkeypatch
+):
+    source = FORGES_JOURNAL.replace('os.environ["HOME_OF_STATES"]', repr(str(tmp_path / "state")))
+    monkeypatch.setitem(SOURCES, "forges-journal", source)
+
+    supervise(project, ["alpha"])
+    _, events, _ = supervise(project, ["forges-journal"], options=WITHOUT_JAIL)
+    supervise(project, [])
+
+    assert verdicts(project) == ["lead", "invalid:contract"]
+    assert any("appended to the journal" in e.what for e in events if isinstance(e, Violated))
+    assert everything_agrees(project)
+
+
+def test_a_line_logged_by_hand_with_an_id_that_is_taken_is_moved_away_and_reported(project):
+    supervise(project, ["alpha"])
+    log = project / "results.jsonl"
+    whole = log.read_bytes()
+    line = json.loads(whole)
+    del line["record"]
+    log.write_bytes(whole + json.dumps(line).encode() + b"\n")
+
+    ended, events, _ = supervise(project, [])
+
+    assert ended.exit_code == FINISHED
+    assert log.read_bytes() == whole
+    assert any("an id that is taken" in event.what for event in events if isinstance(event, Repaired))

@@ -13,7 +13,7 @@ from mlxterp.causal.circuits.acdc import acdc
 from mlxterp.causal.circuits.edge_patching import EdgeRun
 from mlxterp.causal.circuits.graph import graph_of, parse_edge
 from mlxterp.core.model import InterpretableModel
-from mlxterp.errors import NoGap, SweepError
+from mlxterp.errors import MlxterpError, NoGap, SweepError
 from mlxterp.results import AnalysisResult
 from tests.causal.conftest import PAIR, PAIRS, planted_edges, random_token_pairs
 from tests.tiny_models import ByteTokenizer, tiny_module
@@ -140,6 +140,22 @@ def test_a_checkpoint_of_another_search_is_refused(tiny_llama, tmp_path, change,
 
     with pytest.raises(SweepError, match=named):
         acdc(tiny_llama, PAIR, **{"threshold": math.inf, "checkpoint": file} | change)
+
+
+def test_two_metrics_of_one_name_do_not_share_a_checkpoint(tiny_llama, tmp_path):
+    def score_of(answer: int, foil: int):
+        def score(logits):
+            return np.asarray(logits)[:, answer] - np.asarray(logits)[:, foil]
+
+        return score
+
+    file = tmp_path / "search.json"
+    of_7 = acdc(tiny_llama, PAIR, threshold=0.3, metric=score_of(7, 9), checkpoint=file)
+
+    with pytest.raises(MlxterpError, match="the metric's values on the clean and corrupted runs"):
+        acdc(tiny_llama, PAIR, threshold=0.3, metric=score_of(60, 3), checkpoint=file)
+    assert acdc(tiny_llama, PAIR, threshold=0.3, metric=score_of(7, 9), checkpoint=file) == of_7
+    assert edges_of(acdc(tiny_llama, PAIR, threshold=0.3, metric=score_of(60, 3))) != edges_of(of_7)
 
 
 def test_a_file_that_is_no_checkpoint_is_refused(tiny_llama, tmp_path):

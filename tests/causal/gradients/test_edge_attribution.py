@@ -17,7 +17,8 @@ from mlxterp.errors import LengthMismatch, MetricError, ResultError, SweepError
 from mlxterp.models import toy
 from mlxterp.results import AnalysisResult
 from tests.causal.conftest import PAIR, PAIRS
-from tests.tiny_models import ByteTokenizer, tiny_module
+from tests.small_models import small_module
+from tests.tiny_models import FAMILIES, ByteTokenizer, tiny_module
 
 
 def masked_llama(model, tokens, differences, masks, metric):
@@ -243,3 +244,36 @@ def test_what_cannot_be_scored_is_refused(tiny_llama):
         edge_attribution(tiny_llama, PAIR, method="eap-ig", steps=0)
     with pytest.raises(LengthMismatch):
         edge_attribution(tiny_llama, PromptPair("the cat sat", "the bird sat", answer="x", foil="y"))
+
+
+POST_NORMS = ("gemma2", "gemma3", "olmo2", "olmo3", "glm4", "exaone4")
+LONG_CLEAN = [3, 14, 15, 9, 2, 6, 5, 3, 5, 8, 9, 7]
+LONG_CORRUPTED = [3, 14, 15, 9, 33, 6, 5, 3, 5, 8, 9, 7]
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, "olmo3", "glm4", "exaone4"])
+def test_edges_out_of_a_node_add_up_to_its_score_as_the_documentation_says_for_every_family(family):
+    model = InterpretableModel(tiny_module(family) if family in FAMILIES else small_module(family))
+    pair = PromptPair(LONG_CLEAN, LONG_CORRUPTED, 5, 9)
+    scores = edge_attribution(model, pair)
+    sums: dict[str, float] = {}
+    for edge, score in zip(scores.edges, scores.scores, strict=True):
+        node = edge.split("→")[0]
+        sums[node] = sums.get(node, 0.0) + float(score)
+
+    heads, attn, mlps, stream = attribution_patchings(
+        model,
+        pair,
+        direction="noising",
+        sweeps=[("z", None), ("attn_out", None), ("mlp_out", None), ("resid_pre", None)],
+    )
+
+    assert sums["input"] == pytest.approx(stream.effects[0], abs=1e-4)
+    of_heads = np.array(
+        [[sums.get(f"L{i}.H{h}", 0.0) for h in range(model.n_heads)] for i in range(model.n_layers)]
+    )
+    for layer in range(model.n_layers):
+        assert sums[f"L{layer}.mlp"] == pytest.approx(mlps.effects[layer], abs=1e-4)
+        assert of_heads[layer].sum() == pytest.approx(attn.effects[layer], abs=1e-3)
+    off = float(np.abs(of_heads - heads.effects).max())
+    assert (off > 0.1) if family in POST_NORMS else (off < 1e-4)

@@ -181,3 +181,35 @@ def test_ablations_with_nothing_to_put_in_or_to_compare_with_are_refused(tiny_ll
         ablate(tiny_llama, CLEAN, SET, kind="mean", answer=answer, foil=foil)
     with pytest.raises(NoGap, match="answer that the model prefers"):
         ablate(tiny_llama, CLEAN, SET, kind="zero", answer=foil, foil=answer)
+
+
+def test_random_sets_have_as_many_heads_of_each_layer_and_of_the_nearest_where_a_layer_has_no_other(
+    tiny_llama, pairs
+):
+    """A set from the first layer is not compared with heads from anywhere."""
+
+    def layers(heads, random_sets=6):
+        found = ablate(tiny_llama, pairs, heads, kind="zero", random_sets=random_sets)
+        return [
+            sorted(label.partition(".")[0] for label in row.components)
+            for row in found.rows
+            if row.group == "random"
+        ]
+
+    assert layers(["L0.H0", "L0.H2", "L2.H1"]) == [["L0", "L0", "L2"]] * 3  # there are no more
+    assert layers(["L0.H0", "L0.H1", "L0.H2"]) == [["L0", "L1", "L1"]] * 6
+    assert layers([f"L0.H{h}" for h in range(4)]) == [["L1"] * 4]
+    with pytest.raises(SweepError, match="5 are not excluded"):
+        layers([(0, h) for h in range(4)] + [(1, h) for h in range(3)])
+
+
+def test_a_set_is_ranked_among_different_random_sets_and_few_do_not_show_that_it_is_needed(tiny_llama, pairs):
+    heads = ["L0.H0", "L1.H1"]
+    found = ablate(tiny_llama, pairs, heads, kind="zero", random_sets=19)
+    random = [row for row in found.rows if row.group == "random"]
+    at_least = sum(row.share <= found.row("found set").share for row in random)
+
+    assert len({row.components for row in random}) == len(random) == 9  # 3 other heads in each layer
+    assert found.p_among_random("found set") == pytest.approx((1 + at_least) / 10)
+    assert "The best beside 9 random sets has p = 0.1: that does not show" in found.summary()
+    assert "It takes 19 different ones for p = 0.05" in found.summary()
