@@ -4,7 +4,7 @@ const data = JSON.parse(document.getElementById("data").textContent);
 const strings = data.texts, features = data.features;
 const [search, sort, count, value, rows, more, article] =
   ["search", "sort", "count", "value", "rows", "more", "feature"].map((id) => document.getElementById(id));
-const PAGE = 200;
+const PAGE = 200, FIRST = 3;
 const byId = new Map(features.map((feature) => [feature.id, feature]));
 const texts = new Map(features.map((f) => [f, [
   `f${f.id}`, f.label ?? "", f.description, f.status,
@@ -150,7 +150,7 @@ function show() {
     f.description && element("p", f.description),
     f.facts.length && element("p", f.facts.map(([name, value]) => `${name}: ${value}`).join(" · "), { class: "soft small" }),
     numbers,
-    ...f.examples.slice(0, 1).flatMap((each) => group(each, f.max || 1)),
+    ...f.examples.slice(0, 1).flatMap(([title, lines]) => group([title, lines.slice(0, FIRST)], f.max || 1)),
     steering(f),
     similar.length && into(element("p", null, { class: "neighbours" }), element("b", "Similar directions: "), ...similar),
     table("Label against held-out text", ["score", "balanced accuracy", "interval", "AUROC"], f.accuracies, ""),
@@ -158,6 +158,7 @@ function show() {
     histogram(f),
     into(element("div", null, { class: "columns" }),
       weights("Fires at", f.tokens, "share"), weights("Raises the logit of", f.promoted, "logits"), weights("Lowers the logit of", f.suppressed, "logits")),
+    ...f.examples.slice(0, 1).flatMap(([, lines]) => group(["Strong ones after these", lines.slice(FIRST)], f.max || 1)),
     ...f.examples.slice(1).flatMap((each) => group(each, f.max || 1)));
   document.title = `f${f.id} ${f.label ?? f.status}`;
   draw();
