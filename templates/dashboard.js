@@ -4,7 +4,7 @@ const data = JSON.parse(document.getElementById("data").textContent);
 const strings = data.texts, features = data.features;
 const [search, sort, count, value, rows, more, article] =
   ["search", "sort", "count", "value", "rows", "more", "feature"].map((id) => document.getElementById(id));
-const PAGE = 200;
+const PAGE = 200, FIRST = 3;
 const byId = new Map(features.map((feature) => [feature.id, feature]));
 const texts = new Map(features.map((f) => [f, [
   `f${f.id}`, f.label ?? "", f.description, f.status,
@@ -82,6 +82,9 @@ function excerpt([tokens, fired, peak, place], largest) {
 
 function table(title, head, lines, kind) {
   if (!lines.length) return null;
+  const filled = head.map((_, i) => i).filter((i) => i === 0 || lines.some((cells) => cells[i] !== "" && cells[i] !== null));
+  head = filled.map((i) => head[i]);
+  lines = lines.map((cells) => filled.map((i) => cells[i]));
   const made = element("table", null, { class: kind });
   const top = into(document.createElement("tr"), ...head.map((name, i) => element("th", name, { scope: "col", class: i ? "number" : "" })));
   into(made, element("caption", title), into(document.createElement("thead"), top),
@@ -110,6 +113,29 @@ function histogram(feature) {
   return into(document.createElement("div"), element("h3", "Activations"), svg, ends);
 }
 
+function group([title, lines], largest) {
+  if (!lines.length) return [];
+  return [element("h3", title), into(element("div", null, { class: "texts" }), ...lines.map((line) => excerpt(line, largest)))];
+}
+
+function steering(feature) {
+  const found = feature.steering;
+  if (!found.length) return null;
+  const start = Math.max(0, found.findIndex(([strength]) => strength === 0));
+  const label = element("label", "Strength added: ");
+  const slider = element("input", null, { type: "range", min: 0, max: found.length - 1, step: 1, value: start, "aria-label": "strength of steering" });
+  const strength = element("output"), text = element("p", null, { class: "continuation" });
+  const set = () => {
+    const [amount, continuation] = found[slider.value];
+    strength.textContent = amount === 0 ? "0, as the model goes on" : String(amount).replace("-", "−");
+    slider.setAttribute("aria-valuetext", strength.textContent);
+    text.replaceChildren(element("span", feature.prompt, { class: "prompt" }), element("span", continuation));
+  };
+  slider.addEventListener("input", set);
+  set();
+  return into(element("section", null, { class: "steering" }), element("h3", "Steering"), into(label, slider, strength), text);
+}
+
 function show() {
   const f = chosen();
   if (!f) return;
@@ -124,14 +150,16 @@ function show() {
     f.description && element("p", f.description),
     f.facts.length && element("p", f.facts.map(([name, value]) => `${name}: ${value}`).join(" · "), { class: "soft small" }),
     numbers,
+    ...f.examples.slice(0, 1).flatMap(([title, lines]) => group([title, lines.slice(0, FIRST)], f.max || 1)),
+    steering(f),
+    similar.length && into(element("p", null, { class: "neighbours" }), element("b", "Similar directions: "), ...similar),
     table("Label against held-out text", ["score", "balanced accuracy", "interval", "AUROC"], f.accuracies, ""),
     tested && into(element("p"), element("b", `Sensitivity: ${f.sensitivity || "not decided"}. `), element("span", f.sensitivityDetails)),
     histogram(f),
     into(element("div", null, { class: "columns" }),
       weights("Fires at", f.tokens, "share"), weights("Raises the logit of", f.promoted, "logits"), weights("Lowers the logit of", f.suppressed, "logits")),
-    similar.length && into(element("p", null, { class: "neighbours" }), element("b", "Similar directions: "), ...similar),
-    ...f.examples.filter(([, lines]) => lines.length).flatMap(([title, lines]) => [
-      element("h3", title), into(element("div", null, { class: "texts" }), ...lines.map((line) => excerpt(line, f.max || 1)))]));
+    ...f.examples.slice(0, 1).flatMap(([, lines]) => group(["Strong ones after these", lines.slice(FIRST)], f.max || 1)),
+    ...f.examples.slice(1).flatMap((each) => group(each, f.max || 1)));
   document.title = `f${f.id} ${f.label ?? f.status}`;
   draw();
 }

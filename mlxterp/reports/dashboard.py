@@ -66,6 +66,8 @@ class FeatureEntry:
         top_tokens: where it fires, with shares of its activation.
         promoted, suppressed: the tokens whose logits it raises and lowers, with by how much.
         neighbours: features of similar direction, most similar first.
+        prompt: what `steering` continues.
+        steering: continuations by how much of the feature was added, ascending; one of them 0.
     """
 
     feature_id: int
@@ -86,6 +88,8 @@ class FeatureEntry:
     promoted: Weighted = ()
     suppressed: Weighted = ()
     neighbours: tuple[int, ...] = ()
+    prompt: str = ""
+    steering: tuple[tuple[float, str], ...] = ()
 
 
 def dashboard(
@@ -178,6 +182,8 @@ def _entry(given: FeatureEntry, texts: _TokenTexts) -> dict[str, Any]:
         "promoted": _weights(given.promoted, texts),
         "suppressed": _weights(given.suppressed, texts),
         "neighbours": list(given.neighbours),
+        "prompt": visible(given.prompt),
+        "steering": [[_short(amount), visible(text)] for amount, text in given.steering],
     }
 
 

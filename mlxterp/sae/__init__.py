@@ -19,6 +19,7 @@ from mlxterp.sae.evaluation import Recovery, absorption, fvu, reconstruction_qua
 from mlxterp.sae.feature_store.build import build_store, cached_store, store_from_arrays
 from mlxterp.sae.feature_store.store import FeatureStore, load_store
 from mlxterp.sae.formats import load_sae, save_sae
+from mlxterp.sae.registry import AvailableSAE, available, load_named
 from mlxterp.sae.sae import SAE, Activation, JumpRelu, Relu, TopK
 from mlxterp.sae.training.activations import StreamedActivations, cached_activations
 from mlxterp.sae.training.source import ActivationSource, ArrayActivations
@@ -29,6 +30,7 @@ __all__ = [
     "Activation",
     "ActivationSource",
     "ArrayActivations",
+    "AvailableSAE",
     "FeatureStore",
     "JumpRelu",
     "Recovery",
@@ -40,6 +42,7 @@ __all__ = [
     "TrainingProgress",
     "absorption",
     "active_features",
+    "available",
     "build_store",
     "bundled_sae",
     "cached_activations",
@@ -53,6 +56,7 @@ __all__ = [
     "feature_scale",
     "feature_zero",
     "fvu",
+    "load_named",
     "load_sae",
     "load_store",
     "reconstruction_quality",

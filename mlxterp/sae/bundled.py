@@ -26,4 +26,9 @@ def bundled_sae(model: str = "smollm2-135m") -> SAE:
             f"No SAE for {model!r} is in the package; there is one for {', '.join(BUNDLED)}. Train one with "
             "`python -m mlxterp.sae train`, or load one with load_sae."
         )
-    return load_sae(Path(str(files("mlxterp") / "weights" / BUNDLED[model])))
+    return load_sae(bundled_path(model))
+
+
+def bundled_path(model: str) -> Path:
+    """The directory of the SAE in the package for this model, one of `BUNDLED`."""
+    return Path(str(files("mlxterp") / "weights" / BUNDLED[model]))

@@ -9,6 +9,7 @@ from mlxterp.auto_interp.confidence import KIND_SHIFT, KIND_SPREAD, calibration_
 from mlxterp.auto_interp.label import FeatureLabel, Proposal, with_scores
 from mlxterp.auto_interp.scores import score_from_counts
 from mlxterp.errors import LabelingError
+from mlxterp.statistics.intervals import Counts, probability_of_accuracy
 
 
 def test_a_label_that_is_sure_here_is_not_sure_on_another_kind_of_text():
@@ -17,6 +18,13 @@ def test_a_label_that_is_sure_here_is_not_sure_on_another_kind_of_text():
     assert confidence(*sure) > 0.99
     assert 0.3 < elsewhere(*sure) < 0.5
     assert elsewhere(495, 5, 495, 5) > 0.9  # nearly perfect labels hold elsewhere too
+
+
+@pytest.mark.parametrize("counts", [(0, 0, 0, 0), (8, 0, 8, 0), (40, 10, 45, 5), (5000, 5000, 10_000, 0)])
+def test_the_confidence_is_what_the_room_of_statistics_computes_slowly(counts):
+    for at_least in (0.6, 0.75, 0.9):
+        slow = probability_of_accuracy(Counts(*counts), at_least)
+        assert confidence(*counts, at_least=at_least) == pytest.approx(slow, abs=1e-9)
 
 
 @pytest.mark.parametrize("counts", [(40, 10, 45, 5), (8, 0, 8, 0), (410, 90, 410, 90)])

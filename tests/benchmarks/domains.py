@@ -17,8 +17,10 @@ min; stores are kept in the user cache.
 
 from __future__ import annotations
 
+import argparse
 import re
 import sysconfig
+import time
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
@@ -37,6 +39,7 @@ from mlxterp.auto_interp.rules.fitting import OfflineRun, score_rule
 from mlxterp.core.model import InterpretableModel
 from mlxterp.datasets import documentation_texts
 from mlxterp.sae import bundled_sae, cached_store
+from mlxterp.text import percent
 from tests.benchmarks.corpora import austen
 from tests.benchmarks.sae_smollm2 import documents
 
@@ -188,7 +191,31 @@ def fitted(of: list[Transfer]) -> tuple[float, float]:
     return float(best[0]), float(np.exp(best[1]))
 
 
+def some_labels(kind: str, n: int = 40) -> None:
+    """Random labels of the SAE that ships, with their strongest examples, as a table to judge by reading."""
+    model, sae = InterpretableModel("smollm2-135m"), bundled_sae()
+    run = OfflineRun(Corpus(cached_store(model, sae, texts(kind))), Sampling())
+    began = time.process_time()
+    every = [run.label(feature, Promotion({}, {}), {}) for feature in range(sae.d_sae)]
+    print(f"{len(every)} labels in {time.process_time() - began:.1f} CPU s")
+    given = [label for label in every if label.label is not None]
+    for i in np.random.default_rng(0).permutation(len(given))[:n]:
+        label, shown = given[i], []
+        for window in label.evidence[:3]:
+            before = "".join(window.tokens[max(0, window.peak - 4) : window.peak])
+            after = "".join(window.tokens[window.peak + 1 : window.peak + 3])
+            shown.append(f"{before}«{window.tokens[window.peak]}»{after}")
+        cells = (f"f{label.feature_id}", label.label, percent(label.confidence), " · ".join(shown))
+        print(f"| {' | '.join(str(cell) for cell in cells)} |".replace("\n", "↵"))
+
+
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--labels", choices=(*TRAINED_ON, *OTHERS), help="only print 40 labels on a kind")
+    arguments = parser.parse_args()
+    if arguments.labels:
+        some_labels(arguments.labels)
+        return
     every = transfers()
     for kind in (*TRAINED_ON, *OTHERS):
         shift, spread = fitted([each for each in every if kind not in (each.made_on, each.tested_on)])

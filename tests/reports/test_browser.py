@@ -10,7 +10,7 @@ import pytest
 
 from mlxterp.autointerpret import ExperimentEntry
 from mlxterp.reports import interactive, save_report, write_investigation_report
-from mlxterp.reports.dashboard import dashboard, write_dashboard
+from mlxterp.reports.dashboard import Accuracy, dashboard, write_dashboard
 from tests.chromium import MISSING, REASON, chromium
 from tests.payloads import PAYLOADS
 from tests.reports.test_dashboard import entry
@@ -108,6 +108,33 @@ def test_a_feature_is_found_by_typing_and_reached_by_arrows(tab, tmp_path):
     assert tab.eval("document.querySelectorAll('#rows .label')[0].textContent") == "word 999"
     assert tab.eval("document.querySelector('.texts .token').title") == "2"
     assert_quiet(tab, scripts=1)
+
+
+def test_the_first_screen_of_a_feature_has_examples_a_slider_and_neighbours(tab, tmp_path):
+    steering = ((0.0, " goes on"), (3.0, " is steered"))
+    features = [entry(feature_id=i, prompt="It", steering=steering, neighbours=(8,)) for i in (7, 8)]
+    write_dashboard(tmp_path / "page.html", dashboard(features))
+    tab.open(tmp_path / "page.html")
+
+    parts = ", ".join(f"#feature {part}" for part in (".texts", ".steering", ".neighbours", "table"))
+    order = f"[...document.querySelectorAll('{parts}')]"
+    kinds = tab.eval(f"{order}.map((e) => e.className.split(' ')[0]).join()")
+    assert kinds.startswith("texts,steering,neighbours")
+    assert tab.eval("document.querySelector('.continuation').textContent") == "It goes on"
+    tab.eval("document.querySelector('.steering input').value = 1")
+    tab.eval("document.querySelector('.steering input').dispatchEvent(new Event('input'))")
+    assert tab.eval("document.querySelector('.continuation').textContent") == "It is steered"
+    assert_quiet(tab, scripts=1)
+
+
+def test_a_column_without_values_is_not_drawn(tab, tmp_path):
+    accuracies = (Accuracy("rule", 0.9, 0.8, 0.95), Accuracy("random label", 0.5, 0.4, 0.6))
+    write_dashboard(tmp_path / "page.html", dashboard([entry(accuracies=accuracies)]))
+    tab.open(tmp_path / "page.html")
+
+    cells = "[...document.querySelector('#feature table').querySelectorAll('th')]"
+    heads = tab.eval(f"{cells}.map((e) => e.textContent).join()")
+    assert heads == "score,balanced accuracy,interval"
 
 
 def test_hostile_words_of_an_investigation_stay_words(tab, tmp_path):

@@ -187,3 +187,18 @@ def test_numbers_that_are_not_finite_do_not_break_the_data():
     )
 
     assert data_of(page)["features"][0]["confidence"] is None
+
+
+def test_continuations_are_those_of_the_model_with_the_feature_added(tmp_path, model, sae, store):
+    from mlxterp.sae import feature_add
+
+    prompt, times = "bird book", (-2.0, 0.0, 1.0, 2.0, 4.0)
+    (cat,) = saved(tmp_path / "page.html", model, sae, store, features=[0], steer_from=prompt)["features"]
+    (bare,) = saved(tmp_path / "other.html", model, sae, store, features=[0])["features"]
+
+    largest = float(store.max_activation[0])
+    assert (bare["steering"], cat["prompt"]) == ([], prompt)
+    assert [amount for amount, _ in cat["steering"]] == pytest.approx([t * largest for t in times], rel=1e-2)
+    for each, (_, text) in zip(times, cat["steering"], strict=True):
+        edits = [feature_add(sae, 0, each * largest)] if each else []
+        assert text == model.generate(prompt, max_new_tokens=24, interventions=edits).text

@@ -8,9 +8,9 @@ label.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 
 from mlxterp.auto_interp.evidence.token_view import CLASSES, SPACED, fold
 
@@ -177,7 +177,8 @@ def _of_characters(name: str) -> _WordClass:
     return _WordClass(words, test, examples=name not in ("digits", "sentence_end", "quote", "bracket"))
 
 
-def phrase(tokens: Sequence[str]) -> str | None:
+@lru_cache(maxsize=4096)
+def phrase(tokens: tuple[str, ...]) -> str | None:
     """What most of these tokens have in common, in a few words; None where there is nothing.
 
     Args:

@@ -284,8 +284,8 @@ def _details(found: Mapping[str, Any], items: Items) -> str:
     if found["passed"] is None and items.coverage < MIN_COVERAGE:
         return (
             f"Not tested: {items.source}, decided {percent(items.coverage)} of the tokens; "
-            f"{percent(MIN_COVERAGE)} are needed. Give a clearer label, or another reader.{left_out}"
-            f"{_causal(found)}"
+            f"{percent(MIN_COVERAGE)} are needed. Give a clearer label, or another reader."
+            f"{left_out}{_causal(found)}"
         )
     if found["passed"] is None:
         return (

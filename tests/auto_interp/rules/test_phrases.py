@@ -35,15 +35,15 @@ NAMED = {
     ],
 )
 def test_a_set_is_named_by_the_class_that_most_of_it_is_of(tokens, expected):
-    assert phrase(tokens) == expected
+    assert phrase(tuple(tokens)) == expected
     assert At(0, TokenIn(tuple(tokens))).words() == expected
 
 
 def test_the_commonest_tokens_decide_what_a_set_is_called():
     rare = UNLIKE.split()[:4]
 
-    assert phrase([*PREPOSITIONS.split(), *rare]) == 'prepositions such as "in", "on", "at"'
-    assert phrase([*rare, *PREPOSITIONS.split()[:3]]) is None
+    assert phrase((*PREPOSITIONS.split(), *rare)) == 'prepositions such as "in", "on", "at"'
+    assert phrase((*rare, *PREPOSITIONS.split()[:3])) is None
 
 
 def test_a_few_tokens_are_listed_and_a_long_list_is_never_cut_with_a_number():
