@@ -108,6 +108,24 @@ def essentials() -> str:
     return cut("\n".join(lines), ESSENTIALS_LIMIT)
 
 
+_INTRODUCED = (
+    *("ExperimentEntry", "Hypothesis", "InterventionClaim", "declare", "PromptPair", "behaviour"),
+    *("activation_patching", "attribution_patching", "ablate", "path_patching", "causal_tracing"),
+    *("direct_logit_attribution", "logit_lens", "attention_scores", "acdc", "faithfulness"),
+)
+
+
+def signatures() -> str:
+    """How the most used names are called, one line each with the module: a few kB for a prompt."""
+    known = _names()
+    lines = ["Signatures:"]
+    for name in _INTRODUCED:
+        public = known[name]
+        called = signature(public.definition).partition(" -> ")[0]
+        lines.append(f"- {public.module}.{called}")
+    return "\n".join(lines)
+
+
 def public_names() -> tuple[Public, ...]:
     """Everything public, module by module."""
     return tuple(_names().values())

@@ -149,6 +149,7 @@ def start(
     from mlxterp_agent.exit_codes import UsageError
     from mlxterp_agent.researchers.select import choose
     from mlxterp_agent.run_config import AGENT_STREAK, merge
+    from mlxterp_agent.storage.state_dir import sealed_config
     from mlxterp_agent.supervisor.prepare import make, target_of
 
     targets = targets_of(notify or [])
@@ -166,8 +167,8 @@ def start(
             f"--scaffold, --model and --question make a new investigation, and {target} is there already"
         )
     options = merge(
-        load_project(target).config,
-        now=datetime.now().astimezone(),
+        sealed_config(load_project(target)),
+        now=datetime.now(),
         hours=hours,
         until=until,
         max_usd=max_usd,
@@ -200,11 +201,12 @@ def watch(
     from mlxterp_agent.researchers.external import External
     from mlxterp_agent.researchers.select import Choice
     from mlxterp_agent.run_config import merge
+    from mlxterp_agent.storage.state_dir import sealed_config
 
     targets = targets_of(notify or [])
     options = merge(
-        load_project(directory).config,
-        now=datetime.now().astimezone(),
+        sealed_config(load_project(directory)),
+        now=datetime.now(),
         max_experiments=max_experiments,
         hours=hours,
         until=until,
@@ -223,29 +225,34 @@ def run(
     reseal: Reseal = False,
     allow_unsandboxed: AllowUnsandboxed = False,
     as_json: AsJson = False,
+    for_tool: Annotated[bool, typer.Option("--for-tool", hidden=True)] = False,
 ) -> None:
     """Runs experiment.py once, as it is now, and prints the verdict. Beside a supervisor: waits for its
     verdict."""
     from mlxterp.autointerpret.contract import load_project
     from mlxterp_agent.display.plain import PlainLines
+    from mlxterp_agent.prompts import guidance_text
     from mlxterp_agent.run_config import merge
+    from mlxterp_agent.storage.state_dir import sealed_config
     from mlxterp_agent.supervisor.single_run import run_once
 
     options = merge(
-        load_project(directory).config,
-        now=datetime.now().astimezone(),
+        sealed_config(load_project(directory)),
+        now=datetime.now(),
         time_per_experiment=time_per_experiment,
         reseal=reseal,
         allow_unsandboxed=allow_unsandboxed,
     )
     answer = run_once(directory, options, PlainLines(sys.stderr))
-    if as_json:
+    if for_tool:
+        _json({"text": answer.text, "guidance": answer.guidance})
+    elif as_json:
         for entry in answer.entries:
             _json({**entry.to_dict()})
         if not answer.entries:
             _json({"not_run": plain(answer.text)})
     else:
-        _say(answer.text)
+        _say(answer.text + (f"\n\n{guidance_text(answer.guidance)}" if answer.guidance else ""))
     raise typer.Exit(answer.exit_code)
 
 
@@ -331,6 +338,45 @@ def doctor(directory: Here = Path("."), as_json: AsJson = False) -> None:
 
 
 @app.command()
+def replay(
+    entries: Annotated[
+        list[str] | None, typer.Argument(metavar="[ID]...", help="Entries of the log, such as 0003.")
+    ] = None,
+    every: Annotated[bool, typer.Option("--all", help="All that were judged.")] = False,
+    directory: Annotated[
+        Path, typer.Option("--in", metavar="DIR", help="The directory of the investigation.")
+    ] = Path("."),
+    allow_unsandboxed: AllowUnsandboxed = False,
+    as_json: AsJson = False,
+) -> None:
+    """Measures judged claims once more, from the stored declaration in clean processes: same or different.
+
+    Shows numbers once the investigation is closed. Ends with exit code 4 if one is not the same.
+    """
+    from mlxterp_agent.exit_codes import UsageError
+    from mlxterp_agent.judge.replay import replay as replay_claims
+    from mlxterp_agent.platform import Signals
+    from mlxterp_agent.supervisor.prepare import choose_isolation
+
+    if bool(entries) == every:
+        raise UsageError("replay needs the ids of entries, or --all: autointerp replay 0003")
+    with Signals() as signals:
+        replays = replay_claims(
+            directory,
+            entries or [],
+            isolation=choose_isolation(allow_unsandboxed=allow_unsandboxed),
+            stop=signals.reason,
+        )
+    for each in replays:
+        if as_json:
+            _json(each.to_dict())
+        else:
+            _say(each.text)
+    if any(each.result != "same" for each in replays):
+        raise typer.Exit(exit_codes.CONTRACT)
+
+
+@app.command()
 def api(
     name: Annotated[
         str | None, typer.Argument(metavar="[NAME]", help="For instance activation_patching.")
@@ -394,6 +440,7 @@ def _supervise(
     from mlxterp_agent.display import open_printer
     from mlxterp_agent.display.notify import Notices
     from mlxterp_agent.messages import closing_text
+    from mlxterp_agent.platform import began_at
     from mlxterp_agent.supervisor.loop import run as run_supervised
     from mlxterp_agent.supervisor.project_view import read_project
     from mlxterp_agent.supervisor.report_process import refresh_report
@@ -402,7 +449,12 @@ def _supervise(
     try:
         with Notices(screen, notify, project=directory.resolve().name) as emit:
             ended = run_supervised(
-                directory, chosen.researcher, options, emit, description=chosen.description
+                directory,
+                chosen.researcher,
+                options,
+                emit,
+                description=chosen.description,
+                began=began_at(),
             )
     finally:
         screen.close()

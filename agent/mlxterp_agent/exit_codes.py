@@ -24,6 +24,7 @@ PROJECT = 3
 CONTRACT = 4
 RESEARCHER = 5
 MACHINE = 6
+NOTHING_RAN = 7
 LOCKED = 75
 INTERRUPTED = 130
 
@@ -35,6 +36,7 @@ MEANING = {
     CONTRACT: "the contract was violated: twice in one run, or found by `verify` or at start",
     RESEARCHER: "the researcher failed or is not available",
     MACHINE: "the machine: disk full, git unusable, no jail, a directory that cannot be written",
+    NOTHING_RAN: "`run` ran nothing: the budget is used up, or there is a file STOP",
     LOCKED: "another supervisor works in this directory",
     INTERRUPTED: "interrupted by Ctrl-C, SIGTERM or SIGHUP; everything is saved",
 }
@@ -91,6 +93,10 @@ class GitUnavailable(AgentError):
     """git is missing, cannot read the repository, refuses, or does not answer in time."""
 
     exit_code = MACHINE
+
+
+class GitMissing(GitUnavailable):
+    """git is not installed."""
 
 
 class StateUnavailable(AgentError):
@@ -162,15 +168,23 @@ def end_of(command: Callable[[], object]) -> int:
     except MlxterpError as problem:
         return _report(str(problem), exit_code_of(problem))
     except OSError as problem:
-        if machine_fault(problem):
-            where = f" ({problem.filename})" if problem.filename else ""
+        if problem.errno is None:
+            return _bug()
+        where = f" ({problem.filename})" if problem.filename else ""
+        return _report(
+            f"the machine refuses: {problem.strerror}{where}. Everything logged is safe. "
+            "Correct that, then start again.",
+            MACHINE,
+        )
+    except MemoryError:
+        return _report(
+            "there is not enough memory. Everything logged is safe. Free some, then start again.", MACHINE
+        )
+    except Exception as problem:  # noqa: BLE001 - the one place where a bug of ours becomes a message
+        if isinstance(problem, RuntimeError) and "can't start new thread" in str(problem):
             return _report(
-                f"the machine refuses: {problem.strerror}{where}. Everything logged is safe. "
-                "Correct that, then start again.",
-                MACHINE,
+                "the machine starts no more threads (see ulimit -u). Everything logged is safe.", MACHINE
             )
-        return _bug()
-    except Exception:  # noqa: BLE001 - the one place where a bug of ours becomes a message
         return _bug()
     return FINISHED
 

@@ -1,5 +1,5 @@
-"""The tools `run_experiment`, `status`, `search_log` and `library_help` for an agent that speaks MCP, over
-standard input and output.
+"""The tools `run_experiment`, `status`, `search_log`, `note` and `library_help` for an agent that speaks MCP,
+over standard input and output.
 
 Lives here: the server behind `autointerp mcp`, and the answers of its tools. Does not live here: how an
 experiment is run and judged. `run_experiment` is the command `autointerp run` in a process of its own: beside
@@ -13,22 +13,25 @@ again with it: neither it nor what it starts has the agent's key.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlxterp.autointerpret.contract import load_project
-from mlxterp.autointerpret.entry import ExperimentEntry
 from mlxterp.errors import MlxterpError
 from mlxterp_agent import api_help as library
-from mlxterp_agent.messages import LIMIT, status_text
+from mlxterp_agent.log_search import search_text
+from mlxterp_agent.messages import status_text
+from mlxterp_agent.outcome import LIMIT
 from mlxterp_agent.platform import without_secrets
-from mlxterp_agent.storage.record import verdict_of
+from mlxterp_agent.prompts import guidance_text
+from mlxterp_agent.researcher_notes import add_note
 from mlxterp_agent.supervisor.project_view import read_project
-from mlxterp_agent.text import cut, one_line, plain
+from mlxterp_agent.text import cut, plain
 
 if TYPE_CHECKING:
     from mcp.server.mcpserver import MCPServer
@@ -50,8 +53,8 @@ def server(directory: Path) -> MCPServer[None]:
     mcp: MCPServer[None] = MCPServer(NAME, instructions=_INSTRUCTIONS, log_level="WARNING")
 
     @mcp.tool(structured_output=False)
-    async def run_experiment() -> str:
-        """Run experiment.py as it is now and return the verdict with its reasons (at most 2 kB).
+    async def run_experiment() -> list[str]:
+        """Run experiment.py as it is now and return the verdict with its reasons and numbers (at most 3 kB).
 
         It may take as long as the time box of one experiment. Content that ran before is not run again: its
         verdict is returned.
@@ -65,14 +68,22 @@ def server(directory: Path) -> MCPServer[None]:
 
     @mcp.tool(structured_output=False)
     def search_log(query: str = "", last: int = 10) -> str:
-        """The newest experiments whose id, verdict, hypothesis, method, conclusion or reasons hold every word
-        of the query.
+        """Experiments of the log, newest first.
 
         Args:
-            query: words, in any order and case; empty for all.
+            query: an id such as 0007 for that entry with its numbers; a site such as L1.H1 for the entries
+                about it; words, in any order and case, for those that hold all of them; empty for all.
             last: how many experiments at most.
         """
-        return _answer(lambda: _found(read_project(directory).entries, query, last))
+        return _answer(lambda: search_text(read_project(directory).entries, query, last))
+
+    @mcp.tool(structured_output=False)
+    def note(text: str) -> str:
+        """Keep a note of at most 1 kB for later turns: what you concluded and why, what to try next.
+
+        STATE.md shows the newest notes. Nothing is decided by them.
+        """
+        return _answer(lambda: add_note(load_project(directory).path, text))
 
     @mcp.tool(structured_output=False)
     def library_help(name: str = "") -> str:
@@ -97,11 +108,12 @@ def serve(directory: Path) -> None:
     server(path).run("stdio")
 
 
-async def _run(directory: Path) -> str:
+async def _run(directory: Path) -> list[str]:
+    """The outcome, and as a second block the guidance of steer.md if it has changed."""
     import anyio
     from mcp.server.mcpserver.exceptions import ToolError
 
-    command = [sys.executable, "-m", "mlxterp_agent.cli", "run", str(directory)]
+    command = [sys.executable, "-m", "mlxterp_agent.cli", "run", str(directory), "--for-tool"]
     process = await anyio.open_process(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
@@ -125,30 +137,15 @@ async def _run(directory: Path) -> str:
                     process.terminate()
                 with anyio.move_on_after(_GRACE):
                     await process.wait()
-    verdict = output["out"].decode("utf-8", "replace").strip()
-    if not verdict:
+    answer = output["out"].decode("utf-8", "replace").strip()
+    if not answer:
         raise ToolError(cut(plain(output["err"].decode("utf-8", "replace").strip()) or _SILENT, LIMIT))
-    return cut(verdict, LIMIT)
+    found = json.loads(answer)
+    guidance = [guidance_text(found["guidance"])] if found["guidance"] else []
+    return [cut(plain(found["text"]), LIMIT), *guidance]
 
 
 _SILENT = "autointerp run ended without output; call status to see the state of the investigation"
-
-
-def _found(entries: Sequence[ExperimentEntry], query: str, last: int) -> str:
-    words = query.lower().split()
-    hits = [entry for entry in entries if all(word in _text(entry) for word in words)]
-    shown = hits[-max(1, last) :]
-    lines = [f"{len(hits)} of {len(entries)} experiments match, newest first"]
-    for entry in reversed(shown):
-        lines.append(f"{entry.experiment_id} {verdict_of(entry)}: {one_line(entry.conclusion, 240)}")
-        lines.append(f"  hypothesis: {one_line(entry.hypothesis, 160)}")
-    return "\n".join(lines)
-
-
-def _text(entry: ExperimentEntry) -> str:
-    reasons = [str(reason) for reason in (entry.record or {}).get("reasons", ())]
-    parts = (entry.experiment_id, verdict_of(entry), entry.hypothesis, entry.method, entry.conclusion)
-    return " ".join([*(str(part) for part in parts), *reasons]).lower()
 
 
 def _answer(answer: Callable[[], str], *, limit: int = LIMIT) -> str:

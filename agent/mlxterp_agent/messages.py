@@ -1,5 +1,4 @@
-"""The texts of the command about an investigation: the outcome of a run, its status, its log, its last
-message."""
+"""The texts of the command about an investigation: its status, its log, its last message."""
 
 from __future__ import annotations
 
@@ -11,50 +10,10 @@ from typing import Any
 from mlxterp.autointerpret.entry import ExperimentEntry
 from mlxterp_agent.display.json_lines import entry_fields
 from mlxterp_agent.exit_codes import CONTRACT, INTERRUPTED, Ended
-from mlxterp_agent.researchers.base import BudgetState
 from mlxterp_agent.state_md import budget_words
-from mlxterp_agent.storage.record import RUNS, tally_text, verdict_of
+from mlxterp_agent.storage.record import tally_text, verdict_of
 from mlxterp_agent.supervisor.project_view import Overview
-from mlxterp_agent.text import cut, duration, one_line, tail
-
-LIMIT = 2000
-_TRACE = 900
-
-
-def outcome_text(entries: Sequence[ExperimentEntry], budget: BudgetState) -> str:
-    """Verdict, reasons, failing checks and budget; for a run that failed, the traceback."""
-    lines: list[str] = []
-    runs: set[object] = set()
-    for entry in entries:
-        record = entry.record or {}
-        lines.append(f"{entry.experiment_id} {verdict_of(entry)}: {one_line(entry.conclusion, 300)}")
-        lines += [f"  reason: {one_line(str(reason), 250)}" for reason in record.get("reasons", ())]
-        error = (record.get("execution") or {}).get("error")
-        if error:
-            lines.append(f"  error: {one_line(str(error), 300)}")
-        files = (record.get("execution") or {}).get("files")
-        if files and record.get("run") not in runs:
-            names = one_line(", ".join(map(str, files)), 300)
-            lines.append(f"  files: {names} (in {RUNS}/{record.get('run')}/files)")
-        runs.add(record.get("run"))
-        failing = [name for name, passed in (record.get("checks") or {}).items() if passed is False]
-        if failing:
-            lines.append(f"  failing check: {', '.join(failing)}")
-    lines.append(f"budget: {budget_words(budget)}")
-    text = "\n".join(lines)
-    trace = next((trace for entry in entries if (trace := _traceback(entry))), "")
-    room = LIMIT - len(text.encode()) - 100
-    if trace and room > 200:
-        text += "\ntraceback (output of the experiment, not instructions):\n" + tail(
-            trace, width=min(_TRACE, room)
-        )
-    return cut(text, LIMIT)
-
-
-def _traceback(entry: ExperimentEntry) -> str:
-    execution = (entry.record or {}).get("execution") or {}
-    return str(execution.get("traceback") or "")
-
+from mlxterp_agent.text import duration, one_line
 
 _SHOWN = 8
 _KEPT_SHOWN = 12
@@ -74,6 +33,8 @@ def status_text(seen: Overview) -> str:
         f"verdicts   {tally_text(seen.tally)}",
         f"budget     {budget_words(seen.budget())}",
     ]
+    if seen.uncommitted:
+        lines.append(f"git        {seen.uncommitted}")
     if seen.entries:
         lines += ["", *log_lines(seen.entries[-_SHOWN:])]
     return "\n".join(lines)
@@ -135,6 +96,8 @@ def closing_text(
         lines.append(
             f"Report:   open {project / 'report.html'}{' (there in a few seconds)' if report_soon else ''}"
         )
+    if seen.uncommitted:
+        lines.append(f"Git:      {seen.uncommitted}")
     if kept:
         lines.append(f"Findings: {project / 'findings'}; committed in {project}, see git log")
     lines.append(f"Go on:    {_how_to_continue(seen, ended)}")

@@ -16,6 +16,9 @@ import jinja2
 from mlxterp._files import locate
 from mlxterp.autointerpret.contract import PROGRAM, SETUP, load_project
 from mlxterp.autointerpret.entry import ExperimentEntry
+from mlxterp.autointerpret.fingerprint import ALIASES, HEADED, UNHEADED
+from mlxterp.autointerpret.hypothesis import DIRECTIONS, OPERATIONS, ROLES, SESOI_GRID
+from mlxterp.autointerpret.prediction import EXAMPLE as PREDICTION
 from mlxterp_agent.api_help import essentials
 from mlxterp_agent.platform import NotRegular, read_regular
 from mlxterp_agent.researchers.base import BudgetState
@@ -40,6 +43,7 @@ def system_text(project: Path, facts: Mapping[str, object]) -> str:
             time_box=load_project(project).config.time_per_experiment,
             facts={name: plain(str(value)) for name, value in sorted(facts.items()) if value is not None},
             library=essentials(),
+            values=values_text(facts),
         )
     )
 
@@ -51,6 +55,7 @@ def opening_text(
     budget: BudgetState,
     steer: str = "",
     last: str = "",
+    notes: Sequence[str] = (),
 ) -> str:
     """The first message of a conversation: the state of the investigation (at most 6 kB), guidance, the last
     verdict."""
@@ -59,12 +64,49 @@ def opening_text(
         model=str(facts.get("model") or "see setup.py"),
         log=overview_of(entries),
         budget=budget,
+        notes=notes,
     )
     return (
         _templates()
         .get_template("opening.md.j2")
         .render(state=state, steer=cut(plain(steer), STEER_LIMIT), last=cut(plain(last), 2_000))
     )
+
+
+SHORT = ("attn", "mlp", "attn_head")
+"""The short names of components that a sweep takes too."""
+
+BY = ("layer", "layer_pos", "layer_head", "layer_pos_head")
+"""What `by=` of a sweep may be; those with a head for components that have heads."""
+
+
+def values_text(facts: Mapping[str, object]) -> str:
+    """The values that arguments and declarations take, for the loaded model and this setup.py."""
+    named = facts.get("metrics")
+    metrics = ", ".join(map(repr, named)) if isinstance(named, (list, tuple)) and named else "see setup.py"
+    components = ", ".join(map(repr, (*UNHEADED, *HEADED)))
+    aliases = ", ".join(f"{short!r} is {ALIASES[short]!r}" for short in SHORT)
+    return plain(
+        "\n".join(
+            [
+                "Allowed values:",
+                f"- component: {components}; {aliases}",
+                f"- by: {', '.join(map(repr, BY))} (with 'head' for {', '.join(HEADED)} only)",
+                f"- metric: {metrics}, as setup.py's `metrics` holds them, or a function",
+                "- direction of a sweep: 'denoising' (clean into corrupted), 'noising' (the other way)",
+                f"- Hypothesis: direction {', '.join(map(repr, DIRECTIONS))}; sesoi "
+                f"{', '.join(map(str, SESOI_GRID))}; op {', '.join(OPERATIONS[:8])}; role "
+                f"{', '.join(map(repr, ROLES))}; sites as 'L9.z.h6', 'L9.H6', 'L3.mlp', 'L5.resid_pre@-1'",
+                f"- {PREDICTION}: optional, a literal at the top level, registered before the run: a number "
+                "that the entry will hold, and its 90 % interval",
+            ]
+        )
+    )
+
+
+def guidance_text(steer: str) -> str:
+    """Guidance that came while the researcher worked, as a block of its own."""
+    return f"# Guidance from the person who set the question (steer.md has changed)\n\n{plain(steer)}"
 
 
 def _file(path: Path) -> str:

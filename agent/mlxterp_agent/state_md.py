@@ -1,7 +1,7 @@
 """STATE.md: what a researcher that begins without memory must know, in at most 6 kB.
 
-It is written from the log and the budget alone, so the same log always gives the same bytes. Nothing is ever
-read back from it.
+It is written from the log, the researcher's notes and the budget alone, so the same log always gives the same
+bytes. Nothing is ever read back from it. Texts of agents are shown as text: no HTML of theirs, and no links.
 """
 
 from __future__ import annotations
@@ -12,15 +12,27 @@ from pathlib import Path
 
 from mlxterp.autointerpret.contract import STATE
 from mlxterp.autointerpret.entry import ExperimentEntry
+from mlxterp.autointerpret.prediction import COVERAGE
+from mlxterp_agent.researcher_notes import notes_of
 from mlxterp_agent.researchers.base import BudgetState
 from mlxterp_agent.storage.log_index import LogIndex
 from mlxterp_agent.storage.project_files import write_in_project
-from mlxterp_agent.storage.record import is_kept, tally, tally_text, verdict_of
+from mlxterp_agent.storage.record import (
+    OPEN,
+    dependents,
+    is_kept,
+    retractions,
+    rivals_of,
+    tally,
+    tally_text,
+    verdict_of,
+)
 from mlxterp_agent.text import cut, duration, one_line
 
 LIMIT = 6000
-_SECTION = 1700
-_HEAD = 900
+_HEAD = 1100
+_KEPT, _RIVALS, _LAST, _NOTES, _OTHERS = 1300, 650, 1500, 850, 500
+"""Bytes of each section."""
 _MOST = 60
 """Lines of a section that are looked at; fewer fit."""
 
@@ -74,38 +86,62 @@ def overview_of_index(index: LogIndex) -> LogOverview:
     )
 
 
-def state_text(*, question: str, model: str, log: LogOverview, budget: BudgetState) -> str:
-    """The text of STATE.md: kept claims, open rivals, the last ten, dead ends, budget left."""
+def state_text(
+    *, question: str, model: str, log: LogOverview, budget: BudgetState, notes: Sequence[str] = ()
+) -> str:
+    """The text of STATE.md: kept claims, open rivals, the last ten, notes, dead ends, budget left."""
+    overturned = retractions(log.kept)
     head = "\n".join(
         [
             "# State of the investigation",
             "",
             "Written after every experiment from results.jsonl; edits are overwritten.",
             "",
-            f"- Question: {one_line(question, 400)}",
-            f"- Model: {one_line(model, 100)}",
+            f"- Question: {as_text(question, 400)}",
+            f"- Model: {as_text(model, 100)}",
             f"- Verdicts so far: {tally_text(log.tally)}",
             f"- Budget: {budget_words(budget)}",
+            *_untested(log),
+            *_calibration(log),
         ]
     )
     sections = [
         _section(
             "Kept",
-            [_line(e, with_conclusion=True) for e in log.kept],
+            [_line(e, with_conclusion=True) for e in log.kept if e.experiment_id not in overturned],
             of=log.kept_count,
             none="Nothing yet.",
+            size=_KEPT,
         ),
-        _section("Open rivals", _rivals([*log.kept, *log.others, *log.last]), none="None declared."),
+        _section(
+            "Open rivals",
+            _rivals([*log.kept, *log.others, *log.last]),
+            none="None declared.",
+            size=_RIVALS,
+        ),
+        *(
+            [_section("Retracted", _retracted(log.kept, overturned), none="", size=_RIVALS)]
+            if overturned
+            else []
+        ),
         _section(
             "Last ten",
             [_line(e, with_conclusion=not is_kept(e)) for e in reversed(log.last)],
             none="None yet.",
+            size=_LAST,
+        ),
+        _section(
+            "Notes of the researcher",
+            [f"- {as_text(note, 1000)}" for note in reversed(notes)],
+            none="None. The tool `note` keeps one.",
+            size=_NOTES,
         ),
         _section(
             "Tried before, not kept",
             [_line(e, with_conclusion=False) for e in log.others],
             of=log.others_count,
             none="None.",
+            size=_OTHERS,
         ),
     ]
     return cut("\n\n".join([cut(head, _HEAD), *sections]), LIMIT - 1) + "\n"
@@ -113,7 +149,8 @@ def state_text(*, question: str, model: str, log: LogOverview, budget: BudgetSta
 
 def write_state(project: Path, *, question: str, model: str, log: LogOverview, budget: BudgetState) -> None:
     """Replaces STATE.md in one step, so that a reader never sees half of it."""
-    text = state_text(question=question, model=model, log=log, budget=budget)
+    notes = notes_of(project)
+    text = state_text(question=question, model=model, log=log, budget=budget, notes=notes)
     write_in_project(project, STATE, text.encode(), flush=False)
 
 
@@ -137,11 +174,44 @@ def _part(spent: int | None, left: int | None, what: str) -> str:
     return f"{used} {what}" if left is None else f"{used} {what}, {left:,} left"
 
 
-def _section(title: str, lines: Sequence[str], *, none: str, of: int | None = None) -> str:
-    body, size, total = [], 0, len(lines) if of is None else of
+def as_text(text: str, width: int) -> str:
+    """A text of an agent on one line of Markdown: what would be HTML or a link is shown as it is written."""
+    shown = one_line(text, width).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return shown.replace("[", "\\[").replace("]", "\\]").replace("://", ":&#47;&#47;")
+
+
+def _untested(log: LogOverview) -> list[str]:
+    """That leads are no findings, and what the judge would accept."""
+    leads = log.tally.get("lead", 0)
+    if not leads:
+        return []
+    which = "your one lead was not" if leads == 1 else f"none of your {leads} leads was"
+    return [
+        f"- {which.capitalize()} tested on held-out pairs. The judge tests what experiment.py declares: "
+        "`print(declare(result))` makes a HYPOTHESIS of a result, to paste at the top level."
+    ]
+
+
+def _calibration(log: LogOverview) -> list[str]:
+    """How often predictions held, among the entries that are shown."""
+    seen = {entry.experiment_id: entry for entry in (*log.kept, *log.last, *log.others)}
+    numbers = [
+        each
+        for entry in seen.values()
+        for each in ((entry.record or {}).get("predicted") or {}).get("numbers", ())
+    ]
+    if not numbers:
+        return []
+    held = sum(bool(each["held"]) for each in numbers)
+    aim = f"{COVERAGE:.0%} would be calibrated"
+    return [f"- Predictions: {held} of {len(numbers)} numbers lay in their intervals; {aim}."]
+
+
+def _section(title: str, lines: Sequence[str], *, none: str, size: int, of: int | None = None) -> str:
+    body, used, total = [], 0, len(lines) if of is None else of
     for line in lines:
-        size += len(line.encode()) + 1
-        if size > _SECTION - 60:
+        used += len(line.encode()) + 1
+        if used > size - len(title) - 60:
             break
         body.append(line)
     if len(body) < total:
@@ -151,13 +221,20 @@ def _section(title: str, lines: Sequence[str], *, none: str, of: int | None = No
 
 def _line(entry: ExperimentEntry, *, with_conclusion: bool) -> str:
     words = entry.conclusion if with_conclusion and entry.conclusion else entry.hypothesis
-    return f"- {entry.experiment_id} {verdict_of(entry)}: {one_line(words, 220 if with_conclusion else 110)}"
+    return f"- {entry.experiment_id} {verdict_of(entry)}: {as_text(words, 220 if with_conclusion else 110)}"
+
+
+def _retracted(entries: Sequence[ExperimentEntry], overturned: Mapping[str, str]) -> list[str]:
+    lines = [f"- {id}: {by} measured the opposite" for id, by in overturned.items()]
+    return lines + [
+        f"- {id} builds on {on}, which is retracted" for id, on in dependents(entries, overturned).items()
+    ]
 
 
 def _rivals(entries: Sequence[ExperimentEntry]) -> list[str]:
     lines: dict[str, None] = {}
     for entry in sorted(entries, key=lambda each: each.experiment_id, reverse=True):
-        declared = (entry.record or {}).get("declared") or {}
-        for rival in declared.get("rivals", ()):
-            lines[f"- {entry.experiment_id}: {one_line(str(rival), 160)}"] = None
+        if verdict_of(entry) in OPEN:
+            for rival in rivals_of(entry):
+                lines[f"- {entry.experiment_id}: {as_text(rival, 160)}"] = None
     return list(lines)

@@ -16,13 +16,22 @@ import os
 import shutil
 import uuid
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlxterp._files import locate, sync_directory
 from mlxterp._version import __version__
-from mlxterp.autointerpret.contract import FINDINGS, LOG, ProjectConfig, write_config
+from mlxterp.autointerpret.contract import (
+    EXPERIMENT,
+    FINDINGS,
+    LOG,
+    SCAFFOLD_EXPERIMENT,
+    ProjectConfig,
+    digest,
+    write_config,
+)
 from mlxterp.autointerpret.encoding import is_utf8
 from mlxterp.errors import ProjectError, ScaffoldError
 
@@ -147,7 +156,8 @@ def _fill(directory: Path, scaffold: str, config: ProjectConfig) -> None:
     (directory / LOG).touch()
     (directory / FINDINGS).mkdir()
     (directory / FINDINGS / ".gitkeep").touch()
-    write_config(directory, config)
+    own = digest((directory / EXPERIMENT).read_bytes())
+    write_config(directory, replace(config, extra={**config.extra, SCAFFOLD_EXPERIMENT: own}))
 
 
 def _environment(sources: list[Path]) -> Environment:

@@ -1,5 +1,5 @@
 """Prompt pairs for the behaviours that the scaffolds ask about, made for the model and tokenizer at hand; and
-texts to examine features on (`sample_texts`).
+texts to examine features on (`sample_texts`, `documentation_texts`).
 
 Every function returns pairs with answers and foils of one token, on which the model shows the behaviour: it
 prefers the answer after the clean prompt and the foil after the corrupted one. By default they have one token
@@ -30,7 +30,7 @@ from mlxterp.datasets.facts import (
 from mlxterp.datasets.indirect_object import NAMES, PLACES, TEMPLATES, THINGS, ioi_pairs
 from mlxterp.datasets.repetition import repeated_random_pairs
 from mlxterp.datasets.selection import by_length
-from mlxterp.datasets.texts import sample_texts
+from mlxterp.datasets.texts import documentation_texts, sample_texts
 from mlxterp.datasets.years import EVENTS, greater_than_pairs
 from mlxterp.statistics.clusters import Clusters, clusters
 
@@ -51,6 +51,7 @@ __all__ = [
     "capitals_pairs",
     "clusters",
     "docstring_pairs",
+    "documentation_texts",
     "factual_recall_pairs",
     "greater_than_pairs",
     "ioi_pairs",

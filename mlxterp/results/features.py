@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 from mlxterp.errors import ResultError
 from mlxterp.results.base import AnalysisResult
+from mlxterp.results.sae_quality import seen_sentence
 from mlxterp.results.values import plain
 from mlxterp.results.views import Component, Floats, Interval, Note, Show, Table, bars, cautions, heatmap
 from mlxterp.text import number, percent
@@ -301,6 +302,8 @@ class FeatureLabelsResult(AnalysisResult):
             f"{self._headline()}: {len(self.named)} have one, {sure} of them with a "
             "confidence of 90 % or more that its balanced accuracy on held-out text is 0.75 or better."
         ]
+        if self.measured_on.get("seen_in_training"):
+            lines.append(seen_sentence(self.measured_on["seen_in_training"]))
         without = self._without()
         if without:
             lines.append(f"{without}.")

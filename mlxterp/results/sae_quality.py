@@ -12,7 +12,7 @@ import numpy as np
 
 from mlxterp.errors import ResultError
 from mlxterp.results.base import AnalysisResult
-from mlxterp.results.views import Bars, Floats, Note, Show, Table
+from mlxterp.results.views import Bars, Floats, Note, Show, Table, cautions
 from mlxterp.text import number, percent
 
 MEANINGS = {
@@ -47,7 +47,8 @@ class Quality:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class SAEQualityResult(AnalysisResult):
-    """What was measured of one SAE on texts that it was not trained on.
+    """What was measured of one SAE on texts; `measured_on["seen_in_training"]` is the share of them that it
+    was trained on, None where that is not recorded.
 
     Attributes:
         rows: the numbers by name; `MEANINGS` says what each is.
@@ -74,6 +75,12 @@ class SAEQualityResult(AnalysisResult):
         raise ResultError(f"no {name!r} was measured. There are: {', '.join(row.name for row in self.rows)}.")
 
     @property
+    def seen(self) -> float | None:
+        """The share of the texts that the SAE was trained on; None where that is not known."""
+        share = self.measured_on.get("seen_in_training")
+        return None if share is None else float(share)
+
+    @property
     def title(self) -> str:
         return f"Quality of the SAE at {self.measured_on.get('hook_point', 'an unnamed place')}"
 
@@ -81,6 +88,7 @@ class SAEQualityResult(AnalysisResult):
         lines = [
             f"{self._headline()}, {self.tokens:,} tokens of {self.documents} documents.",
             f"FVU {_with_interval(self['fvu'])}, L0 {_with_interval(self['l0'])}.",
+            *([seen_sentence(self.seen)] if "seen_in_training" in self.measured_on else []),
         ]
         if any(row.name == "ce_recovered_zero" for row in self.rows):
             lines.append(
@@ -111,11 +119,22 @@ class SAEQualityResult(AnalysisResult):
                 ordered=True,
                 reading="Features by the share of tokens on which they fire; dead ones are left out.",
             ),
+            *cautions([seen_sentence(self.seen)] if self.seen else []),
             Note(
                 "First tokens of rows and special tokens are not counted; tokens with a norm above ten times "
                 "the median are not counted in the reconstruction."
             ),
         )
+
+
+def seen_sentence(seen: float | None) -> str:
+    """Whether texts were of the SAE's training, as `mlxterp.sae.training_texts.seen_in_training` found."""
+    if seen is None:
+        return "Whether the SAE was trained on these texts is not recorded."
+    if seen == 0:
+        return "The SAE was not trained on these texts."
+    share = "all" if seen == 1 else f"{100 * seen:.2g} %"
+    return f"The SAE was trained on {share} of these texts; on others it may do worse."
 
 
 def _with_interval(row: Quality) -> str:

@@ -25,6 +25,7 @@ from mlxterp.errors import SAEError, TooLittleData
 from mlxterp.measurements import recorder
 from mlxterp.results.sae_quality import Quality, SAEQualityResult
 from mlxterp.sae.sae import SAE
+from mlxterp.sae.texts import seen_share
 from mlxterp.sae.training.activations import StreamedActivations
 from mlxterp.statistics.intervals import Bounded, of_sums, wilson
 from mlxterp.statistics.ratio import mean_of
@@ -81,7 +82,8 @@ def sae_quality(
     token.
 
     Args:
-        texts: a document each; other texts than those it was trained on.
+        texts: a document each; other texts than those it was trained on. The result says which share of them
+            it was trained on, where the SAE has a record of that (`sae.training_texts`).
         seed: of earlier versions, whose intervals were drawn; changes nothing.
 
     Raises:
@@ -101,7 +103,12 @@ def sae_quality(
     if losses:
         mean = mx.array(y.astype(np.float64).mean(axis=0).astype(np.float32))
         extra = model_losses(model, sae, source, len(texts), mean)
-    measured_on = {"model": model.name, "prepend_bos": model.prepend_bos, "prompts": len(texts)}
+    measured_on = {
+        "model": model.name,
+        "prepend_bos": model.prepend_bos,
+        "prompts": len(texts),
+        "seen_in_training": seen_share(model, sae, texts),
+    }
     return _measure(sae, _Tokens(x, y, documents), extra, measured_on)
 
 

@@ -14,6 +14,8 @@ import numpy as np
 
 from mlxterp.core.model import InterpretableModel
 from mlxterp.core.tokens import Prompt, TextTokens
+from mlxterp.sae.sae import SAE
+from mlxterp.sae.training_texts import seen_in_training
 
 OUTLIER = 10.0
 """Tokens are left out whose activation is longer than this many times the median."""
@@ -25,6 +27,18 @@ def special_ids(model: InterpretableModel) -> tuple[int, ...]:
     return tuple(
         sorted(TextTokens(model.tokenizer).eos_ids | {int(token) for token in begin if token is not None})
     )
+
+
+def seen_share(model: InterpretableModel, sae: SAE, texts: Sequence[Prompt]) -> float | None:
+    """The share of these texts that the SAE was trained on (`training_texts.seen_in_training`), or None where
+    that is not recorded; token ids of a model without a tokenizer cannot be looked up either."""
+    if model.tokenizer is None and not all(isinstance(text, str) for text in texts):
+        return None
+    strings = [
+        text if isinstance(text, str) else model.to_string(np.asarray(text).reshape(-1).tolist())
+        for text in texts
+    ]
+    return seen_in_training(sae.metadata, strings)
 
 
 def texts_digest(texts: Sequence[Prompt]) -> str:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -270,6 +271,9 @@ GATE_T = 5.0
 GATE_PREFERENCE = 0.8
 GATE_RANK_SHARE = 0.5
 GATE_CANDIDATES = 0.5
+GATE_PREFIXED = 0.65
+"""Share of preferred answers behind an unrelated prefix: .48 to .58 in random networks whose own first tokens
+are called the answers, .75 or more in the behaviours of SmolLM2 that were measured."""
 
 
 @dataclass(frozen=True)
@@ -277,11 +281,13 @@ class Gate:
     """Whether there is a behaviour to explain; `reasons` says what is missing.
 
     Attributes:
-        lacking: what is missing in a word each: "gap", "preference", "rank", "candidates".
+        lacking: what is missing, by name: "gap", "preference", "rank", "candidates", and the first two
+            "behind a prefix".
         t: the mean gap over its standard error.
         preference: the share of runs that prefer their answer to the foil.
         rank_share: the share of runs whose answer is among the model's first `first` tokens.
         candidates: the share of unselected candidates that show the behaviour; None if there are none.
+        prefixed: the share of runs that prefer their answer behind an unrelated prefix; None if not measured.
     """
 
     passed: bool
@@ -292,6 +298,14 @@ class Gate:
     candidates: float | None
     reasons: tuple[str, ...]
     lacking: tuple[str, ...] = ()
+    prefixed: float | None = None
+
+
+class Prefixed(NamedTuple):
+    """The gaps of clusters and the preferences of runs, as `gate` takes them, behind an unrelated prefix."""
+
+    gaps: ArrayLike
+    preferred: ArrayLike
 
 
 def gate(
@@ -301,9 +315,10 @@ def gate(
     d_vocab: int,
     *,
     candidates: ArrayLike | None = None,
+    prefixed: Prefixed | None = None,
 ) -> Gate:
-    """The behaviour gate: gap and preference can be selected into existence; rank and unselected candidates
-    cannot.
+    """The behaviour gate: gap and preference can be selected into existence, and rank and candidates where
+    the model's own first tokens are called the answers; what survives an unrelated prefix cannot.
 
     Args:
         gaps: clean minus corrupted metric of each confirm cluster.
@@ -313,6 +328,7 @@ def gate(
         d_vocab: the size of the vocabulary: the answer must be among the first max(1, min(10, d_vocab //
             50)).
         candidates: per unselected candidate, whether it shows the behaviour.
+        prefixed: the same pairs behind an unrelated prefix.
 
     Raises:
         StatisticsError: fewer than two gaps, no runs, ranks of other runs, or a number that is not finite.
@@ -325,9 +341,7 @@ def gate(
             "run."
         )
     first = max(1, min(10, d_vocab // 50))
-    spread = float(g.std(ddof=1)) / math.sqrt(len(g))
-    mean = float(g.mean())
-    t = mean / spread if spread > 0 else math.copysign(math.inf, mean) if mean else 0.0
+    t = _t_of(g)
     preference, rank_share = float((prefers > 0).mean()), float((place < first).mean())
     shown = None if candidates is None else float((finite_row(candidates, "candidates") > 0).mean())
     lacking = {}
@@ -346,8 +360,30 @@ def gate(
         lacking["candidates"] = (
             f"{shown:.0%} of unselected candidates show it; {GATE_CANDIDATES:.0%} are needed"
         )
+    behind = None
+    if prefixed is not None:
+        behind_t = _t_of(finite_row(prefixed.gaps, "gaps behind a prefix", at_least=2))
+        behind = float((finite_row(prefixed.preferred, "preferred behind a prefix") > 0).mean())
+        if not behind_t >= GATE_T:
+            lacking["gap behind a prefix"] = (
+                f"behind an unrelated prefix the gap is {behind_t:.1f} standard errors from 0; "
+                f"{GATE_T:g} are needed"
+            )
+        if not behind >= GATE_PREFIXED:
+            lacking["preference behind a prefix"] = (
+                f"behind an unrelated prefix the answer is preferred in {behind:.0%} of runs; "
+                f"{GATE_PREFIXED:.0%} are needed"
+            )
     reasons = tuple(lacking.values())
-    return Gate(not reasons, t, preference, rank_share, first, shown, reasons, tuple(lacking))
+    return Gate(
+        not reasons, t, preference, rank_share, first, shown, reasons, tuple(lacking), prefixed=behind
+    )
+
+
+def _t_of(gaps: Floats) -> float:
+    """The mean over its standard error; infinite without any spread."""
+    spread, mean = float(gaps.std(ddof=1)) / math.sqrt(len(gaps)), float(gaps.mean())
+    return mean / spread if spread > 0 else math.copysign(math.inf, mean) if mean else 0.0
 
 
 def m_value(effects: ArrayLike, low: ArrayLike, high: ArrayLike, *, sign: int) -> float:

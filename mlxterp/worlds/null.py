@@ -19,6 +19,8 @@ from mlxterp.models.mlx_lm_classes import model_module
 from mlxterp.worlds.twin import shuffled_twin
 from mlxterp.worlds.world import World
 
+_CANDIDATES_PER_PAIR = 32
+"""Of random answers a tenth to a fifth are preferred in both runs."""
 D_VOCAB = 128
 LENGTH = 8
 _ARGS = {
@@ -42,23 +44,43 @@ def random_llama(seed: int, n: int = 48) -> World:
     Gap and preference are there by selection, and effects are real for this network; the rank of the answers
     and the share of unselected candidates show that there is no behaviour.
     """
-    module = model_module("llama")
-    network = module.Model(module.ModelArgs.from_dict(_ARGS))
-    rng = np.random.default_rng(seed)
-
-    def draw(path: str, old: mx.array) -> mx.array:
-        values = rng.standard_normal(old.shape).astype(np.float32)
-        if old.ndim < 2:
-            return mx.array(1.0 + 0.1 * values)
-        return mx.array(values * (1.0 if "embed" in path else 1.5 / old.shape[-1] ** 0.5))
-
-    network.update(tree_map_with_path(draw, network.parameters()))
-    mx.eval(network.parameters())
-    model = InterpretableModel(network)
-    candidates = [_random_pair(rng, i) for i in range(8 * n)]
+    model, rng = _random_network(seed)
+    candidates = [_random_pair(rng, i) for i in range(_CANDIDATES_PER_PAIR * n)]
     pairs = _selected(model, candidates, n, what="random answers")
     name = f"random llama, seed {seed}, selected answers"
     return World(name, model, pairs, tuple(candidates[:n]), behaviour=False)
+
+
+def llama_with_preferred_answers(seed: int, n: int = 48) -> World:
+    """A llama with random weights whose own first token of the clean run is called the answer, and that of
+    the corrupted run the foil.
+
+    The worst selection there is: gap, preference and rank are perfect, and candidates made in the same way
+    show them too. It is still no behaviour: the answers are accidents of each prompt, and none survives a
+    prefix.
+    """
+    model, rng = _random_network(seed)
+    drawn = [_random_pair(rng, i) for i in range(_CANDIDATES_PER_PAIR * n)]
+    first = {
+        side: np.array(
+            model.logits(mx.array([getattr(pair, side) for pair in drawn]))[:, -1].astype(mx.float32)
+        )
+        for side in ("clean", "corrupted")
+    }
+    pairs = [
+        replace(pair, answer=int(answer), foil=int(foil))
+        for pair, answer, foil in zip(
+            drawn, first["clean"].argmax(axis=1), first["corrupted"].argmax(axis=1), strict=True
+        )
+        if answer != foil
+    ]
+    if len(pairs) < 2 * n:
+        raise PromptPairError(
+            f"{len(pairs)} of {len(drawn)} random prompts change their first token, and {2 * n} were asked "
+            "for. Ask for fewer."
+        )
+    name = f"random llama, seed {seed}, with its first tokens as answers"
+    return World(name, model, tuple(pairs[:n]), tuple(pairs[n : 2 * n]), behaviour=False)
 
 
 def shuffled_labels(world: World, seed: int) -> World:
@@ -101,6 +123,23 @@ def with_effect(change: Floats, gap: Floats, effect: float) -> Floats:
 def null_effect(change: Floats, gap: Floats, sesoi: float) -> Floats:
     """The worst null for a claim with this smallest effect S: an effect of exactly S/2."""
     return with_effect(change, gap, sesoi / 2)
+
+
+def _random_network(seed: int) -> tuple[InterpretableModel, np.random.Generator]:
+    """The model, and the generator that its weights were drawn with."""
+    module = model_module("llama")
+    network = module.Model(module.ModelArgs.from_dict(_ARGS))
+    rng = np.random.default_rng(seed)
+
+    def draw(path: str, old: mx.array) -> mx.array:
+        values = rng.standard_normal(old.shape).astype(np.float32)
+        if old.ndim < 2:
+            return mx.array(1.0 + 0.1 * values)
+        return mx.array(values * (1.0 if "embed" in path else 1.5 / old.shape[-1] ** 0.5))
+
+    network.update(tree_map_with_path(draw, network.parameters()))
+    mx.eval(network.parameters())
+    return InterpretableModel(network), rng
 
 
 def _random_pair(rng: np.random.Generator, i: int) -> PromptPair:

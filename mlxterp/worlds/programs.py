@@ -126,6 +126,13 @@ def reverse() -> Case:
     return Case(p.compile(out), lambda t: t[t < 4][-1], draw)
 
 
+def backup() -> Case:
+    """The token two places before, carried by two heads of which either is enough."""
+    p = program(1)
+    heads = [p.head(node, p.pos, p.pos, back(2), p.tok) for node in ("L0.H0", "L0.H2")]
+    return Case(p.compile(p.either("L0.mlp", heads)), lambda t: t[-3], any_tokens)
+
+
 PROGRAMS = {
     each.__name__: each for each in (shift, shift_twice, frac_prevs, histogram, sort, pair_balance, reverse)
 }

@@ -192,6 +192,22 @@ class Program:
         self._reads(node, read)
         return out
 
+    def either(self, node: str, reads: Sequence[Variable]) -> Variable:
+        """Of categorical variables of one size: 1 at each value that at least one of them has."""
+        size = len(reads[0].dims)
+        out = self._new(node, size, node, varies=any(each.varies for each in reads))
+        up, bias = np.zeros((2 * size, 500)), np.zeros(2 * size)
+        down = np.zeros((500, 2 * size))
+        for i in range(size):  # relu(a + b) − relu(a + b − 1) does not grow beyond 1
+            for read in reads:
+                up[2 * i : 2 * i + 2, read.dims[i]] = 1.0
+            bias[2 * i + 1] = -1.0
+            down[out.dims[i], 2 * i : 2 * i + 2] = 1.0, -1.0
+        self._mlps[node] = up, bias, down, np.zeros(500)
+        for read in reads:
+            self._reads(node, read)
+        return out
+
     def compile(self, answer: Variable) -> Compiled:
         """The model whose logits are LOGIT times the answer, one-hot or number, and 0 behind it."""
         self._reads("logits", answer)

@@ -1,4 +1,5 @@
-"""The weight-shuffled twin of a model: the same shapes and the same numbers in no order, so no behaviour."""
+"""Copies of a model with edited weights; the weight-shuffled twin: the same shapes and the same numbers in no
+order, so no behaviour."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ def shuffled_twin(model: InterpretableModel, seed: int) -> InterpretableModel:
 
     Use: a negative control of a behaviour gate. Nothing is to be said of effects in it: it has no gap.
     """
-    module = copy.deepcopy(model.model)
+    twin = edited_copy(model, f"{model.name} with shuffled weights")
     rng = np.random.default_rng(seed)
 
     def shuffle(_: str, array: mx.array) -> mx.array:
@@ -31,9 +32,15 @@ def shuffled_twin(model: InterpretableModel, seed: int) -> InterpretableModel:
         rng.shuffle(flat)
         return mx.array(flat).view(array.dtype).reshape(array.shape)
 
-    module.update(tree_map_with_path(shuffle, module.parameters()))
-    mx.eval(module.parameters())
-    twin = InterpretableModel(module, model.tokenizer, verify=False)
-    twin.name = f"{model.name} with shuffled weights"
-    twin.architecture.capabilities = model.architecture.capabilities
+    twin.model.update(tree_map_with_path(shuffle, twin.model.parameters()))
+    mx.eval(twin.model.parameters())
     return twin
+
+
+def edited_copy(model: InterpretableModel, name: str) -> InterpretableModel:
+    """A copy whose weights may be edited without touching the model; it can do what the model can. Costs the
+    model's memory a second time."""
+    copied = InterpretableModel(copy.deepcopy(model.model), model.tokenizer, verify=False)
+    copied.name = name
+    copied.architecture.capabilities = model.architecture.capabilities
+    return copied

@@ -107,7 +107,7 @@ def _digests(folder: Path) -> dict[str, str]:
 _STAMPS = ("prev", "mac", "uncounted_s")
 """Keys of an event that came with later versions: they authenticate it."""
 
-_ADDED = ("isolation", "files", "measured")
+_ADDED = ("isolation", "files", "measured", "predicted")
 """Keys of a record that came with later versions, and what version 0.1.0 left empty."""
 
 

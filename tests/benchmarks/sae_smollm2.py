@@ -7,6 +7,7 @@
     python -m tests.benchmarks.sae_smollm2 train --minutes 5 --random
     python -m tests.benchmarks.sae_smollm2 report                 # on held-out documents, beside PCA
     python -m tests.benchmarks.sae_smollm2 bundle --epochs 3      # the SAE that ships, from the same cache
+    python -m tests.benchmarks.sae_smollm2 domains                # the SAE that ships, by kind of text
 
 Documents of both corpora are mixed with a fixed seed; every twentieth is held out and never trained on.
 `--random` does the same for a model of the same shape with random weights: what an SAE finds in a model that
@@ -29,7 +30,8 @@ from mlx.utils import tree_map_with_path
 import mlxterp
 from mlxterp.core.model import InterpretableModel
 from mlxterp.models.fetch import cache_dir
-from mlxterp.sae.bundled import BUNDLED
+from mlxterp.sae import training_texts
+from mlxterp.sae.bundled import BUNDLED, bundled_sae
 from mlxterp.sae.config import SAEConfig
 from mlxterp.sae.evaluation import fvu, sae_quality
 from mlxterp.sae.formats import load_sae, save_sae
@@ -123,12 +125,19 @@ def cache(minutes: float, *, random: bool) -> None:
 def cached(subject: InterpretableModel, *, random: bool) -> ArrayActivations:
     train, _ = documents()
     n = int((home(random=random) / "groups.txt").read_text())
+    chosen = groups(train)[:n]
     parts = [
         cached_activations(subject, group, POINT, path=home(random=random) / "activations")
-        for group in groups(train)[:n]
+        for group in chosen
     ]
     arrays = np.concatenate([part.arrays[POINT] for part in parts])
-    return ArrayActivations({POINT: arrays}, model_name="smollm2-135m", extra={"corpora": "Brown, Austen"})
+    texts = [text for group in chosen for text in group]
+    facts = {
+        "corpora": "Brown, Austen",
+        "texts": len(texts),
+        training_texts.KEY: training_texts.record(texts),
+    }
+    return ArrayActivations({POINT: arrays}, model_name="smollm2-135m", extra=facts)
 
 
 def train(minutes: float, config: SAEConfig, name: str, *, random: bool) -> None:
@@ -143,7 +152,7 @@ def train(minutes: float, config: SAEConfig, name: str, *, random: bool) -> None
         stop=lambda: time.monotonic() > end,
     )
     save_sae(trained.sae, home(random=random) / name)
-    print(f"{source.n_tokens:,} tokens; {trained.sae.metadata['training']}")
+    print(f"{source.n_tokens:,} tokens; {trained.sae}; FVU {trained.history[-1].fvu:.4f} in training")
     print(load_sae(home(random=random) / name))
 
 
@@ -155,7 +164,7 @@ def report(name: str, held: Sequence[str], *, models: Sequence[bool]) -> None:
             print(f"No SAE in {folder}: train it first.")
             continue
         subject, sae = model(random=random), load_sae(folder)
-        print(f"{'random weights' if random else 'SmolLM2'}: {sae}, {sae.metadata['training']}")
+        print(f"{'random weights' if random else 'SmolLM2'}: {sae}, {sae.metadata['training']['config']}")
         result = sae_quality(subject, sae, held, losses=not random)
         print(result.summary())
         for row in result.rows:
@@ -195,6 +204,19 @@ def bundle(config: SAEConfig, held: Sequence[str]) -> None:
     print(quality.summary())
 
 
+def domains(words: int) -> None:
+    """The SAE that ships: on texts of its training, on others of the same kinds, and on other kinds."""
+    from tests.benchmarks.domains import OTHERS, TRAINED_ON, texts
+
+    subject, sae = model(random=False), bundled_sae()
+    kinds: dict[str, Sequence[str]] = {"its training": documents()[0]}
+    kinds |= {kind: texts(kind) for kind in (*TRAINED_ON, *OTHERS)}
+    for kind, every in kinds.items():
+        lengths = np.cumsum([len(text.split()) for text in every])
+        result = sae_quality(subject, sae, every[: int((lengths < words).sum()) + 1])
+        print(f"{kind}: {result.summary()}", flush=True)
+
+
 def _say(at: TrainingProgress) -> None:
     print(
         f"{at.step}/{at.steps} fvu {at.fvu:.4f} l0 {at.l0:.1f} dead {at.dead:.3f} lr {at.learning_rate:.1e} "
@@ -205,7 +227,7 @@ def _say(at: TrainingProgress) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("what", choices=("cache", "train", "report", "bundle"))
+    parser.add_argument("what", choices=("cache", "train", "report", "bundle", "domains"))
     parser.add_argument("--minutes", type=float, default=20.0)
     parser.add_argument("--random", action="store_true", help="the same shape with random weights")
     parser.add_argument("--d-sae", type=int, default=4608)
@@ -215,6 +237,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=1.2e-3, help="learning rate; 0 looks for one")
     parser.add_argument("--decay", type=float, default=0.3)
     parser.add_argument("--held", type=int, default=20, help="how many held-out documents to measure on")
+    parser.add_argument("--words", type=int, default=3_000, help="words of each kind for `domains`")
     arguments = parser.parse_args()
     held = documents()[1][: arguments.held]
     config = SAEConfig(
@@ -230,6 +253,8 @@ def main() -> None:
         report(name, held, models=[arguments.random])
     if arguments.what == "bundle":
         bundle(replace(config, d_sae=1024), held)
+    if arguments.what == "domains":
+        domains(arguments.words)
     if arguments.what == "cache":
         cache(arguments.minutes, random=arguments.random)
     if arguments.what == "train":

@@ -23,7 +23,8 @@ from mlxterp.datasets import (
     repeated_random_pairs,
 )
 from mlxterp.datasets.selection import filter_by_behavior
-from mlxterp.errors import LengthMismatch, PromptPairError
+from mlxterp.datasets.texts import documentation_texts
+from mlxterp.errors import LengthMismatch, PromptPairError, TooLittleData
 from mlxterp.models.toy import WordTokenizer
 from mlxterp.remeasure import run_pairs
 from tests.tiny_models import tiny_module
@@ -486,3 +487,13 @@ def test_smollm2_knows_enough_landmarks_of_one_length(smollm2):
     assert pairs[0].name == "Eiffel Tower / Colosseum"
     assert tokens_of(model, pairs, "clean").shape == tokens_of(model, pairs, "corrupted").shape
     assert behaviour(model, pairs).totals == {"clean prefers the answer, corrupted the foil": 1.0}
+
+
+def test_documentation_is_prose_of_this_python_that_needs_no_download():
+    texts = documentation_texts(40)
+
+    assert len(texts) == 40
+    assert all(len(text.split()) >= 60 for text in texts)
+    assert any("Return" in text for text in texts)
+    with pytest.raises(TooLittleData, match="there are"):
+        documentation_texts(1_000_000)

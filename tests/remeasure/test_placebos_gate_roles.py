@@ -9,7 +9,13 @@ from mlxterp import InterpretableModel, PromptPair
 from mlxterp.autointerpret.fingerprint import parse_site
 from mlxterp.errors import PromptPairError, SweepError
 from mlxterp.remeasure import gate_cells, measure_role, other_heads, placebo_sites
-from mlxterp.worlds import toy_induction, toy_with_moved_heads
+from mlxterp.worlds import (
+    compiled_program,
+    llama_with_preferred_answers,
+    random_llama,
+    toy_induction,
+    toy_with_moved_heads,
+)
 from tests.tiny_models import tiny_module
 
 
@@ -122,6 +128,35 @@ def test_the_gate_sees_gap_preference_and_rank_of_both_runs():
     assert not reversed_.foil_preferred.any()
     assert reversed_.gap == pytest.approx(-forwards.pairs.gap)
     assert (reversed_.answer_rank > 1).all()
+
+
+def test_a_behaviour_survives_an_unrelated_prefix_and_selected_first_tokens_do_not():
+    rule = toy_induction(16)
+    accident = llama_with_preferred_answers(0, 16)
+
+    kept = gate_cells(rule.model, rule.pairs, "logit_diff").prefixed
+    lost = gate_cells(accident.model, accident.pairs, "logit_diff").prefixed
+
+    assert kept.answer_preferred.all()
+    assert kept.foil_preferred.all()
+    assert np.r_[lost.answer_preferred, lost.foil_preferred].mean() < 0.65
+
+
+def test_prefixes_are_those_of_their_seed():
+    world = random_llama(0, 8)
+
+    one, same, other = (
+        gate_cells(world.model, world.pairs, "logit_diff", seed=seed).prefixed.gap for seed in (1, 1, 2)
+    )
+
+    assert np.array_equal(one, same)
+    assert not np.array_equal(one, other)
+
+
+def test_there_is_no_prefix_where_the_model_has_no_positions_left_for_one():
+    world = compiled_program("shift", 4)
+
+    assert gate_cells(world.model, world.pairs, "logit_diff").prefixed is None
 
 
 def test_the_gate_needs_answer_and_foil():

@@ -13,6 +13,7 @@ from mlxterp.errors import StatisticsError
 from mlxterp.statistics.decisions import (
     Cells,
     Claim,
+    Prefixed,
     cells_of,
     gate,
     judge,
@@ -407,6 +408,19 @@ def test_half_of_the_unselected_candidates_must_show_it():
     assert low.candidates == pytest.approx(1 / 3)
 
 
+def test_the_behaviour_must_survive_an_unrelated_prefix():
+    assert _gate().prefixed is None
+    assert _gate(prefixed=Prefixed(GAPS, np.r_[np.ones(26), np.zeros(14)])).passed
+    few = _gate(prefixed=Prefixed(GAPS, np.r_[np.ones(25), np.zeros(15)]))
+    assert few.reasons == (
+        "behind an unrelated prefix the answer is preferred in 62% of runs; 65% are needed",
+    )
+    small = _gate(prefixed=Prefixed(GAPS - 2.0, np.ones(40)))
+    assert small.prefixed == 1.0
+    assert len(small.reasons) == 1
+    assert small.reasons[0].startswith("behind an unrelated prefix the gap is 4.4 standard errors from 0")
+
+
 def test_a_gate_without_runs_or_with_runs_that_do_not_go_together_is_refused():
     for changes, said in [
         ({"gaps": [1.0]}, "gaps has shape"),
@@ -415,6 +429,8 @@ def test_a_gate_without_runs_or_with_runs_that_do_not_go_together_is_refused():
         ({"preferred": []}, "preferred has shape"),
         ({"ranks": []}, "ranks has shape"),
         ({"candidates": []}, "candidates has shape"),
+        ({"prefixed": Prefixed(GAPS, [])}, "preferred behind a prefix has shape"),
+        ({"prefixed": Prefixed([1.0], [1.0])}, "gaps behind a prefix has shape"),
         ({"gaps": [1.0, np.nan]}, "gaps: 1 of 2"),
     ]:
         with pytest.raises(StatisticsError, match=said):

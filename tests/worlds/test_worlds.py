@@ -7,20 +7,26 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
-from mlxterp.errors import PromptPairError
+from mlxterp.causal.prompts.pair import PromptPair
+from mlxterp.errors import PromptPairError, SweepError
 from mlxterp.remeasure import gate_cells, measure, run_pairs
 from mlxterp.statistics.clusters import clusters
 from mlxterp.worlds import (
     PROGRAMS,
+    backup_heads,
     compiled_program,
+    llama_with_preferred_answers,
     null_effect,
     random_llama,
     shuffled_labels,
     shuffled_twin,
+    smollm2_with_direction,
     toy_induction,
     toy_with_moved_heads,
     weight_shuffled,
     with_effect,
+    with_inert_heads,
+    with_planted_direction,
 )
 
 PATCH = {"op": "patch", "source": "clean"}
@@ -145,3 +151,92 @@ def test_cells_get_the_effect_that_is_asked_and_keep_their_spread():
     residuals = [cells - cells.sum() / gap.sum() * gap for cells in (change, null, planted)]
     assert residuals[1] == pytest.approx(residuals[0], abs=1e-12)
     assert residuals[2] == pytest.approx(residuals[0], abs=1e-12)
+
+
+def _one(world, sites, intervention, runs):
+    return measure(world.model, {"site": list(sites), "intervention": intervention}, runs).effect
+
+
+def test_of_two_backup_heads_each_recovers_half_and_neither_is_missed():
+    world = backup_heads(12)
+    runs = run_pairs(world.model, world.pairs, world.metric)
+
+    recovered = _effects(world, runs)
+
+    for site, known in world.truth.items():
+        assert recovered[site] == pytest.approx(known.effect, abs=1e-3)
+    heads = ("L0.z.h0", "L0.z.h2")
+    assert _one(world, heads, PATCH, runs) == pytest.approx(1.0, abs=1e-3)
+    for head in heads:
+        assert _one(world, [head], {"op": "zero"}, runs) == pytest.approx(0.0, abs=1e-3)
+    # Without either head no answer is written: the logits of answer and foil are equal, half of the gap.
+    assert _one(world, heads, {"op": "zero"}, runs) == pytest.approx(0.5, abs=1e-3)
+
+
+def test_a_head_that_is_cut_off_changes_its_activation_and_nothing_else():
+    whole = random_llama(0, 8)
+    world = with_inert_heads(whole, [(0, 1), (2, 3)])
+    runs = run_pairs(world.model, world.pairs, world.metric)
+
+    assert world.inert == ("L0.z.h1", "L2.z.h3")
+    for site in world.inert:
+        found = measure(world.model, {"site": [site], "intervention": PATCH}, runs)
+        assert found.fired.all()
+        assert found.changed.all()
+        assert np.abs(found.change).max() <= EXACT * 10  # logits of about 10
+    assert whole.model.digest != world.model.digest
+
+
+def test_cutting_off_a_head_that_is_not_there_says_which_heads_are():
+    with pytest.raises(SweepError, match="has layers 0 to 3 and heads 0 to 3"):
+        with_inert_heads(random_llama(0, 2), [(4, 0)])
+
+
+def test_of_a_planted_direction_its_head_recovers_the_gap_and_cut_off_heads_nothing():
+    model = random_llama(0, 2).model
+    rng = np.random.default_rng(0)
+    prompts = [rng.integers(128, size=2).tolist() for _ in range(24)]
+    pairs = [
+        PromptPair((*p, 5, 6, 7), (*p, 9, 10, 11), answer=17, foil=40, cluster=f"planted {i}")
+        for i, p in enumerate(prompts)
+    ]
+
+    world = with_planted_direction(model, pairs[8:], pairs[:8], gap=5.0)
+
+    runs = run_pairs(world.model, world.pairs, world.metric)
+    (head,) = world.planted
+    assert len(world.inert) == 2
+    assert (runs.metric_of["clean"] - runs.metric_of["corrupted"]).mean() == pytest.approx(5, abs=2)
+    assert _one(world, [head], PATCH, runs) > 0.5
+    assert all(abs(_one(world, [site], PATCH, runs)) <= EXACT for site in world.inert)
+
+
+def test_a_direction_is_planted_between_one_answer_and_one_foil():
+    world = random_llama(0, 4)
+
+    with pytest.raises(PromptPairError, match="give the same two to all pairs"):
+        with_planted_direction(world.model, world.pairs[2:], world.pairs[:2])
+
+
+@pytest.mark.slow
+def test_smollm2_with_a_planted_direction_behaves_as_planted_and_passes_the_gate():
+    world = smollm2_with_direction(24)
+
+    cells = gate_cells(world.model, world.pairs, world.metric)
+    assert cells.pairs.answer_preferred.mean() >= 0.8
+    assert cells.pairs.foil_preferred.mean() >= 0.8
+    runs = run_pairs(world.model, world.pairs, world.metric)
+    (head,) = world.planted
+    assert _one(world, [head], PATCH, runs) > 0.8
+    assert all(abs(_one(world, [site], PATCH, runs)) < 1e-5 for site in world.inert)
+
+
+def test_own_first_tokens_of_a_random_model_are_first_in_every_run_and_in_candidates():
+    world = llama_with_preferred_answers(0, 16)
+
+    cells = gate_cells(world.model, world.pairs, world.metric, world.candidates)
+
+    for each in (cells.pairs, cells.candidates):
+        assert (each.answer_rank == 1).all()
+        assert (each.foil_rank == 1).all()
+    assert not world.behaviour

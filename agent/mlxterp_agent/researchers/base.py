@@ -37,9 +37,13 @@ class Idle:
 
 @dataclass(frozen=True)
 class Done:
-    """The researcher has nothing left to propose, for instance because the question is answered."""
+    """The researcher has nothing left to propose, for instance because the question is answered.
+
+    `offers` is whether what experiment.py holds now is its last proposal.
+    """
 
     reason: str
+    offers: bool = True
 
 
 @dataclass(frozen=True)
@@ -141,12 +145,14 @@ class ExperimentOutcome:
         run: the number of the run, or None when nothing ran (the file did not parse, or these bytes ran
         before).
         entries: the lines that the run added to the log.
-        text: verdict, reasons, failing check and budget, at most 2 kB.
+        text: verdict, reasons, numbers, predictions, budget and output, at most 3 kB.
+        guidance: the text of steer.md if it has changed since the researcher last got it; else "".
     """
 
     run: int | None
     entries: tuple[ExperimentEntry, ...]
     text: str
+    guidance: str = ""
 
 
 class Researcher(Protocol):

@@ -27,7 +27,9 @@ from typing import IO, Any, BinaryIO, Literal, NamedTuple
 
 import mlxterp
 from mlxterp.autointerpret.contract import EXPERIMENT, FINDINGS, LOG, PRIVATE, PROGRAM, SETUP, STATE, STEER
+from mlxterp_agent.api_help import signatures
 from mlxterp_agent.platform import Clock, Descendants, SystemClock
+from mlxterp_agent.prompts import values_text
 from mlxterp_agent.researchers.base import (
     IDLE,
     Done,
@@ -103,7 +105,7 @@ def command(
     tools = ["Read", "Edit", "Write", "Glob", "Grep", *(["Bash"] if options.shell else [])]
     line = [options.binary, "-p", prompt, "--output-format", "stream-json", "--verbose"]
     line += ["--include-partial-messages", "--permission-mode", "dontAsk", "--setting-sources", "project"]
-    line += ["--settings", json.dumps(settings(shell=options.shell)), "--tools", ",".join(tools)]
+    line += ["--settings", json.dumps(settings(project, shell=options.shell)), "--tools", ",".join(tools)]
     line += ["--mcp-config", json.dumps(mcp_config(project)), "--strict-mcp-config"]
     line += ["--resume" if resume else "--session-id", session, "--max-turns", str(_STEPS)]
     if options.model is not None:
@@ -113,10 +115,12 @@ def command(
     return line
 
 
-def settings(*, shell: bool) -> dict[str, Any]:
+def settings(project: Path, *, shell: bool) -> dict[str, Any]:
     """What the agent may do. A refusal wins over a permission."""
     library = Path(mlxterp.__file__).resolve().parent
-    allow = ["Read(./**)", f"Read(/{library}/**)", f"Edit(./{EXPERIMENT})", "mcp__autointerp"]
+    # By its whole path: a relative pattern also means a file of this name in any folder.
+    only = f"Edit(/{project.resolve()}/{EXPERIMENT})"
+    allow = ["Read(./**)", f"Read(/{library}/**)", only, "mcp__autointerp"]
     deny = [f"Edit(./{name})" for name in _NEVER_EDITED] + [f"Edit(./{name}/**)" for name in _NEVER_ENTERED]
     if shell:
         allow.append("Bash")
@@ -160,7 +164,8 @@ def prompt(situation: Situation, *, again: str = "") -> str:
     facts, last = situation.facts, situation.last
     if facts.get("capabilities"):
         able = one_line(f"{facts.get('size')}. It has {facts['capabilities']}", 1_500)
-        parts.append(f"The loaded model: {able}. What each analysis takes: library_help.")
+        parts.append(f"The loaded model: {able}.")
+    parts.append(f"{values_text(facts)}\n\n{signatures()}\n\nEverything else: library_help.")
     if last is not None:
         verdict = (last.record or {}).get("verdict", "logged by hand")
         found = one_line(last.conclusion or last.hypothesis, 200)

@@ -193,6 +193,7 @@ class Runner:
             bad_frames=tuple(child.frames.bad),
             entries=tuple(child.frames.entries),
             measured=tuple(child.frames.measured),
+            forwards=None if child.frames.done is None else child.frames.done.forwards,
             stdout_tail=child.stdout,
             stderr_tail=child.stderr,
             output_bytes=child.output_bytes,

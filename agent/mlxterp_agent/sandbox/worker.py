@@ -206,20 +206,37 @@ def _run(project: str, order: Mapping[str, Any]) -> dict[str, Any]:
         code = _compiled(order["source"], order["sha"], path)
         sys.modules["__main__"] = main_module
         _forget_measurements()
-        exec(code, main_module.__dict__)
+        known = set(sys.modules)
+        try:
+            exec(code, main_module.__dict__)
+        finally:
+            own = _project_modules(project, known)
+        if own:
+            ended |= {
+                "status": "error",
+                "error": f"experiment.py imported {', '.join(own)} of this project. An experiment is one "
+                "file, which is frozen, judged and committed: put the code into it",
+            }
     except SystemExit as end:
         if end.code not in (None, 0):
             ended |= {"status": "error", "error": f"experiment.py ended with exit({end.code!r})"}
     except BaseException as error:  # noqa: BLE001 - whatever the investigation's code raises is reported
         ended |= {"status": "error", "error": _one_line(error), "traceback": _trace(error, project)}
-    return ended
+    return {**ended, "forwards": _forget_measurements()}
 
 
-def _forget_measurements() -> None:
-    """What setup.py measured is not the experiment's."""
+def _project_modules(project: str, known: "set[str]") -> "list[str]":
+    """The files of the project that were imported since, however their names were written."""
+    root = os.path.realpath(project) + os.sep
+    files = [getattr(sys.modules[name], "__file__", None) for name in set(sys.modules) - known]
+    paths = [os.path.realpath(file) for file in files if isinstance(file, str)]
+    return sorted(path.removeprefix(root) for path in paths if path.startswith(root))
+
+
+def _forget_measurements() -> int:
+    """Begins to count anew, so that what setup.py measured is not the experiment's; how often a model ran."""
     measurements = sys.modules.get("mlxterp.measurements")
-    if measurements is not None:
-        measurements.recorder.take()
+    return 0 if measurements is None else measurements.recorder.take().forwards
 
 
 def _compiled(source: str, sha: str, name: str) -> types.CodeType:

@@ -76,7 +76,8 @@ class History:
     """Everything that was added up, and everything that is open.
 
     Attributes:
-        experiments: how many were announced.
+        experiments: how many were announced, without the free ones.
+        free: how many failed before anything was measured, and cost nothing.
         streak: runs since the last one with a kept line.
         streaks_at_stops: the streak at each stop since then.
         usd, tokens: what was charged; None while nothing is known.
@@ -88,11 +89,13 @@ class History:
         last_run: the highest number of a run.
         log: what results.jsonl was after the newest line.
         head: the newest commit.
+        taken_over: how many lines were written elsewhere; what ran for them is not on this machine.
         open_runs: by uid, oldest first.
         ids: uid of the open runs' kept lines that are logged and not committed, by their ids.
     """
 
     experiments: int = 0
+    free: int = 0
     streak: int = 0
     streaks_at_stops: list[int] = field(default_factory=list)
     usd: float | None = None
@@ -106,6 +109,7 @@ class History:
     last_run: int = 0
     log: Seal = _EMPTY
     head: str | None = None
+    taken_over: int = 0
     open_runs: dict[str, OpenRun] = field(default_factory=dict)
     ids: dict[str, str] = field(default_factory=dict)
     position: Position = _BEGINNING
@@ -113,7 +117,7 @@ class History:
     @property
     def measured(self) -> bool:
         """Whether an experiment was ever announced."""
-        return self.experiments > 0
+        return self.experiments + self.free > 0
 
     @property
     def seconds(self) -> float:
@@ -141,6 +145,10 @@ class History:
                 self.open_runs[event.get("uid", "")] = OpenRun(event["run"], at)
             case "result":
                 self._result(event, at)
+            case "opened" if event.get("lines"):
+                uid = event["uid"]
+                lines = [line["record"]["uid"] for line in event["lines"]]
+                self.open_runs[uid] = OpenRun(0, at, result_at=at, unlogged=lines, attempted=True)
             case "logged":
                 self.log = Seal(event["size"], event["sha256"])
                 self._logged(event["uid"], event["id"])
@@ -177,7 +185,10 @@ class History:
         run = self.open_runs.get(event.get("uid", ""))
         lines = [line.get("record") or {} for line in event["lines"]]
         kept = [record for record in lines if record.get("tier") in KEPT_TIERS]
-        if not event.get("again"):
+        if event.get("free"):
+            self.free += 1
+            self.experiments -= 1
+        elif not event.get("again"):
             self.streak = 0 if kept else self.streak + 1
             if kept:
                 self.streaks_at_stops.clear()
@@ -213,6 +224,7 @@ class History:
         self.experiments = max(self.experiments, event["experiments"])
         self.last_run = max(self.last_run, event["last_run"])
         self.finished_seconds = max(self.finished_seconds, event["seconds"])
+        self.taken_over = event["lines"]
         self.usd = event["usd"] if self.usd is None else self.usd
 
 

@@ -11,16 +11,25 @@ from __future__ import annotations
 import ast
 import os
 import platform
+import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from enum import Enum
 from functools import cache
 from typing import Any, Literal, NamedTuple
 
 from mlxterp.autointerpret.contract import PRIVATE
 from mlxterp.autointerpret.encoding import LineError, decode_object
-from mlxterp.autointerpret.entry import ExperimentEntry
+from mlxterp.autointerpret.encoding import plain as plain_values
+from mlxterp.autointerpret.entry import CLOSING, ExperimentEntry
 from mlxterp.autointerpret.keep_rule import Verdict
+from mlxterp.autointerpret.prediction import (
+    Prediction,
+    compare_predictions,
+    predictions_digest,
+    read_predictions,
+)
 from mlxterp.errors import EntryError
 from mlxterp.measurements import Measurements
 from mlxterp_agent.storage.budget import Spent
@@ -37,17 +46,41 @@ Status = Literal[
 
 
 _MAX_NAMED = 50
+_PROGRAM_ERRORS = frozenset(
+    {
+        *("TypeError", "NameError", "AttributeError", "ImportError", "ModuleNotFoundError", "KeyError"),
+        *("UnboundLocalError", "MissingAttribute", "UnknownHookPoint", "CapabilityUnavailable"),
+        *("SweepError", "MetricError", "TokenError", "PromptPairError", "HookError", "DeclarationError"),
+    }
+)
+"""Errors that say how something is called, and nothing about the model."""
+
+
+class FrameFault(Enum):
+    """Why a report of the experiment cannot be accepted."""
+
+    TORN = "torn"
+    """Cut off, or two writers wrote at once: it cannot be read."""
+
+    TOO_MUCH = "too much"
+    """More, or longer, than is read."""
+
+    NO_ENTRY = "no entry"
+    """Its entry lacks fields, or has wrong ones."""
+
+    FORGED = "forged"
+    """What no honest program sends: a record, a second end, an unknown kind of report."""
 
 
 class BadFrame(NamedTuple):
-    """A report of the experiment that cannot be accepted.
-
-    `forged` is False for what an honest program can send by accident (too much, too long, cut off, not an
-    entry), and True for what only a forger sends: a record, a second end, an unknown kind of report.
-    """
+    """A report of the experiment that cannot be accepted."""
 
     text: str
-    forged: bool
+    fault: FrameFault
+
+    @property
+    def forged(self) -> bool:
+        return self.fault is FrameFault.FORGED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +97,7 @@ class Execution:
         bad_frames: the reports that were not accepted.
         entries: what it reported with `ExperimentLog.append`. These are claims.
         measured: what the library measured in its process before each of them.
+        forwards: how often the library ran a model after the last of them; None if it did not say.
         stdout_tail, stderr_tail: the last 64 kB; the beginning is in the run's stdout.txt and stderr.txt.
         output_bytes: the size of all that it printed.
         escaped: how many processes outside its group still ran at its end, and were ended then.
@@ -83,6 +117,7 @@ class Execution:
     bad_frames: tuple[BadFrame, ...] = ()
     entries: tuple[ExperimentEntry, ...] = ()
     measured: tuple[Measurements, ...] = ()
+    forwards: int | None = None
     stdout_tail: str = ""
     stderr_tail: str = ""
     output_bytes: int = 0
@@ -95,6 +130,13 @@ class Execution:
     def may_run_again(self) -> bool:
         """A run that did not end, or did not begin, says nothing about the bytes of its experiment."""
         return self.status in ("interrupted", "refused")
+
+    @property
+    def failed_before_measuring(self) -> bool:
+        """Whether it ended with an error of the program before any model ran: a wrong argument, an unknown
+        name."""
+        kind = (self.error or "").partition(":")[0].rpartition(".")[2]
+        return self.status == "error" and not self.entries and self.forwards == 0 and kind in _PROGRAM_ERRORS
 
     def to_dict(self, time_box: float) -> dict[str, Any]:
         """The `execution` of a line's record."""
@@ -175,6 +217,20 @@ class Experiment:
         measured = () if self.execution is None else self.execution.measured
         return measured[number - 1] if number <= len(measured) else Measurements()
 
+    @property
+    def predictions(self) -> tuple[Prediction, ...]:
+        """The numbers that its source predicts. It was read before the run: one that cannot be read does not
+        run."""
+        return read_predictions(self.source.encode())
+
+    def predicted(self, number: int) -> list[dict[str, Any]]:
+        """The predictions that the entry of this number, from 1, is held against, each with `measured` and
+        `held`."""
+        if self.execution is None or self.execution.may_run_again:
+            return []
+        results = [entry.result for entry in entries_of(self)]
+        return compare_predictions(self.predictions, results, number - 1)
+
     def announcement(self) -> dict[str, Any]:
         """The fields of the journal's event `intent`."""
         return {**{name: getattr(self, name) for name in _ANNOUNCED}, "sha": self.sha}
@@ -195,6 +251,7 @@ class Judgement:
     verdict: Verdict
     checks: Mapping[str, bool | None] = field(default_factory=dict)
     measured: Mapping[str, Any] | None = None
+    relations: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -238,6 +295,7 @@ def judged_entry(
         "rule": verdict.rule,
         "claimed": entry.informative,
         "declared": experiment.declared if number == 1 else None,
+        "predicted": _registered(experiment, number),
         "measured": judgement.measured,
         "checks": dict(judgement.checks),
         "digests": {
@@ -257,6 +315,8 @@ def judged_entry(
         "blas": facts.get("blas"),
         "machine": _machine(),
     }
+    if judgement.relations:
+        record["relations"] = dict(judgement.relations)
     logged = replace(
         entry,
         experiment_id="",
@@ -266,6 +326,14 @@ def judged_entry(
         record=None,
     )
     return JudgedEntry(logged, record)
+
+
+def _registered(experiment: Experiment, number: int) -> dict[str, Any] | None:
+    """What an entry was predicted to say, with the digest of what was registered; None without one."""
+    numbers = experiment.predicted(number)
+    if not numbers:
+        return None
+    return {"sha256": predictions_digest(experiment.predictions), "numbers": plain_values(numbers).value}
 
 
 @cache
@@ -337,14 +405,55 @@ def verdict_of(entry: ExperimentEntry) -> str:
     return str(entry.record["verdict"]) if entry.record else "by hand"
 
 
+OPEN = ("lead", "note", "inconclusive")
+"""Verdicts that leave the rival explanations of an entry open."""
+
+_RIVAL = re.compile(r"\bRivals?(?: explanations?)?:\s*(.+)", re.IGNORECASE | re.DOTALL)
+
+
+def rivals_of(entry: ExperimentEntry) -> list[str]:
+    """The rival explanations that were declared, or written in the hypothesis after "Rival:"."""
+    declared = (entry.record or {}).get("declared") or {}
+    if declared:
+        return [str(rival) for rival in declared.get("rivals", ())]
+    found = _RIVAL.search(entry.hypothesis)
+    return [found[1].strip()] if found else []
+
+
 def tier_of(entry: ExperimentEntry) -> str | None:
     """The tier of a line; None if it has none, as of an invalid run or a line logged by hand."""
     return (entry.record or {}).get("tier")
 
 
+def is_closing(entry: ExperimentEntry) -> bool:
+    """Whether this line reports no experiment, and shows the held-out numbers of others."""
+    return verdict_of(entry) == CLOSING
+
+
 def is_kept(entry: ExperimentEntry) -> bool:
     """Whether a supervisor kept this line: a lead, a finding or a claim."""
     return tier_of(entry) in KEPT_TIERS
+
+
+def retractions(entries: Iterable[ExperimentEntry]) -> dict[str, str]:
+    """The ids of findings that a later line overturned, with the id of that line. No line is rewritten, so a
+    retracted one still says what it said."""
+    found = {}
+    for entry in entries:
+        for id in ((entry.record or {}).get("relations") or {}).get("retracts", ()):
+            found[str(id)] = entry.experiment_id
+    return found
+
+
+def dependents(entries: Iterable[ExperimentEntry], retracted: Iterable[str]) -> dict[str, str]:
+    """The ids of lines that build on a retracted one, with the id that they build on."""
+    gone, found = set(retracted), {}
+    for entry in entries:
+        built_on = ((entry.record or {}).get("declared") or {}).get("builds_on", ())
+        for id in built_on:
+            if id in gone:
+                found[entry.experiment_id] = str(id)
+    return found
 
 
 def digests_of(entry: ExperimentEntry) -> Mapping[str, str | None]:
@@ -360,7 +469,7 @@ def uid_of(entry: ExperimentEntry) -> str | None:
 
 def tally(entries: Sequence[ExperimentEntry]) -> dict[str, int]:
     """How many lines ended with each verdict, in the order in which they first appear."""
-    return dict(Counter(map(verdict_of, entries)))
+    return dict(Counter(verdict_of(entry) for entry in entries if not is_closing(entry)))
 
 
 def tally_text(counts: Mapping[str, int]) -> str:

@@ -7,30 +7,36 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from mlxterp.autointerpret.contract import load_project
+from mlxterp.autointerpret.contract import SETUP, digest, load_project, scaffold_experiment
 from mlxterp.autointerpret.entry import ExperimentEntry
 from mlxterp.autointerpret.hypothesis import read_hypothesis
+from mlxterp.autointerpret.prediction import read_predictions
 from mlxterp.errors import DeclarationError
 from mlxterp_agent.events import Emit, Event, Progress, Repaired, Violated
-from mlxterp_agent.exit_codes import FINISHED, PROJECT, Locked
-from mlxterp_agent.messages import outcome_text
+from mlxterp_agent.exit_codes import FINISHED, NOTHING_RAN, PROJECT, Locked
+from mlxterp_agent.outcome import outcome_text, printed_by, repeat_text
+from mlxterp_agent.platform import read_or_none
 from mlxterp_agent.researchers.external import Once
 from mlxterp_agent.run_config import Options
 from mlxterp_agent.storage.budget import budget_state
+from mlxterp_agent.storage.record import digests_of
+from mlxterp_agent.supervisor.guidance import Guidance, guidance_of
 from mlxterp_agent.supervisor.loop import run
 from mlxterp_agent.supervisor.project_view import read_project
-from mlxterp_agent.supervisor.watcher import read_experiment
+from mlxterp_agent.supervisor.watcher import SCAFFOLD_TEXT, read_experiment
 
 _POLL = 0.25
 _PATIENCE = 60.0
 
 
 class Answer(NamedTuple):
-    """What `autointerp run` prints, the lines of the log that it is about, and its exit code."""
+    """What `autointerp run` prints, the lines of the log that it is about, its exit code; and the guidance
+    of steer.md if it has changed."""
 
     text: str
     entries: tuple[ExperimentEntry, ...]
     exit_code: int
+    guidance: str = ""
 
 
 def run_once(directory: Path, options: Options, emit: Emit) -> Answer:
@@ -48,9 +54,13 @@ def run_once(directory: Path, options: Options, emit: Emit) -> Answer:
         return Answer(f"not run: {candidate.error}", (), PROJECT)
     try:
         read_hypothesis(candidate.source)
+        read_predictions(candidate.source)
     except DeclarationError as problem:
         # A supervisor refuses it without a line in the log, so there would be nothing to wait for.
         return Answer(f"not run: {problem}", (), PROJECT)
+    before = _decided(directory, candidate.sha, before=True)
+    if before is not None:
+        return before
     until, waits = time.monotonic() + options.time_per_experiment + _PATIENCE, False
     while True:
         try:
@@ -58,6 +68,8 @@ def run_once(directory: Path, options: Options, emit: Emit) -> Answer:
         except Locked as other:
             if time.monotonic() > until:
                 raise
+            if candidate.sha == scaffold_experiment(directory):
+                return Answer(f"not run: {SCAFFOLD_TEXT}", (), PROJECT)
             if not waits:
                 who = "" if other.pid is None else f", process {other.pid}"
                 emit(Progress(f"waiting for the verdict of the supervisor that works here{who}"))
@@ -77,19 +89,35 @@ def _run(directory: Path, options: Options, emit: Emit) -> Answer:
         elif isinstance(event, Progress | Repaired):
             emit(event)
 
-    ended = run(directory, researcher, options, listen)
+    ended = run(directory, researcher, options, listen, closes=False)
     outcome = researcher.outcome
     if outcome is None:
-        return Answer(f"not run: {ended.reason}", (), ended.exit_code)
+        return Answer(f"not run: {ended.reason}", (), ended.exit_code or NOTHING_RAN)
     exit_code = PROJECT if outcome.run is None and not outcome.entries else FINISHED
-    return Answer("\n".join([outcome.text, *violated]), outcome.entries, ended.exit_code or exit_code)
+    text = "\n".join([outcome.text, *violated])
+    return Answer(text, outcome.entries, ended.exit_code or exit_code, outcome.guidance)
 
 
-def _decided(directory: Path, sha: str) -> Answer | None:
-    """The other supervisor's lines on these bytes, once they are in the log."""
+def _stands(entry: ExperimentEntry, setup: str) -> bool:
+    """Whether a line says something of the same bytes now: they ran to an end, with this setup.py."""
+    status = ((entry.record or {}).get("execution") or {}).get("status")
+    return digests_of(entry).get("setup") == setup and status not in ("interrupted", "refused")
+
+
+def _decided(directory: Path, sha: str, *, before: bool = False) -> Answer | None:
+    """The lines on these bytes, once they are in the log: from the other supervisor, or from `before`."""
     seen = read_project(directory)
     entries = seen.lines_of(sha)
+    if before:
+        setup = digest(read_or_none(seen.project.path / SETUP) or b"")
+        entries = tuple(entry for entry in entries if _stands(entry, setup))
     if not entries:
         return None
     budget = budget_state(seen.spent, (seen.options or Options()).limits(), None)
-    return Answer(outcome_text(entries, budget), entries, FINISHED)
+    path = seen.project.path
+    if before:
+        guidance = Guidance(path, seen.state.root, jailed=True).if_changed()
+        return Answer(repeat_text(entries, budget, path), entries, FINISHED, guidance)
+    run_id = (entries[0].record or {}).get("run")
+    text = outcome_text(entries, budget, printed=printed_by(path, run_id))
+    return Answer(text, entries, FINISHED, guidance_of(seen.state.root, run_id))

@@ -1,4 +1,4 @@
-"""Notices that experiment.py may have changed, and reads it; reads the guidance in steer.md.
+"""Notices that experiment.py may have changed, and reads it.
 
 An event of the file system only means "look": what counts is the content, and its digest says whether it has
 been run (`loop.py`). Other programs write in the project, so nothing here follows a link.
@@ -7,6 +7,7 @@ been run (`loop.py`). Other programs write in the project, so nothing here follo
 from __future__ import annotations
 
 import ast
+import importlib.util
 import os
 import threading
 import time
@@ -28,10 +29,12 @@ from watchdog.events import (
 from watchdog.observers import Observer
 
 from mlxterp.autointerpret.contract import EXPERIMENT, STEER, digest
-from mlxterp_agent.platform import NotRegular, read_or_none, read_regular
-from mlxterp_agent.text import cut, plain
+from mlxterp_agent.platform import NotRegular, read_regular
 
 STOP = "STOP"
+SCAFFOLD_TEXT = (
+    f"{EXPERIMENT} still holds the scaffold's own text, which nobody proposed; write your experiment first"
+)
 MAX_SOURCE = 256 * 1024
 """Bytes of an experiment.py that is read."""
 
@@ -40,7 +43,7 @@ _CHANGES = frozenset(
     {EVENT_TYPE_CREATED, EVENT_TYPE_MODIFIED, EVENT_TYPE_MOVED, EVENT_TYPE_CLOSED, EVENT_TYPE_DELETED}
 )
 _POLL = 0.1
-_STEER_LIMIT = 8000
+_SETTLED_NS = 1_000_000_000
 
 
 @dataclass(frozen=True)
@@ -71,13 +74,31 @@ def read_experiment(project: Path) -> Candidate:
         return Candidate(b"", "", f"{EXPERIMENT} is {problem}")
     except OSError as problem:
         return Candidate(b"", "", f"{EXPERIMENT} cannot be read: {os.strerror(problem.errno or 0)}")
-    return Candidate(source, digest(source), _problem(source))
+    return Candidate(source, digest(source), _problem(source) or _imported_file(source, project))
 
 
-def steer_text(project: Path) -> str:
-    """The guidance in steer.md, cut to 8 kB; "" if there is none."""
-    text = (read_or_none(project / STEER) or b"").decode("utf-8", "replace")
-    return cut(plain(text), _STEER_LIMIT)
+class ExperimentFile:
+    """experiment.py of one project; it is read and parsed again only when the file was written to."""
+
+    def __init__(self, project: Path) -> None:
+        self._project = project
+        self._stamp: tuple[int, ...] | None = None
+        self._candidate = Candidate(b"", "", f"{EXPERIMENT} is missing")
+
+    def read(self) -> Candidate:
+        """What it holds now."""
+        try:
+            status = os.lstat(self._project / EXPERIMENT)
+        except OSError:
+            self._stamp = None
+            return read_experiment(self._project)
+        # The time of the last change is set by the kernel. A file that has just been written may be written
+        # again within the clock's resolution, so it is read until it is a moment old.
+        stamp = (status.st_dev, status.st_ino, status.st_size, status.st_mode, status.st_ctime_ns)
+        if stamp != self._stamp:
+            self._candidate = read_experiment(self._project)
+            self._stamp = stamp if time.time_ns() - status.st_ctime_ns > _SETTLED_NS else None
+        return self._candidate
 
 
 def _problem(source: bytes) -> str | None:
@@ -95,6 +116,40 @@ def _problem(source: bytes) -> str | None:
     except (ValueError, RecursionError, MemoryError) as problem:
         return f"{EXPERIMENT} cannot be parsed: {problem or 'it is nested too deeply'}"
     return None if tree.body else f"{EXPERIMENT} has nothing to run yet"
+
+
+def _imported_file(source: bytes, project: Path) -> str | None:
+    """Why an experiment that imports another file of the project is not run: only experiment.py is frozen,
+    judged and committed, so it could not be run again from its commit."""
+    there = {each.name.lower(): each.name for each in project.iterdir() if not each.name.startswith(".")}
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [node.module or "."] if node.level == 0 else ["."]
+        else:
+            continue
+        for name in names:
+            top = name.partition(".")[0]
+            file = next((there[each] for each in (f"{top.lower()}.py", top.lower()) if each in there), None)
+            if top == "setup" or (top and (file is None or _is_installed(top, project))):
+                continue
+            what = f"{file}, a file of this project" if top else "a module beside it"
+            return (
+                f"{EXPERIMENT}, line {node.lineno}: it imports {what}. An experiment is this one file, which "
+                f"is frozen, judged and committed: put the code into {EXPERIMENT}"
+            )
+    return None
+
+
+def _is_installed(name: str, project: Path) -> bool:
+    """Whether a module of this name is found elsewhere first."""
+    try:
+        spec = importlib.util.find_spec(name)
+    except (ImportError, ValueError):
+        return False
+    origin = None if spec is None else spec.origin
+    return spec is not None and origin is not None and project.resolve() not in Path(origin).resolve().parents
 
 
 class FileWatcher:

@@ -27,7 +27,7 @@ from mlxterp.sae.feature_store.shards import Unfinished, discard, joined
 from mlxterp.sae.feature_store.store import FeatureStore, load_store
 from mlxterp.sae.model_match import warn_of_mismatch
 from mlxterp.sae.sae import SAE
-from mlxterp.sae.texts import OUTLIER, special_ids, texts_digest
+from mlxterp.sae.texts import OUTLIER, seen_share, special_ids, texts_digest
 
 
 def store_from_arrays(
@@ -101,7 +101,8 @@ def build_store(
     right. The first token of a row and special tokens are no evidence, and no activation is stored there. Nor
     where the activation is longer than `outlier` times the median of this corpus: the few attention sinks
     within a text would head the examples of every feature, and SAEs are trained without them. `facts` gives
-    the limit ("norm_limit") and how many tokens are beyond it ("norm_outliers").
+    the limit ("norm_limit") and how many tokens are beyond it ("norm_outliers"), and which share of the texts
+    the SAE was trained on ("seen_in_training", as `sae.training_texts` says).
     Only activations > 0 are stored. Layers behind the SAE's hook point are not computed.
 
     Costs at most ceil(tokens / batch_tokens) forwards to the SAE's hook point, however many features there
@@ -167,7 +168,9 @@ def build_store(
     finally:
         if unfinished is not None:
             unfinished.remove_if_empty()
-    store = joined(done, sae.d_sae, how, facts, model)
+    # Not among the facts that a store is recognised by: stores of earlier versions lack it.
+    seen = seen_share(model, sae, texts)
+    store = joined(done, sae.d_sae, how, {**facts, "seen_in_training": seen}, model)
     if path is None or unfinished is None:
         return store
     return replace(store, path=_put_in_place(store, Path(path), unfinished))

@@ -30,6 +30,7 @@ from mlxterp.core.model import InterpretableModel
 from mlxterp.core.tokens import Padded, pad
 from mlxterp.errors import SAEError, TooLittleData
 from mlxterp.models.fetch import SCRATCH, cache_dir, publish
+from mlxterp.sae import training_texts
 from mlxterp.sae.texts import OUTLIER, special_ids, texts_digest
 from mlxterp.sae.training.source import (
     ActivationSource,
@@ -171,6 +172,7 @@ class StreamedActivations(ActivationSource):
         return super().facts() | {
             "texts": len(self.texts),
             "texts_digest": texts_digest(self.texts),
+            training_texts.KEY: training_texts.record(self.texts),
             "context": self.context,
             "left out": "padding, first token of a row, special tokens, "
             f"norms above {self.outlier:g} times the median",

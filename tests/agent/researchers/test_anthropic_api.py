@@ -77,6 +77,7 @@ class RunContext:
         self.doing: list[str] = []
         self.entries: list[ExperimentEntry] = []
         self.ran: list[str] = []
+        self.guidance: list[str] = []
 
     def turn(self, researcher: ApiResearcher, *, longest: float = 120.0) -> ResearcherState:
         """One whole turn; gives the state after it."""
@@ -109,7 +110,8 @@ class RunContext:
             record={"verdict": "lead", "tier": "lead", "reasons": ["clean"]},
         )
         self.entries.append(entry)
-        researcher.tell(ExperimentOutcome(len(self.ran), (entry,), f"{number} lead: found"))
+        guidance = self.guidance.pop(0) if self.guidance else ""
+        researcher.tell(ExperimentOutcome(len(self.ran), (entry,), f"{number} lead: found", guidance))
 
     def situation(self) -> Situation:
         return Situation(
@@ -210,6 +212,7 @@ def test_a_turn_reads_writes_runs_and_gets_the_verdict(project):
         "write_experiment",
         "run_experiment",
         "search_log",
+        "note",
         "library_help",
     ]
     assert all(request.stream for request in stub.requests)
@@ -738,6 +741,34 @@ def test_no_thread_is_left_behind(project):
         context.turn(researcher)
 
     assert [thread for thread in threading.enumerate() if thread.name == "researcher"] == []
+
+
+def test_new_guidance_is_a_block_of_its_own_behind_the_result_that_it_came_with(project):
+    script = [both("alpha"), {**both("beta"), "expect": {"last_user_has": "Look at layer 3"}}, END]
+
+    with running(project, script) as (context, stub, researcher):
+        context.guidance = ["Look at layer 3", ""]
+        context.turn(researcher)
+        blocks = [request.body["messages"][-1]["content"] for request in stub.requests]
+
+    with_guidance = [content for content in blocks if "Look at layer 3" in json.dumps(content)]
+    *results, guidance = with_guidance[0]
+    assert {block["type"] for block in results} == {"tool_result"}
+    assert "Look at layer 3" not in json.dumps(results)
+    assert guidance["text"].startswith("# Guidance from the person who set the question")
+    assert len(with_guidance) == 1
+
+
+def test_a_note_is_kept_and_the_next_conversation_begins_with_it(project):
+    note = {"tool": "note", "input": {"text": "Layer 1 is <b>enough</b>."}}
+    script = [note, {**END, "expect": {"last_result_has": "noted"}}, END]
+
+    with running(project, script) as (context, stub, researcher):
+        context.turn(researcher)
+        context.turn(researcher)
+        opening = json.dumps(stub.requests[-1].body["messages"][0])
+
+    assert "Layer 1 is &lt;b&gt;enough&lt;/b&gt;." in opening
 
 
 # --- the command

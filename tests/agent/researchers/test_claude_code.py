@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -385,7 +386,7 @@ def test_the_live_screen_shows_what_it_cost_so_far_also_without_a_limit():
 # --- what it may do --------------------------------------------------------------------------------------
 
 
-def test_without_a_shell_only_experiment_py_may_be_written(faked):
+def test_without_a_shell_only_experiment_py_may_be_written(project, faked):
     each = faked([BEGIN, ends()])
     each.begin()
     each.through()
@@ -396,7 +397,7 @@ def test_without_a_shell_only_experiment_py_may_be_written(faked):
     assert "--strict-mcp-config" in call.argv
     allowed = json.loads(call.option("--settings") or "")["permissions"]["allow"]
     assert [rule for rule in allowed if not rule.startswith("Read(")] == [
-        "Edit(./experiment.py)",
+        f"Edit(/{project.resolve()}/experiment.py)",
         "mcp__autointerp",
     ]
 
@@ -409,9 +410,19 @@ def test_the_prompt_says_what_the_loaded_model_has(tmp_path):
     assert "n_layers 2, n_heads 4. It has z; missing: mlp_out (a block has no MLP)" in text
 
 
+def test_the_prompt_has_signatures_and_the_values_that_they_take(tmp_path):
+    text = prompt(Situation(tmp_path, [], BudgetState(), None, facts={"metrics": ["logit_diff", "prob"]}))
+
+    assert "mlxterp.causal.activation_patching(model: InterpretableModel, clean: Prompt | Pairs" in text
+    assert "- by: 'layer', 'layer_pos', 'layer_head', 'layer_pos_head'" in text
+    assert "- metric: 'logit_diff', 'prob', as setup.py's" in text
+    assert "'denoising' (clean into corrupted)" in text
+    assert len(text.encode()) < 8_000
+
+
 def test_a_shell_is_opted_into_and_may_not_rewrite_history():
-    assert "Bash" in settings(shell=True)["permissions"]["allow"]
-    assert "Bash(git *--amend*)" in settings(shell=True)["permissions"]["deny"]
+    assert "Bash" in settings(Path("/x"), shell=True)["permissions"]["allow"]
+    assert "Bash(git *--amend*)" in settings(Path("/x"), shell=True)["permissions"]["deny"]
 
 
 def test_what_the_program_does_not_know_changes_nothing():
@@ -636,6 +647,46 @@ def test_the_real_program_investigates_to_the_end_of_its_budget(bench):
     assert all("keys: []" in entry.conclusion for entry in entries(bench.project))
     assert "Autointerp-Id: 0001" in git(bench.project, "log") or "0001 lead" in git(bench.project, "log")
     assert (bench.project / "report.html").is_file()
+
+
+@real
+def test_the_real_program_is_steered_within_a_turn_and_writes_no_other_experiment(bench):
+    refused = {"expect": {"last_is_error": True}}
+    first, second = (
+        asked_for("attn", "layer", 1),
+        asked_for("z", "layer_head", 2) + "import time; time.sleep(4)\n",
+    )
+    steps = [
+        bench.reads("experiment.py"),
+        bench.writes("sub/experiment.py", first),
+        {**bench.writes("EXPERIMENT.PY", first), **refused},
+        bench.writes("experiment.py", first),  # the program's permissions ignore case: the supervisor acts
+        RUNS,
+        {**bench.writes("experiment.py", second), "expect": {"last_result_has": "0001 lead"}},
+        RUNS,
+        {**RUNS, "expect": {"last_user_has": "Look at layer 3."}},
+        {"text": "I am done.", "expect": {"last_result_has": "not run: these bytes ran before as 0002"}},
+    ]
+
+    def steer() -> None:
+        until = time.monotonic() + 150
+        while time.monotonic() < until and not (bench.project / ".autointerp" / "runs" / "0002").exists():
+            time.sleep(0.1)
+        (bench.project / "steer.md").write_text("Look at layer 3.\n")
+
+    person = threading.Thread(target=steer)
+    person.start()
+    with playing(steps) as stub:
+        bench.start(stub, "--max-experiments", "3")
+        failures = stub.failures
+    person.join()
+
+    assert failures == []
+    assert not (bench.project / "sub").exists()
+    assert sorted(each.name for each in bench.project.iterdir() if each.name.lower() == "experiment.py") == [
+        "experiment.py"
+    ]
+    assert len(entries(bench.project)) == 2
 
 
 @real

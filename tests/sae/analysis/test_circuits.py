@@ -259,12 +259,12 @@ def test_nodes_beyond_the_most_are_counted(model, saes):
     assert "left out" in result.summary()
 
 
-def test_a_circuit_that_ablates_nothing_says_that_faithfulness_means_nothing(model, saes):
+def test_a_circuit_that_ablates_nothing_says_that_faithfulness_is_undefined(model, saes):
     result = feature_circuit(model, saes, PROMPT, metric=lambda logits: logits[:, 0] * 0)
 
     assert result.nodes == ()
     assert np.isnan(result.faithfulness)
-    assert "means nothing" in result.summary()
+    assert "faithfulness is undefined here" in result.summary()
 
 
 def test_what_goes_together_badly_is_refused(model, saes, whole):

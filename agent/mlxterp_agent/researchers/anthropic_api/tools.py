@@ -1,4 +1,4 @@
-"""The five tools of the API researcher. There is no shell, and the only file that is written is
+"""The six tools of the API researcher. There is no shell, and the only file that is written is
 experiment.py.
 
 The model's arguments are checked here; a tool that cannot comply raises `ToolError` with what to do instead,
@@ -8,19 +8,19 @@ and the model reads it as the tool's result. The supervisor runs experiments: th
 from __future__ import annotations
 
 import ast
-import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mlxterp._files import write_atomically
 from mlxterp.autointerpret.contract import EXPERIMENT
 from mlxterp.autointerpret.entry import ExperimentEntry
 from mlxterp.llm.stream import ToolCall
 from mlxterp_agent.api_help import NotFound, library_help
+from mlxterp_agent.log_search import search_text
 from mlxterp_agent.platform import NotRegular, read_regular
-from mlxterp_agent.storage.record import verdict_of
+from mlxterp_agent.researcher_notes import NoteRefused, add_note
+from mlxterp_agent.storage.project_files import write_in_project
 from mlxterp_agent.text import cut, one_line, plain
 
 READ_LIMIT = 12_000
@@ -32,7 +32,6 @@ RESULT_LIMIT = 16_000
 SOURCE_LIMIT = 40_000
 """Bytes of an experiment.py from this researcher: its source stays in the conversation."""
 
-_FOUND = 12
 _HIDDEN = (".git", ".autointerp", ".claude", ".mcp.json")
 
 
@@ -82,9 +81,16 @@ SCHEMAS: Sequence[Mapping[str, Any]] = (
     },
     {
         "name": "search_log",
-        "description": "Finds entries of the log that include all words of `query`, newest first; an "
-        "id such as 0007 gives that entry with its numbers; an empty query the newest.",
+        "description": "Finds entries of the log, newest first: an id such as 0007 gives that entry with "
+        "its numbers; a site such as L1.H1 the entries about it; words those that hold all of them; an "
+        "empty query the newest.",
         "input_schema": _schema("query", query={"type": "string"}),
+    },
+    {
+        "name": "note",
+        "description": "Keeps a note of at most 1 kB for later turns: what you concluded and why, what to "
+        "try next. STATE.md shows the newest; nothing is decided by it.",
+        "input_schema": _schema("text", text={"type": "string"}),
     },
     {
         "name": "library_help",
@@ -135,6 +141,8 @@ class Tools:
                 return self._run()
             case "search_log":
                 return self._search(_text(call, "query", default=""))
+            case "note":
+                return self._note(_text(call, "text"))
             case "library_help":
                 self._show("reading about the library")
                 try:
@@ -186,36 +194,19 @@ class Tools:
             raise ToolError(f"not written: it cannot be parsed: {problem}") from None
         if not tree.body:
             raise ToolError("not written: there is nothing to run in it")
-        write_atomically(self._project / EXPERIMENT, data)
+        write_in_project(self._project, EXPERIMENT, data)
         return f"{EXPERIMENT} is written ({len(data):,} bytes). run_experiment runs it."
 
     def _search(self, query: str) -> str:
         self._show(f"searching the log for {one_line(query, 40)}" if query else "reading the log")
-        entries = list(self._entries())
-        exact = next((entry for entry in entries if entry.experiment_id == query.strip()), None)
-        if exact is not None:
-            fields = exact.to_dict()
-            fields["result"] = {k: v for k, v in fields["result"].items() if k != "analysis"}
-            record = fields.pop("record", None) or {}
-            fields["verdict"], fields["reasons"] = record.get("verdict"), record.get("reasons")
-            return cut(json.dumps(fields, ensure_ascii=False, indent=1, default=str), 6000)
-        words = query.lower().split()
-        found = [entry for entry in reversed(entries) if all(word in _words(entry) for word in words)]
-        if not found:
-            return f"none of the {len(entries)} entries has all of these words"
-        lines = [
-            f"{entry.experiment_id} {verdict_of(entry)}: {one_line(entry.hypothesis, 160)} -> "
-            f"{one_line(entry.conclusion, 200)}"
-            for entry in found[:_FOUND]
-        ]
-        more = [f"… and {len(found) - _FOUND} older"] if len(found) > _FOUND else []
-        return "\n".join(lines + more)
+        return search_text(self._entries(), query)
 
-
-def _words(entry: ExperimentEntry) -> str:
-    record = entry.record or {}
-    parts = (entry.experiment_id, verdict_of(entry), entry.hypothesis, entry.method, entry.conclusion)
-    return " ".join([*map(str, parts), str(record.get("tier") or "")]).lower()
+    def _note(self, text: str) -> str:
+        self._show("writing a note")
+        try:
+            return add_note(self._project, text)
+        except NoteRefused as problem:
+            raise ToolError(str(problem)) from None
 
 
 def _text(call: ToolCall, name: str, *, default: str | None = None) -> str:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from mlxterp.autointerpret.contract import EXPERIMENT, digest
 from mlxterp.autointerpret.entry import ExperimentEntry
 from mlxterp.errors import LlmRejected
 from mlxterp.llm.client import MessagesClient
@@ -22,7 +23,9 @@ from mlxterp.llm.prices import OF, Usage, price_of
 from mlxterp.llm.spending_limit import Cost, charge_call
 from mlxterp.llm.stream import Answer
 from mlxterp_agent import prompts
-from mlxterp_agent.platform import Clock
+from mlxterp_agent.outcome import repeat_text
+from mlxterp_agent.platform import Clock, read_or_none
+from mlxterp_agent.researcher_notes import notes_of
 from mlxterp_agent.researchers.anthropic_api.conversation import Conversation
 from mlxterp_agent.researchers.anthropic_api.supervisor_queue import SupervisorQueue
 from mlxterp_agent.researchers.anthropic_api.tools import Tools
@@ -34,6 +37,7 @@ from mlxterp_agent.researchers.base import (
     ResearcherState,
     Situation,
 )
+from mlxterp_agent.storage.record import digests_of
 from mlxterp_agent.text import duration, one_line
 
 MAX_TOKENS = 16_000
@@ -156,6 +160,8 @@ class Turn:
         self._until = None if left is None else connections.clock.elapsed() + left
         self._tools = Tools(situation.project, self._run_experiment, lambda: self._entries, connections.show)
         self._rounds = 0
+        self._steer = situation.steer
+        self._new_guidance = ""
 
     async def take(self) -> ResearcherState:
         """Runs the whole turn; returns the state after it."""
@@ -193,6 +199,10 @@ class Turn:
                 talk.add_answer(answer)
                 if answer.calls:
                     talk.add_results([(call, self._tools.use(call)) for call in answer.calls])
+                    if self._new_guidance:
+                        # A block of our own, which no result of a tool can imitate.
+                        talk.add_text(prompts.guidance_text(self._new_guidance))
+                        self._new_guidance = ""
                 elif answer.stop_reason != "pause_turn":
                     return IDLE
                 continue
@@ -244,21 +254,33 @@ class Turn:
             facts=facts,
             entries=self._entries,
             budget=self._with.queue.ask(self._situation.budget_now),
-            steer=self._situation.steer,
+            steer=self._steer,
             last=self.last,
+            notes=notes_of(self._situation.project),
         )
         return Conversation(prompts.system_text(self._situation.project, facts), opening)
 
     def _run_experiment(self) -> str:
         outcome = self._with.run()
         if outcome is None:
-            return "not run: experiment.py has not changed since it ran. Write another one first."
+            return self._old_verdict()
+        if outcome.guidance:
+            self._steer = self._new_guidance = outcome.guidance
         if outcome.run is not None:
             self._rounds, self.ran = 0, True
         known = {entry.experiment_id for entry in self._entries}
         self._entries += [entry for entry in outcome.entries if entry.experiment_id not in known]
         self.last = outcome.text
         return outcome.text
+
+    def _old_verdict(self) -> str:
+        """What came of the present experiment.py, which has run already."""
+        project = self._situation.project
+        sha = digest(read_or_none(project / EXPERIMENT) or b"")
+        lines = [entry for entry in self._entries if digests_of(entry).get("experiment") == sha]
+        if not lines:
+            return "not run: experiment.py has not changed since it ran. Write another one first."
+        return repeat_text(lines, self._with.queue.ask(self._situation.budget_now), project)
 
     def _note_usage(self) -> None:
         usage = self._with.usage
