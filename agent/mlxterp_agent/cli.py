@@ -105,7 +105,7 @@ def init(
     time_per_experiment: TimeBox = None,
 ) -> None:
     """Makes the files of a new investigation, in a git repository of their own."""
-    from mlxterp_agent.supervisor.prepare import make
+    from mlxterp_agent.supervisor.prepare import evidence_of, make
 
     made = make(
         directory,
@@ -115,7 +115,8 @@ def init(
         max_experiments=max_experiments,
         time_per_experiment=time_per_experiment,
     )
-    _say(f"made {made}\nRead program.md and setup.py there, then: autointerp start {made}")
+    evidence = evidence_of(made)
+    _say(f"made {made}\n{evidence}\nRead program.md and setup.py there, then: autointerp start {made}")
 
 
 @app.command()
@@ -161,13 +162,16 @@ def start(
     target = target_of(directory)
     new = not target.exists() or (target.is_dir() and not any(target.iterdir()))
     if new:
+        chosen.require_answerable(scaffold or DEFAULT_SCAFFOLD, question)
         target = make(target, scaffold=scaffold or DEFAULT_SCAFFOLD, model=model, question=question, **asked)
     elif scaffold or model or question:
         raise UsageError(
             f"--scaffold, --model and --question make a new investigation, and {target} is there already"
         )
+    config = sealed_config(load_project(target))
+    chosen.require_answerable(config.scaffold, config.question, project=target)
     options = merge(
-        sealed_config(load_project(target)),
+        config,
         now=datetime.now(),
         hours=hours,
         until=until,
@@ -374,6 +378,30 @@ def replay(
             _say(each.text)
     if any(each.result != "same" for each in replays):
         raise typer.Exit(exit_codes.CONTRACT)
+
+
+@app.command()
+def selftest(
+    as_json: AsJson = False,
+    seed: Annotated[int, typer.Option(min=0, help="Of data, nights and adversaries.")] = 0,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Without SmolLM2 and the real processes: under a minute.")
+    ] = False,
+) -> None:
+    """Measures how often this installation keeps something false, in worlds with known truth. Ends with exit
+    code 1 if a bound does not hold."""
+    from mlxterp_agent.display.progress import selftest_progress
+    from mlxterp_agent.selftest import as_json as result_fields
+    from mlxterp_agent.selftest import as_text, run_selftest
+
+    with selftest_progress(sys.stderr) as progress:
+        result = run_selftest(seed, progress, quick=quick)
+    if as_json:
+        _json(result_fields(result))
+    else:
+        _say(as_text(result))
+    if result["failures"]:
+        raise typer.Exit(exit_codes.OUR_BUG)
 
 
 @app.command()

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from mlxterp.statistics.outcome import N_MIN, NOT_RULED_OUT, Comparison, Outcome, missing, outcome_of
+from mlxterp.statistics.outcome import N_MIN, Comparison, Outcome, outcome_of, told
 
 RULE = "keep/2"
 
@@ -279,8 +279,7 @@ def _inconclusive(e: Evidence) -> list[str]:
         return [f"missing: replay ({made})"]
     if outcome_of(m.comparison) != "inconclusive":
         return ["missing: more than every other head of the layer"]
-    named = [each.partition(":")[0] for each in missing(m.comparison)]
-    named = [each for each in dict.fromkeys(named) if each != NOT_RULED_OUT]
+    named = told(m.comparison)
     more = [_how_many_more(m.more_clusters)] if "interval" in named else []
     return ["missing: " + ", ".join(named), *more]
 

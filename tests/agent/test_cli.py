@@ -301,9 +301,20 @@ def test_init_makes_an_investigation_in_a_repository_of_its_own(autointerp, tmp_
     said = autointerp("init", target, "--model", "toy-induction", "--question", "Why?")
 
     assert said.code == exit_codes.FINISHED
+    assert "8 independent clusters to explore, 24 to decide declared claims on" in said.out
     assert git(target, "log", "--format=%s") == "Begin the investigation"
     assert git(target, "status", "--short") == ""
     assert "Why?" in (target / "program.md").read_text()
+
+
+def test_a_question_that_the_script_cannot_answer_is_refused_before_anything_is_made(autointerp, tmp_path):
+    asked = ("--scaffold", "induction", "--agent", "scripted", "--question", "gender bias?")
+
+    said = autointerp("start", tmp_path / "new", *asked)
+
+    assert said.code == exit_codes.RESEARCHER
+    assert "cannot answer 'gender bias?'" in said.err
+    assert not (tmp_path / "new").exists()
 
 
 def test_init_overwrites_nothing(autointerp, project):

@@ -390,6 +390,7 @@ class Judge:
                 "pairs": held_out.pairs(0, N_MOST, seed_of(self.salt, key)),
                 "metric": metric,
                 "measure": ["gate"],
+                "seed": seed_of(self.salt, key),  # of prefixes, which nobody can have selected for
                 "twin_seed": _TWIN_SEED,
             },
             stop=stop,

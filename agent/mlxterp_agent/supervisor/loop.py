@@ -299,9 +299,9 @@ class _Supervision:
                 "fetches a model. Correct it, then start again."
             )
         self._pipeline.facts = report.facts
-        self._context.judge.divide(report.facts)
+        evidence = self._context.judge.divide(report.facts).describe()
         model = str(report.facts.get("model") or self._context.project.config.model)
-        self._context.emit(SetupReady(model, report.seconds, report.facts.get("blas")))
+        self._context.emit(SetupReady(model, report.seconds, report.facts.get("blas"), evidence))
 
     def _why_to_end(self) -> Ended | None:
         """The first reason to end, checked between any two steps."""

@@ -132,3 +132,56 @@ def test_items_that_cannot_be_read_stay_where_they_are_and_say_what_to_write(
     with pytest.raises(ProjectError, match=says):
         take_items(project, open_state(project), reseal=False)
     assert (project / "heldout.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("n", "says", "decides"),
+    [
+        (23, "no declared effect can be decided: needs >= 24 independent clusters, setup.py has 23", ""),
+        (
+            24,
+            "8 independent clusters to explore, 16 to decide declared claims on",
+            "from 1.5",
+        ),
+        (
+            31,
+            "8 independent clusters to explore, 23 to decide declared claims on",
+            "from 1.5",
+        ),
+        (
+            32,
+            "8 independent clusters to explore, 24 to decide declared claims on",
+            "from 1.25",
+        ),
+        (71, "8 independent clusters to explore, 48 to decide declared claims on", "from 1.25"),
+        (72, "24 independent clusters to explore, 48 to decide declared claims on", "from 1.25"),
+    ],
+)
+def test_the_clusters_of_a_dataset_are_counted_and_what_they_decide_is_said(n, says, decides):
+    said = divide(_facts(n), None, "salt").describe()
+
+    assert said.startswith(says)
+    assert decides in said
+
+
+def test_fresh_pairs_leave_all_that_is_there_to_explore():
+    said = divide(_facts(16, confirm_pairs=True), None, "salt").describe()
+
+    assert said.startswith("16 independent clusters to explore, up to 48 fresh ones for each declared claim")
+
+
+def test_items_of_a_file_are_counted_beside_the_dataset():
+    items = [{"clean": f"a{i}", "corrupted": f"b{i}", "answer": "y", "foil": "n"} for i in range(20)]
+
+    said = divide(_facts(4), items, "salt").describe()
+
+    assert said.startswith("4 independent clusters to explore, 20 of heldout.jsonl to decide")
+
+
+def test_too_few_items_and_no_pairs_at_all_are_said_to_decide_nothing():
+    items = [{"clean": f"a{i}", "corrupted": f"b{i}", "answer": "y", "foil": "n"} for i in range(15)]
+
+    assert divide(_facts(4), items, "salt").describe().endswith("too few for any verdict, which takes 16")
+    assert divide({"pairs": None}, None, "salt").describe() == (
+        "no declared effect can be decided: setup.dataset holds no prompt pairs"
+    )
