@@ -26,8 +26,6 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = ROOT / "mlxterp" / "statistics"
 TESTS = ROOT / "tests" / "statistics"
-OWN = {"arrays": "ratio", "outcome": "decisions"}
-"""Modules without a test file of their own name: whose tests come first."""
 SECONDS = 900
 """After so long a mutant counts as noticed: it does not end."""
 
@@ -166,7 +164,7 @@ def _run_tests(mutant: Mutant) -> int:
     import pytest
 
     sys.meta_path.insert(0, _Importer(mutant))
-    own = TESTS / f"test_{OWN.get(mutant.module, mutant.module)}.py"
+    own = TESTS / f"test_{mutant.module}.py"
     named = f"mlxterp.statistics.{mutant.module} ", f"statistics import {mutant.module}"
     rest = sorted(
         path

@@ -200,3 +200,13 @@ def test_a_site_without_an_effect_where_winners_are_chosen_is_none():
     found = effects(values, one=one, zero=zero, search=True).search
 
     assert {each.site for each in found.winners} == {0, 2}
+
+
+def test_winners_do_not_depend_on_the_units_of_the_metric():
+    values, one, zero = _searched(8)
+
+    found = effects(values, one=one, zero=zero, search=True).search
+    small = effects(values / 100, one=one / 100, zero=zero / 100, search=True).search
+
+    assert [each.site for each in small.winners] == [each.site for each in found.winners]
+    assert [each.effect for each in small.winners] == pytest.approx([each.effect for each in found.winners])
