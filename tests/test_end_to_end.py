@@ -7,7 +7,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import mlx.core as mx
@@ -16,7 +16,6 @@ import pytest
 from mlxterp.autointerpret import ExperimentEntry, ExperimentLog
 from mlxterp.core.interventions import replace
 from mlxterp.core.model import InterpretableModel
-from mlxterp.datasets import factual_recall_pairs
 
 KEPT = ("lead", "finding", "claim")
 
@@ -120,32 +119,31 @@ def test_the_main_job_finds_in_smollm2_what_an_independent_exact_sweep_confirms(
     assert run.returncode == 0, run.stderr
     assert len(entries) >= 8
     assert _trailers(project, newcomer) == sorted(kept)
-    named = next(e.result["numbers"] for e in entries if e.result.get("step") == "heads")["found"]
+    heads = next(e.result for e in entries if e.result.get("step") == "heads")
+    named = heads["numbers"]["found"]
     strongest = max(named, key=named.get)
     layer, head = (int(part[1:]) for part in strongest.split("."))
-    assert named[strongest] == pytest.approx(_exact_recovery(layer, head), abs=1e-3)
+    exact = _exact_recovery(layer, head, heads["analysis"]["measured_on"]["prompts"])
+    assert named[strongest] == pytest.approx(exact, abs=1e-3)
+    verdicts = [e.record["verdict"] for e in entries if e.record]
+    assert verdicts.count("supported") >= 1
+    assert verdicts.count("ruled_out") >= 1
 
 
-def _exact_recovery(layer: int, head: int) -> float:
-    """One head's recovery by plain forwards, one pair and one patch at a time, without the sweep."""
+def _exact_recovery(layer: int, head: int, prompts: Sequence[Mapping[str, str]]) -> float:
+    """One head's recovery at the last position by plain forwards, one pair and one patch at a time, without
+    the sweep."""
     model = InterpretableModel("smollm2-135m")
-    pairs = factual_recall_pairs(model, _landmarks(), template="The {} is located in the city of")[:8]
     point, sums = f"L{layer}.z", [0.0, 0.0, 0.0]
-    for pair in pairs:
-        answer, foil = model.to_single_token(pair.answer), model.to_single_token(pair.foil)
-        clean, corrupted = model.trace(pair.clean, capture=[point]), model.trace(pair.corrupted)
-        patched = model.logits(pair.corrupted, interventions=[replace(point, clean[point], heads=head)])
+    for pair in prompts:
+        answer, foil = model.to_single_token(pair["answer"]), model.to_single_token(pair["foil"])
+        clean, corrupted = model.trace(pair["clean"], capture=[point]), model.trace(pair["corrupted"])
+        edit = replace(point, clean[point][:, -1:], heads=head, positions=-1)
+        patched = model.logits(pair["corrupted"], interventions=[edit])
         for i, logits in enumerate((clean.logits, corrupted.logits, patched)):
             last: mx.array = logits[0, -1]
             sums[i] += float(last[answer] - last[foil])
     return (sums[2] - sums[1]) / (sums[0] - sums[1])
-
-
-def _landmarks() -> list[tuple[str, str]]:
-    text = (Path(__file__).parent.parent / "scaffolds" / "factual_recall" / "setup.py.j2").read_text(
-        encoding="utf-8"
-    )
-    return re.findall(r'\("([^"]+)", "([^"]+)"\)', text)
 
 
 @pytest.mark.slow

@@ -61,7 +61,7 @@ LAYERS = (
     ("causal",),
     ("conversation", "datasets", "sae"),
     ("auto_interp", "remeasure", "worlds"),
-    ("workflows",),
+    ("selftest", "workflows"),
 )
 """The rooms of `mlxterp` from the ground up: each imports from its own row and those above it in this table.
 """
@@ -99,6 +99,7 @@ def test_the_machinery_never_imports_mlx():
         "mlxterp.core",
         "mlxterp.causal",
         "mlxterp.remeasure",
+        "mlxterp.selftest",
         "mlxterp.worlds",
         "mlxterp.models.bundled",
         "mlxterp.metrics",
@@ -115,6 +116,7 @@ def test_the_contract_and_the_results_never_import_mlx():
         "mlxterp.core",
         "mlxterp.causal",
         "mlxterp.remeasure",
+        "mlxterp.selftest",
         "mlxterp.worlds",
         "mlxterp.models.bundled",
         "mlxterp.metrics",

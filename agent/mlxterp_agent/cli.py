@@ -105,7 +105,7 @@ def init(
     time_per_experiment: TimeBox = None,
 ) -> None:
     """Makes the files of a new investigation, in a git repository of their own."""
-    from mlxterp_agent.supervisor.prepare import make
+    from mlxterp_agent.supervisor.prepare import evidence_of, make
 
     made = make(
         directory,
@@ -115,7 +115,8 @@ def init(
         max_experiments=max_experiments,
         time_per_experiment=time_per_experiment,
     )
-    _say(f"made {made}\nRead program.md and setup.py there, then: autointerp start {made}")
+    evidence = evidence_of(made)
+    _say(f"made {made}\n{evidence}\nRead program.md and setup.py there, then: autointerp start {made}")
 
 
 @app.command()
@@ -149,6 +150,7 @@ def start(
     from mlxterp_agent.exit_codes import UsageError
     from mlxterp_agent.researchers.select import choose
     from mlxterp_agent.run_config import AGENT_STREAK, merge
+    from mlxterp_agent.storage.state_dir import sealed_config
     from mlxterp_agent.supervisor.prepare import make, target_of
 
     targets = targets_of(notify or [])
@@ -160,14 +162,17 @@ def start(
     target = target_of(directory)
     new = not target.exists() or (target.is_dir() and not any(target.iterdir()))
     if new:
+        chosen.require_answerable(scaffold or DEFAULT_SCAFFOLD, question)
         target = make(target, scaffold=scaffold or DEFAULT_SCAFFOLD, model=model, question=question, **asked)
     elif scaffold or model or question:
         raise UsageError(
             f"--scaffold, --model and --question make a new investigation, and {target} is there already"
         )
+    config = sealed_config(load_project(target))
+    chosen.require_answerable(config.scaffold, config.question, project=target)
     options = merge(
-        load_project(target).config,
-        now=datetime.now().astimezone(),
+        config,
+        now=datetime.now(),
         hours=hours,
         until=until,
         max_usd=max_usd,
@@ -200,11 +205,12 @@ def watch(
     from mlxterp_agent.researchers.external import External
     from mlxterp_agent.researchers.select import Choice
     from mlxterp_agent.run_config import merge
+    from mlxterp_agent.storage.state_dir import sealed_config
 
     targets = targets_of(notify or [])
     options = merge(
-        load_project(directory).config,
-        now=datetime.now().astimezone(),
+        sealed_config(load_project(directory)),
+        now=datetime.now(),
         max_experiments=max_experiments,
         hours=hours,
         until=until,
@@ -231,11 +237,12 @@ def run(
     from mlxterp_agent.display.plain import PlainLines
     from mlxterp_agent.prompts import guidance_text
     from mlxterp_agent.run_config import merge
+    from mlxterp_agent.storage.state_dir import sealed_config
     from mlxterp_agent.supervisor.single_run import run_once
 
     options = merge(
-        load_project(directory).config,
-        now=datetime.now().astimezone(),
+        sealed_config(load_project(directory)),
+        now=datetime.now(),
         time_per_experiment=time_per_experiment,
         reseal=reseal,
         allow_unsandboxed=allow_unsandboxed,
@@ -335,6 +342,69 @@ def doctor(directory: Here = Path("."), as_json: AsJson = False) -> None:
 
 
 @app.command()
+def replay(
+    entries: Annotated[
+        list[str] | None, typer.Argument(metavar="[ID]...", help="Entries of the log, such as 0003.")
+    ] = None,
+    every: Annotated[bool, typer.Option("--all", help="All that were judged.")] = False,
+    directory: Annotated[
+        Path, typer.Option("--in", metavar="DIR", help="The directory of the investigation.")
+    ] = Path("."),
+    allow_unsandboxed: AllowUnsandboxed = False,
+    as_json: AsJson = False,
+) -> None:
+    """Measures judged claims once more, from the stored declaration in clean processes: same or different.
+
+    Shows numbers once the investigation is closed. Ends with exit code 4 if one is not the same.
+    """
+    from mlxterp_agent.exit_codes import UsageError
+    from mlxterp_agent.judge.replay import replay as replay_claims
+    from mlxterp_agent.platform import Signals
+    from mlxterp_agent.supervisor.prepare import choose_isolation
+
+    if bool(entries) == every:
+        raise UsageError("replay needs the ids of entries, or --all: autointerp replay 0003")
+    with Signals() as signals:
+        replays = replay_claims(
+            directory,
+            entries or [],
+            isolation=choose_isolation(allow_unsandboxed=allow_unsandboxed),
+            stop=signals.reason,
+        )
+    for each in replays:
+        if as_json:
+            _json(each.to_dict())
+        else:
+            _say(each.text)
+    if any(each.result != "same" for each in replays):
+        raise typer.Exit(exit_codes.CONTRACT)
+
+
+@app.command()
+def selftest(
+    as_json: AsJson = False,
+    seed: Annotated[int, typer.Option(min=0, help="Of data, nights and adversaries.")] = 0,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Without SmolLM2 and the real processes: under a minute.")
+    ] = False,
+) -> None:
+    """Measures how often this installation keeps something false, in worlds with known truth. Ends with exit
+    code 1 if a bound does not hold."""
+    from mlxterp_agent.display.progress import selftest_progress
+    from mlxterp_agent.selftest import as_json as result_fields
+    from mlxterp_agent.selftest import as_text, run_selftest
+
+    with selftest_progress(sys.stderr) as progress:
+        result = run_selftest(seed, progress, quick=quick)
+    if as_json:
+        _json(result_fields(result))
+    else:
+        _say(as_text(result))
+    if result["failures"]:
+        raise typer.Exit(exit_codes.OUR_BUG)
+
+
+@app.command()
 def api(
     name: Annotated[
         str | None, typer.Argument(metavar="[NAME]", help="For instance activation_patching.")
@@ -398,6 +468,7 @@ def _supervise(
     from mlxterp_agent.display import open_printer
     from mlxterp_agent.display.notify import Notices
     from mlxterp_agent.messages import closing_text
+    from mlxterp_agent.platform import began_at
     from mlxterp_agent.supervisor.loop import run as run_supervised
     from mlxterp_agent.supervisor.project_view import read_project
     from mlxterp_agent.supervisor.report_process import refresh_report
@@ -406,7 +477,12 @@ def _supervise(
     try:
         with Notices(screen, notify, project=directory.resolve().name) as emit:
             ended = run_supervised(
-                directory, chosen.researcher, options, emit, description=chosen.description
+                directory,
+                chosen.researcher,
+                options,
+                emit,
+                description=chosen.description,
+                began=began_at(),
             )
     finally:
         screen.close()

@@ -49,11 +49,15 @@ class Progress:
 
 @dataclass(frozen=True)
 class SetupReady:
-    """The sealed setup.py is imported: experiments start without paying for the model."""
+    """The sealed setup.py is imported: experiments start without paying for the model.
+
+    `evidence` says how many independent clusters there are, and what can be decided with them.
+    """
 
     model: str
     seconds: float
     blas: str | None = None
+    evidence: str = ""
 
 
 @dataclass(frozen=True)

@@ -95,6 +95,10 @@ class GitUnavailable(AgentError):
     exit_code = MACHINE
 
 
+class GitMissing(GitUnavailable):
+    """git is not installed."""
+
+
 class StateUnavailable(AgentError):
     """The directory that holds lock, seal and journal cannot be used."""
 
@@ -164,15 +168,23 @@ def end_of(command: Callable[[], object]) -> int:
     except MlxterpError as problem:
         return _report(str(problem), exit_code_of(problem))
     except OSError as problem:
-        if machine_fault(problem):
-            where = f" ({problem.filename})" if problem.filename else ""
+        if problem.errno is None:
+            return _bug()
+        where = f" ({problem.filename})" if problem.filename else ""
+        return _report(
+            f"the machine refuses: {problem.strerror}{where}. Everything logged is safe. "
+            "Correct that, then start again.",
+            MACHINE,
+        )
+    except MemoryError:
+        return _report(
+            "there is not enough memory. Everything logged is safe. Free some, then start again.", MACHINE
+        )
+    except Exception as problem:  # noqa: BLE001 - the one place where a bug of ours becomes a message
+        if isinstance(problem, RuntimeError) and "can't start new thread" in str(problem):
             return _report(
-                f"the machine refuses: {problem.strerror}{where}. Everything logged is safe. "
-                "Correct that, then start again.",
-                MACHINE,
+                "the machine starts no more threads (see ulimit -u). Everything logged is safe.", MACHINE
             )
-        return _bug()
-    except Exception:  # noqa: BLE001 - the one place where a bug of ours becomes a message
         return _bug()
     return FINISHED
 

@@ -33,6 +33,8 @@ def status_text(seen: Overview) -> str:
         f"verdicts   {tally_text(seen.tally)}",
         f"budget     {budget_words(seen.budget())}",
     ]
+    if seen.uncommitted:
+        lines.append(f"git        {seen.uncommitted}")
     if seen.entries:
         lines += ["", *log_lines(seen.entries[-_SHOWN:])]
     return "\n".join(lines)
@@ -94,6 +96,8 @@ def closing_text(
         lines.append(
             f"Report:   open {project / 'report.html'}{' (there in a few seconds)' if report_soon else ''}"
         )
+    if seen.uncommitted:
+        lines.append(f"Git:      {seen.uncommitted}")
     if kept:
         lines.append(f"Findings: {project / 'findings'}; committed in {project}, see git log")
     lines.append(f"Go on:    {_how_to_continue(seen, ended)}")

@@ -229,6 +229,14 @@ def without_secrets(parent: Mapping[str, str]) -> dict[str, str]:
     }
 
 
+def began_at() -> float:
+    """When this process began, on the clock `SystemClock.elapsed`."""
+    import psutil
+
+    age = time.time() - psutil.Process().create_time()
+    return SystemClock().elapsed() - min(max(0.0, age), 3600.0)
+
+
 def boot_id() -> str:
     """Names this boot of the machine: clocks that count from the boot are comparable only within it."""
     try:

@@ -100,7 +100,12 @@ def merge(
 
 
 def next_time(text: str, *, now: datetime) -> datetime:
-    """The next moment at which the clock shows `text`, today or tomorrow."""
+    """The next moment at which the clock shows `text`, today or tomorrow.
+
+    Args:
+        now: without a time zone, so that the zone's own rules give the moment, also after a change of the
+            clocks in between.
+    """
     match = re.fullmatch(r"(\d{1,2}):(\d{2})", text.strip())
     if match is None or int(match[1]) > 23 or int(match[2]) > 59:
         raise UsageError(

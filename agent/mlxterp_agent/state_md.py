@@ -17,7 +17,16 @@ from mlxterp_agent.researcher_notes import notes_of
 from mlxterp_agent.researchers.base import BudgetState
 from mlxterp_agent.storage.log_index import LogIndex
 from mlxterp_agent.storage.project_files import write_in_project
-from mlxterp_agent.storage.record import OPEN, is_kept, rivals_of, tally, tally_text, verdict_of
+from mlxterp_agent.storage.record import (
+    OPEN,
+    dependents,
+    is_kept,
+    retractions,
+    rivals_of,
+    tally,
+    tally_text,
+    verdict_of,
+)
 from mlxterp_agent.text import cut, duration, one_line
 
 LIMIT = 6000
@@ -81,6 +90,7 @@ def state_text(
     *, question: str, model: str, log: LogOverview, budget: BudgetState, notes: Sequence[str] = ()
 ) -> str:
     """The text of STATE.md: kept claims, open rivals, the last ten, notes, dead ends, budget left."""
+    overturned = retractions(log.kept)
     head = "\n".join(
         [
             "# State of the investigation",
@@ -98,7 +108,7 @@ def state_text(
     sections = [
         _section(
             "Kept",
-            [_line(e, with_conclusion=True) for e in log.kept],
+            [_line(e, with_conclusion=True) for e in log.kept if e.experiment_id not in overturned],
             of=log.kept_count,
             none="Nothing yet.",
             size=_KEPT,
@@ -108,6 +118,11 @@ def state_text(
             _rivals([*log.kept, *log.others, *log.last]),
             none="None declared.",
             size=_RIVALS,
+        ),
+        *(
+            [_section("Retracted", _retracted(log.kept, overturned), none="", size=_RIVALS)]
+            if overturned
+            else []
         ),
         _section(
             "Last ten",
@@ -207,6 +222,13 @@ def _section(title: str, lines: Sequence[str], *, none: str, size: int, of: int 
 def _line(entry: ExperimentEntry, *, with_conclusion: bool) -> str:
     words = entry.conclusion if with_conclusion and entry.conclusion else entry.hypothesis
     return f"- {entry.experiment_id} {verdict_of(entry)}: {as_text(words, 220 if with_conclusion else 110)}"
+
+
+def _retracted(entries: Sequence[ExperimentEntry], overturned: Mapping[str, str]) -> list[str]:
+    lines = [f"- {id}: {by} measured the opposite" for id, by in overturned.items()]
+    return lines + [
+        f"- {id} builds on {on}, which is retracted" for id, on in dependents(entries, overturned).items()
+    ]
 
 
 def _rivals(entries: Sequence[ExperimentEntry]) -> list[str]:

@@ -16,6 +16,7 @@ from mlxterp.errors import LabelingError
 from mlxterp.reports.dashboard import Accuracy, Examples, Excerpt, FeatureEntry, dashboard, write_dashboard
 from mlxterp.sae.feature_store.store import FeatureStore
 from mlxterp.sae.sae import SAE
+from mlxterp.text import percent
 
 _BEFORE, _AFTER = 20, 11
 _TOP, _PARTS, _PER_PART = 10, 4, 4
@@ -114,6 +115,8 @@ def _labelled(label: FeatureLabel | None, n_places: int) -> dict[str, Any]:
     reason = f": {label.error}" if label.error else ""
     passed = {True: "passed", False: "failed", None: ""}[label.sensitivity_passed]
     facts: list[tuple[str, str]] = [("method", label.method), ("kind", label.kind)]
+    if label.confidence_elsewhere is not None:
+        facts.append(("confidence on another kind of text", percent(label.confidence_elsewhere)))
     if label.llm_confidence is not None:
         facts.append(("the language model's own confidence", f"{label.llm_confidence:.2f}"))
     return {

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+from mlxterp.auto_interp.confidence import elsewhere
 from mlxterp.auto_interp.evidence.evidence import FeatureEvidence, Weighted, Window
 from mlxterp.auto_interp.rules.rules import Rule, rule_from_dict, rule_to_dict
 from mlxterp.errors import LabelingError
@@ -139,8 +140,10 @@ class FeatureLabel:
         label: a few words, as in `token " the"`; None unless `status` is "ok".
         description: a sentence or two more.
         confidence: the probability, given the counts on held-out text, that the label tells where the feature
-            fires with a balanced accuracy of 0.75 or more; of several scores the least. 0 where no label was
-            given. A language model's own estimate is `llm_confidence`.
+            fires with a balanced accuracy of 0.75 or more on more text of the same kind; of several scores
+            the least. 0 where no label was given. A language model's own estimate is `llm_confidence`.
+        confidence_elsewhere: the same on another kind of text than it was tested on (`confidence.elsewhere`);
+            None where no label was given.
         evidence: the windows in which the feature fires that the labeler was shown, strongest first.
         sensitivity_passed: outcome of `sensitivity_test`; None before it, and where it had too few items.
         sensitivity_details: the outcome as a text.
@@ -163,6 +166,7 @@ class FeatureLabel:
     label: str | None = None
     description: str = ""
     confidence: float = 0.0
+    confidence_elsewhere: float | None = None
     evidence: tuple[Window, ...] = ()
     sensitivity_passed: bool | None = None
     sensitivity_details: str = ""
@@ -250,6 +254,7 @@ def with_scores(blank: FeatureLabel, found: Proposal, scores: Mapping[str, Score
         kind="unclear",
         rule=None,
         confidence=0.0,
+        confidence_elsewhere=None,
         scores=scores,
     )
     if deciding and not stated:
@@ -271,6 +276,11 @@ def with_scores(blank: FeatureLabel, found: Proposal, scores: Mapping[str, Score
         rule=found.rule,
         llm_confidence=found.llm_confidence,
         confidence=confidence,
+        confidence_elsewhere=min(
+            elsewhere(s.true_positives, s.false_negatives, s.true_negatives, s.false_positives)
+            for s in deciding.values()
+            if s.confidence is not None
+        ),
     )
 
 

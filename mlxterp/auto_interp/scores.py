@@ -1,53 +1,28 @@
-"""How well a label tells where a feature fires: rates, intervals, and confidence as a tested probability.
+"""How well a label tells where a feature fires: rates and intervals, from counts and from a judge's answers.
 
-Scores from counts and from a judge's answers, the area under the ROC curve, calibration of confidences.
-Nothing here needs mlx.
+The confidence of a label follows from these counts in `confidence.py`. Nothing here needs mlx.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from mlxterp.auto_interp.confidence import confidence
 from mlxterp.auto_interp.label import Score
 from mlxterp.errors import LabelingError
 from mlxterp.statistics import intervals
-from mlxterp.statistics.intervals import Counts, probability_of_accuracy
-
-GOOD = 0.75
-"""The balanced accuracy of a good label: a person's labels have it (arXiv:2410.13928)."""
+from mlxterp.statistics.intervals import Counts
 
 UNDECIDED = 0.5
 """The probability of a text that a judge says neither yes nor no to."""
 
 MIN_COVERAGE = 0.8
 """The share of texts that must be decided for a score."""
-
-
-def confidence(
-    true_positives: int,
-    false_negatives: int,
-    true_negatives: int,
-    false_positives: int,
-    *,
-    at_least: float = GOOD,
-) -> float:
-    """P(balanced accuracy ≥ `at_least` | these counts).
-
-    The true positive and the true negative rate are independent and flat beforehand, so afterwards each has a
-    Beta distribution (`mlxterp.statistics.intervals.probability_of_accuracy`); right to about 1e-4.
-
-    Raises:
-        LabelingError: a negative count.
-    """
-    counts = (true_positives, false_negatives, true_negatives, false_positives)
-    if min(counts) < 0:
-        raise LabelingError(f"Counts of {counts}: a count is 0 or more.")
-    return probability_of_accuracy(Counts(*counts), at_least)
 
 
 def balanced_accuracy_interval(
@@ -163,30 +138,3 @@ def auroc(positive: ArrayLike, negative: ArrayLike, *, level: float = 0.95) -> A
         raise LabelingError(f"An area under the curve of {m} positives and {n} negatives. Give some of each.")
     value, low, high = intervals.auroc(positive, negative, level=level)
     return Auroc(value, (low, high))
-
-
-def calibration_error(
-    probabilities: Sequence[float] | NDArray[np.float64],
-    came_true: Sequence[bool] | NDArray[np.bool_],
-    *,
-    bins: int = 10,
-) -> float:
-    """The expected calibration error: how far stated probabilities are from the share that came true.
-
-    Over equal bins of the probability, weighted by how many fall into each; 0 is best, 1 worst.
-
-    Source: Guo et al. 2017, "On Calibration of Modern Neural Networks", arXiv:1706.04599.
-
-    Raises:
-        LabelingError: no probabilities, or not one outcome for each.
-    """
-    stated, happened = np.asarray(probabilities, dtype=np.float64), np.asarray(came_true, dtype=np.float64)
-    if not len(stated) or len(stated) != len(happened):
-        raise LabelingError(f"{len(stated)} probabilities and {len(happened)} outcomes. Give one for each.")
-    place = np.minimum((stated * bins).astype(int), bins - 1)
-    gaps = [
-        (place == i).mean() * abs(stated[place == i].mean() - happened[place == i].mean())
-        for i in range(bins)
-        if (place == i).any()
-    ]
-    return float(sum(gaps))

@@ -6,10 +6,12 @@ Does not live here: the log (`log.py`), the starting files (`scaffold.py`).
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
 import os
+import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -112,9 +114,21 @@ def read_config(project: Path) -> ProjectConfig:
     """The project's configuration; a clone, whose private directory git ignores, has the defaults."""
     path = Path(project) / CONFIG
     try:
-        data = decode_object(path.read_bytes())
+        data = _read_file(path)
     except FileNotFoundError:
         return ProjectConfig()
+    except OSError as problem:
+        raise ProjectError(
+            f"{path} cannot be read: {problem.strerror}. Put a regular file there, or remove it to have the "
+            "defaults."
+        ) from None
+    return parse_config(data, path)
+
+
+def parse_config(raw: bytes, path: str | Path) -> ProjectConfig:
+    """The configuration in these bytes; `path` is where they are from, for messages."""
+    try:
+        data = decode_object(raw)
     except LineError as problem:
         raise ProjectError(
             f"{path} cannot be read: {problem}. Correct it, or remove it to have the defaults."
@@ -126,6 +140,15 @@ def read_config(project: Path) -> ProjectConfig:
         return ProjectConfig(**known, extra=data)
     except ProjectError as problem:
         raise ProjectError(f"{path}: {problem}") from None
+
+
+def _read_file(path: Path) -> bytes:
+    """The bytes of a regular file; a link is not followed, and a pipe is not waited for."""
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(fd, "rb") as file:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise OSError(errno.EINVAL, "it is no regular file")
+        return file.read()
 
 
 SCAFFOLD_EXPERIMENT = "scaffold_experiment"

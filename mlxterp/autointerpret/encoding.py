@@ -8,7 +8,6 @@ strict reader of one line, counting and comparing a result's numbers. Does not l
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import math
 import reprlib
@@ -18,6 +17,8 @@ from enum import Enum
 from pathlib import PurePath
 from types import ModuleType
 from typing import Any, NamedTuple, NoReturn
+
+from mlxterp.statistics.duplicates import ResultNumbers, result_numbers
 
 MAX_LINE = 4_000_000
 """Bytes of one line, line feed included. A longer one is not parsed."""
@@ -29,9 +30,6 @@ NONFINITE = ("NaN", "Infinity", "-Infinity")
 
 NOT_MEASURED = frozenset({"measured_on", "labels", "duration_seconds", "seconds"})
 """Keys whose numbers describe the measurement and are not its outcome."""
-
-MIN_VECTOR = 3
-"""Fewer numbers than this can agree by chance: two accuracies of 1.0 do not make an experiment a copy."""
 
 _MAX_PATHS = 20
 _MAX_INT_BITS = 1024
@@ -278,12 +276,9 @@ def count(result: Any) -> Counted:
     return Counted(len(every), sum(isinstance(number, str) for number in every))
 
 
-def vector_digest(result: Any) -> str | None:
-    """SHA-256 of a result's numbers in their order, whatever their names; None below `MIN_VECTOR` of them."""
-    every = list(numbers(result))
-    if len(every) < MIN_VECTOR:
-        return None
-    return hashlib.sha256(repr([n if isinstance(n, str) else float(n) for n in every]).encode()).hexdigest()
+def compared(result: Any) -> ResultNumbers:
+    """A result's numbers as they are compared with those of another, whatever their names."""
+    return result_numbers(float(each) for each in numbers(result))
 
 
 def numbers(value: Any) -> Iterator[int | float | str]:

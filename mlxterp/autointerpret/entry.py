@@ -29,6 +29,9 @@ FIELDS = (
 )
 """The keys of a line of results.jsonl, in their order."""
 
+CLOSING = "closing"
+"""Verdict and method of the line that shows held-out numbers at the end of an investigation."""
+
 _RESULT = 'a dict of names to values, as in {"effect": 0.82}'
 _LONG_TEXT = 20_000
 _WORTH_OMITTING = 200

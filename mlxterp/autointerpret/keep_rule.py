@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from mlxterp.statistics.outcome import N_MIN, NOT_RULED_OUT, Comparison, Outcome, missing, outcome_of
+from mlxterp.statistics.outcome import N_MIN, Comparison, Outcome, outcome_of, told
 
 RULE = "keep/2"
 
@@ -91,6 +91,8 @@ class Evidence:
         judged_before: the verdict on the same claim, in whatever words it was made.
         not_judged: why a declared claim was not measured, or not to its end; "" if it was.
         confirm: the judge's held-out measurement of it.
+        agrees_with: id of a finding that another method made about the same sites, in the same sense.
+        rules_out_rival_of: id of a finding whose declared rival this measurement rules out.
     """
 
     violations: tuple[str, ...] = ()
@@ -110,6 +112,8 @@ class Evidence:
     judged_before: EarlierVerdict | None = None
     not_judged: str = ""
     confirm: Measured | None = None
+    agrees_with: str | None = None
+    rules_out_rival_of: str | None = None
 
 
 @dataclass(frozen=True)
@@ -243,6 +247,25 @@ def _ruled_out(e: Evidence) -> list[str] | None:
     return _decided(e, "ruled_out")
 
 
+def _beyond_one_finding(e: Evidence) -> list[str] | None:
+    reasons = []
+    if e.agrees_with is not None:
+        reasons.append(f"agrees with {e.agrees_with}, which another method found")
+    if e.rules_out_rival_of is not None:
+        reasons.append(f"rules out a rival of {e.rules_out_rival_of}")
+    return reasons or None
+
+
+def _also_beyond_one_finding(
+    condition: Callable[[Evidence], list[str] | None],
+) -> Callable[[Evidence], list[str] | None]:
+    def both(e: Evidence) -> list[str] | None:
+        decided, more = condition(e), _beyond_one_finding(e)
+        return None if decided is None or more is None else [*decided, *more]
+
+    return both
+
+
 def _inconclusive(e: Evidence) -> list[str]:
     m = e.confirm
     if e.not_judged:
@@ -256,8 +279,7 @@ def _inconclusive(e: Evidence) -> list[str]:
         return [f"missing: replay ({made})"]
     if outcome_of(m.comparison) != "inconclusive":
         return ["missing: more than every other head of the layer"]
-    named = [each.partition(":")[0] for each in missing(m.comparison)]
-    named = [each for each in dict.fromkeys(named) if each != NOT_RULED_OUT]
+    named = told(m.comparison)
     more = [_how_many_more(m.more_clusters)] if "interval" in named else []
     return ["missing: " + ", ".join(named), *more]
 
@@ -271,6 +293,9 @@ TABLE: tuple[Row, ...] = (
     Row(SAME_CLAIM, "note", _same_claim, kept=False),
     Row("note", "note", _note, kept=False),
     Row("lead", "lead", _lead, kept=True),
+    Row("supported", "claim", _also_beyond_one_finding(_supported), kept=True),
+    Row("refuted", "claim", _also_beyond_one_finding(_refuted), kept=True),
+    Row("ruled_out", "claim", _also_beyond_one_finding(_ruled_out), kept=True),
     Row("supported", "finding", _supported, kept=True),
     Row("refuted", "finding", _refuted, kept=True),
     Row("ruled_out", "finding", _ruled_out, kept=True),
@@ -291,6 +316,7 @@ TABLE: tuple[Row, ...] = (
 | low > S/2, R ≥ S, \\|R\\| > bar, R > 0 in every slice, n ≥ 16, replays | supported |
 | the mirror image | refuted |
 | −S < low, high < S, n ≥ 16, replays | ruled_out |
+| one of these three, and another method agrees or a rival is ruled out | the same, of the tier claim |
 | anything else | inconclusive |
 """
 

@@ -210,9 +210,13 @@ class ExperimentLog:
         """The first `size` bytes: what the log was when it had that size."""
         return self._file.read(0, size)
 
-    def bytes_after(self, size: int) -> bytes:
-        """What the log holds after its first `size` bytes; reads only that."""
-        return self._file.read(size)
+    def lines_after(self, size: int) -> Iterator[bytes]:
+        """The whole lines after the first `size` bytes, line feeds included, one at a time."""
+        with open(self.path, "rb") as file:
+            file.seek(size)
+            for line in file:
+                if line.endswith(b"\n"):
+                    yield line
 
     def restore(self, content: bytes) -> None:
         """Replaces the whole file in one step, for a supervisor that found it changed and kept a copy."""

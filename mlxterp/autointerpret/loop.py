@@ -18,11 +18,12 @@ from typing import Any
 
 from mlxterp._files import write_atomically
 from mlxterp.autointerpret.contract import FINDINGS, LOG
-from mlxterp.autointerpret.encoding import count, numbers, plain, vector_digest
+from mlxterp.autointerpret.encoding import compared, count, numbers, plain
 from mlxterp.autointerpret.entry import ExperimentEntry
 from mlxterp.autointerpret.keep_rule import RULE, Evidence, decide
 from mlxterp.autointerpret.log import ExperimentLog
 from mlxterp.errors import BudgetReached, ContractError
+from mlxterp.statistics.duplicates import is_copy
 from mlxterp.text import slug
 
 SMALL_EFFECT = 0.05
@@ -140,8 +141,8 @@ class AutoInterpret:
 
     def _evidence(self, name: str, ran: _Outcome) -> Evidence:
         counted = count(ran.result)
-        vector = vector_digest(ran.result)
-        twins = [e for e in self._entries if vector is not None and vector_digest(e.result) == vector]
+        mine = compared(ran.result)
+        twins = [e for e in self._entries if is_copy(compared(e.result), mine)]
         others = [e for e in twins if e.method != name]
         same = [e for e in twins if e.method == name]
         return Evidence(

@@ -5,8 +5,9 @@ live here: the repository around it (the `autointerp` command makes that).
 
 A scaffold is a directory of `.j2` files, rendered to their names without `.j2` (those that start with `_` are
 only included by others; one of the same name in the scaffold replaces a shared one), and a `scaffold.json`
-with its defaults: `{"about": "…", "model": "…", "question": "…", "max_experiments": 100,
-"time_per_experiment": 120}`.
+with its defaults: `{"about": "…", "model": "…", "question": "…", "topics": ["…"], "max_experiments": 100,
+"time_per_experiment": 120}`. Topics are beginnings of words: a question that its prompts can answer has one
+of them. `"pairs": false` says that its dataset holds no prompt pairs.
 """
 
 from __future__ import annotations
@@ -138,16 +139,8 @@ def _refuse_existing(target: Path) -> None:
 
 
 def _fill(directory: Path, scaffold: str, config: ProjectConfig) -> None:
-    sources = [locate("scaffolds") / name for name in (COMMON, scaffold)]
-    jinja = _environment(sources)
-    variables = {
-        "model_name": config.model,
-        "research_question": config.question,
-        "max_experiments": config.max_experiments,
-        "time_per_experiment": config.time_per_experiment,
-        "scaffold": scaffold,
-        "version": __version__,
-    }
+    sources = _sources(scaffold)
+    jinja, variables = _environment(sources), _variables(scaffold, config)
     names = {path.relative_to(root).as_posix() for root in sources for path in root.rglob("[!_]*.j2")}
     for name in sorted(names):
         path = directory / name.removesuffix(".j2")
@@ -158,6 +151,28 @@ def _fill(directory: Path, scaffold: str, config: ProjectConfig) -> None:
     (directory / FINDINGS / ".gitkeep").touch()
     own = digest((directory / EXPERIMENT).read_bytes())
     write_config(directory, replace(config, extra={**config.extra, SCAFFOLD_EXPERIMENT: own}))
+
+
+def is_as_rendered(path: Path, config: ProjectConfig) -> bool:
+    """Whether a file is what `init_autointerpret` made of this version's scaffold."""
+    template = _environment(_sources(config.scaffold)).get_template(f"{path.name}.j2")
+    rendered = template.render(_variables(config.scaffold, config)).encode()
+    return path.is_file() and path.read_bytes() == rendered
+
+
+def _sources(scaffold: str) -> list[Path]:
+    return [locate("scaffolds") / name for name in (COMMON, scaffold)]
+
+
+def _variables(scaffold: str, config: ProjectConfig) -> dict[str, Any]:
+    return {
+        "model_name": config.model,
+        "research_question": config.question,
+        "max_experiments": config.max_experiments,
+        "time_per_experiment": config.time_per_experiment,
+        "scaffold": scaffold,
+        "version": __version__,
+    }
 
 
 def _environment(sources: list[Path]) -> Environment:

@@ -217,11 +217,9 @@ def direct_logit_neurons(
     acts = inputs[0][0, at].astype(mx.float32)
     weight, bias = linear.rows(down), linear.bias(down)
     own = weight @ acts if bias is None else weight @ acts + bias
+    wrote = captured[written][0, at].astype(mx.float32)
     if not mx.allclose(
-        norm(own) * architecture.mlp_scale,
-        captured[written][0, at].astype(mx.float32),
-        rtol=1e-3 if logits.dtype == mx.float32 else 5e-2,
-        atol=(1e-3 if logits.dtype == mx.float32 else 5e-2) * float(mx.max(mx.abs(captured[written][0, at]))),
+        norm(own) * architecture.mlp_scale, wrote, rtol=1e-3, atol=1e-3 * float(mx.max(mx.abs(wrote)))
     ).item():
         raise _no_neurons(model, layer, "its neurons and the bias do not add up to mlp_out")
     before_norm = norm.fold(scaled[None])[0] * norm.scale(own)[0] * architecture.mlp_scale

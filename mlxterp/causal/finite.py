@@ -5,7 +5,7 @@ An average or a ranking of what is left would read as a result, and the missing 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import mlx.core as mx
 import numpy as np
@@ -67,3 +67,21 @@ def require_finite_runs(model: InterpretableModel, logits: ArrayLike, tokens: Ar
         f"{model.name}: the logits of the {which} prompt are NaN or infinite, so no metric of them means "
         f"anything. {where}; a 16-bit type may overflow, which dtype=mx.float32 cures."
     )
+
+
+def require_finite_activations(
+    model: InterpretableModel, activations: Mapping[str, mx.array], todo: str = ""
+) -> None:
+    """Raises NotFinite if some of these activations are NaN or infinite, naming their hook points."""
+    broken = [name for name, x in activations.items() if not mx.all(mx.isfinite(x)).item()]
+    if broken:
+        raise NotFinite(
+            f"{model.name}: NaN or infinity at {', '.join(broken[:NAMED])}. Nothing is computed from these "
+            f"activations, because what is left would read as all. {todo or TODO}"
+        )
+
+
+TODO = (
+    "Look at the weights and at model.trace(prompt, capture='all'); a 16-bit type may overflow, which "
+    "dtype=mx.float32 cures."
+)

@@ -17,6 +17,7 @@ import mlx.optimizers as optimizers
 import numpy as np
 
 from mlxterp.causal.batching.sweep import Progress
+from mlxterp.causal.finite import require_finite_activations
 from mlxterp.causal.logit_lens import Lens, read_layers
 from mlxterp.causal.prompts.encoding import Prompt, require_model
 from mlxterp.core.hook_points import HookPoint
@@ -187,8 +188,8 @@ def train_tuned_lens(
         progress: called with (steps done, steps).
 
     Costs per step, layer and position two unembeddings (forward and backward); on SmolLM2-135M on two CPU
-    cores 4 to 6 s a step of 32 positions. The translators
-    take n_layers · d_model² numbers, twice more while training.
+    cores 4 to 6 s a step of 32 positions. The translators take n_layers · d_model² numbers, twice more while
+    training.
 
     Raises:
         LensError: fewer than two texts, a model of one layer, or numbers out of range.
@@ -336,6 +337,9 @@ def _run_positions(model: InterpretableModel, chosen: Sequence[Chosen]) -> tuple
     index = mx.array([row * width + p for row, (_, at) in enumerate(chosen) for p in at])
     streams = [captured[point].reshape(-1, model.d_model)[index] for point in points]
     mx.eval(streams)
+    require_finite_activations(
+        model, {str(point): h.astype(mx.float32) for point, h in zip(points, streams, strict=True)}
+    )
     return streams, model.architecture.final(streams[-1])
 
 

@@ -27,7 +27,7 @@ from mlxterp.core.interventions import Intervention
 from mlxterp.core.linux_blas import blas
 from mlxterp.core.tokens import Padded, Prompt, TextTokens, Tokens, as_rows, pad
 from mlxterp.core.trace import Trace
-from mlxterp.errors import CapabilityUnavailable, ModelError, TokenError
+from mlxterp.errors import CapabilityUnavailable, ModelError, TokenError, UnsupportedArchitecture
 from mlxterp.measurements import recorder
 from mlxterp.models import registry
 
@@ -103,8 +103,14 @@ class InterpretableModel:
         if found is not None:
             self.architecture.capabilities = found
             return
-        self_check.compare_devices(self.architecture, self_check.probe_tokens(self.architecture))
-        self_check.switch_off_what_fails(self.architecture)
+        try:
+            self_check.compare_devices(self.architecture, self_check.probe_tokens(self.architecture))
+            self_check.switch_off_what_fails(self.architecture)
+        except RuntimeError as problem:  # how MLX says that it has no such operation for a type or device
+            raise UnsupportedArchitecture(
+                f"{self.name}: MLX cannot compute five tokens of it on {mx.default_device()} in these types: "
+                f"{problem} Load it with dtype=mx.float32, or compute on another device."
+            ) from problem
         if keep:
             self_check.keep_capabilities(self.architecture, self.digest)
 
@@ -221,7 +227,8 @@ class InterpretableModel:
         rows = self._batch(prompt)
         if len(rows.lengths) != 1:
             raise TokenError(
-                f"{len(rows.lengths)} prompts were given where one is allowed. Call it once per prompt."
+                f"{len(rows.lengths)} prompts were given where one is allowed. Call it once for each, as in "
+                "[model.generate(prompt) for prompt in prompts]."
             )
         return [int(i) for i in rows.tokens[0]]
 
@@ -333,6 +340,9 @@ class InterpretableModel:
 
         Positions of interventions are absolute, negative ones count from the prompt's end. An intervention at
         all positions acts on every new token too; `positions=slice(n, None)` acts from n on.
+
+        One prompt a call. The activations at generated tokens are those of
+        `trace([*found.prompt_tokens, *found.tokens], capture=…)` with the same interventions.
         """
         row = self._row(prompt)
         recorder.add_forward(self, np.array(row, dtype=np.int32).tobytes(), 1)

@@ -11,8 +11,8 @@ independent ones. What is drawn (`ioi_pairs`, `greater_than_pairs`, `repeated_ra
     def confirm_pairs(n, seed):
         return ioi_pairs(model, n, seed=seed, apart_from=dataset)
 
-See `mlxterp.causal` for measuring. A new behaviour is one function that generates
-candidates and passes them to `select_pairs` in `selection.py`.
+See `mlxterp.causal` for measuring. A new behaviour is one function that generates candidates and passes them
+to `select_pairs` in `selection.py`.
 """
 
 from __future__ import annotations

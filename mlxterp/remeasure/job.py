@@ -14,7 +14,7 @@ A job, as `python -m mlxterp.remeasure` reads it from standard input:
               {"heldout": [{"clean": …, "corrupted": …, "answer": …, "foil": …, "cluster": …}, …]}
      "metric": "logit_diff",          of the gate, in setup.metrics or of mlxterp.metrics; a claim has its own
      "measure": ["gate", "claim", "placebos", "replay"],
-     "seed": 0,                       of placebos, noise and role texts
+     "seed": 0,                       of placebos, noise, role texts and prefixes
      "twin_seed": 0,                  optional: the gate is measured on the weight-shuffled twin too
      "placebos": 24}                  optional
 
@@ -395,10 +395,10 @@ def _gates(
 ) -> dict[str, Any]:
     metric = _metric_of(setup, str(job.metric))
     candidates = getattr(setup, "candidates", ())
-    found = {"gate": gate_cells(model, pairs, metric, candidates).to_dict()}
+    found = {"gate": gate_cells(model, pairs, metric, candidates, seed=job.seed).to_dict()}
     if job.twin_seed is not None:
         twin = shuffled_twin(model, job.twin_seed)
-        found["twin_gate"] = gate_cells(twin, pairs, metric, candidates).to_dict()
+        found["twin_gate"] = gate_cells(twin, pairs, metric, candidates, seed=job.seed).to_dict()
     return found
 
 

@@ -28,7 +28,8 @@ _MEANINGS = {
     "refuted": "Declared before it ran; the held-out measurement shows the opposite.",
     "ruled_out": "Declared before it ran; the held-out measurement rules out an effect that would matter.",
     "inconclusive": "The held-out measurement decides it neither way.",
-    "lead": "The researcher calls it informative; the run was clean. It is not confirmed on held-out data.",
+    "lead": "The researcher calls it informative; the run was clean. "
+    "The supervisor has not confirmed it on the pairs that it holds out.",
     "note": "The run was clean; the researcher does not call it informative.",
     "retracted": "A later experiment overturned it.",
     "interrupted": "It began and did not end: the supervisor or the machine stopped.",

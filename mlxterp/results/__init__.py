@@ -26,7 +26,11 @@ from mlxterp.results.features import (
     FeatureLabelsResult,
 )
 from mlxterp.results.lens import LogitLensResult
-from mlxterp.results.logit_attribution import LogitAttributionResult, NeuronAttributionResult
+from mlxterp.results.logit_attribution import (
+    LogitAttributionResult,
+    NeuronAttributionResult,
+    mean_attribution,
+)
 from mlxterp.results.patching import (
     PatchingResult,
     PathPatchingResult,
@@ -86,5 +90,6 @@ __all__ = [
     "json_safe",
     "json_schema",
     "kinds",
+    "mean_attribution",
     "plain",
 ]

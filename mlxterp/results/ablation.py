@@ -101,11 +101,17 @@ class AblationResult(AnalysisResult):
         None without random sets. The best of 11 has p = 1/11 = 0.09: it takes 19 random sets for 0.05.
         """
         own = self.row(label, keep=keep).share
-        random = [share for share in self.shares("random", keep=keep) if math.isfinite(share)]
+        random = self._random_shares(keep=keep)
         if not random or not math.isfinite(own):
             return None
         sign = 1 if keep else -1
         return p_among_controls(sign * own, [sign * share for share in random])
+
+    def _random_shares(self, *, keep: bool) -> list[float]:
+        """The shares of the random sets that are numbers; equal sets are one control."""
+        rows = [row for row in self.rows if row.group == "random" and row.keep == keep]
+        distinct = {row.components: row.share for row in reversed(rows) if math.isfinite(row.share)}
+        return list(distinct.values())
 
     def components(self) -> tuple[Component, ...]:
         """Sets that were ablated, with the share of the metric that ablating them removed."""
@@ -123,20 +129,18 @@ class AblationResult(AnalysisResult):
             p = self.p_among_random(row.label, keep=row.keep)
             rank = "" if p is None else f"; p = {number(p, 2)} by rank"
             lines.append(f"{what} {row.label}{size} {left}{random}{rank}.")
-        return self._with_limits(*lines, *self._few_controls())
+        return self._with_limits(*lines, *self._too_few_controls())
 
-    def _few_controls(self) -> tuple[str, ...]:
-        """What the random sets do not show."""
-        counts = {keep: len(self.shares("random", keep=keep)) for keep in {row.keep for row in self.rows}}
-        few = [n for n in counts.values() if 0 < n < CONTROLS]
-        if not any(counts.values()):
-            return ("No random sets of equal size were measured for comparison.",)
-        if not few:
+    def _too_few_controls(self) -> tuple[str, ...]:
+        """What the random sets do not show, where there are some."""
+        counts = {len(self._random_shares(keep=keep)) for keep in (False, True)} - {0}
+        few = min(counts, default=CONTROLS)
+        if few >= CONTROLS:
             return ()
-        beside = f"{min(few)} random set{'s' * (min(few) != 1)}"
+        beside = f"{few} random set{'s' * (few != 1)}"
         return (
-            f"The best beside {beside} has p = {number(1 / (1 + min(few)), 2)}: that does not show that the "
-            f"set does more than others. It takes {CONTROLS} for p = 0.05 (random_sets=).",
+            f"The best beside {beside} has p = {number(1 / (1 + few), 2)}: that does not show that the set "
+            f"does more than others. It takes {CONTROLS} different ones for p = 0.05 (random_sets=).",
         )
 
     def shows(self) -> tuple[Show, ...]:
@@ -163,7 +167,9 @@ class AblationResult(AnalysisResult):
                 for r in self.rows
             ),
         )
-        return (*drawn, table, *cautions(self._few_controls()))
+        compared = any(row.group == "random" for row in self.rows)
+        alone = () if compared else ("No random sets of equal size were measured for comparison.",)
+        return (*drawn, table, *cautions((*alone, *self._too_few_controls())))
 
 
 def _removed(row: AblationRow) -> Component:

@@ -144,7 +144,7 @@ class FeatureCircuitResult(AnalysisResult):
         top = self.top_components(6)
         if top:
             lines.append(f"Strongest: {listed(top)}.")
-        return "\n".join([*lines, *self._limits()])
+        return self._with_limits(*lines, *self._limits())
 
     def _limits(self) -> tuple[str, ...]:
         found: tuple[str, ...] = ()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+from scipy.stats import binom
 
 from mlxterp.errors import ResultError
 from mlxterp.results.base import AnalysisResult
@@ -24,6 +25,7 @@ from mlxterp.results.views import (
     intervals,
     listed,
 )
+from mlxterp.statistics.multiple import holm
 from mlxterp.text import number
 
 LEVEL = 0.05
@@ -34,6 +36,48 @@ _DONE = {
     "zero": "taken out of the activation",
     "corrupted": "set to its activation on the corrupted prompt",
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgainstChance:
+    """How many of several features do more than random ones of their size, and how many would by chance.
+
+    Attributes:
+        tested: how many features.
+        passed: those with p ≤ 0.05 each by itself; of 8 tested, one passes by chance in 32 % of studies.
+        holm: those that pass corrected for all of them (Holm 1979): a false one among them has a probability
+            of 5 % at most. Needs `controls_for_holm` random features for each.
+        by_chance: the probability at which a feature that does nothing in particular passes.
+        p_value: the chance that as many pass or more, if none does anything in particular: binomial, with
+            controls drawn for each feature by itself. A study that asks whether the model uses these features
+            at all rests on this number, not on `passed` being more than none.
+    """
+
+    tested: int
+    passed: tuple[int, ...]
+    holm: tuple[int, ...]
+    by_chance: float
+    p_value: float
+    controls_for_holm: int
+
+    @property
+    def more_than_chance(self) -> bool:
+        """Whether more features pass than chance explains (p ≤ 0.05)."""
+        return self.p_value <= LEVEL
+
+    def sentence(self) -> str:
+        """The outcome as a text."""
+        expected = number(self.tested * self.by_chance)
+        text = (
+            f"{len(self.passed)} of {self.tested} features tested pass; {expected} would by chance, and as "
+            f"many or more with a probability of {number(self.p_value)}"
+        )
+        if self.holm:
+            return f"{text}. Corrected for their number: {', '.join(map(feature_label, self.holm))}."
+        return (
+            f"{text}. None passes corrected for their number, for which each needs {self.controls_for_holm} "
+            "random features or more."
+        )
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -118,6 +162,35 @@ class FeatureEffectsResult(AnalysisResult):
         passed = (self.p_values <= LEVEL) & (size > self.tolerance)
         return tuple(self.features[i] for i in np.argsort(-size, kind="stable") if passed[i])
 
+    def against_chance(self) -> AgainstChance:
+        """What of `beyond_controls` is left once it counts how many features were tested.
+
+        Tested are those that the ablation changes somewhere and that have controls.
+
+        Raises:
+            ResultError: no feature was tested.
+        """
+        p_values, fired = self.p_values, np.array(self.fired, dtype=bool)
+        tested = np.flatnonzero(np.isfinite(p_values) & fired)
+        if not len(tested):
+            raise ResultError(
+                f"none of {len(self.features)} features was tested: a test needs controls=, and a text on "
+                "which the ablation changes the feature. Ablate features that fire there."
+            )
+        beyond = self.beyond_controls()
+        adjusted = dict(zip(tested.tolist(), holm(p_values[tested]).tolist(), strict=True))
+        n = np.isfinite(self.controls[tested]).sum(axis=1)
+        by_chance = float((np.floor(LEVEL * (1 + n) + 1e-9) / (1 + n)).max())
+        passed = tuple(f for f in beyond if self.features.index(f) in adjusted)
+        return AgainstChance(
+            tested=len(tested),
+            passed=passed,
+            holm=tuple(f for f in passed if adjusted[self.features.index(f)] <= LEVEL),
+            by_chance=by_chance,
+            p_value=float(binom.sf(len(passed) - 1, len(tested), by_chance)),
+            controls_for_holm=math.ceil(len(tested) / LEVEL) - 1,
+        )
+
     def effect(self, feature: int) -> float:
         """The effect of one feature, by its index."""
         if feature not in self.features:
@@ -134,10 +207,10 @@ class FeatureEffectsResult(AnalysisResult):
             f"kept; {self.metric} without ablation: {number(self.clean_metric)}."
         ]
         if self.all_zero:
-            return "\n".join([*lines, self._nothing()])
+            return self._with_limits(*lines, self._nothing())
         top = [c for c in self.top_components(6) if c.effect != 0.0]
         lines.append(f"Largest effects: {listed(top)}.")
-        return "\n".join([*lines, *self._against_controls()])
+        return self._with_limits(*lines, *self._against_controls())
 
     def _nothing(self) -> str:
         if not any(self.fired):
@@ -164,9 +237,8 @@ class FeatureEffectsResult(AnalysisResult):
         fewest = int(np.isfinite(self.controls).sum(axis=1).min())
         if (1 + fewest) * LEVEL < 1:
             texts.append(f"Some have only {fewest} random features: too few for p ≤ {LEVEL:g}.")
-        tested = int(np.isfinite(self.p_values).sum())
-        if beyond and tested >= 10:
-            texts.append(f"Of {tested} features about {number(tested * LEVEL)} would pass by chance.")
+        if beyond and len(self.features) > 1:
+            texts.append(self.against_chance().sentence())
         return tuple(texts)
 
     def shows(self) -> tuple[Show, ...]:
@@ -275,7 +347,7 @@ class FeatureAttributionResult(AnalysisResult):
         top = self.top_components(6)
         if top:
             lines.append(f"Strongest: {listed(top)}.")
-        return "\n".join([*lines, self._sum(), *self._limits()])
+        return self._with_limits(*lines, self._sum(), *self._limits())
 
     def _limits(self) -> tuple[str, ...]:
         change = self.ablated_metric - self.clean_metric

@@ -304,6 +304,16 @@ class FeatureLabelsResult(AnalysisResult):
         ]
         if self.measured_on.get("seen_in_training"):
             lines.append(seen_sentence(self.measured_on["seen_in_training"]))
+        tested = [label for label in self.named if label.get("sensitivity_details")]
+        if tested:
+            passed, decided = (
+                sum(label["sensitivity_passed"] in outcomes for label in tested)
+                for outcomes in ([True], [True, False])
+            )
+            lines.append(
+                f"Sensitivity: {passed} of {decided} tested labels pass; {len(tested) - decided} of "
+                f"{len(tested)} could not be tested."
+            )
         without = self._without()
         if without:
             lines.append(f"{without}.")
@@ -322,20 +332,35 @@ class FeatureLabelsResult(AnalysisResult):
                 f"f{label['feature_id']}",
                 label["label"],
                 percent(label["confidence"]),
+                None if label.get("confidence_elsewhere") is None else percent(label["confidence_elsewhere"]),
                 _accuracy(label),
                 f"{100 * label.get('density', 0.0):.2g} %",
                 {True: "passed", False: "failed", None: ""}[label.get("sensitivity_passed")],
             )
             for label in named[:_MOST_LABELS]
         )
-        columns = ("feature", "label", "confidence", "balanced accuracy", "density", "sensitivity")
+        columns = (
+            "feature",
+            "label",
+            "confidence",
+            "elsewhere",
+            "balanced accuracy",
+            "density",
+            "sensitivity",
+        )
         caption = (
             "Confidence: the probability that the label tells where the feature fires with a balanced "
-            "accuracy of 0.75 or more, given the counts on held-out text."
+            "accuracy of 0.75 or more on text of this kind, given the counts on documents kept from the "
+            "labeler. "
+            "Elsewhere: the same on another kind of text."
         )
         if len(named) > _MOST_LABELS:
             caption += f" The {_MOST_LABELS} surest of {len(named)}."
-        table = (Table(title="Labels", columns=columns, rows=rows, caption=caption),) if rows else ()
+        # A column that is empty for every label says nothing.
+        filled = [i for i in range(len(columns)) if any(row[i] not in (None, "") for row in rows)]
+        shown = tuple(tuple(row[i] for i in filled) for row in rows)
+        names = tuple(columns[i] for i in filled)
+        table = (Table(title="Labels", columns=names, rows=shown, caption=caption),) if rows else ()
         without = self._without()
         return (*table, *((Note(f"Without a label: {without}."),) if without else ()))
 

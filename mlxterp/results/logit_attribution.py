@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -62,6 +63,11 @@ class LogitAttributionResult(AnalysisResult):
         """`' Paris'`, or `' Paris' over ' Rome'`."""
         return _towards(self.target_token_str, self.foil_token_str)
 
+    @property
+    def n_prompts(self) -> int:
+        """Over how many prompts the contributions are."""
+        return len(self.measured_on["prompts"]) if "reduced" in self.measured_on else 1
+
     def components(self) -> tuple[Component, ...]:
         """The embedding, heads, MLPs, attention biases that are not zero, and the constant bias."""
         found = [Component("embed", self.embed_contribution, name="embed")]
@@ -105,7 +111,9 @@ class LogitAttributionResult(AnalysisResult):
     def shows(self) -> tuple[Show, ...]:
         n_layers, n_heads = self.head_contributions.shape
         layers = ("layer", numbered("L", n_layers))
-        reading = f"In logits; positive favours {self.towards}. The final norm's scale is that of this run."
+        n = self.n_prompts
+        over = f"; mean over {n} prompts, each with the final norm's scale of its run." if n > 1 else ""
+        reading = f"In logits; positive favours {self.towards}{over or _ONE_RUN}"
         by_layer = {"attn_out": self.attn_contributions}
         if self.mlp_contributions is not None:
             by_layer["mlp_out"] = self.mlp_contributions
@@ -139,8 +147,44 @@ class LogitAttributionResult(AnalysisResult):
         return largest, heads, parts, table, *cautions(() if adds_up else (limit,))
 
 
+_ONE_RUN = ". The final norm's scale is that of this run."
+
+
 def _towards(target: str, foil: str | None) -> str:
     return f"{target!r} over {foil!r}" if foil is not None else repr(target)
+
+
+def mean_attribution(results: Sequence[LogitAttributionResult]) -> LogitAttributionResult:
+    """The mean over prompts, of one result per prompt; the only one as it is.
+
+    Its figures, summary and components are of the mean. Where answers differ, the token is −1 and called "the
+    answer".
+    """
+    first = results[0]
+    if len(results) == 1:
+        return first
+
+    def mean(name: str) -> Any:
+        return np.mean([getattr(result, name) for result in results], axis=0)
+
+    same = len({(r.target_token, r.foil_token) for r in results}) == 1
+    prompts = [prompt for r in results for prompt in r.measured_on["prompts"]]
+    return replace(
+        first,
+        head_contributions=mean("head_contributions"),
+        attn_contributions=mean("attn_contributions"),
+        mlp_contributions=None if first.mlp_contributions is None else mean("mlp_contributions"),
+        embed_contribution=mean("embed_contribution"),
+        bias_contribution=mean("bias_contribution"),
+        total=mean("total"),
+        logit=mean("logit"),
+        target_token=first.target_token if same else -1,
+        target_token_str=first.target_token_str if same else "the answer",
+        foil_token=first.foil_token if same or first.foil_token is None else -1,
+        foil_token_str=first.foil_token_str if same or first.foil_token is None else "the foil",
+        tokens=first.tokens if len({r.tokens for r in results}) == 1 else (),
+        measured_on=dict(first.measured_on) | {"prompts": prompts, "reduced": "mean over prompts"},
+    )
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -108,8 +108,9 @@ def max_t(
 
     Under no effect the clusters' changes are as likely with either sign; the same flips for all sites keep
     their dependence. p compares each site's |t| with the largest |t| over all sites under each flip. The
-    intervals use the same for the residuals a − R g. Four and five clusters have too few flips for 95 %:
-    there p and intervals are Student's with Bonferroni's correction for the number of sites.
+    intervals use the same for the residuals a − R g, and at least Student's t of a single site. Four and five
+    clusters have too few flips for 95 %: there p and intervals are Student's with Bonferroni's correction for
+    the number of sites.
 
     Cost: draws × sites × clusters multiplications.
 
@@ -155,7 +156,9 @@ def max_t(
         np.maximum(centred, _largest_t(signs, residual / mean_gap, se_floor), out=centred)
     as_large = len(flipped) - np.searchsorted(np.sort(flipped), own * (1 - 1e-9), side="left")
     p = as_large / len(flipped)
-    critical = np.sort(centred)[int(np.ceil(level * len(centred))) - 1]
+    # Where the floor holds, residuals are within it and flips of them too: never narrower than for one site.
+    one_site = upper_t_quantile((1 - level) / 2, n - 1)
+    critical = max(one_site, float(np.sort(centred)[int(np.ceil(level * len(centred))) - 1]))
     _, cautions = skewness(found, se_floor)
     return simultaneous(p, critical * se, cautions)
 

@@ -101,3 +101,22 @@ def missing(e: Comparison) -> tuple[str, ...]:
     if e.effect == 0 and e.direction == "decrease":
         sign = -1
     return (*shortfalls(e, sign), f"{NOT_RULED_OUT}: [{e.low:.3g}, {e.high:.3g}] is not inside ±{e.sesoi:g}")
+
+
+def told(e: Comparison) -> tuple[str, ...]:
+    """What a researcher is told that an inconclusive claim lacks, while claims may still be judged on the
+    same clusters: "placebo" or "slice" where there is none to compare with, else "interval".
+
+    Nothing of it depends on the effect. Whether it was the estimate that fell short, or the interval, is one
+    bit for each claim about the same clusters, and heads chosen by these bits made up to 148 false findings
+    of their unions (`mlxterp.selftest.adversaries`); `missing` says all of it once the clusters are opened.
+    """
+    absent = [word for word, is_absent in _absent(e).items() if is_absent]
+    return tuple(absent) or ("interval",)
+
+
+def _absent(e: Comparison) -> dict[str, bool]:
+    return {
+        "placebo": e.bar is None and e.direction != "none",
+        "slice": any(part is None for part in e.slices.values()),
+    }

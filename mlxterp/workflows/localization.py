@@ -10,8 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
 from mlxterp.causal.circuits.graph import graph_of
 from mlxterp.causal.direct_logit_attribution import direct_logit_attribution
 from mlxterp.causal.patching.activation_patching import activation_patchings
@@ -22,7 +20,7 @@ from mlxterp.causal.prompts.encoding import Prompt, require_model
 from mlxterp.causal.prompts.pair import PromptPair
 from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import CapabilityUnavailable, SweepError
-from mlxterp.results import LogitAttributionResult, Step, WorkflowResult
+from mlxterp.results import Step, WorkflowResult, mean_attribution
 from mlxterp.results.views import listed
 from mlxterp.workflows import narratives
 from mlxterp.workflows.progress import Progress, ProgressReporter
@@ -238,38 +236,6 @@ def _attribution(question: Question, reporter: ProgressReporter, top_k: int) -> 
             "about a token that does not tell them apart. Give answer= and foil=.",
         )
     return Step("dla", result, narratives.attribution(result, top_k, len(each)), cautions)
-
-
-def mean_attribution(results: Sequence[LogitAttributionResult]) -> LogitAttributionResult:
-    """The mean over prompts, of one result per prompt; the only one as it is.
-
-    Where answers differ, the token is −1 and called "the answer".
-    """
-    first = results[0]
-    if len(results) == 1:
-        return first
-
-    def mean(name: str) -> Any:
-        return np.mean([getattr(result, name) for result in results], axis=0)
-
-    same = len({(r.target_token, r.foil_token) for r in results}) == 1
-    prompts = [prompt for r in results for prompt in r.measured_on["prompts"]]
-    return replace(
-        first,
-        head_contributions=mean("head_contributions"),
-        attn_contributions=mean("attn_contributions"),
-        mlp_contributions=None if first.mlp_contributions is None else mean("mlp_contributions"),
-        embed_contribution=mean("embed_contribution"),
-        bias_contribution=mean("bias_contribution"),
-        total=mean("total"),
-        logit=mean("logit"),
-        target_token=first.target_token if same else -1,
-        target_token_str=first.target_token_str if same else "the answer",
-        foil_token=first.foil_token if same or first.foil_token is None else -1,
-        foil_token_str=first.foil_token_str if same or first.foil_token is None else "the foil",
-        tokens=first.tokens if len({r.tokens for r in results}) == 1 else (),
-        measured_on=dict(first.measured_on) | {"prompts": prompts, "reduced": "mean over prompts"},
-    )
 
 
 def _ranked(steps: Sequence[str]) -> tuple[str, ...]:

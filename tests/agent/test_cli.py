@@ -9,10 +9,12 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
+from mlxterp.autointerpret.contract import state_dir
 from mlxterp.autointerpret.scaffold import scaffolds
 from mlxterp_agent import exit_codes
 from mlxterp_agent.cli import app
@@ -299,9 +301,20 @@ def test_init_makes_an_investigation_in_a_repository_of_its_own(autointerp, tmp_
     said = autointerp("init", target, "--model", "toy-induction", "--question", "Why?")
 
     assert said.code == exit_codes.FINISHED
+    assert "8 independent clusters to explore, 24 to decide declared claims on" in said.out
     assert git(target, "log", "--format=%s") == "Begin the investigation"
     assert git(target, "status", "--short") == ""
     assert "Why?" in (target / "program.md").read_text()
+
+
+def test_a_question_that_the_script_cannot_answer_is_refused_before_anything_is_made(autointerp, tmp_path):
+    asked = ("--scaffold", "induction", "--agent", "scripted", "--question", "gender bias?")
+
+    said = autointerp("start", tmp_path / "new", *asked)
+
+    assert said.code == exit_codes.RESEARCHER
+    assert "cannot answer 'gender bias?'" in said.err
+    assert not (tmp_path / "new").exists()
 
 
 def test_init_overwrites_nothing(autointerp, project):
@@ -371,14 +384,15 @@ def test_start_without_a_directory_goes_on_with_the_investigation_beside_it(
     assert verdicts(project) == ["lead"]
 
 
-def test_a_report_that_cannot_be_written_loses_nothing_and_is_said(autointerp, project):
+def test_a_directory_in_the_place_of_the_report_is_moved_aside(autointerp, project):
     (project / "experiment.py").write_text(source("alpha"))
     (project / "report.html").mkdir()
 
     said = autointerp("watch", project, "--max-experiments", 1)
 
     assert said.code == exit_codes.FINISHED
-    assert "Report:   not written" in said.out
+    assert "Report:   open" in said.out
+    assert (project / "report.html").is_file()
     assert verdicts(project) == ["lead"]
 
 
@@ -549,3 +563,87 @@ def test_only_a_name_of_the_hub_that_is_not_in_its_cache_is_fetched_from_there(t
     names = ["somebody/missing", "somebody/there", "a/directory", "toy-induction", "/a/b", "x/y.gguf/z"]
 
     assert list(map(prepare.is_missing_from_hub_cache, names)) == [True] + 5 * [False]
+
+
+def spoil_lock(project: Path, tmp_path: Path) -> list[str]:
+    (state_dir(project)).mkdir(parents=True)
+    (state_dir(project) / "lock").symlink_to(tmp_path / "elsewhere")
+    return ["start", str(project), "--agent", "none"]
+
+
+def spoil_torn(project: Path, tmp_path: Path) -> list[str]:
+    (project / "results.jsonl").write_bytes(b'{"experiment_id"')
+    (project / "results.jsonl.torn").mkdir()
+    return ["start", str(project), "--agent", "none"]
+
+
+def name_below_a_file(project: Path, tmp_path: Path) -> list[str]:
+    (tmp_path / "file").touch()
+    return ["start", str(tmp_path / "file" / "x"), "--agent", "none"]
+
+
+def init_in_the_kernels_files(project: Path, tmp_path: Path) -> list[str]:
+    return ["init", "/proc/foo"]
+
+
+def state_below_a_file(project: Path, tmp_path: Path) -> list[str]:
+    state_dir(project).parent.write_text("not a directory")
+    return ["start", str(project), "--agent", "none"]
+
+
+def state_is_a_file(project: Path, tmp_path: Path) -> list[str]:
+    state_dir(project).parent.mkdir(parents=True)
+    state_dir(project).write_text("not a directory")
+    return ["status", str(project)]
+
+
+def journal_is_a_directory(project: Path, tmp_path: Path) -> list[str]:
+    (state_dir(project) / "journal.jsonl").mkdir(parents=True)
+    return ["status", str(project)]
+
+
+def no_such_project(project: Path, tmp_path: Path) -> list[str]:
+    return ["status", str(tmp_path / "nowhere")]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "code"),
+    [
+        (spoil_lock, 6),
+        (spoil_torn, 0),
+        (name_below_a_file, 6),
+        (init_in_the_kernels_files, 6),
+        (state_below_a_file, 6),
+        (state_is_a_file, 6),
+        (journal_is_a_directory, 6),
+        (no_such_project, 3),
+    ],
+)
+def test_a_plain_condition_ends_with_one_sentence_and_its_code(autointerp, project, tmp_path, spoil, code):
+    ended = autointerp(*spoil(project, tmp_path))
+
+    assert ended.code == code
+    assert "autointerp itself failed" not in ended.err
+    assert "Traceback" not in ended.err
+    assert code == 0 or ended.err.startswith("error: ")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOLCK, "No locks available"),
+        OSError(errno.ELOOP, "Too many levels of symbolic links", "lock"),
+        NotADirectoryError(errno.ENOTDIR, "Not a directory", "f/x"),
+        FileNotFoundError(errno.ENOENT, "No such file or directory", "project"),
+        OSError(errno.ENAMETOOLONG, "File name too long", "x"),
+        OSError(errno.EMFILE, "Too many open files"),
+        MemoryError(),
+        RuntimeError("can't start new thread"),
+    ],
+)
+def test_what_a_machine_refuses_is_one_sentence(capsys, error: Exception):
+    def refuse() -> None:
+        raise error
+
+    assert exit_codes.end_of(refuse) == exit_codes.MACHINE
+    assert "autointerp itself failed" not in capsys.readouterr().err

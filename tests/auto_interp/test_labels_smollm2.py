@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from mlxterp.auto_interp import auto_label_features, sensitivity_test
+from mlxterp.auto_interp.confidence import calibration_error
 from mlxterp.auto_interp.evidence.corpus import Corpus
 from mlxterp.auto_interp.evidence.evidence import Sampling
 from mlxterp.auto_interp.promoted_tokens import Promotion
 from mlxterp.auto_interp.rules.fitting import OfflineRun
-from mlxterp.auto_interp.scores import calibration_error
 from mlxterp.core.model import InterpretableModel
 from mlxterp.datasets import sample_texts
 from mlxterp.sae.feature_store.build import build_store, store_from_arrays

@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlxterp.auto_interp.promoted_tokens import _largest, neighbours, promotion
-from mlxterp.auto_interp.sensitivity.examples import content_words, stem
 from mlxterp.core.model import InterpretableModel
 from tests.sae.planted import random_sae
 from tests.tiny_models import ByteTokenizer, tiny_module
@@ -58,10 +57,3 @@ def test_the_largest_are_found_as_by_a_sort(width, k, seed):
     values = np.random.default_rng(seed).permutation(width)[None].astype(np.float32)
 
     assert set(_largest(values, k)[0].tolist()) == set(np.argsort(-values[0])[:k].tolist())
-
-
-def test_the_words_of_a_label_are_those_that_say_something():
-    assert content_words("tokens related to the CATS, or walking") == ("cat", "walk")
-    assert content_words("__?__") == ()
-    assert stem("ties") == "tie"
-    assert stem("the") == "the"

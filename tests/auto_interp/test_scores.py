@@ -7,12 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from mlxterp.auto_interp.confidence import calibration_error, confidence
 from mlxterp.auto_interp.scores import (
     auroc,
     balanced_accuracy,
     balanced_accuracy_interval,
-    calibration_error,
-    confidence,
     score_from_answers,
     score_from_counts,
 )

@@ -16,14 +16,15 @@ from hypothesis import strategies as st
 from mlxterp.autointerpret import ExperimentLog
 from mlxterp.autointerpret.encoding import (
     MAX_LINE,
+    compared,
     count,
     decode_object,
     encode_object,
     plain,
-    vector_digest,
 )
 from mlxterp.errors import EntryError
 from mlxterp.results import PatchingResult
+from mlxterp.statistics.duplicates import is_copy
 from tests.autointerpret.conftest import an_entry
 
 
@@ -240,9 +241,9 @@ def test_numbers_are_counted_without_what_describes_the_measurement():
     assert count(result) == (4, 2)
 
 
-def test_vectors_are_the_same_whatever_their_names_are():
-    vector = vector_digest({"a": [1, 2.0, 0.5]})
+def test_results_are_compared_by_their_numbers_whatever_the_names_are():
+    mine = compared({"a": [1, 2.0, 0.5]})
 
-    assert vector == vector_digest({"b": {"x": 1.0, "y": 2}, "c": 0.5, "note": "text"})
-    assert vector != vector_digest({"a": [1, 2.0, 0.25]})
-    assert vector_digest({"accuracy": 1.0}) is None
+    assert is_copy(mine, compared({"b": {"x": 1.0, "y": 2}, "c": 0.5, "note": "text"}))
+    assert not is_copy(mine, compared({"a": [1, 2.0, 0.25]}))
+    assert not is_copy(compared({"accuracy": 1.0}), compared({"accuracy": 1.0}))

@@ -83,12 +83,13 @@ def test_each_row_of_the_table(evidence, verdict, tier, kept):
 
 UP = math.nextafter
 LIMITS = [
-    # what is compared, a value that passes, the next one that does not, what is then missing
+    # what is compared, a value that passes, the next one that does not, what is then said to be missing:
+    # nothing that depends on the effect
     ("low", UP(0.05, 1), 0.05, "interval"),
-    ("effect", 0.1, UP(0.1, 0), "estimate"),
-    ("bar", UP(0.4, 0), 0.4, "placebo"),
+    ("effect", 0.1, UP(0.1, 0), "interval"),
+    ("bar", UP(0.4, 0), 0.4, "interval"),
     ("bar", 0.0, None, "placebo"),
-    ("slices", {"a": 5e-324}, {"a": 0.0}, "slice"),
+    ("slices", {"a": 5e-324}, {"a": 0.0}, "interval"),
     ("slices", {}, {"b": None}, "slice"),
 ]
 
@@ -162,7 +163,7 @@ def test_what_an_open_claim_lacks_is_said_with_how_many_more_clusters_would_deci
     wide = replace(EFFECT, effect=0.08, low=-0.2, high=0.4, bar=0.3)
 
     assert decide(_finding(wide, more_clusters=48)).reasons == (
-        "missing: interval, estimate, placebo",
+        "missing: interval",
         "about 48 more independent clusters would decide an effect of 1.5 times the smallest one",
     )
     assert "unlikely to decide it" in decide(_finding(wide)).reasons[1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import types
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from mlxterp.autointerpret import ExperimentLog, init_autointerpret, read_hypothesis
 from mlxterp.causal import PromptPair
 from mlxterp.core.model import InterpretableModel
+from mlxterp.datasets import LANDMARKS, factual_recall_pairs
 from mlxterp.remeasure import gate_cells
 from mlxterp.statistics.clusters import clusters
 from mlxterp.statistics.decisions import Gate, gate
@@ -103,6 +105,19 @@ def test_the_induction_scaffold_passes_the_gate_on_a_real_model_too(tmp_path):
 
     assert gate_of(setup.model, setup, fresh).passed
     assert not gate_of(shuffled_twin(setup.model, 0), setup, fresh).passed
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_couples_that_are_written_out_are_the_ones_that_the_model_shows(tmp_path):
+    setup = setup_of(tmp_path, "factual_recall")
+
+    found = factual_recall_pairs(
+        setup.model, LANDMARKS, template=setup.TEMPLATES, both_directions=False, shown=True
+    )
+
+    assert len(setup.COUPLES) == len(setup.dataset) == 53
+    assert [replace(pair, cluster=None) for pair in found[:53]] == setup.dataset
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from mlxterp import InterpretableModel
 from mlxterp.causal import (
     ablate,
     activation_patching,
@@ -16,7 +17,6 @@ from mlxterp.causal import (
     random_head_sets,
 )
 from mlxterp.core.interventions import replace
-from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import CapabilityUnavailable
 from tests.small_models import small_module
 

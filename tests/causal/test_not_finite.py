@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 import mlxterp.sae
+from mlxterp import InterpretableModel
 from mlxterp.causal import (
+    PromptPair,
     ablate,
     acdc,
     activation_patching,
@@ -20,12 +22,11 @@ from mlxterp.causal import (
     faithfulness,
     logit_lens,
     path_patching,
+    train_tuned_lens,
 )
-from mlxterp.causal.prompts.pair import PromptPair
-from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import MlxterpError
 from tests.small_models import small_module
-from tests.tiny_models import tiny_module
+from tests.tiny_models import ByteTokenizer, tiny_module
 
 CLEAN = [3, 14, 15, 9, 2, 6, 5, 8]
 CORRUPTED = [3, 14, 15, 9, 33, 6, 5, 8]
@@ -109,21 +110,53 @@ def test_a_model_without_finite_gradients_is_patched_and_not_estimated():
     assert "nan" not in behind.summary()
 
 
-def test_features_of_an_sae_that_gives_nan_are_refused():
-    model = InterpretableModel(tiny_module("llama"))
+def random_sae(*, broken: bool) -> mlxterp.sae.SAE:
+    """16 random features of the last residual stream; one reads NaN if it is broken."""
     keys = mx.random.split(mx.random.key(0), 2)
     weights = mx.random.normal((32, 16), key=keys[0])
-    weights[0, 3] = mx.nan
-    sae = mlxterp.sae.SAE(
+    if broken:
+        weights[0, 3] = mx.nan
+    return mlxterp.sae.SAE(
         W_enc=weights,
         b_enc=mx.zeros(16),
         W_dec=mx.random.normal((16, 32), key=keys[1]),
         b_dec=mx.zeros(32),
         activation=mlxterp.sae.Relu(),
-        hook_point="L1.resid_post",
+        hook_point="L2.resid_post",
         model="llama",
     )
 
-    for measure in (mlxterp.sae.feature_effects, mlxterp.sae.feature_attribution):
-        with pytest.raises(MlxterpError, match="NaN or infinity at the SAE's features"):
-            measure(model, sae, CLEAN)
+
+TEXTS = ["the cat sat on the mat", "a dog ran"]
+
+
+@pytest.mark.parametrize(
+    "measure",
+    [
+        lambda m, s: mlxterp.sae.feature_effects(m, s, CLEAN),
+        lambda m, s: mlxterp.sae.feature_attribution(m, s, CLEAN),
+        lambda m, s: mlxterp.sae.active_features(m, s, CLEAN),
+        lambda m, s: mlxterp.sae.build_store(m, s, TEXTS),
+    ],
+    ids=["effects", "attribution", "active", "store"],
+)
+def test_features_of_an_sae_that_gives_nan_are_refused(tiny_llama, measure):
+    with pytest.raises(MlxterpError, match="NaN or infinity at the SAE's features"):
+        measure(tiny_llama, random_sae(broken=True))
+
+
+@pytest.mark.parametrize(
+    "measure",
+    [
+        lambda m: mlxterp.sae.sae_quality(m, random_sae(broken=False), TEXTS),
+        lambda m: mlxterp.sae.build_store(m, random_sae(broken=False), TEXTS),
+        lambda m: train_tuned_lens(m, TEXTS, steps=1),
+    ],
+    ids=["quality", "store", "tuned lens"],
+)
+def test_nothing_is_trained_or_counted_on_activations_that_are_nan(measure):
+    broken = broken_in_layer_1()
+    model = InterpretableModel(broken.model, ByteTokenizer(), verify=False)
+
+    with pytest.raises(MlxterpError, match=r"NaN or infinity at L[12]\.resid_post"):
+        measure(model)

@@ -81,6 +81,28 @@ def test_the_divergence_reported_is_that_of_the_readings(tiny_llama):
             assert said[layer] == pytest.approx((np.exp(p) * (p - q)).sum(axis=-1).mean(), rel=1e-3)
 
 
+def test_the_divergence_reported_is_of_the_text_that_was_not_trained_on(tiny_llama):
+    """Of two texts one is learnt by heart; what is reported is the divergence on the other."""
+    texts = ["the cat sat on a mat", "QX 90 %% ;; ZZ 417 ++"]
+    lens = train_tuned_lens(tiny_llama, texts, steps=60, batch_tokens=64, learning_rate=0.02, held_out=0.5)
+
+    def divergence(text):
+        h = tiny_llama.trace(text, capture=["resid_post"])
+
+        def log_softmax(x):
+            x = np.array(x[0], dtype=np.float64)
+            return x - np.log(np.exp(x).sum(axis=-1, keepdims=True))
+
+        p = log_softmax(h.logits)
+        q = log_softmax(tiny_llama.architecture.final(lens.translated(0, h["L0.resid_post"])))
+        return float((np.exp(p) * (p - q)).sum(axis=-1).mean())
+
+    learnt, other = sorted(map(divergence, texts))
+
+    assert other > 2 * learnt
+    assert lens.held_out_kl[0] == pytest.approx(other, rel=1e-3)
+
+
 def test_the_same_seed_trains_the_same_lens_and_progress_is_told(tiny_llama):
     said = []
     options = {"steps": 3, "batch_tokens": 8, "context": 6}

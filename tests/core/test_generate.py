@@ -170,3 +170,18 @@ def test_the_text_is_that_of_the_new_tokens(tiny_llama):
 
     assert made.text == bytes(made.tokens).decode()
     assert made.prompt_tokens == tuple(TEXT.encode())
+
+
+def test_the_activations_at_generated_tokens_are_those_of_a_trace_of_prompt_and_continuation(tiny_llama):
+    seen = []
+    keep = iv.edit("L1.z", lambda x: (seen.append(np.array(x)), x)[1])
+    found = tiny_llama.generate([5, 9, 17, 33], max_new_tokens=3, stop_at_end=False, interventions=[keep])
+
+    trace = tiny_llama.trace([*found.prompt_tokens, *found.tokens[:-1]], capture=["L1.z"])
+
+    assert np.allclose(np.concatenate(seen, axis=1), np.array(trace["L1.z"]), atol=1e-5)
+
+
+def test_several_prompts_are_refused_with_the_loop_that_generates_each(tiny_llama):
+    with pytest.raises(TokenError, match=r"\[model\.generate\(prompt\) for prompt in prompts\]"):
+        tiny_llama.generate(["a", "b"])

@@ -10,7 +10,9 @@ import pytest
 from mlxterp.core import self_check
 from mlxterp.core.architecture.parts import Capability
 from mlxterp.core.model import InterpretableModel
+from mlxterp.errors import UnsupportedArchitecture
 from mlxterp.models import toy
+from tests.tiny_models import tiny_module
 
 
 @pytest.fixture(autouse=True)
@@ -93,3 +95,8 @@ def test_a_module_of_ones_own_is_always_asked(home, asked):
 
     assert asked == ["asked"] * 2
     assert files(home) == []
+
+
+def test_a_type_that_mlx_cannot_compute_is_refused_with_one_that_it_can():
+    with mx.stream(mx.cpu), pytest.raises(UnsupportedArchitecture, match=r"dtype=mx\.float32"):
+        InterpretableModel(tiny_module("mixtral"), dtype=mx.bfloat16)  # no 16-bit experts on a CPU

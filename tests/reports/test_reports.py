@@ -306,8 +306,8 @@ def test_a_lead_is_said_to_be_unconfirmed_and_never_stands_among_findings(tmp_pa
     text, _ = write(tmp_path, [entry(1)])
 
     assert "## Findings" not in text
-    assert "None is confirmed on held-out data: a lead is not a finding." in text
-    assert "It is not confirmed on held-out data." in text
+    assert "The supervisor has confirmed none on pairs that it holds out; which pairs" in text
+    assert "The supervisor has not confirmed it on the pairs that it holds out." in text
 
 
 def test_a_finding_comes_with_its_held_out_effect(tmp_path):

@@ -303,7 +303,7 @@ def test_a_set_is_ranked_among_random_sets_of_its_kind():
         return [
             AblationRow(
                 label=f"{group} {i}",
-                components=("L0.H0",),
+                components=(f"L{i}.H0",),
                 value=0.0,
                 share=share,
                 keep=keep,
@@ -330,6 +330,8 @@ def test_a_set_is_ranked_among_random_sets_of_its_kind():
     enough = replace(found, rows=[row for row in found.rows if row.keep])
     assert "It takes 19" not in enough.summary()
     assert replace(found, rows=found.rows[:1]).p_among_random("found 0") is None
+    twice = replace(found, rows=[*found.rows, *found.rows[1:5]])
+    assert twice.p_among_random("found 0") == pytest.approx(3 / 5)
 
 
 def test_an_ablation_without_random_sets_carries_a_caution():

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
 import pytest
 
 from mlxterp.errors import StatisticsError
-from mlxterp.statistics.clusters import halves, hashed_order, mean_by_cluster
+from mlxterp.statistics.clusters import (
+    all_mirrored,
+    cluster_ids,
+    clusters,
+    halves,
+    hashed_order,
+    mean_by_cluster,
+    one_direction,
+)
 
 
 def test_each_cluster_counts_once_however_many_members_it_has():
@@ -59,3 +69,36 @@ def test_one_cluster_cannot_be_split_and_two_can():
         halves([3, 3, 3], seed=0)
     search, confirm = halves([3, 4], seed=0)
     assert len(search) == len(confirm) == 1
+
+
+@pytest.mark.parametrize("salt", ["a", "b", "c", "d", "e", "f"])
+def test_one_direction_of_a_couple_is_kept_which_the_salts_hash_decides(salt):
+    couple = [("Oslo", "Lima"), ("Lima", "Oslo"), ("Bern", "Doha"), ("Cairo", "Cairo")]
+    pairs = [{"clean": clean, "corrupted": corrupted} for clean, corrupted in couple]
+    of = clusters(pairs).of_pair
+
+    kept = one_direction(pairs, of, salt)
+
+    forwards = hashlib.sha256((salt + of[0]).encode()).digest()[0] % 2 == 0
+    assert kept == ((1, 2, 3) if forwards else (0, 2, 3))  # forwards: from Lima, first in the alphabet
+
+
+def test_both_directions_are_kept_where_clusters_tell_them_apart():
+    pairs = [{"clean": "a", "corrupted": "b"}, {"clean": "b", "corrupted": "a"}]
+
+    assert one_direction(pairs, ("one", "two"), "salt") == (0, 1)
+
+
+def test_only_pairs_of_which_each_comes_in_both_directions_are_mirrored():
+    def pairs(*both):
+        return [{"clean": clean, "corrupted": corrupted} for clean, corrupted in both]
+
+    assert all_mirrored(pairs(("a", "b"), ("b", "a"))) is True
+    assert all_mirrored(pairs(("a", "b"), ("b", "a"), ("c", "d"))) is False
+    assert all_mirrored([]) is False
+
+
+def test_the_name_of_a_cluster_is_written_as_16_digits_of_its_hash():
+    pairs = [{"clean": "a", "corrupted": "b"}, {"clean": "b", "corrupted": "c"}]
+
+    assert cluster_ids(pairs) == (hashlib.sha256(b"a").hexdigest()[:16],) * 2

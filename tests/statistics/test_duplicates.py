@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mlxterp.statistics.duplicates import fingerprint, same_numbers
+from mlxterp.statistics.duplicates import fingerprint, is_copy, result_numbers, same_numbers
 
 RNG = np.random.default_rng(0)
 NUMBERS = (RNG.normal(size=30) * 10.0 ** RNG.uniform(-3, 1, 30)).tolist()
@@ -96,3 +96,21 @@ def test_one_number_in_ten_may_be_new_wherever_it_stands():
         other = tuple(sorted((*ten[:i], *ten[i + 1 :], ten[i] * 1.2)))
         assert same_numbers(ten, other)
         assert same_numbers(other, ten)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "copy"),
+    [
+        ([0.25, 1.0, 0.0], [0.25, 1.0, 0.0], True),
+        ([0.25, 1.0, 0.0], [0.25 * (1 + 1e-12), 1.0, 0.0], True),
+        ([0.25, 1.0, 0.0], [0.25 * (1 + 1e-8), 1.0, 0.0], False),
+        ([0.25, 1.0, 0.0], [1.0, 0.25, 0.0], False),
+        ([0.25, 1.0], [0.25, 1.0], False),
+        ([0.0, 0.0, 0.0], [0.0, 0.0, 0.0], False),
+        ([0.0, 1.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0], False),
+        ([0.25, float("nan"), 1.0], [0.25, float("nan"), 1.0], True),
+        (NUMBERS, NUMBERS[::-1], True),
+    ],
+)
+def test_short_results_are_copies_only_in_the_same_order_and_with_a_number_that_tells(one, other, copy):
+    assert is_copy(result_numbers(one), result_numbers(other)) is copy

@@ -171,3 +171,32 @@ def test_halves_whose_gaps_point_the_other_way_measure_no_winners_again():
     one[search] = zero[search] - 0.5
 
     assert effects(values, one=one, zero=zero, search=True, seed=0).search.winners == ()
+
+
+def test_halves_whose_gaps_add_up_to_0_measure_no_winners_again():
+    values, one, zero = _searched(8)
+    _, confirm = halves(np.arange(8), 0)
+    one, zero = np.full(8, 1.0), np.zeros(8)
+    one[confirm] = [1.0, -1.0, 1.0, -1.0]
+
+    assert effects(values, one=one, zero=zero, search=True, seed=0).search.winners == ()
+
+
+def test_what_a_search_does_not_say_otherwise_is_chosen_by_seed_0():
+    values, one, zero = _searched(8)
+    options = {"one": one, "zero": zero, "search": True}
+    unsaid, said = effects(values, **options).search, effects(values, **options, seed=0).search
+
+    again = confirm_winners(values - zero[:, None], one - zero, winners=2)
+    assert unsaid.chosen_on == said.chosen_on
+    assert again.searched.tolist() == [winner.searched for winner in unsaid.winners[:2]]
+
+
+def test_a_site_without_an_effect_where_winners_are_chosen_is_none():
+    values, one, zero = _searched(8, sites=3)
+    search, _ = halves(np.arange(8), 0)
+    values[search, 1] = zero[search]
+
+    found = effects(values, one=one, zero=zero, search=True).search
+
+    assert {each.site for each in found.winners} == {0, 2}

@@ -298,3 +298,21 @@ def test_equal_sites_are_ranked_in_their_order():
     found = confirm_winners(np.ones((8, 40)), np.ones(8), winners=40)
 
     assert found.chosen.tolist() == list(range(40))
+
+
+def test_an_interval_for_all_sites_is_never_narrower_than_that_of_one():
+    change = np.repeat([[0.5, 1.0, 0.0]], 8, axis=0) + 1e-5 * np.random.default_rng(15).normal(size=(8, 3))
+
+    found = max_t(change, np.ones(8))
+
+    alone = ratio_of_means(change, np.ones(8))
+    assert found.low == pytest.approx(alone.low)
+    assert found.high == pytest.approx(alone.high)
+
+
+def test_there_are_4999_flips_and_the_identity_unless_others_are_asked_for():
+    change, gap = _sweep(np.random.default_rng(16), 20, 3)
+
+    p = max_t(change, gap).p
+    assert p * 5000 == pytest.approx(np.rint(p * 5000), abs=1e-9)
+    assert p.tolist() == max_t(change, gap, draws=4999).p.tolist()

@@ -10,10 +10,9 @@ from mlxterp.causal.batching import sweep
 from mlxterp.datasets import repeated_random_pairs
 from mlxterp.errors import CapabilityUnavailable, LengthMismatch, MetricError, NoGap, SweepError
 from mlxterp.models import toy_circuit
-from mlxterp.results import AnalysisResult, PatchingResult
+from mlxterp.results import AnalysisResult, Bars, PatchingResult, mean_attribution
 from mlxterp.statistics.multiple import max_t
 from mlxterp.workflows import behavior_localization, narratives
-from mlxterp.workflows.localization import mean_attribution
 from tests.rounding import backward_error
 
 CLEAN, CORRUPTED = "the cat sat", "the dog sat"
@@ -96,6 +95,9 @@ def test_over_several_pairs_dla_is_the_mean_and_still_adds_up(tiny_llama):
     assert (dla.target_token, dla.target_token_str) == (-1, "the answer")
     assert [prompt["text"] for prompt in dla.measured_on["prompts"]] == [p.clean for p in pairs]
     assert mean_attribution(each[:1]) is each[0]
+    drawn = next(show for show in dla.shows() if isinstance(show, Bars))
+    assert drawn.labels[0] == dla.top_components(1)[0].label
+    assert "mean over 2 prompts" in drawn.reading
 
 
 def test_without_an_answer_dla_is_about_what_the_model_says_first(tiny_llama):

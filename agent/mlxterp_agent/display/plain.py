@@ -64,7 +64,10 @@ class PlainLines:
                 return f"{one_line(event.text)}{share}"
             case SetupReady():
                 blas = f", BLAS {one_line(event.blas)}" if event.blas else ""
-                return f"setup.py is ready: {one_line(event.model)}{blas} ({duration(event.seconds)})"
+                evidence = f"\n{one_line(event.evidence, 300)}" if event.evidence else ""
+                return (
+                    f"setup.py is ready: {one_line(event.model)}{blas} ({duration(event.seconds)}){evidence}"
+                )
             case Turn():
                 return f"researcher: {one_line(event.text)}" if event.text else None
             case Running():

@@ -78,6 +78,7 @@ class LiveScreen:
                 self._share = (event.done or 0.0, event.total or 1.0) if known else None
             case SetupReady():
                 self._model, self._doing, self._share = event.model, "waiting for an experiment", None
+                self._note = event.evidence
             case Turn():
                 self._doing = event.text or self._doing
             case Running():

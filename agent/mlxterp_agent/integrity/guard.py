@@ -19,15 +19,16 @@ from pathlib import Path
 from typing import Literal
 
 from mlxterp._files import write_atomically
-from mlxterp.autointerpret.contract import FINDINGS, LOG, SETUP, digest
+from mlxterp.autointerpret.contract import CONFIG, FINDINGS, LOG, SETUP, digest
 from mlxterp_agent.events import Violated
 from mlxterp_agent.platform import NotRegular, explain_disk_full, read_regular
 from mlxterp_agent.storage.git import Committer, git_dirs
+from mlxterp_agent.storage.project_files import make_folder, write_in_project
 from mlxterp_agent.storage.record import Execution
 from mlxterp_agent.storage.results_log import ResultsLog
 from mlxterp_agent.storage.state_dir import Sealed, State
 
-What = Literal["setup", "log", "snapshot", "seal", "journal", "findings", "git"]
+What = Literal["setup", "config", "log", "snapshot", "seal", "journal", "findings", "git"]
 
 _GIT_FILES = ("config", "config.worktree", "info/attributes", "info/exclude")
 
@@ -69,6 +70,7 @@ def snapshot(project: Path, state: State, also: Sequence[Path] = (), *, log: str
     """
     kinds: dict[Path, What] = {
         project / SETUP: "setup",
+        project / CONFIG: "config",
         project / LOG: "log",
         state.sealed_dir / SETUP: "seal",
     }
@@ -125,17 +127,24 @@ def restore(
         for what in dict.fromkeys(violation.what for violation in violations):
             match what:
                 case "setup":
-                    _replace(project / SETUP, sealed.setup_bytes, evidence)
+                    _set_aside(project / SETUP, evidence)
+                    write_in_project(project, SETUP, sealed.setup_bytes)
                     done.append("setup.py was put back from its sealed copy")
+                case "config":
+                    _set_aside(project / CONFIG, evidence)
+                    if sealed.config_bytes:
+                        write_in_project(project, CONFIG, sealed.config_bytes)
+                    done.append(f"{CONFIG} was put back from its sealed copy")
                 case "seal":
                     _replace(sealed.setup, sealed.setup_bytes, evidence / "sealed")
                     done.append("the sealed copy of setup.py was written anew")
                 case "log":
-                    _replace(project / LOG, log, evidence)
+                    _set_aside(project / LOG, evidence)
+                    write_in_project(project, LOG, log)
                     done.append(f"{LOG} was put back from the journal")
                 case "findings":
                     _set_aside(project / FINDINGS, evidence)
-                    (project / FINDINGS).mkdir()
+                    make_folder(project, FINDINGS)
                     done.append(f"{FINDINGS}/ is a directory again")
                 case "git":
                     _copy_git(project, evidence)
@@ -150,7 +159,7 @@ def restore(
 ALLOWED = 1
 """Violations after which a run continues. One more, and it pauses."""
 
-_BETWEEN_RUNS = ("setup", "seal", "journal", "findings")
+_BETWEEN_RUNS = ("setup", "config", "seal", "journal", "findings")
 
 
 class Guard:

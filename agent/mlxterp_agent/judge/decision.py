@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from mlxterp.autointerpret.keep_rule import Measured
-from mlxterp.errors import StatisticsError
 from mlxterp.statistics.arrays import Flags, Floats
 from mlxterp.statistics.decisions import (
     POWER_QUANTILE,
@@ -198,31 +197,30 @@ def gate_of(result: Mapping[str, Any], *, twin: bool = False) -> Gate:
     """The behaviour gate on a result's pairs, of the model or of its twin."""
     cells = result["twin_gate" if twin else "gate"]
     pairs, others, behind = cells["pairs"], cells["candidates"], cells["prefixed"]
-    gaps = _gap_by_cluster(pairs, result["clusters"])
+    gaps = _gaps(pairs, result["clusters"])
     # A distance is larger in the corrupted run: there the gap has the other sign.
     towards = -1.0 if gaps.mean() < 0 else 1.0
+    shown = None if others is None else np.logical_and(others["answer_preferred"], others["foil_preferred"])
     return gate(
         towards * gaps,
         _preferred(pairs),
         np.array([*pairs["answer_rank"], *pairs["foil_rank"]], dtype=float) - 1,
         int(cells["d_vocab"]),
-        candidates=None
-        if others is None
-        else np.logical_and(others["answer_preferred"], others["foil_preferred"]).astype(float),
+        candidates=None if shown is None else shown.astype(float),
         prefixed=None
         if behind is None
-        else Prefixed(towards * _gap_by_cluster(behind, result["clusters"]), _preferred(behind)),
+        else Prefixed(towards * _gaps(behind, result["clusters"]), _preferred(behind)),
     )
 
 
-def _gap_by_cluster(behaviour: Mapping[str, Any], clusters: Sequence[str]) -> Floats:
-    gap = _floats(behaviour["clean"]) - _floats(behaviour["corrupted"])
+def _gaps(cells: Mapping[str, Any], clusters: Sequence[str]) -> Floats:
+    """The gap of each cluster."""
+    gap = _floats(cells["clean"]) - _floats(cells["corrupted"])
     return cells_of(gap, np.ones_like(gap), clusters).change
 
 
-def _preferred(behaviour: Mapping[str, Any]) -> Floats:
-    """Of both runs of each pair, whether it prefers its answer."""
-    return np.array([*behaviour["answer_preferred"], *behaviour["foil_preferred"]], dtype=float)
+def _preferred(cells: Mapping[str, Any]) -> Floats:
+    return np.array([*cells["answer_preferred"], *cells["foil_preferred"]], dtype=float)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -285,11 +283,16 @@ def decide_rows(
 
 def same_rows(one: Rows, other: Rows) -> bool:
     """Whether two measurements of the same pairs gave the same numbers, up to what a run repeats to."""
-    if len(one.change) != len(other.change):
-        return False
-    allowed = SE_FLOOR * max(float(np.abs(one.gap).mean()), 1e-12)
-    apart = np.abs(np.stack([one.change - other.change, one.gap - other.gap]))
-    return bool((apart <= allowed).all())
+    return same_numbers((one.change, one.gap), (other.change, other.gap))
+
+
+def same_numbers(one: tuple[Floats, Floats], other: tuple[Floats, Floats]) -> bool:
+    """The same for changes and gaps."""
+    (change, gap), (other_change, other_gap) = one, other
+    if change.shape != other_change.shape or not len(change):
+        return change.shape == other_change.shape
+    allowed = SE_FLOOR * max(float(np.abs(gap).mean()), 1e-12)
+    return bool((np.abs(np.stack([change - other_change, gap - other_gap])) <= allowed).all())
 
 
 def _direction(declared: str, cells: Cells) -> Direction:
@@ -297,10 +300,7 @@ def _direction(declared: str, cells: Cells) -> Direction:
     a metric that is lower there, that is a decrease."""
     if declared in ("none", "either"):
         return declared  # type: ignore[return-value]
-    total = float(cells.gap.sum())
-    if not (total > 0 or total < 0):
-        raise StatisticsError("the pairs have no gap, so an effect has no sign.")
-    return "increase" if (declared == "increase") == (total > 0) else "decrease"
+    return "increase" if (declared == "increase") == bool(cells.gap.sum() > 0) else "decrease"
 
 
 def _not_exceeded(

@@ -8,20 +8,37 @@ rule does not.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from mlxterp.autointerpret.encoding import count
 from mlxterp.autointerpret.entry import ExperimentEntry
 from mlxterp.autointerpret.keep_rule import MAX_NONFINITE_SHARE, Evidence, Verdict, decide
+from mlxterp_agent.judge.relations import Relations, relations
 from mlxterp_agent.storage.record import Experiment, JudgedEntry, Judgement, entries_of, judged_entry
 
 if TYPE_CHECKING:
     from mlxterp_agent.judge.judge import ClaimEvidence
 
-SameNumbers = Callable[[ExperimentEntry], str | None]
-"""Gives the id of a different experiment that reported an entry's numbers, or None."""
+
+def _no_copy(_: ExperimentEntry) -> str | None:
+    return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Known:
+    """What is known of other experiments when one is judged.
+
+    Attributes:
+        identical_to: gives the id of a different experiment that reported an entry's numbers, or None.
+        entries: the lines so far.
+        mirrored: whether every pair of setup.py comes in both directions.
+    """
+
+    identical_to: Callable[[ExperimentEntry], str | None] = _no_copy
+    entries: Sequence[ExperimentEntry] = field(default=())
+    mirrored: bool = False
 
 
 def may_be_judged(experiment: Experiment) -> bool:
@@ -36,7 +53,7 @@ def may_be_judged(experiment: Experiment) -> bool:
 
 
 def judge_experiment(
-    experiment: Experiment, identical_to: SameNumbers, claim: ClaimEvidence | None = None
+    experiment: Experiment, known: Known, claim: ClaimEvidence | None = None
 ) -> list[JudgedEntry]:
     """The lines of an executed experiment, one for each entry that it reported, or one that says why none.
 
@@ -48,7 +65,7 @@ def judge_experiment(
             experiment,
             number,
             entry,
-            _judge(experiment, number, entry, identical_to, claim if number == 1 else None),
+            _judge(experiment, number, entry, known, claim if number == 1 else None),
         )
         for number, entry in enumerate(entries_of(experiment), 1)
     ]
@@ -58,7 +75,7 @@ def _judge(
     experiment: Experiment,
     number: int,
     entry: ExperimentEntry,
-    identical_to: SameNumbers,
+    known: Known,
     claim: ClaimEvidence | None,
 ) -> Judgement:
     execution = experiment.execution
@@ -68,7 +85,7 @@ def _judge(
         why = f"{execution.error}; the same experiment may run again"
         return Judgement(Verdict("interrupted", "invalid", kept=False, reasons=(why,)))
     numbers, declared = count(entry.result), experiment.declared is not None and number == 1
-    twin = None if declared else identical_to(entry)
+    twin = None if declared else known.identical_to(entry)
     explored, predicted = experiment.measured_before(number), experiment.predicted(number)
     evidence = Evidence(
         violations=experiment.violations,
@@ -84,8 +101,17 @@ def _judge(
         declared=declared,
     )
     measured: dict[str, Any] = {"explore": explored.to_dict()}
+    related = Relations()
     if claim is not None:
+        assert experiment.declared is not None
         evidence = _with_claim(evidence, claim)
+        if claim.judged_before is None:
+            related = relations(
+                experiment.declared, decide(evidence).verdict, known.entries, mirrored=known.mirrored
+            )
+        evidence = replace(
+            evidence, agrees_with=related.agrees_with, rules_out_rival_of=related.rules_out_rival_of
+        )
         measured["confirm"] = None if claim.sha256 is None else {"sha256": claim.sha256}
         measured["seconds"] = claim.seconds
         if claim.descriptive:
@@ -96,7 +122,11 @@ def _judge(
         "not_no_op": twin is None and evidence.activation_changed is not False,
         "positive_control": None if claim is None else not evidence.instrument,
     }
-    return Judgement(decide(evidence), checks, measured)
+    verdict_now = decide(evidence)
+    if related.retracts:
+        overturned = f"overturns {', '.join(related.retracts)}"
+        verdict_now = replace(verdict_now, reasons=(*verdict_now.reasons, overturned))
+    return Judgement(verdict_now, checks, measured, related.to_dict())
 
 
 def _with_claim(evidence: Evidence, claim: ClaimEvidence) -> Evidence:

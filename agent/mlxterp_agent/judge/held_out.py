@@ -21,6 +21,7 @@ from mlxterp.autointerpret.encoding import LineError, decode_object
 from mlxterp.errors import ProjectError
 from mlxterp.statistics.clusters import all_mirrored, cluster_ids, one_direction
 from mlxterp.statistics.decisions import N_MOST, split
+from mlxterp.statistics.outcome import N_MIN
 from mlxterp_agent.platform import NotRegular, read_or_none, read_regular
 from mlxterp_agent.storage.state_dir import State
 
@@ -44,6 +45,7 @@ class HeldOut:
         reason: why no claim can be judged; "" if it can.
         mirrored: whether every pair comes in both directions.
         n_tokens: how many tokens each prompt has, if all have as many.
+        n_explored: clusters of the pairs that experiments see.
     """
 
     source: Source | None = None
@@ -54,6 +56,7 @@ class HeldOut:
     reason: str = ""
     mirrored: bool = False
     n_tokens: int | None = None
+    n_explored: int = 0
 
     def pairs(self, first: int, until: int, seed: int) -> dict[str, Any]:
         """The `pairs` of a job: those of the clusters from `first` up to `until`."""
@@ -71,6 +74,38 @@ class HeldOut:
             return replace(self, order=left)
         return replace(self, source=None, order=(), reason="held-out pairs are spent")
 
+    def describe(self) -> str:
+        """How many independent clusters there are and what can be decided with them, in a sentence."""
+        if not self.n_clusters:
+            return "no declared effect can be decided: setup.dataset holds no prompt pairs"
+        if self.source is None:
+            return f"no declared effect can be decided: {self.reason}"
+        if self.source == "confirm_pairs":
+            confirm, n = f"up to {N_MOST} fresh ones for each declared claim", N_MOST
+        else:
+            beside = "" if self.source == "dataset" else f" of {HELD_OUT}"
+            confirm, n = f"{len(self.order)}{beside} to decide declared claims on", len(self.order)
+        return f"{_count(self.n_explored)} to explore, {confirm}: {_power(n)}"
+
+
+def _count(n: int) -> str:
+    return f"{n} independent cluster{'s' * (n != 1)}"
+
+
+_POWER = (
+    (48, "from 1.25 times the smallest of interest on, where pairs differ by up to three quarters of it"),
+    (24, "from 1.25 times the smallest of interest on, where pairs differ by up to half of it"),
+    (N_MIN, "from 1.5 times the smallest of interest on, where pairs differ by up to half of it"),
+)
+"""What is decided with 95 % power with at least so many clusters (docs/how_sure.md)."""
+
+
+def _power(n: int) -> str:
+    found = next((says for least, says in _POWER if n >= least), None)
+    if found is None:
+        return f"too few for any verdict, which takes {N_MIN}"
+    return f"enough for effects {found}"
+
 
 def divide(facts: Mapping[str, Any], items: Sequence[Mapping[str, Any]] | None, salt: str) -> HeldOut:
     """The division of what setup.py offers.
@@ -86,6 +121,7 @@ def divide(facts: Mapping[str, Any], items: Sequence[Mapping[str, Any]] | None, 
     common = HeldOut(
         members={},
         n_clusters=len(set(of_pair)),
+        n_explored=len(set(of_pair)),
         mirrored=all_mirrored(pairs),
         n_tokens=lengths.pop() if len(lengths) == 1 else None,
     )
@@ -99,7 +135,12 @@ def divide(facts: Mapping[str, Any], items: Sequence[Mapping[str, Any]] | None, 
         return replace(common, reason=f"needs >= 24 independent clusters, setup.py has {common.n_clusters}")
     explored = tuple(i for i, cluster in enumerate(of_pair) if cluster in set(parts.explore))
     found = _looks(common, "dataset", pairs, of_pair, salt, explore=explored)
-    return replace(found, order=parts.confirm, members={each: found.members[each] for each in parts.confirm})
+    return replace(
+        found,
+        order=parts.confirm,
+        n_explored=len(parts.explore),
+        members={each: found.members[each] for each in parts.confirm},
+    )
 
 
 def _looks(

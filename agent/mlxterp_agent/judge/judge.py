@@ -13,8 +13,12 @@ Everything that was measured is in the journal, which lies in the state director
     placebos    `key`; `effects`, R by the name of each placebo; `pairs`, the clusters they were measured on
     judgement   one for each declared claim that ran to its end:
         run, uid         of the experiment; its first line (`uid`.1) bears the verdict
+        setup            the digest of the sealed setup.py
         hypothesis       the claim's own id; `declared` is in the event `register` of the run
-        fingerprint      of what was measured: rewordings have the same (`autointerpret.fingerprint`)
+        measured         the fingerprint of what was measured: rewordings have the same
+                         (`autointerpret.fingerprint`)
+        fingerprint      the same, or for a replication on fresh pairs one of its own: there is one verdict
+                         for each
         source           "confirm_pairs", "heldout.jsonl", "dataset" or "texts" (roles); null if not measured
         clusters         the ids of all clusters that were looked at, in their order: opened once shown
         number           which judged claim it was, from 1; `level`, its level by LORD++; `look`, which look
@@ -28,8 +32,8 @@ Everything that was measured is in the journal, which lies in the state director
         again_of         the uid of a judgement whose supervisor ended before its line was logged, and which
                          this one takes over; null otherwise
         seconds          that judging took
-    opened      written at closing by whoever shows the numbers: `uids` of experiments whose judgements are
-                shown. Their clusters are spent: no later claim is judged on them.
+    opened      written at closing (`closing.py`): `uids` of experiments whose judgements are shown, `lines`
+                that show them. Their clusters are spent: no later claim is judged on them.
 """
 
 from __future__ import annotations
@@ -180,6 +184,7 @@ class Judge:
     items: Sequence[Mapping[str, Any]] | None = None
     held_out: HeldOut = field(default_factory=lambda: HeldOut(members={}, reason="setup.py is not imported"))
     _model: str = ""
+    _follows: bool = False
     _gates: dict[str, Event] = field(default_factory=dict)
     _placebos: dict[str, Event] = field(default_factory=dict)
     _judgements: dict[str, Event] = field(default_factory=dict)
@@ -187,9 +192,8 @@ class Judge:
     _clusters: dict[str, list[str]] = field(default_factory=dict)
     _opened: set[str] = field(default_factory=set)
     _verdicts: dict[str, str] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.journal.follow(self._remember)
+    _claims: dict[str, str] = field(default_factory=dict)
+    _lines: dict[str, str] = field(default_factory=dict)
 
     def divide(self, facts: Mapping[str, Any]) -> HeldOut:
         """Takes what setup.py offers, and says what of it is held out."""
@@ -205,13 +209,21 @@ class Judge:
         """
         assert experiment.declared is not None
         began = self.clock.monotonic()
+        if not self._follows:
+            # Once there is a claim: a long journal takes seconds to read.
+            self._follows = True
+            self.journal.follow(self._remember)
         declared = {**experiment.declared, "slices": []}  # the sign must hold in all slices that there are
-        fingerprint = claim_fingerprint(
+        measured = fingerprint = claim_fingerprint(
             declared,
             self._key("claim"),
             mirrored=self.held_out.mirrored,
             n_tokens=self.held_out.n_tokens,
         )
+        replicates = str(declared.get("replicates") or "")
+        if self.held_out.source == "confirm_pairs" and self._lines.get(replicates) == fingerprint:
+            # On fresh pairs, once for each line: a replication is another measurement.
+            fingerprint = digest(f"{fingerprint} replicates {replicates}".encode())
         found = self._as_before(fingerprint)
         if found is None:
             try:
@@ -230,8 +242,10 @@ class Judge:
             "judgement",
             run=experiment.run,
             uid=experiment.uid,
+            setup=self.setup_sha,
             hypothesis=declared["id"],
             fingerprint=fingerprint,
+            measured=measured,
             evidence=evidence.to_dict(),
             sha256=sha,
             replay=None if evidence.confirm is None else evidence.confirm.replays,
@@ -239,6 +253,29 @@ class Judge:
             **written,
         )
         return evidence
+
+    def measure_again(self, declared: Mapping[str, Any], done: Event, stop: Stop) -> Rows:
+        """The rows of a claim that was judged, measured in other processes on the same pairs.
+
+        Raises:
+            MeasurementFailed: with its kind.
+        """
+        held_out = self.held_out
+        if held_out.source != "confirm_pairs" and done["source"] != "texts":
+            gone = [each for each in done["clusters"] if each not in held_out.members]
+            if gone:
+                raise MeasurementFailed("bad_job", f"{len(gone)} of its clusters are not there any more")
+            held_out = replace(held_out, order=tuple(done["clusters"]))
+        claim = _Claim(
+            declared={**declared, "slices": []},
+            seed=seed_of(self.salt, done["fingerprint"]),
+            alpha=0.0,
+            held_out=held_out,
+        )
+        looks = [self._measure_clusters(claim, 0, N_FIRST, stop, placebos=False)]
+        if done["look"] == 2:
+            looks.append(self._measure_clusters(claim, N_FIRST, N_MOST, stop, placebos=False))
+        return joined([each.rows for each in looks]).finite_only()
 
     def _as_before(self, fingerprint: str) -> _Found | None:
         """What an earlier judgement of the same claim makes of this one; None without one."""
@@ -353,6 +390,7 @@ class Judge:
                 "pairs": held_out.pairs(0, N_MOST, seed_of(self.salt, key)),
                 "metric": metric,
                 "measure": ["gate"],
+                "seed": seed_of(self.salt, key),  # of prefixes, which nobody can have selected for
                 "twin_seed": _TWIN_SEED,
             },
             stop=stop,
@@ -415,12 +453,15 @@ class Judge:
                 self._placebos[event["key"]] = event
             case "judgement":
                 self._clusters[event["uid"]] = event["clusters"]
+                self._claims[f"{event['uid']}.1"] = event["measured"]
                 if event["level"] is not None or event["again_of"] is not None:
                     self._judgements[event["fingerprint"]] = event
                 if event["level"] is not None:
                     self._discoveries.append(_is_discovery(ClaimEvidence.from_dict(event["evidence"])))
             case "result" if not event["again"] and event["lines"]:
                 self._verdicts[event["uid"]] = str(event["lines"][0]["record"]["verdict"])
+            case "logged" if event["uid"] in self._claims:
+                self._lines[event["id"]] = self._claims[event["uid"]]
             case "opened":
                 self._opened.update(event["uids"])
 

@@ -37,9 +37,13 @@ class Idle:
 
 @dataclass(frozen=True)
 class Done:
-    """The researcher has nothing left to propose, for instance because the question is answered."""
+    """The researcher has nothing left to propose, for instance because the question is answered.
+
+    `offers` is whether what experiment.py holds now is its last proposal.
+    """
 
     reason: str
+    offers: bool = True
 
 
 @dataclass(frozen=True)

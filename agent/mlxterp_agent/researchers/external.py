@@ -48,7 +48,7 @@ class Once:
         """The proposal is already on disk."""
 
     def poll(self) -> ResearcherState:
-        return WORKING if self.outcome is None else Done("one experiment was asked for")
+        return WORKING if self.outcome is None else Done("one experiment was asked for", offers=False)
 
     def tell(self, outcome: ExperimentOutcome) -> None:
         self.outcome = outcome

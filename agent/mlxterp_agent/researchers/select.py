@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 from mlxterp_agent.exit_codes import ResearcherUnavailable
@@ -27,6 +28,22 @@ class Choice(NamedTuple):
 
     researcher: Researcher
     description: str
+
+    def require_answerable(self, scaffold: str, question: str | None, project: Path | None = None) -> None:
+        """Refuses a question that this researcher's plan does not fit; those who read it take any.
+
+        Args:
+            project: an investigation that is there; its setup.py may be another than the scaffold's.
+
+        Raises:
+            ResearcherUnavailable: with what the plan answers instead.
+        """
+        if self.researcher.name != "scripted":
+            return
+        from mlxterp_agent.researchers.scripted.questions import why_not_answered
+
+        if why := why_not_answered(scaffold, question, project):
+            raise ResearcherUnavailable(why)
 
 
 class _Wishes(NamedTuple):

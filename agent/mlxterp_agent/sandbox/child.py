@@ -27,6 +27,7 @@ from mlxterp_agent.platform import child_environment
 from mlxterp_agent.sandbox.child_messages import Frames
 from mlxterp_agent.sandbox.jail import Policy, macos
 from mlxterp_agent.sandbox.scratch_files import WrittenFiles, copy_written_files, remove_tree
+from mlxterp_agent.storage.project_files import create_in_project
 
 TAIL = 64 * 1024
 FILE = 1_000_000
@@ -60,7 +61,11 @@ class Capture:
     def to_file(self, path: Path) -> None:
         """Writes the beginning of the stream to this file, what came before included. A copy for people:
         nothing depends on it."""
-        self._file = open(path, "wb", buffering=0)  # noqa: SIM115 - closed by `end`
+        try:
+            fd = create_in_project(path.parent, path.name)
+        except OSError:
+            return  # The disk is full, or the directory was removed.
+        self._file = open(fd, "wb", buffering=0)  # noqa: SIM115 - closed by `end`
         self._write(bytes(self._head))
         self._head.clear()
 
@@ -102,6 +107,8 @@ JAIL = _HERE / "jail" / "linux.py"
 _CHUNK = 1 << 16
 _DRAIN = 0.5
 _LAST_WAIT = 10.0
+_LAST_WAIT_JAILED = 0.5
+_SIGNALS = frozenset({0, *signal.valid_signals()})
 _MAX_FILE = 4_000_000_000
 _NOT_LINKED = ["report.html", "report.md", "report_files"]
 """What the supervisor makes from the log: an experiment's own `report.html` takes its place in the scratch
@@ -203,6 +210,7 @@ class Child:
         self._out, self._err = Capture(), Capture()
         self._tmp = tmp
         self._scratch = tmp / "scratch"
+        self._jailed = start.policy is not None
         self._wrapped = start.policy is not None and sys.platform == "darwin"
         self._changed = threading.Condition()
         self._ended = False
@@ -303,9 +311,12 @@ class Child:
 
     def kill(self) -> None:
         """Ends the worker's group and everything else it has started; returns when it is gone, at most 10 s
-        later."""
+        later, half a second in a jail, where it cannot start anything."""
         self._order_warden(b"K")
-        if not self.wait(lambda: self._ended, _LAST_WAIT):
+        if not self.wait(lambda: self._ended, _LAST_WAIT_JAILED if self._jailed else _LAST_WAIT):
+            if self.pid is not None:
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.killpg(self.pid, signal.SIGKILL)
             self._process.kill()
             self.wait(lambda: self._ended, _DRAIN)
 
@@ -393,9 +404,14 @@ class Child:
 
     def _take_status(self, chunk: bytes) -> None:
         # Two short lines, each written at once by the warden.
+        # An experiment without a jail can write there too: what cannot be read is not the warden's.
         for line in chunk.splitlines():
-            facts = json.loads(line)
-            if "pid" in facts:
-                self.pid = facts["pid"]
-            else:
-                self.exit = Exit(facts["code"], facts["signal"], facts["escaped"], facts["peak"] / 1024)
+            with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
+                facts = json.loads(line)
+                if "pid" in facts:
+                    self.pid = self.pid or int(facts["pid"])
+                else:
+                    numbers = (int(facts[name]) for name in ("code", "signal", "escaped", "peak"))
+                    code, signal_number, escaped, peak = numbers
+                    if signal_number in _SIGNALS:
+                        self.exit = Exit(code, signal_number, escaped, peak / 1024)

@@ -20,7 +20,7 @@ from mlxterp.autointerpret.encoding import MAX_LINE, LineError, decode_object
 from mlxterp.autointerpret.entry import ExperimentEntry
 from mlxterp.errors import EntryError
 from mlxterp.measurements import Measurements
-from mlxterp_agent.storage.record import BadFrame
+from mlxterp_agent.storage.record import BadFrame, FrameFault
 
 MAX_TOTAL = 64_000_000
 MAX_ENTRIES = 64
@@ -102,7 +102,7 @@ class Frames:
     def end(self) -> None:
         """The pipe is closed."""
         if self._partial:
-            self._refuse("the last frame was cut off")
+            self._refuse("the last frame was cut off", fault=FrameFault.TORN)
             self._partial.clear()
 
     def _line(self, line: bytes) -> None:
@@ -111,7 +111,7 @@ class Frames:
         try:
             frame = decode_object(line)
         except LineError as problem:
-            self._refuse(f"a frame cannot be read: {problem}", forged=True)
+            self._refuse(f"a frame cannot be read: {problem}", fault=FrameFault.TORN)
             return
         match frame.get("type"):
             case "ready" if not self._running and self.facts is None and self.setup_error is None:
@@ -129,16 +129,18 @@ class Frames:
                 known = forwards if type(forwards) is int and forwards >= 0 else None
                 self.done = Done(None if frame["status"] == "ok" else _problem(frame), known)
             case "ready" | "setup_error" | "jail_error" | "entry" | "done" as kind:
-                self._refuse(f"a frame {kind!r} came when none was expected", forged=True)
+                self._refuse(f"a frame {kind!r} came when none was expected", fault=FrameFault.FORGED)
             case other:
-                self._refuse(f"a frame of unknown type {str(other)[:40]!r}", forged=True)
+                self._refuse(f"a frame of unknown type {str(other)[:40]!r}", fault=FrameFault.FORGED)
 
     def _entry(self, frame: Mapping[str, Any]) -> None:
         fields = frame.get("entry")
         if not isinstance(fields, dict):
-            self._refuse("an entry frame without an entry", forged=True)
+            self._refuse("an entry frame without an entry", fault=FrameFault.FORGED)
         elif fields.get("record") is not None:
-            self._refuse("an entry that brings a record, which only the supervisor writes", forged=True)
+            self._refuse(
+                "an entry that brings a record, which only the supervisor writes", fault=FrameFault.FORGED
+            )
         elif len(self.entries) >= MAX_ENTRIES:
             self._refuse(f"more than {MAX_ENTRIES} entries in one experiment; the rest is not logged")
         else:
@@ -146,16 +148,18 @@ class Frames:
                 entry = ExperimentEntry.from_dict(fields)
                 measured = Measurements.from_dict(_mapping(frame.get("measured", {})))
             except EntryError as problem:
-                self._refuse(f"an entry that cannot be logged: {problem}")
+                self._refuse(f"an entry that cannot be logged: {problem}", fault=FrameFault.NO_ENTRY)
             except ValueError as problem:
-                self._refuse(f"an entry whose measurements cannot be read: {problem}", forged=True)
+                self._refuse(
+                    f"an entry whose measurements cannot be read: {problem}", fault=FrameFault.FORGED
+                )
             else:
                 self.entries.append(entry)
                 self.measured.append(measured)
 
-    def _refuse(self, why: str, *, forged: bool = False) -> None:
+    def _refuse(self, why: str, *, fault: FrameFault = FrameFault.TOO_MUCH) -> None:
         if len(self.bad) < _MAX_BAD:
-            self.bad.append(BadFrame(why, forged))
+            self.bad.append(BadFrame(why, fault))
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

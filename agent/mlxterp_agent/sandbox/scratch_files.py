@@ -12,6 +12,9 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from mlxterp_agent.exit_codes import DiskFull
+from mlxterp_agent.storage.project_files import write_in_project
+
 MAX_BYTES = 20_000_000
 MAX_FILES = 200
 _MAX_DEPTH = 10
@@ -60,11 +63,9 @@ def copy_written_files(scratch: Path, target: Path) -> WrittenFiles:
                 if data is None:
                     left_out += not stat.S_ISLNK(os.lstat(name, dir_fd=fd).st_mode)
                     continue
-                copy = target / path
                 try:
-                    copy.parent.mkdir(parents=True, exist_ok=True)
-                    copy.write_bytes(data)
-                except (OSError, ValueError):
+                    write_in_project(target.parent, f"{target.name}/{path}", data, flush=False)
+                except (OSError, ValueError, DiskFull):
                     left_out += 1
                     continue
                 room -= len(data)

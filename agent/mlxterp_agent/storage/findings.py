@@ -1,23 +1,23 @@
 """The folder of a kept entry: finding.md, result.json, the experiment.py that ran, and a figure.
 
 The files are made from one log line and the bytes that ran, so a folder that is missing after a crash is made
-again with the same bytes. No link is followed: `findings/` must be a real directory. Nothing here decides
-what is kept, and nothing commits.
+again with the same bytes. Nothing here decides what is kept, and nothing commits.
 """
 
 from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime, timezone
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from mlxterp._files import locate, sync_directory, write_atomically
+from mlxterp._files import locate
 from mlxterp.autointerpret.entry import ExperimentEntry
-from mlxterp.errors import MlxterpError, ProjectError
+from mlxterp.errors import MlxterpError
+from mlxterp_agent.storage.project_files import write_in_project
 from mlxterp_agent.text import one_line, plain, slug
 
 _FIGURES = 4
@@ -45,16 +45,14 @@ def finding_files(entry: ExperimentEntry, source: bytes) -> dict[str, bytes]:
     return {f"{folder}/{name}": content for name, content in files.items()}
 
 
-def write_files(project: Path, files: Mapping[str, bytes]) -> None:
+def write_files(project: Path, files: Mapping[str, bytes], *, notice: Callable[[str], None]) -> None:
     """Writes each file beside its place, flushes it to the disk and renames it there.
 
-    Raises:
-        ProjectError: `findings/` or the entry's folder is a link or no directory.
+    Args:
+        notice: gets a sentence for everything that stood in the way and was moved aside.
     """
     for name, content in files.items():
-        path = project / name
-        _real_folder(project, path.parent)
-        write_atomically(path, content)
+        write_in_project(project, name, content, notice=notice)
 
 
 def missing(project: Path, entry: ExperimentEntry) -> bool:
@@ -140,15 +138,3 @@ def _numbers(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
     elif isinstance(value, list) and value and all(isinstance(item, int | float | str) for item in value):
         items = (f"{item:.4g}" if isinstance(item, float) else str(item) for item in value)
         yield path, one_line(", ".join(items), 200)
-
-
-def _real_folder(project: Path, folder: Path) -> None:
-    for each in (project / "findings", folder):
-        if each.is_symlink() or (each.exists() and not each.is_dir()):
-            raise ProjectError(
-                f"a finding was to be written to {folder}, but {each} is a link or a file, not a directory. "
-                "Remove it and start again: the log is complete, and the folder is made from it."
-            )
-        if not each.exists():
-            each.mkdir()
-            sync_directory(each.parent)

@@ -14,26 +14,30 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from mlxterp._files import sync_directory
 from mlxterp.errors import ProjectError
-from mlxterp_agent.exit_codes import DiskFull, GitUnavailable
+from mlxterp_agent.exit_codes import DiskFull, GitMissing, GitUnavailable
 from mlxterp_agent.platform import NotRegular, read_regular
 from mlxterp_agent.text import one_line
 
-TIMEOUT = 30.0
+TIMEOUT = 10.0
+"""Seconds that one call of git may take; during it a signal has to wait."""
 
 _OPTIONS = (
     "core.hooksPath=/dev/null",
     "core.fsmonitor=false",
     "core.untrackedCache=false",
+    "core.bare=false",
     "core.fsync=all",
-    "core.filesRefLockTimeout=1000",
+    "core.filesRefLockTimeout=100",
     "gc.auto=0",
     "maintenance.auto=false",
     "commit.gpgSign=false",
@@ -90,7 +94,7 @@ class GitDriver:
         """One call of git. Failure is in the reply's status.
 
         Raises:
-            GitUnavailable: git is not installed, or does not end within 30 seconds.
+            GitUnavailable: git is not installed, or does not end within 10 seconds.
             DiskFull: git reports it.
         """
         environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
@@ -175,8 +179,8 @@ def _gitpython(project: Path) -> Any:
     return git.Git(str(project))
 
 
-def _missing() -> GitUnavailable:
-    return GitUnavailable(
+def _missing() -> GitMissing:
+    return GitMissing(
         "findings are committed with git, and no `git` is found on the PATH. Install it (Debian: apt "
         "install git; macOS: xcode-select --install), then start again."
     )
@@ -188,8 +192,22 @@ ATTEMPT_TRAILER = "Autointerp-Attempt"
 ATTEMPTS = "refs/autointerp/attempts"
 
 _TRIES = 50
+_TRIES_LOCKED = 5
 _PAUSE = 0.02
+_STALE = 60.0
+"""Seconds after which a lock of HEAD or of a branch belongs to a git that was killed: it is held for
+milliseconds."""
 _INDEX_TRIES = 25
+_CONFIG = "[core]\n\trepositoryformatversion = 0\n\tfilemode = true\n\tbare = false\n"
+_NOT_DAMAGE = re.compile(
+    r"permission denied|dubious ownership|extension|repo(?:sitory)? version|too many open|cannot allocate"
+    r"|no space|read-only|input/output",
+    re.IGNORECASE,
+)
+"""Messages of git about the machine or about formats that it does not know, not about damage."""
+
+_BRANCH = re.compile(rb"ref: (refs/heads/(?:[\w-][\w.-]*/)*[\w-][\w.-]*)\n?")
+
 _SUBJECT = 100
 _BODY_LINE = 1000
 
@@ -205,11 +223,15 @@ class Committer:
     """The git side of one project.
 
     Every method may raise GitUnavailable or DiskFull, and can simply be called again.
+
+    Args:
+        scratch: where temporary files go; what a kill leaves there, the next start removes.
     """
 
-    def __init__(self, project: Path) -> None:
+    def __init__(self, project: Path, *, scratch: Path | None = None) -> None:
         self._git = GitDriver(project)
         self._project = self._git.project
+        self._scratch = scratch
 
     def ensure_repo(self, paths: Sequence[str]) -> str:
         """Makes the project its own repository, also inside another one's working tree, and gives HEAD.
@@ -245,10 +267,11 @@ class Committer:
                 quoted with ">".
             trailers: the last paragraph; nothing in `subject` and `body` can become part of it.
         """
-        with tempfile.TemporaryDirectory(prefix="autointerp-git-") as scratch:
+        with tempfile.TemporaryDirectory(prefix="autointerp-git-", dir=self._scratch) as scratch:
             blobs = self._store(Path(scratch), files)
             message = _message(subject, body, trailers)
             before: dict[str, _Blob | None] = {}
+            locked = 0
             for _ in range(_TRIES):
                 head = self._head()
                 commit = self._build(Path(scratch), head, blobs, message)
@@ -259,10 +282,15 @@ class Committer:
                 if reply.status == 0:
                     self._push_to_disk(commit, blobs, self._branch())
                     return commit
+                locked += ".lock" in reply.err
+                if locked >= _TRIES_LOCKED:
+                    break
+                if locked:
+                    self._remove_stale_locks()
                 time.sleep(_PAUSE)
             self._set_users_index(before)
         raise GitUnavailable(
-            f"HEAD of {self._project} could not be moved in {_TRIES} tries: {reply.err}. If no git command "
+            f"HEAD of {self._project} could not be moved: {reply.err}. If no git command "
             "is running there, remove the .lock file it names; what is missing is committed at the next "
             "start."
         )
@@ -270,7 +298,7 @@ class Committer:
     def keep_attempt(self, run: int, files: Mapping[str, bytes], message: str) -> str:
         """Keeps the files of a run that was not kept, under refs/autointerp/attempts/NNNN, on top of HEAD."""
         ref = f"{ATTEMPTS}/{run:04d}"
-        with tempfile.TemporaryDirectory(prefix="autointerp-git-") as scratch:
+        with tempfile.TemporaryDirectory(prefix="autointerp-git-", dir=self._scratch) as scratch:
             blobs = self._store(Path(scratch), files)
             text = _message(message, "", {ATTEMPT_TRAILER: f"{run:04d}"})
             commit = self._build(Path(scratch), self._head(), blobs, text)
@@ -301,13 +329,104 @@ class Committer:
 
     def _refuse_bare(self) -> None:
         inside = all((self._project / name).exists() for name in ("HEAD", "objects", "refs"))
-        marked = git_dirs(self._project) and self._git.ask("config", "--bool", "core.bare").text() == "true"
-        if inside or marked:
+        dirs = git_dirs(self._project)
+        # A worktree that is linked to a bare repository shares its configuration, and is not bare.
+        if inside or (
+            dirs is not None and dirs.own == dirs.common and _is_marked_bare(dirs.common / "config")
+        ):
             raise ProjectError(
                 f"{self._project} is a bare git repository: it has no working tree, and an investigation "
                 f"needs one. Clone it (git clone '{self._project}' DIR) and start in the clone, or start in "
                 "a new directory."
             )
+
+    def trouble(self) -> str | None:
+        """Why nothing can be committed on what HEAD names; None if it can."""
+        if not os.path.lexists(self._project / ".git"):
+            return None
+        reply = self._git.ask("rev-parse", "--git-dir")
+        if reply.status != 0:
+            return reply.err
+        branch = self._git.ask("symbolic-ref", "--quiet", "HEAD")
+        unborn = branch.status == 0 and self._git.ask("show-ref", "--verify", "--quiet", branch.text()).status
+        if unborn and not self._ref_file_exists(branch.text()):
+            return None
+        return self._unreadable("HEAD")
+
+    def _unreadable(self, commit: str) -> str | None:
+        """Why a commit, its newest ancestors or its files cannot be read; None if they can."""
+        partial = self._git.ask(
+            "config", "--get-regexp", r"^(extensions\.partialclone|remote\..*\.promisor)$"
+        )
+        # `--long` reads the header of every file's object. A partial clone lacks some on purpose.
+        files = ("ls-tree", "-r", commit) if partial.status == 0 else ("ls-tree", "-r", "--long", commit)
+        for check in (("rev-list", "-n", "200", commit, "--"), files):
+            reply = self._git.ask(*check)
+            if reply.status != 0:
+                return reply.err or f"git {check[0]} fails"
+        return None
+
+    def repair(self, head: str | None, aside: Path) -> list[str]:
+        """Makes a damaged repository one that can be committed to, and says what was done, a sentence each.
+
+        First the cheapest: a configuration that cannot be read is replaced, HEAD and its branch are set to
+        the newest commit of ours if that can be read. If it is still damaged the whole repository is moved
+        aside, and a new one is made.
+
+        Args:
+            head: the newest commit that was made here.
+            aside: a directory for what is replaced.
+        """
+        why = self.trouble()
+        if why is None:
+            return []
+        done: list[str] = []
+        dirs = git_dirs(self._project)
+        if dirs is not None and dirs.own == dirs.common:
+            config = dirs.common / "config"
+            if self._git.ask("config", "--list").status != 0:
+                done.append(
+                    f"the configuration of git could not be read; it is kept in {_moved(config, aside)}"
+                )
+                config.write_text(
+                    "[core]\n\trepositoryformatversion = 0\n\tfilemode = true\n\tbare = false\n"
+                )
+            # Without a HEAD that names something git does not take the directory for a repository at all.
+            moved = _restore_head(dirs, aside)
+            if self.trouble() is not None and head is not None and self._unreadable(head) is None:
+                _set_branch(dirs, head, aside)
+                moved = True
+            if moved and self.trouble() is None:
+                done.append(f"HEAD of git was damaged; it is {self._head()[:10]} again")
+        why = self.trouble()
+        if why is None:
+            return done
+        if _NOT_DAMAGE.search(why) or dirs is None or dirs.own != dirs.common:
+            raise GitUnavailable(
+                f"git cannot read the repository of {self._project}: {one_line(why, 300)}. The log and the "
+                "findings are safe; correct the repository: what is missing is committed then."
+            )
+        kept = _moved(self._project / ".git", aside)
+        self._git.tell("init", "--quiet", "--template=", "--initial-branch=main")
+        return [
+            *done,
+            f"the repository was beyond repair ({one_line(why, 200)}); it is kept whole in {kept}, and a new "
+            "one is made from the log",
+        ]
+
+    def _ref_file_exists(self, name: str) -> bool:
+        dirs = git_dirs(self._project)
+        return dirs is not None and os.path.lexists(dirs.common / name)
+
+    def _remove_stale_locks(self) -> None:
+        """Removes the locks that a git left behind which was killed."""
+        dirs = git_dirs(self._project)
+        if dirs is None:
+            return
+        for lock in (dirs.own / "HEAD.lock", dirs.common / f"{self._branch()}.lock"):
+            with contextlib.suppress(OSError):
+                if time.time() - lock.lstat().st_mtime > _STALE:
+                    lock.unlink()
 
     def _head(self) -> str:
         return self._git.ask("rev-parse", "--verify", "--quiet", "HEAD^{commit}").text()
@@ -386,6 +505,49 @@ class Committer:
         for directory in touched:
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                 sync_directory(directory)
+
+
+def _restore_head(dirs: GitDirs, aside: Path) -> bool:
+    """Writes HEAD anew if it names neither a branch nor a commit; whether it did."""
+    path = dirs.own / "HEAD"
+    try:
+        text = path.read_bytes()
+    except OSError:
+        text = b""
+    if _BRANCH.fullmatch(text) or re.fullmatch(rb"[0-9a-f]{40,64}\n?", text):
+        return False
+    if os.path.lexists(path):
+        _moved(path, aside)
+    path.write_text("ref: refs/heads/main\n")
+    return True
+
+
+def _set_branch(dirs: GitDirs, commit: str, aside: Path) -> None:
+    """Makes what HEAD names this commit."""
+    head = (dirs.own / "HEAD").read_bytes()
+    branch = _BRANCH.fullmatch(head)
+    path = dirs.common / branch[1].decode() if branch else dirs.own / "HEAD"
+    if os.path.lexists(path):
+        _moved(path, aside)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"{commit}\n")
+
+
+def _is_marked_bare(config: Path) -> bool:
+    """Whether a repository's own configuration calls it bare; ours overrides that for each call."""
+    try:
+        text = config.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    return re.search(r"^\s*bare\s*=\s*(true|yes|on|1)\s*$", text, re.MULTILINE | re.IGNORECASE) is not None
+
+
+def _moved(path: Path, aside: Path) -> Path:
+    """Where something was moved to, to be looked at."""
+    aside.mkdir(parents=True, exist_ok=True)
+    target = aside / f"{datetime.now(timezone.utc):%Y%m%dT%H%M%S.%f}-{path.name.lstrip('.')}"
+    shutil.move(path, target)
+    return target
 
 
 def _cacheinfo(blobs: Mapping[str, _Blob]) -> list[str]:

@@ -89,6 +89,7 @@ class History:
         last_run: the highest number of a run.
         log: what results.jsonl was after the newest line.
         head: the newest commit.
+        taken_over: how many lines were written elsewhere; what ran for them is not on this machine.
         open_runs: by uid, oldest first.
         ids: uid of the open runs' kept lines that are logged and not committed, by their ids.
     """
@@ -108,6 +109,7 @@ class History:
     last_run: int = 0
     log: Seal = _EMPTY
     head: str | None = None
+    taken_over: int = 0
     open_runs: dict[str, OpenRun] = field(default_factory=dict)
     ids: dict[str, str] = field(default_factory=dict)
     position: Position = _BEGINNING
@@ -143,6 +145,10 @@ class History:
                 self.open_runs[event.get("uid", "")] = OpenRun(event["run"], at)
             case "result":
                 self._result(event, at)
+            case "opened" if event.get("lines"):
+                uid = event["uid"]
+                lines = [line["record"]["uid"] for line in event["lines"]]
+                self.open_runs[uid] = OpenRun(0, at, result_at=at, unlogged=lines, attempted=True)
             case "logged":
                 self.log = Seal(event["size"], event["sha256"])
                 self._logged(event["uid"], event["id"])
@@ -218,6 +224,7 @@ class History:
         self.experiments = max(self.experiments, event["experiments"])
         self.last_run = max(self.last_run, event["last_run"])
         self.finished_seconds = max(self.finished_seconds, event["seconds"])
+        self.taken_over = event["lines"]
         self.usd = event["usd"] if self.usd is None else self.usd
 
 

@@ -17,29 +17,32 @@ from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, overload
+from urllib.parse import quote
 
-from mlxterp.autointerpret.encoding import LineError, decode_object, vector_digest
-from mlxterp.autointerpret.entry import ExperimentEntry
+from mlxterp.autointerpret.encoding import LineError, compared, decode_object
+from mlxterp.autointerpret.entry import CLOSING, ExperimentEntry
 from mlxterp.autointerpret.log_file import Seal
 from mlxterp.errors import CorruptLog, EntryError
+from mlxterp.statistics.duplicates import ResultNumbers, is_copy, landmarks
 from mlxterp_agent.storage.history import KEPT_TIERS
 
 _SCHEMA = """
 CREATE TABLE line (
     number INTEGER PRIMARY KEY, at INTEGER, size INTEGER, id TEXT, verdict TEXT, uid TEXT, run INTEGER,
-    setup TEXT, sha TEXT, vector TEXT, tier TEXT, kept INTEGER, ran INTEGER
+    setup TEXT, sha TEXT, numbers TEXT, tier TEXT, kept INTEGER, ran INTEGER
 );
+CREATE TABLE landmark (step INTEGER, number INTEGER);
 CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT);
 """
 _INDEXES = """
 CREATE INDEX IF NOT EXISTS line_id ON line (id);
 CREATE INDEX IF NOT EXISTS line_uid ON line (uid) WHERE uid IS NOT NULL;
 CREATE INDEX IF NOT EXISTS line_sha ON line (sha, setup) WHERE sha IS NOT NULL;
-CREATE INDEX IF NOT EXISTS line_vector ON line (vector) WHERE vector IS NOT NULL;
+CREATE INDEX IF NOT EXISTS landmark_step ON landmark (step);
 CREATE INDEX IF NOT EXISTS line_kept ON line (kept, number);
 CREATE INDEX IF NOT EXISTS line_verdict ON line (verdict);
 """
-_VERSION = "1"
+_VERSION = "2"
 _CHUNK = 1 << 20
 
 
@@ -54,7 +57,7 @@ class LineFacts(NamedTuple):
     run: int | None = None
     setup: str | None = None
     sha: str | None = None
-    vector: str | None = None
+    numbers: str | None = None
     tier: str | None = None
     kept: bool = False
     ran: bool = False
@@ -86,7 +89,7 @@ class LineFacts(NamedTuple):
             int(run) if type(run) is str and run.isdigit() else None,
             _text(digests.get("setup")),
             sha,
-            None if sha is None or invalid else vector_digest(value.get("result")),
+            None if sha is None or invalid else _numbers_text(value.get("result")),
             _text(record.get("tier")),
             record.get("tier") in KEPT_TIERS,
             sha is not None and execution.get("status") not in ("interrupted", "refused"),
@@ -132,14 +135,21 @@ class LogIndex:
 
     @staticmethod
     def read_only(path: Path, log: Path) -> LogIndex:
-        """For a look from outside: the stored index as far as it fits, in memory what it lacks."""
-        index = LogIndex.in_memory(log)
+        """For a look from outside: the stored index if it fits, else one in memory; it has caught up."""
         if path.is_file():
             with contextlib.suppress(sqlite3.DatabaseError):
-                stored = sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=5.0)
-                with contextlib.closing(stored):
-                    if _meta(stored, "version") == _VERSION:
-                        stored.backup(index._database)
+                stored = sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True, timeout=5.0)
+                index = LogIndex(log, stored)
+                if _meta(stored, "version") == _VERSION and index._fits():
+                    return index
+                memory = LogIndex.in_memory(log)
+                if _meta(stored, "version") == _VERSION:
+                    stored.backup(memory._database)
+                stored.close()
+                memory.catch_up()
+                return memory
+        index = LogIndex.in_memory(log)
+        index.catch_up()
         return index
 
     def close(self) -> None:
@@ -174,24 +184,47 @@ class LogIndex:
                 new.append(LineFacts.of(raw, at))
                 at += len(raw)
         self.seal = Seal(at, self._sha.hexdigest())
-        self._insert(new, at)
-        self._offsets[:] = array(
-            "q", (at for (at,) in self._database.execute("SELECT at FROM line ORDER BY number"))
-        )
+        self._insert(new)
+        self._read_offsets()
         return self.seal
+
+    def _fits(self) -> bool:
+        """Whether the log is exactly what the database was made from; then the lines are known."""
+        size = int(_meta(self._database, "size") or 0)
+        if _stamp(self._log) == _meta(self._database, "stamp"):
+            self.seal = Seal(size, _meta(self._database, "sha256") or "")
+            self._read_offsets()
+            return True
+        try:
+            with open(self._log, "rb") as file:
+                whole = os.fstat(file.fileno()).st_size == size and _hash(file, size, self._sha)
+        except FileNotFoundError:
+            return False
+        self.seal = Seal(size, self._sha.hexdigest())
+        if not whole or self.seal.sha256 != _meta(self._database, "sha256"):
+            return False
+        self._read_offsets()
+        return True
+
+    def _read_offsets(self) -> None:
+        rows = self._database.execute("SELECT at FROM line ORDER BY number").fetchall()
+        self._offsets[:] = array("q", [row[0] for row in rows])
 
     def sha_state(self) -> Any:
         """A copy of the running digest of the log."""
         return self._sha.copy()
 
-    def add(self, raw: bytes) -> LineFacts:
-        """One more line, which the log holds already, line feed included."""
-        facts = LineFacts.of(raw, self.seal.at)
-        self._sha.update(raw)
-        self.seal = Seal(self.seal.at + len(raw), self._sha.hexdigest())
-        self._insert([facts], self.seal.at)
-        self._offsets.append(facts.at)
-        return facts
+    def add(self, lines: Sequence[bytes]) -> Seal:
+        """More lines, which the log holds already, line feeds included; gives the seal after them."""
+        at, facts = self.seal.at, list[LineFacts]()
+        for raw in lines:
+            facts.append(LineFacts.of(raw, at))
+            self._sha.update(raw)
+            at += len(raw)
+        self.seal = Seal(at, self._sha.hexdigest())
+        self._insert(facts)
+        self._offsets.extend(each.at for each in facts)
+        return self.seal
 
     def ids_of(self, sha: str, setup: str) -> list[str] | None:
         """The ids of the lines of what ran with these digests to an end; None if it never did."""
@@ -204,10 +237,16 @@ class LogIndex:
         """The numbers, from 0, of all lines of what has this digest."""
         return [row[0] - 1 for row in self._all("SELECT number FROM line WHERE sha = ? ORDER BY number", sha)]
 
-    def first_with(self, vector: str) -> tuple[str, str] | None:
-        """Digest of what ran, and id, of the first valid line with these numbers."""
-        rows = self._all("SELECT sha, id FROM line WHERE vector = ? ORDER BY number LIMIT 1", vector)
-        return (rows[0][0], rows[0][1]) if rows else None
+    def copy_of(self, numbers: ResultNumbers, sha: str) -> str | None:
+        """The id of the first valid line that holds the same measurement and did not come of what has this
+        digest; None if there is none. Only lines with a number close to one of the largest are compared."""
+        near = sorted({step + by for step in landmarks(numbers) for by in (-1, 0, 1)})
+        rows = self._database.execute(
+            "SELECT DISTINCT line.number, line.id, line.numbers FROM landmark JOIN line USING (number) "
+            f"WHERE landmark.step IN ({','.join('?' * len(near))}) AND line.sha != ? ORDER BY line.number",
+            (*near, sha),
+        )
+        return next((id for _, id, known in rows if is_copy(_numbers_of(known), numbers)), None)
 
     def place_of(self, uid: str) -> tuple[int, int] | None:
         """Where the line of this uid begins, and its size; None if there is none."""
@@ -225,7 +264,8 @@ class LogIndex:
 
     def has_id(self, experiment_id: str) -> bool:
         """Whether a line has this id."""
-        return bool(self._all("SELECT 1 FROM line WHERE id = ? LIMIT 1", experiment_id))
+        found = self._all("SELECT 1 FROM line WHERE id = ? LIMIT 1", experiment_id) if experiment_id else []
+        return bool(found)
 
     def number_of(self, experiment_id: str) -> int | None:
         """The number, from 0, of the first line of this id."""
@@ -233,17 +273,20 @@ class LogIndex:
         return rows[0][0] - 1 if rows else None
 
     def tally(self) -> dict[str, int]:
-        """How many lines ended with each verdict, in the order in which they first appear."""
-        rows = self._all("SELECT verdict, count(*) FROM line GROUP BY verdict ORDER BY min(number)")
+        """How many lines of experiments ended with each verdict, in the order in which they first appear."""
+        rows = self._all(
+            "SELECT verdict, count(*) FROM line WHERE verdict != ? GROUP BY verdict ORDER BY min(number)",
+            CLOSING,
+        )
         return dict(rows)
 
     def kept(self) -> int:
         """How many lines were kept."""
         return int(self._all("SELECT count(*) FROM line WHERE kept")[0][0])
 
-    def kept_ids(self) -> set[str]:
-        """The ids of all kept lines."""
-        return {row[0] for row in self._all("SELECT id FROM line WHERE kept")}
+    def kept_ids(self, *, after: int = 0) -> set[str]:
+        """The ids of the kept lines after this many lines."""
+        return {row[0] for row in self._all("SELECT id FROM line WHERE kept AND number > ?", after)}
 
     def newest(self, count: int, *, kept: bool) -> list[int]:
         """The numbers, from 0, of the newest lines that were kept, or were not, newest first."""
@@ -264,18 +307,26 @@ class LogIndex:
         return self._database.execute(query, values).fetchall()
 
     def _clear(self) -> None:
-        self._database.execute("DELETE FROM line")
+        self._database.executescript("DELETE FROM line; DELETE FROM landmark;")
         self._offsets[:] = array("q")
         self._sha = hashlib.sha256()
         self.seal = Seal(0, self._sha.hexdigest())
 
-    def _insert(self, facts: Sequence[LineFacts], size: int) -> None:
+    def _insert(self, facts: Sequence[LineFacts]) -> None:
         if facts:
             after = int(self._all("SELECT coalesce(max(number), 0) FROM line")[0][0])
             rows = ((after + i, *each) for i, each in enumerate(facts, 1))
             self._database.executemany(f"INSERT INTO line VALUES ({','.join('?' * 13)})", rows)
+            steps = (
+                (step, after + i)
+                for i, each in enumerate(facts, 1)
+                if each.numbers is not None
+                for step in set(landmarks(_numbers_of(each.numbers)))
+            )
+            self._database.executemany("INSERT INTO landmark VALUES (?, ?)", steps)
             self._database.executescript("" if len(facts) == 1 else _INDEXES)
-        meta = {"version": _VERSION, "size": str(size), "sha256": self.seal.sha256}
+        size = str(self.seal.at)
+        meta = {"version": _VERSION, "size": size, "sha256": self.seal.sha256, "stamp": _stamp(self._log)}
         self._database.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", meta.items())
         self._database.commit()
 
@@ -328,13 +379,33 @@ class LoggedEntries(Sequence[ExperimentEntry]):
             ) from None
 
 
+_IN_ORDER = 400
+
+
+def _numbers_text(result: object) -> str | None:
+    """The numbers of a result as the index keeps them; None if there is nothing to compare. Those in order
+    count for short results only."""
+    found = compared(result)
+    if not found.telling:
+        return None
+    in_order = found.in_order if len(found.in_order) <= _IN_ORDER else ()
+    return json.dumps([[*found.telling], [*in_order]])
+
+
+def _numbers_of(text: str) -> ResultNumbers:
+    telling, in_order = json.loads(text)
+    return ResultNumbers(tuple(in_order), tuple(telling))
+
+
 def _connect(path: Path) -> sqlite3.Connection:
     new = not path.exists()
     database = sqlite3.connect(path, timeout=10.0)
     # What is lost in a power cut is made anew from the log.
     database.executescript("PRAGMA journal_mode=TRUNCATE; PRAGMA synchronous=OFF;")
     if new or _meta(database, "version") != _VERSION:
-        database.executescript("DROP TABLE IF EXISTS line; DROP TABLE IF EXISTS meta;" + _SCHEMA)
+        database.executescript(
+            "DROP TABLE IF EXISTS line; DROP TABLE IF EXISTS landmark; DROP TABLE IF EXISTS meta;" + _SCHEMA
+        )
     return database
 
 
@@ -356,6 +427,15 @@ def _hash(file: Any, size: int, sha: Any) -> bool:
         sha.update(chunk)
         left -= len(chunk)
     return True
+
+
+def _stamp(path: Path) -> str:
+    """What changes whenever a program writes to a file: the kernel sets the time of its last change."""
+    try:
+        status = os.lstat(path)
+    except OSError:
+        return ""
+    return f"{status.st_dev}:{status.st_ino}:{status.st_size}:{status.st_ctime_ns}"
 
 
 def _mapping(value: object) -> Mapping[str, Any]:

@@ -78,6 +78,34 @@ def make_folder(project: Path, name: str, *, notice: Callable[[str], None] = _sa
         return project / name
 
 
+def create_in_project(project: Path, name: str) -> int:
+    """A descriptor of a new file of the project, for writing to while a run goes on; an old file of that
+    name is replaced."""
+    path = PurePosixPath(name)
+    with _opened(project, path.parent.parts, _say_nothing) as folder:
+        _clear_place(project, folder, path, _say_nothing)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path.name, dir_fd=folder)
+        return os.open(path.name, _NEW, 0o666, dir_fd=folder)
+
+
+def clear_for_file(project: Path, name: str, *, notice: Callable[[str], None] = _say_nothing) -> None:
+    """Moves aside whatever stands where another function is going to write a file, unless it is a file."""
+    path = PurePosixPath(name)
+    with _opened(project, path.parent.parts, notice) as folder:
+        _clear_place(project, folder, path, notice)
+
+
+def clear_for_folder(project: Path, name: str, *, notice: Callable[[str], None] = _say_nothing) -> None:
+    """Moves aside whatever stands where another function is going to make a directory, unless it is one."""
+    path = PurePosixPath(name)
+    with _opened(project, path.parent.parts, notice) as folder:
+        _move_case_variants(project, folder, path, notice)
+        with contextlib.suppress(FileNotFoundError):
+            if not stat.S_ISDIR(os.stat(path.name, dir_fd=folder, follow_symlinks=False).st_mode):
+                _move_aside(project, folder, path, notice)
+
+
 def move_other_spellings(project: Path, name: str, *, notice: Callable[[str], None] = _say_nothing) -> None:
     """Moves aside what differs from `name` in its case only, on every file system: `EXPERIMENT.PY` beside
     experiment.py is nobody's file."""

@@ -13,15 +13,16 @@ import os
 import platform
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from enum import Enum
 from functools import cache
 from typing import Any, Literal, NamedTuple
 
 from mlxterp.autointerpret.contract import PRIVATE
 from mlxterp.autointerpret.encoding import LineError, decode_object
 from mlxterp.autointerpret.encoding import plain as plain_values
-from mlxterp.autointerpret.entry import ExperimentEntry
+from mlxterp.autointerpret.entry import CLOSING, ExperimentEntry
 from mlxterp.autointerpret.keep_rule import Verdict
 from mlxterp.autointerpret.prediction import (
     Prediction,
@@ -55,15 +56,31 @@ _PROGRAM_ERRORS = frozenset(
 """Errors that say how something is called, and nothing about the model."""
 
 
-class BadFrame(NamedTuple):
-    """A report of the experiment that cannot be accepted.
+class FrameFault(Enum):
+    """Why a report of the experiment cannot be accepted."""
 
-    `forged` is False for what an honest program can send by accident (too much, too long, cut off, not an
-    entry), and True for what only a forger sends: a record, a second end, an unknown kind of report.
-    """
+    TORN = "torn"
+    """Cut off, or two writers wrote at once: it cannot be read."""
+
+    TOO_MUCH = "too much"
+    """More, or longer, than is read."""
+
+    NO_ENTRY = "no entry"
+    """Its entry lacks fields, or has wrong ones."""
+
+    FORGED = "forged"
+    """What no honest program sends: a record, a second end, an unknown kind of report."""
+
+
+class BadFrame(NamedTuple):
+    """A report of the experiment that cannot be accepted."""
 
     text: str
-    forged: bool
+    fault: FrameFault
+
+    @property
+    def forged(self) -> bool:
+        return self.fault is FrameFault.FORGED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,6 +251,7 @@ class Judgement:
     verdict: Verdict
     checks: Mapping[str, bool | None] = field(default_factory=dict)
     measured: Mapping[str, Any] | None = None
+    relations: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -297,6 +315,8 @@ def judged_entry(
         "blas": facts.get("blas"),
         "machine": _machine(),
     }
+    if judgement.relations:
+        record["relations"] = dict(judgement.relations)
     logged = replace(
         entry,
         experiment_id="",
@@ -405,9 +425,35 @@ def tier_of(entry: ExperimentEntry) -> str | None:
     return (entry.record or {}).get("tier")
 
 
+def is_closing(entry: ExperimentEntry) -> bool:
+    """Whether this line reports no experiment, and shows the held-out numbers of others."""
+    return verdict_of(entry) == CLOSING
+
+
 def is_kept(entry: ExperimentEntry) -> bool:
     """Whether a supervisor kept this line: a lead, a finding or a claim."""
     return tier_of(entry) in KEPT_TIERS
+
+
+def retractions(entries: Iterable[ExperimentEntry]) -> dict[str, str]:
+    """The ids of findings that a later line overturned, with the id of that line. No line is rewritten, so a
+    retracted one still says what it said."""
+    found = {}
+    for entry in entries:
+        for id in ((entry.record or {}).get("relations") or {}).get("retracts", ()):
+            found[str(id)] = entry.experiment_id
+    return found
+
+
+def dependents(entries: Iterable[ExperimentEntry], retracted: Iterable[str]) -> dict[str, str]:
+    """The ids of lines that build on a retracted one, with the id that they build on."""
+    gone, found = set(retracted), {}
+    for entry in entries:
+        built_on = ((entry.record or {}).get("declared") or {}).get("builds_on", ())
+        for id in built_on:
+            if id in gone:
+                found[entry.experiment_id] = str(id)
+    return found
 
 
 def digests_of(entry: ExperimentEntry) -> Mapping[str, str | None]:
@@ -423,7 +469,7 @@ def uid_of(entry: ExperimentEntry) -> str | None:
 
 def tally(entries: Sequence[ExperimentEntry]) -> dict[str, int]:
     """How many lines ended with each verdict, in the order in which they first appear."""
-    return dict(Counter(map(verdict_of, entries)))
+    return dict(Counter(verdict_of(entry) for entry in entries if not is_closing(entry)))
 
 
 def tally_text(counts: Mapping[str, int]) -> str:

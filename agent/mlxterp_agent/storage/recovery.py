@@ -18,11 +18,12 @@ from mlxterp._files import write_atomically
 from mlxterp.autointerpret.contract import EXPERIMENT, FINDINGS, LOG, digest
 from mlxterp.autointerpret.entry import ExperimentEntry
 from mlxterp_agent.exit_codes import GitUnavailable
-from mlxterp_agent.judge.evidence import judge_experiment
+from mlxterp_agent.judge.evidence import Known, judge_experiment
 from mlxterp_agent.platform import Clock, read_or_none
 from mlxterp_agent.storage.findings import finding_files, missing, write_files
 from mlxterp_agent.storage.history import OpenRun
-from mlxterp_agent.storage.journal import Journal
+from mlxterp_agent.storage.journal import Event, Journal
+from mlxterp_agent.storage.project_files import clear_for_file
 from mlxterp_agent.storage.record import (
     RUNS,
     Execution,
@@ -35,6 +36,9 @@ from mlxterp_agent.storage.record import (
 )
 from mlxterp_agent.storage.results_log import ResultsLog, rebuilt_log
 from mlxterp_agent.storage.state_dir import State
+
+_BATCH = 200
+"""Lines that are taken into the journal at once."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,10 @@ def reconcile(results: ResultsLog, state: State, clock: Clock) -> Repairs:
     cost does not grow with the log.
     """
     done: list[str] = []
+    for name in (LOG, f"{LOG}.torn"):
+        clear_for_file(results.project, name, notice=done.append)
     seal = results.history.log
+    taken_over = results.history.taken_over
     fits = results.index.catch_up(until=seal.at) == seal
     if fits:
         results.continue_log()
@@ -82,13 +89,17 @@ def reconcile(results: ResultsLog, state: State, clock: Clock) -> Repairs:
     if broken is not None:
         return Repairs(tuple(done), broken)
     results.load()
+    copied = results.history.taken_over > taken_over
     sources = _Sources(results)
-    _restore_git(results, sources, done)
+    _restore_git(results, sources, done, copied=copied)
     for uid, run in list(results.history.open_runs.items()):
         intent = results.journal.event_at(run.intent_at)
         if intent is None:
             # This line was damaged after it had been read. What it announced cannot be closed any more.
             del results.history.open_runs[uid]
+            continue
+        if intent["event"] == "opened":
+            _log_lines(results, intent, done)
             continue
         experiment = Experiment.from_event(intent)
         if run.result_at is not None:
@@ -101,7 +112,7 @@ def reconcile(results: ResultsLog, state: State, clock: Clock) -> Repairs:
             done.append(
                 f"run {experiment.run:04d} never ended: logged as {closed.experiment_id}, interrupted"
             )
-    _restore_folders(results, sources, done)
+    _restore_folders(results, sources, done, copied=copied)
     return Repairs(tuple(done))
 
 
@@ -111,10 +122,7 @@ def _finish(results: ResultsLog, experiment: Experiment, run: OpenRun, done: lis
     result = results.journal.event_at(run.result_at)
     if result is None:
         return
-    for line in map(JudgedEntry.from_event, result["lines"]):
-        if results.index.place_of(line.record["uid"]) is None:
-            entry = results.log_line(line)
-            done.append(f"{entry.experiment_id}, which was decided but not logged, was logged")
+    _log_lines(results, result, done)
     kept = list(run.kept)
     if not kept and not run.attempted:
         results.keep_attempt(experiment)
@@ -125,6 +133,14 @@ def _finish(results: ResultsLog, experiment: Experiment, run: OpenRun, done: lis
         results.publish(logged, experiment)
         if logged.experiment_id not in results.history.ids:
             done.append(f"{logged.experiment_id}, which was kept but not committed, was committed")
+
+
+def _log_lines(results: ResultsLog, event: Event, done: list[str]) -> None:
+    """Step 3: the lines of an event that the log lacks."""
+    for line in map(JudgedEntry.from_event, event["lines"]):
+        if results.index.place_of(line.record["uid"]) is None:
+            entry = results.log_line(line)
+            done.append(f"{entry.experiment_id}, which was decided but not logged, was logged")
 
 
 def _restore_log(results: ResultsLog, state: State, done: list[str]) -> str | None:
@@ -150,17 +166,18 @@ def _restore_log(results: ResultsLog, state: State, done: list[str]) -> str | No
 def _take_new_lines(results: ResultsLog, state: State, done: list[str]) -> str | None:
     """Judges the lines after those of the journal: a crash leaves its own there, and people log by hand."""
     seal = results.history.log
-    rest = results.log.bytes_after(seal.at)
-    if not rest:
+    if not os.path.lexists(results.log.path) or os.path.getsize(results.log.path) == seal.at:
         return None
-    copied = not results.history.measured and seal.at == 0
+    copied = not results.history.measured
     if copied and (problems := results.log.verify()):
         return _broken(f"line {problems[0].line}: {problems[0].what}", None)
     by_hand: list[bytes] = []
     forged: list[bytes] = []
-    number = len(results.index.entries)
-    for line in whole_lines(rest):
-        number += 1
+    ids, has_id = set[str](), results.index.has_id
+    for line in results.log.lines_after(seal.at):
+        if len(by_hand) >= _BATCH and not forged:
+            results.adopt(by_hand)
+            by_hand = []
         entry = read_entry(line)
         uid = None if entry is None else uid_of(entry)
         if entry is None or (entry.record is not None and uid is None):
@@ -173,8 +190,9 @@ def _take_new_lines(results: ResultsLog, state: State, done: list[str]) -> str |
             if forged:
                 break
             results.note_logged(entry, line)
-        elif entry.record is None and not _taken(results, entry, by_hand):
+        elif entry.record is None and not (entry.experiment_id in ids or has_id(entry.experiment_id)):
             by_hand.append(line)
+            ids |= {entry.experiment_id} - {""}
         else:
             forged.append(line)
     results.adopt(by_hand)
@@ -220,16 +238,6 @@ def _is_by_hand(line: bytes) -> bool:
     return entry is not None and entry.record is None
 
 
-def _taken(results: ResultsLog, entry: ExperimentEntry, others: list[bytes]) -> bool:
-    """Whether the id of a line that was logged by hand is that of another line."""
-    if not entry.experiment_id:
-        return False
-    before = (read_entry(line) for line in others)
-    return results.index.has_id(entry.experiment_id) or any(
-        each is not None and each.experiment_id == entry.experiment_id for each in before
-    )
-
-
 class _Sources:
     """What ran, by uid, from the journal; read only if something is missing."""
 
@@ -250,9 +258,10 @@ class _Sources:
         return copy if copy is not None and digest(copy) == digests_of(entry).get("experiment") else None
 
 
-def _restore_git(results: ResultsLog, sources: _Sources, done: list[str]) -> None:
+def _restore_git(results: ResultsLog, sources: _Sources, done: list[str], *, copied: bool) -> None:
     """Commits the kept entries again that a repository lacks which is not the one they were committed to."""
-    kept = results.index.kept_ids() - results.history.ids.keys()
+    before = 0 if copied else results.history.taken_over
+    kept = results.index.kept_ids(after=before) - results.history.ids.keys()
     if not kept:
         return
     try:
@@ -261,31 +270,42 @@ def _restore_git(results: ResultsLog, sources: _Sources, done: list[str]) -> Non
         lost = kept - results.committer.experiments().keys()
     except GitUnavailable:
         return
+    without = 0
+    without = 0
     for entry_id in sorted(lost):
         number = results.index.number_of(entry_id)
         assert number is not None
         entry = results.entries[number]
         source = sources.of(entry)
         if source is None:
-            done.append(
-                f"{entry_id} has no commit, and what ran is not on this machine: it stays without one"
-            )
+            without += 1
             continue
         try:
             results.commit_entry(entry, {EXPERIMENT: source, **finding_files(entry, source)})
         except GitUnavailable:
             return
         done.append(f"{entry_id}, which was kept but not committed, was committed")
+    if without:
+        done.append(
+            f"{without} kept {'line stays' if without == 1 else 'lines stay'} without a commit and a folder: "
+            "what ran is not on this machine"
+        )
+    if without:
+        done.append(
+            f"{without} kept {'line stays' if without == 1 else 'lines stay'} without a commit and a folder: "
+            "what ran is not on this machine"
+        )
 
 
-def _restore_folders(results: ResultsLog, sources: _Sources, done: list[str]) -> None:
+def _restore_folders(results: ResultsLog, sources: _Sources, done: list[str], *, copied: bool) -> None:
     """Makes the folders of kept entries again that are missing."""
     try:
         names = os.listdir(results.project / FINDINGS)
     except OSError:
         names = []
     there = {name.partition("-")[0]: name for name in names}
-    for entry_id in sorted(results.index.kept_ids()):
+    before = 0 if copied else results.history.taken_over
+    for entry_id in sorted(results.index.kept_ids(after=before)):
         name = there.get(entry_id)
         if name is not None and (results.project / FINDINGS / name / "finding.md").is_file():
             continue
@@ -294,7 +314,7 @@ def _restore_folders(results: ResultsLog, sources: _Sources, done: list[str]) ->
         entry = results.entries[number]
         source = sources.of(entry)
         if source is not None and missing(results.project, entry):
-            write_files(results.project, finding_files(entry, source))
+            write_files(results.project, finding_files(entry, source), notice=done.append)
             done.append(f"the folder of {entry_id} was missing and was made again")
 
 
@@ -304,7 +324,7 @@ def _settle_interrupted(
     """Step 5."""
     execution = Execution(status="interrupted", error="the supervisor ended before the run did")
     ended = replace(experiment, execution=execution, ended_at=clock.wall())
-    return results.settle(ended, judge_experiment(ended, lambda _: None))
+    return results.settle(ended, judge_experiment(ended, Known()))
 
 
 def _first_difference(raw: bytes, known: bytes) -> int:

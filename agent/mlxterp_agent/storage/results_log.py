@@ -15,12 +15,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from mlxterp.autointerpret.contract import EXPERIMENT, LOG, digest
-from mlxterp.autointerpret.encoding import vector_digest
+from mlxterp.autointerpret.contract import EXPERIMENT, LOG, PRIVATE, digest
+from mlxterp.autointerpret.encoding import compared
 from mlxterp.autointerpret.entry import ExperimentEntry
 from mlxterp.autointerpret.log import ExperimentLog
 from mlxterp.autointerpret.log_file import Continuation, Seal
-from mlxterp.errors import TornTail
+from mlxterp.errors import ProjectError, TornTail
 from mlxterp_agent.crash_points import point
 from mlxterp_agent.events import Committed, Decided, Emit, Repaired, Waiting
 from mlxterp_agent.exit_codes import GitUnavailable
@@ -29,6 +29,7 @@ from mlxterp_agent.storage.git import EXPERIMENT_TRAILER, VERDICT_TRAILER, Commi
 from mlxterp_agent.storage.history import History, store_history
 from mlxterp_agent.storage.journal import Journal
 from mlxterp_agent.storage.log_index import LoggedEntries, LogIndex
+from mlxterp_agent.storage.project_files import ASIDE, make_folder
 from mlxterp_agent.storage.record import (
     RUNS,
     Experiment,
@@ -44,8 +45,12 @@ _WHOLE_LOG = 1_000_000
 """Bytes up to which every commit holds the whole log. A longer one is committed when it has grown by a tenth,
 and at the end: git stores each version of a file anew."""
 
+_LARGEST_LOG = 20_000_000
+"""Bytes above which git does not get the log any more: it would need seconds for each version. Every kept
+line is also in its finding's result.json."""
+
 _ADOPTED = 1_000_000
-"""Bytes of adopted lines in one event."""
+"""Bytes of adopted lines in one event, which is enough for what a person logs by hand."""
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 5.0, 600.0
 """Seconds between two tries to commit while git cannot."""
@@ -184,7 +189,7 @@ class ResultsLog:
     def note_logged(self, entry: ExperimentEntry, raw: bytes) -> None:
         """Keeps the exact bytes of a logged line in the journal, so that the log can be rebuilt from it."""
         assert entry.record is not None
-        self.index.add(raw)
+        self.index.add([raw])
         self._stamp = _stamp(self.project / LOG)
         seal = self.index.seal
         self.journal.append(
@@ -202,7 +207,7 @@ class ResultsLog:
         committed with a later one."""
         source = experiment.source.encode()
         files = finding_files(entry, source)
-        write_files(self.project, files)
+        write_files(self.project, files, notice=self.note_moved)
         point("after-finding")
         self._uncommitted.append(
             _Uncommitted(experiment.uid, entry.experiment_id, {EXPERIMENT: source, **files})
@@ -211,7 +216,8 @@ class ResultsLog:
 
     def commit_pending(self, *, last: bool = False) -> None:
         """Makes one commit for every kept entry that has none yet, oldest first. While git cannot, it is
-        asked again after a pause that grows from 5 seconds to 10 minutes.
+        asked again after a pause that grows from 5 seconds to 10 minutes; before that a damaged repository
+        is repaired.
 
         Args:
             last: ask once more whatever the pause says, and commit the log if the newest commit lacks lines.
@@ -219,13 +225,14 @@ class ResultsLog:
         if not last and self.journal.clock.elapsed() < self._git_again_at:
             self._forget_files()
             return
+        if self._git_pause and self._uncommitted:
+            self._repair_repository()
         while self._uncommitted:
             waiting = self._uncommitted[0]
             try:
                 self._commit(waiting)
             except GitUnavailable as problem:
-                self._git_pause = min(_LONGEST_PAUSE, 2 * self._git_pause or _FIRST_PAUSE)
-                self._git_again_at = self.journal.clock.elapsed() + self._git_pause
+                self._pause_git()
                 self._forget_files()
                 self.emit(
                     Waiting(
@@ -236,8 +243,9 @@ class ResultsLog:
                 return
             self._git_pause = self._git_again_at = 0.0
             del self._uncommitted[0]
-        if last and self._log_committed and self.index.seal.at > self._log_committed > _WHOLE_LOG:
-            self._commit_log()
+        size = self.index.seal.at
+        if last and self._log_committed and self._log_committed < size and _WHOLE_LOG < size <= _LARGEST_LOG:
+            self.commit_log()
 
     def keep_attempt(self, experiment: Experiment) -> None:
         """Keeps what ran and was not kept under refs/autointerp/attempts, so that no version is ever lost."""
@@ -247,24 +255,29 @@ class ResultsLog:
         try:
             sha = self.committer.keep_attempt(run, files, f"Attempt {run:04d}, not kept")
         except GitUnavailable as problem:
-            self._git_pause = min(_LONGEST_PAUSE, 2 * self._git_pause or _FIRST_PAUSE)
-            self._git_again_at = self.journal.clock.elapsed() + self._git_pause
+            self._pause_git()
             self.emit(Waiting(f"run {run:04d} is logged, but not kept in git yet: {problem}"))
             return
         point("after-attempt")
         self.journal.append("attempted", run=run, sha=sha)
 
     def same_numbers(self, entry: ExperimentEntry, sha: str) -> str | None:
-        """The id of an earlier line of a *different* experiment with exactly these numbers, or None."""
-        vector = vector_digest(entry.result)
-        known = None if vector is None else self.index.first_with(vector)
-        return known[1] if known is not None and known[0] != sha else None
+        """The id of an earlier line of a *different* experiment that holds the same measurement, or None."""
+        return self.index.copy_of(compared(entry.result), sha)
 
     def logged_bytes(self) -> bytes:
         """What results.jsonl must hold, by the journal."""
-        found = rebuilt_log(self.journal, self.index.seal, self.log.raw())
+        try:
+            raw = self.log.raw()
+        except ProjectError:
+            raw = b""
+        found = rebuilt_log(self.journal, self.index.seal, raw)
         assert found is not None, "every line of this session is in the journal"
         return found
+
+    def note_moved(self, what: str) -> None:
+        """Reports something that stood where a file belongs."""
+        self.emit(Repaired(what))
 
     def restored(self) -> None:
         """The log was put back: it is what it was."""
@@ -275,7 +288,10 @@ class ResultsLog:
         program changed the file."""
         if _stamp(self.project / LOG) == self._stamp:
             return f"{self.index.seal.at:,} bytes with digest {self.index.seal.sha256[:16]}"
-        raw = self.log.raw()
+        try:
+            raw = self.log.raw()
+        except ProjectError:
+            return "not a regular file"
         return f"{len(raw):,} bytes with digest {digest(raw)[:16]}"
 
     def unexpected_change(self) -> str | None:
@@ -289,7 +305,10 @@ class ResultsLog:
         if stamp == self._stamp:
             return None
         known = self.index.seal
-        raw = self.log.raw()
+        try:
+            raw = self.log.raw()
+        except ProjectError:
+            return f"{LOG} was replaced by something that is not a regular file"
         if digest(raw[: known.at]) != known.sha256:
             return f"{LOG} was changed: its first {known.at:,} bytes are not what they were"
         *_, rest = raw.rpartition(b"\n")
@@ -309,15 +328,16 @@ class ResultsLog:
     def adopt(self, lines: Sequence[bytes]) -> None:
         """Takes the lines after the known ones into the journal: they are part of what is restored."""
         batch: list[bytes] = []
+        size = 0
         events: list[tuple[str, dict[str, object]]] = []
         for number, line in enumerate(lines, 1):
-            self.index.add(line)
             batch.append(line)
-            if number == len(lines) or sum(map(len, batch)) > _ADOPTED:
-                seal = self.index.seal
+            size += len(line)
+            if number == len(lines) or size > _ADOPTED:
+                seal = self.index.add(batch)
                 text = b"".join(batch).decode("utf-8")
                 events.append(("adopted", {"text": text, "size": seal.at, "sha256": seal.sha256}))
-                batch = []
+                batch, size = [], 0
         if events:
             self.journal.append_all(events)
 
@@ -344,11 +364,25 @@ class ResultsLog:
             "rebuilt",
             size=self.index.seal.at,
             sha256=self.index.seal.sha256,
+            lines=len(self.entries),
             experiments=self.index.runs(),
             last_run=self.index.last_run(),
             seconds=spent.get("seconds") or 0.0,
             usd=spent.get("usd"),
         )
+
+    def _pause_git(self) -> None:
+        self._git_pause = min(_LONGEST_PAUSE, 2 * self._git_pause or _FIRST_PAUSE)
+        self._git_again_at = self.journal.clock.elapsed() + self._git_pause
+
+    def _repair_repository(self) -> None:
+        try:
+            aside = make_folder(self.project, f"{PRIVATE}/{ASIDE}")
+            for what in self.committer.repair(self.history.head, aside):
+                self.emit(Repaired(what))
+        except GitUnavailable:
+            # Why is said when the commit fails.
+            return
 
     def _forget_files(self) -> None:
         self._uncommitted = [each._replace(files=None) for each in self._uncommitted]
@@ -369,7 +403,7 @@ class ResultsLog:
     def commit_entry(self, entry: ExperimentEntry, files: Mapping[str, bytes]) -> None:
         """The commit of one kept entry."""
         verdict, size = verdict_of(entry), self.index.seal.at
-        with_log = size <= _WHOLE_LOG or size > 1.1 * self._log_committed
+        with_log = size <= _WHOLE_LOG or 1.1 * self._log_committed < size <= _LARGEST_LOG
         sha = self.committer.commit(
             {**files, LOG: self.log.prefix_bytes(size)} if with_log else files,
             subject=f"{entry.experiment_id} {verdict}: {one_line(entry.conclusion or entry.hypothesis, 60)}",
@@ -383,7 +417,8 @@ class ResultsLog:
         point("after-journal-committed")
         self.emit(Committed(entry.experiment_id, sha))
 
-    def _commit_log(self) -> None:
+    def commit_log(self) -> None:
+        """One commit of the log alone, if git can."""
         size = self.index.seal.at
         try:
             sha = self.committer.commit(

@@ -18,13 +18,25 @@ from pathlib import Path
 from types import TracebackType
 
 from mlxterp._files import write_all, write_atomically
-from mlxterp.autointerpret.contract import PROGRAM, SETUP, STATE_DIR_ENV, digest, state_dir
+from mlxterp.autointerpret.contract import (
+    CONFIG,
+    PROGRAM,
+    SETUP,
+    STATE_DIR_ENV,
+    Project,
+    ProjectConfig,
+    digest,
+    parse_config,
+    state_dir,
+)
 from mlxterp.errors import ProjectError
 from mlxterp_agent.exit_codes import Locked, SetupChanged, StateUnavailable
 from mlxterp_agent.platform import NotRegular, explain_disk_full, read_regular
+from mlxterp_agent.storage.project_files import write_in_project
 
 _LOCK_TRIES = 10
 _LOCK_PAUSE = 0.02
+_CONFIG_NAME = "config.json"
 
 
 @dataclass(frozen=True)
@@ -44,6 +56,10 @@ class State:
     @property
     def index_path(self) -> Path:
         return self.root / "log_index.sqlite"
+
+    @property
+    def heartbeat_path(self) -> Path:
+        return self.root / "heartbeat"
 
     @property
     def sealed_dir(self) -> Path:
@@ -101,7 +117,13 @@ class ProjectLock:
     def acquire(self) -> None:
         """Takes the lock, or raises Locked naming who has it."""
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-        fd = os.open(self._path, flags, 0o600)
+        try:
+            fd = os.open(self._path, flags, 0o600)
+        except OSError as problem:
+            raise StateUnavailable(
+                f"the lock {self._path} cannot be opened: {problem.strerror}. Remove what is there, then "
+                "start again."
+            ) from None
         try:
             if not _flock(fd):
                 self._refuse()
@@ -165,6 +187,11 @@ def _flock(fd: int) -> bool:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             time.sleep(_LOCK_PAUSE)
+        except OSError as problem:
+            raise StateUnavailable(
+                f"the state directory is on a file system without locks ({problem.strerror}), so two "
+                f"supervisors could not be kept apart. Name a directory on a local disk in {STATE_DIR_ENV}."
+            ) from None
         else:
             return True
     return False
@@ -184,6 +211,7 @@ class Sealed:
     Attributes:
         setup: where the sealed copy lies.
         setup_bytes, setup_sha: its content and digest.
+        config_bytes: the project's configuration as it was sealed; b"" if there was none.
         program_sha: digest of program.md as it is now; it may change between experiments. None if there is
         none.
     """
@@ -191,6 +219,7 @@ class Sealed:
     setup: Path
     setup_bytes: bytes
     setup_sha: str
+    config_bytes: bytes
     program_sha: str | None
 
 
@@ -220,10 +249,37 @@ def seal(state: State, project: Path, *, reseal: bool = False) -> Sealed:
     with explain_disk_full(sealed):
         if kept is None:
             write_atomically(sealed, current)
+        config = None if reseal else _kept(state.sealed_dir / _CONFIG_NAME)
+        if config is None:
+            config = _kept(project / CONFIG) or b""
+            write_atomically(state.sealed_dir / _CONFIG_NAME, config)
         program = _kept(project / PROGRAM)
         if program is not None:
             write_atomically(state.sealed_dir / PROGRAM, program)
-    return Sealed(sealed, current, digest(current), None if program is None else digest(program))
+    return Sealed(sealed, current, digest(current), config, None if program is None else digest(program))
+
+
+def restore_config(project: Path, sealed: Sealed) -> str | None:
+    """Puts the sealed configuration back, and says so; None if it is there.
+
+    Limits are raised by the command, which is logged: a file can be changed by anybody.
+    """
+    if (_kept(project / CONFIG) or b"") == sealed.config_bytes:
+        return None
+    if sealed.config_bytes:
+        write_in_project(project, CONFIG, sealed.config_bytes)
+    else:
+        (project / CONFIG).unlink()
+    return (
+        f"{CONFIG} was changed since the start and was put back; options of the command, such as "
+        "--max-experiments, change a limit"
+    )
+
+
+def sealed_config(project: Project) -> ProjectConfig:
+    """The configuration that the investigation began with; before the first start, the one that is there."""
+    kept = _kept(State(state_dir(project.path)).sealed_dir / _CONFIG_NAME)
+    return project.config if not kept else parse_config(kept, CONFIG)
 
 
 def _read(path: Path) -> bytes:

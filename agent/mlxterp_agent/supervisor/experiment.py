@@ -12,15 +12,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mlxterp._files import write_atomically
 from mlxterp.autointerpret.contract import EXPERIMENT, PROGRAM, Project, digest
 from mlxterp.autointerpret.hypothesis import read_hypothesis
 from mlxterp.autointerpret.prediction import read_predictions
-from mlxterp.errors import DeclarationError, ProjectError
+from mlxterp.errors import DeclarationError
 from mlxterp_agent.crash_points import point
 from mlxterp_agent.events import Emit, Running, Waiting
 from mlxterp_agent.integrity.guard import Guard
-from mlxterp_agent.judge.evidence import judge_experiment, may_be_judged
+from mlxterp_agent.judge.evidence import Known, judge_experiment, may_be_judged
 from mlxterp_agent.judge.judge import Judge
 from mlxterp_agent.outcome import outcome_text, repeat_text
 from mlxterp_agent.platform import Clock, Signals, read_or_none
@@ -28,8 +27,8 @@ from mlxterp_agent.researchers.base import BudgetState, ExperimentOutcome, Resea
 from mlxterp_agent.run_config import Options
 from mlxterp_agent.sandbox.runner import Runner
 from mlxterp_agent.storage.budget import Budget
-from mlxterp_agent.storage.project_files import move_other_spellings
-from mlxterp_agent.storage.record import RUNS, Cost, Execution, Experiment
+from mlxterp_agent.storage.project_files import move_other_spellings, write_in_project
+from mlxterp_agent.storage.record import RUNS, Cost, Execution, Experiment, verdict_of
 from mlxterp_agent.storage.results_log import ResultsLog
 from mlxterp_agent.supervisor.guidance import Guidance
 from mlxterp_agent.supervisor.watcher import Candidate
@@ -56,6 +55,7 @@ class RunContext:
     emit: Emit
     signals: Signals
     clock: Clock
+    heartbeat_path: Path
 
     @property
     def path(self) -> Path:
@@ -71,10 +71,12 @@ class ExperimentPipeline:
 
     Attributes:
         facts: what setup.py offers; set once it is imported.
+        instrument_failures: experiments in a row with which nothing could be measured.
     """
 
     def __init__(self, context: RunContext, stop: Callable[[], str | None]) -> None:
         self.facts: Mapping[str, Any] = {}
+        self.instrument_failures = 0
         self._context = context
         self._stop = stop
         self._charged = self._cost_so_far()
@@ -87,7 +89,7 @@ class ExperimentPipeline:
             return self.refuse(str(problem))
         context = self._context
         move_other_spellings(context.path, EXPERIMENT, notice=lambda what: context.emit(Waiting(what)))
-        frozen = _freeze(context.path, experiment)
+        frozen = _freeze(context, experiment)
         violations = context.guard.between_runs()
         context.results.announce(experiment)
         if violations:
@@ -165,14 +167,19 @@ class ExperimentPipeline:
                 broken_off = replace(execution, status="interrupted", error=claim.interrupted)
                 executed = replace(executed, execution=broken_off)
             executed = replace(executed, ended_at=context.clock.wall(), spent=context.budget.spent())
-        lines = judge_experiment(
-            executed, lambda entry: context.results.same_numbers(entry, experiment.sha), claim
+        known = Known(
+            identical_to=lambda entry: context.results.same_numbers(entry, experiment.sha),
+            entries=tuple(context.results.entries),
+            mirrored=context.judge.held_out.mirrored,
         )
         # Before the lines: who waits for them in the log finds the guidance there already.
         guidance = context.guidance.if_changed(experiment.run)
         free = self._is_free(execution, violations)
+        lines = judge_experiment(executed, known, claim)
         logged = context.results.settle(executed, lines, free=free)
         context.guard.remember()
+        broken = any(verdict_of(entry) == "invalid:instrument" for entry in logged)
+        self.instrument_failures = self.instrument_failures + 1 if broken else 0
         text = outcome_text(logged, context.budget_state(), printed=execution.stdout_tail)
         if free:
             used = context.results.history.free
@@ -188,25 +195,12 @@ class ExperimentPipeline:
         return Cost(spent.usd, spent.tokens)
 
 
-def _freeze(project: Path, experiment: Experiment) -> Path:
+def _freeze(context: RunContext, experiment: Experiment) -> Path:
     """A copy of the bytes that will run, in `.autointerp/runs/NNNN/experiment.py`. These are run, judged,
-    committed.
-
-    Raises:
-        ProjectError: `.autointerp` or a folder in it is a link or a file.
-    """
-    folder = project
-    for name in (*RUNS.split("/"), f"{experiment.run:04d}"):
-        folder = folder / name
-        if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
-            raise ProjectError(
-                f"run {experiment.run:04d} was to be kept in {project / RUNS}, but {folder} is a link or a "
-                "file. Remove it; nothing that counts is stored there."
-            )
-        folder.mkdir(exist_ok=True)
-    frozen = folder / EXPERIMENT
-    write_atomically(frozen, experiment.source.encode())
-    return frozen
+    committed."""
+    name = f"{RUNS}/{experiment.run:04d}/{EXPERIMENT}"
+    write_in_project(context.path, name, experiment.source.encode(), notice=context.results.note_moved)
+    return context.path / name
 
 
 def _difference(now: Cost, before: Cost) -> Cost:

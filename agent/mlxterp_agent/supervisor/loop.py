@@ -13,7 +13,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from mlxterp.autointerpret.contract import load_project, scaffold_experiment
+from mlxterp.autointerpret.contract import PRIVATE, load_project, scaffold_experiment
 from mlxterp.errors import ProjectError
 from mlxterp_agent.events import (
     Emit,
@@ -26,8 +26,19 @@ from mlxterp_agent.events import (
     Turn,
     Waiting,
 )
-from mlxterp_agent.exit_codes import CONTRACT, FINISHED, INTERRUPTED, MACHINE, RESEARCHER, Ended
+from mlxterp_agent.exit_codes import (
+    CONTRACT,
+    FINISHED,
+    INTERRUPTED,
+    MACHINE,
+    PROJECT,
+    RESEARCHER,
+    Ended,
+    GitMissing,
+    GitUnavailable,
+)
 from mlxterp_agent.integrity.guard import Guard
+from mlxterp_agent.judge.closing import close_investigation
 from mlxterp_agent.judge.held_out import read_items, salt_of, take_items
 from mlxterp_agent.judge.judge import Judge
 from mlxterp_agent.platform import Clock, Signals, SystemClock, boot_id, explain_disk_full
@@ -47,20 +58,23 @@ from mlxterp_agent.sandbox.runner import Runner
 from mlxterp_agent.state_md import overview_of_index, write_state
 from mlxterp_agent.storage.budget import Budget
 from mlxterp_agent.storage.git import Committer
+from mlxterp_agent.storage.heartbeat import Heartbeat, uncounted_seconds
 from mlxterp_agent.storage.history import read_history, store_history
 from mlxterp_agent.storage.journal import Journal
 from mlxterp_agent.storage.log_index import LogIndex
+from mlxterp_agent.storage.project_files import ASIDE, make_folder
 from mlxterp_agent.storage.recovery import reconcile, set_aside_damage
 from mlxterp_agent.storage.results_log import ResultsLog
-from mlxterp_agent.storage.state_dir import ProjectLock, open_state, seal
+from mlxterp_agent.storage.state_dir import ProjectLock, open_state, restore_config, seal
 from mlxterp_agent.supervisor.experiment import ExperimentPipeline, RunContext
 from mlxterp_agent.supervisor.guidance import Guidance
 from mlxterp_agent.supervisor.prepare import choose_isolation, fetch_model, initial_files, no_jail
-from mlxterp_agent.supervisor.watcher import SCAFFOLD_TEXT, STOP, Candidate, FileWatcher, read_experiment
+from mlxterp_agent.supervisor.watcher import SCAFFOLD_TEXT, STOP, Candidate, ExperimentFile, FileWatcher
 from mlxterp_agent.text import line_in, one_line, plain
 
-GRACE = 1.0
-"""Seconds between SIGTERM and SIGKILL for an experiment: with it, Ctrl-C ends everything within three."""
+GRACE = 0.7
+"""Seconds between SIGTERM and SIGKILL for an experiment: with it, a run ends within two seconds of its time
+box."""
 
 SHOWN_KEPT = 5
 """Kept entries that a screen shows."""
@@ -68,6 +82,7 @@ SHOWN_KEPT = 5
 _TICK = 0.25
 _CLOCK_EVERY = 60.0
 _EMPTY_TURNS = 3
+_INSTRUMENT_FAILURES = 2
 
 
 def run(
@@ -77,7 +92,9 @@ def run(
     emit: Emit,
     *,
     description: str = "",
+    closes: bool = True,
     clock: Clock | None = None,
+    began: float | None = None,
 ) -> Ended:
     """Supervises one investigation until something ends it, and returns what did.
 
@@ -90,27 +107,37 @@ def run(
 
     Args:
         description: who investigates and why it was chosen, for the screen.
+        closes: an end that nothing interrupted closes the investigation: its held-out numbers are shown.
+        began: when the command began, on the clock's `elapsed`; by default now.
 
     Raises:
         MlxterpError: the project, its setup.py, git or the machine cannot be used. Everything logged is safe.
     """
     project = load_project(directory.resolve())
     clock = clock or SystemClock()
+    began = clock.elapsed() if began is None else began
     state = open_state(project.path)
     with contextlib.ExitStack() as stack:
         signals = stack.enter_context(Signals())
         stack.enter_context(ProjectLock(state))
         isolation = choose_isolation(allow_unsandboxed=options.allow_unsandboxed)
         journal = stack.enter_context(contextlib.closing(Journal(state.journal_path, clock=clock)))
-        committer = Committer(project.path)
-        committer.ensure_repo(initial_files(project.path))
+        committer = Committer(project.path, scratch=state.tmp_dir)
         notices = journal.open()
         history = read_history(journal)
+        notices += _open_repository(committer, project.path, history.head)
         notices += set_aside_damage(journal, state)
         violations = history.violations
         sealed = seal(state, project.path, reseal=options.reseal or not history.measured)
+        if (put_back := restore_config(project.path, sealed)) is not None:
+            notices.append(put_back)
         journal.append(
-            "start", config=options.to_dict(), driver=researcher.name, pid=os.getpid(), boot=boot_id()
+            "start",
+            config=options.to_dict(),
+            driver=researcher.name,
+            pid=os.getpid(),
+            boot=boot_id(),
+            uncounted_s=round(uncounted_seconds(state, history, clock, began=began), 3),
         )
         journal.append("seal", setup_sha=sealed.setup_sha)
         index = stack.enter_context(contextlib.closing(LogIndex.open(state.index_path, project.log_path)))
@@ -174,13 +201,34 @@ def run(
                 emit=emit,
                 signals=signals,
                 clock=clock,
+                heartbeat_path=state.heartbeat_path,
             )
             with explain_disk_full(project.path):
                 ended = _Supervision(context).supervise()
+                if closes and ended.exit_code == FINISHED:
+                    close_investigation(results, sealed.setup_sha)
         journal.append("stop", reason=ended.reason, exit_code=ended.exit_code)
         store_history(history, journal)
         emit(Stopped(ended.reason, ended.exit_code))
     return ended
+
+
+def _open_repository(committer: Committer, project: Path, head: str | None) -> list[str]:
+    """Makes the project a repository, or repairs the one that is there. Trouble with git is reported, and
+    ends nothing: what is kept is committed once git is well.
+
+    Raises:
+        GitUnavailable: git is not installed.
+    """
+    done: list[str] = []
+    try:
+        done += committer.repair(head, make_folder(project, f"{PRIVATE}/{ASIDE}", notice=done.append))
+        committer.ensure_repo(initial_files(project))
+    except GitMissing:
+        raise
+    except GitUnavailable as problem:
+        done.append(f"nothing can be committed now: {problem}")
+    return done
 
 
 class _Supervision:
@@ -193,11 +241,14 @@ class _Supervision:
         self._turns = 0
         self._empty_turns = 0
         self._handled: str | None = None
-        self._found = _key(read_experiment(context.path))
+        self._experiment = ExperimentFile(context.path)
+        self._found = _key(self._experiment.read())
         # A person who asks for one run of what is there has seen it.
         once = isinstance(context.researcher, Once)
         self._scaffold_text = None if once else scaffold_experiment(context.path)
         self._doing = ""
+        self._last_was_run = False
+        self._heartbeat = Heartbeat(context.heartbeat_path, context.clock)
         self._clock_at = context.clock.elapsed()
 
     def supervise(self) -> Ended:
@@ -215,13 +266,14 @@ class _Supervision:
                 if candidate is None:
                     self._turn(state, watcher)
                 else:
-                    self._try(candidate)
+                    self._try(candidate, state)
         self._context.results.commit_pending(last=True)
         self._write_state()
         return ended
 
     def _stop_now(self) -> str | None:
         """Called ten times a second while something runs: why it must end now, or None."""
+        self._heartbeat.beat()
         if self._context.clock.elapsed() - self._clock_at >= _CLOCK_EVERY:
             self._clock_at = self._context.clock.elapsed()
             self._context.results.journal.append(
@@ -247,9 +299,9 @@ class _Supervision:
                 "fetches a model. Correct it, then start again."
             )
         self._pipeline.facts = report.facts
-        self._context.judge.divide(report.facts)
+        evidence = self._context.judge.divide(report.facts).describe()
         model = str(report.facts.get("model") or self._context.project.config.model)
-        self._context.emit(SetupReady(model, report.seconds, report.facts.get("blas")))
+        self._context.emit(SetupReady(model, report.seconds, report.facts.get("blas"), evidence))
 
     def _why_to_end(self) -> Ended | None:
         """The first reason to end, checked between any two steps."""
@@ -258,6 +310,12 @@ class _Supervision:
             return Ended(interrupted, INTERRUPTED)
         if self._context.guard.too_many:
             return Ended("the contract was violated twice; paused until a person has looked", CONTRACT)
+        if self._pipeline.instrument_failures >= _INSTRUMENT_FAILURES:
+            return Ended(
+                "the instrument failed twice in a row: with this setup.py nothing can be measured; see the "
+                "reasons of the last lines",
+                PROJECT,
+            )
         if self._ended is not None:
             return self._ended
         if os.path.lexists(self._context.path / STOP):
@@ -270,12 +328,15 @@ class _Supervision:
         """What experiment.py holds, if it is new, whole and not run yet. Each content is handled once."""
         if self._turns == 0 and isinstance(state, Idle):
             return None
-        if isinstance(state, Working) and not state.offers:
+        if isinstance(state, Working | Done) and not state.offers:
             return None
-        candidate = read_experiment(self._context.path)
+        if self._last_was_run:
+            # A researcher that has finished proposed one experiment, whatever that did to its own file.
+            return None
+        candidate = self._experiment.read()
         if isinstance(state, Working) and _key(candidate) != self._handled:
             watcher.settle()
-            candidate = read_experiment(self._context.path)
+            candidate = self._experiment.read()
         if _key(candidate) == self._handled:
             return None
         self._handled = _key(candidate)
@@ -296,7 +357,7 @@ class _Supervision:
             self._context.researcher.tell(outcome)
         return None
 
-    def _try(self, candidate: Candidate) -> None:
+    def _try(self, candidate: Candidate, state: ResearcherState) -> None:
         """Runs a proposal, if the time that is left pays for it."""
         budget = self._context.budget
         time_box = budget.reserve(self._context.options.time_per_experiment)
@@ -305,6 +366,7 @@ class _Supervision:
             why = budget.stop_reason() or "the time that is left is too short for another experiment"
             self._ended = Ended(why, FINISHED)
             return
+        self._last_was_run = not isinstance(state, Working | Idle)
         outcome = self._pipeline.run(candidate, time_box)
         if outcome.run is not None:
             self._empty_turns = 0
@@ -321,6 +383,7 @@ class _Supervision:
             case Working():
                 watcher.wait(_TICK)
                 self._stop_now()
+                self._context.results.commit_pending()
             case Idle() if self._empty_turns >= _EMPTY_TURNS:
                 why = f"nothing is left to try: {_EMPTY_TURNS} turns in a row brought no new experiment"
                 self._ended = Ended(why, FINISHED)

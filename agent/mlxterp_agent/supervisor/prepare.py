@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import subprocess
@@ -10,11 +11,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mlxterp.autointerpret.contract import CONFIG, FILES, FINDINGS, PRIVATE, STATE, STEER
-from mlxterp.autointerpret.scaffold import init_autointerpret
+from mlxterp.autointerpret.contract import CONFIG, FILES, FINDINGS, PRIVATE, STATE, STEER, load_project
+from mlxterp.autointerpret.scaffold import init_autointerpret, scaffold_defaults
 from mlxterp.models.fetch import WHEELS, Step, fetch, is_cached
 from mlxterp_agent.events import Emit, Progress
 from mlxterp_agent.exit_codes import SandboxUnavailable
+from mlxterp_agent.judge.held_out import HeldOut, divide
 from mlxterp_agent.platform import Signals
 from mlxterp_agent.sandbox.jail import Isolation, caches, protection
 from mlxterp_agent.storage.git import Committer
@@ -75,6 +77,35 @@ def no_jail(reason: str) -> SandboxUnavailable:
         f"experiments are to run in a jail, and there is none: {one_line(reason, 300)}; use another machine "
         "or a container, or accept that they have all your rights with --allow-unsandboxed"
     )
+
+
+_PAIRS = """
+import json, setup
+from mlxterp.causal.prompts.pair import list_pairs
+found = {"pairs": list_pairs(setup.model, setup.dataset)}
+found["confirm_pairs"] = callable(getattr(setup, "confirm_pairs", None))
+print(json.dumps(found))
+"""
+"""What a judge must know of a setup.py, as the last line of its output: the supervisor never loads mlx."""
+
+
+def evidence_of(project: Path) -> str:
+    """How many independent clusters a new investigation's setup.py makes, and what can be decided with them.
+
+    Imports it in a child process, which loads the model; where the model is not on this machine yet, it says
+    that `start` will tell.
+    """
+    config = load_project(project).config
+    model = config.model
+    if not scaffold_defaults(config.scaffold).get("pairs", True):
+        return HeldOut(members={}).describe()
+    if is_missing_from_hub_cache(model) or (model in WHEELS and not is_cached(model)):
+        return f"{model} is not on this machine yet; `start` fetches it, and says what can be decided"
+    command = [sys.executable, "-B", "-c", _PAIRS]
+    done = subprocess.run(command, cwd=project, capture_output=True, text=True, check=False)
+    if done.returncode:
+        return f"setup.py cannot be imported as it is: {one_line(done.stderr.strip().splitlines()[-1], 300)}"
+    return divide(json.loads(done.stdout.splitlines()[-1]), None, salt="").describe()
 
 
 class _Interrupted(BaseException):

@@ -22,6 +22,8 @@ from mlxterp_agent.storage.journal import Journal
 from mlxterp_agent.storage.log_index import LoggedEntries, LogIndex
 from mlxterp_agent.storage.state_dir import Holder, State, holder
 
+_NAMED = 10
+
 
 @dataclass(frozen=True)
 class Overview:
@@ -67,6 +69,18 @@ class Overview:
         return tuple(self.entries.at(self.index.numbers_of(sha)))
 
     @property
+    def uncommitted(self) -> str | None:
+        """Which kept lines have no commit yet, as a sentence; None if all have one."""
+        ids = sorted(self.history.ids)
+        if not ids:
+            return None
+        named = ", ".join(ids[:_NAMED]) + (f" and {len(ids) - _NAMED} more" if len(ids) > _NAMED else "")
+        return (
+            f"{named} {'is' if len(ids) == 1 else 'are'} logged and not committed yet: git could not; the "
+            "next start commits what is missing"
+        )
+
+    @property
     def stop_reason(self) -> str:
         """Why the newest run ended, or that it is still running."""
         if self.holder is not None:
@@ -103,7 +117,6 @@ def read_project(directory: Path, *, clock: Clock | None = None) -> Overview:
     journal = Journal(state.journal_path)
     history = read_history(journal)
     index = LogIndex.read_only(state.index_path, project.log_path)
-    index.catch_up()
     return Overview(
         project=project,
         state=state,

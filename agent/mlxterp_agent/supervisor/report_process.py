@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from mlxterp_agent.storage.project_files import clear_for_file, clear_for_folder
 from mlxterp_agent.supervisor.project_view import Overview, read_project
 
 _LONGEST = 120.0
@@ -20,12 +21,15 @@ def write_report(directory: Path) -> tuple[Path, Path]:
     from mlxterp.reports import write_investigation_report
 
     seen: Overview = read_project(directory)
+    for name in ("report.md", "report.html"):
+        clear_for_file(seen.project.path, name)
+    clear_for_folder(seen.project.path, "report_files")
     return write_investigation_report(
         seen.project.path,
         seen.entries,
         config=seen.report_config(),
         spent=seen.spent._asdict(),
-        stop_reason=seen.stop_reason,
+        stop_reason="; ".join(filter(None, (seen.stop_reason, seen.uncommitted))),
     )
 
 

@@ -89,7 +89,7 @@ def _run(directory: Path, options: Options, emit: Emit) -> Answer:
         elif isinstance(event, Progress | Repaired):
             emit(event)
 
-    ended = run(directory, researcher, options, listen)
+    ended = run(directory, researcher, options, listen, closes=False)
     outcome = researcher.outcome
     if outcome is None:
         return Answer(f"not run: {ended.reason}", (), ended.exit_code or NOTHING_RAN)

@@ -43,6 +43,7 @@ _CHANGES = frozenset(
     {EVENT_TYPE_CREATED, EVENT_TYPE_MODIFIED, EVENT_TYPE_MOVED, EVENT_TYPE_CLOSED, EVENT_TYPE_DELETED}
 )
 _POLL = 0.1
+_SETTLED_NS = 1_000_000_000
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,30 @@ def read_experiment(project: Path) -> Candidate:
     except OSError as problem:
         return Candidate(b"", "", f"{EXPERIMENT} cannot be read: {os.strerror(problem.errno or 0)}")
     return Candidate(source, digest(source), _problem(source) or _imported_file(source, project))
+
+
+class ExperimentFile:
+    """experiment.py of one project; it is read and parsed again only when the file was written to."""
+
+    def __init__(self, project: Path) -> None:
+        self._project = project
+        self._stamp: tuple[int, ...] | None = None
+        self._candidate = Candidate(b"", "", f"{EXPERIMENT} is missing")
+
+    def read(self) -> Candidate:
+        """What it holds now."""
+        try:
+            status = os.lstat(self._project / EXPERIMENT)
+        except OSError:
+            self._stamp = None
+            return read_experiment(self._project)
+        # The time of the last change is set by the kernel. A file that has just been written may be written
+        # again within the clock's resolution, so it is read until it is a moment old.
+        stamp = (status.st_dev, status.st_ino, status.st_size, status.st_mode, status.st_ctime_ns)
+        if stamp != self._stamp:
+            self._candidate = read_experiment(self._project)
+            self._stamp = stamp if time.time_ns() - status.st_ctime_ns > _SETTLED_NS else None
+        return self._candidate
 
 
 def _problem(source: bytes) -> str | None:

@@ -31,6 +31,7 @@ from mlxterp.auto_interp.label import (
 )
 from mlxterp.auto_interp.promoted_tokens import Promotion
 from mlxterp.auto_interp.rules.candidates import Background, simple_rules, topics
+from mlxterp.auto_interp.rules.phrases import quoted
 from mlxterp.auto_interp.rules.rules import (
     AllOf,
     AnyOf,
@@ -38,7 +39,7 @@ from mlxterp.auto_interp.rules.rules import (
     Rule,
     TokenIn,
     Topic,
-    quoted,
+    is_named,
 )
 from mlxterp.auto_interp.scores import balanced_accuracy, score_from_counts
 from mlxterp.results.views import percent
@@ -201,7 +202,7 @@ def kind_of(rule: Rule) -> Kind:
 
 def description(rule: Rule, evidence: FeatureEvidence) -> str:
     """A label's longer form: the rule, the feature's density, its tokens, what it does to the logits."""
-    parts = [f"Fires where this holds: {rule.words()}."]
+    parts = [f"Fires where this holds: {rule.words(full=True)}."]
     parts.append(f"Active at {100 * evidence.density:.2g} % of tokens.")
     for name, tokens in (
         ("Mostly on", evidence.top_tokens),
@@ -313,6 +314,14 @@ class OfflineRun:
             reason = (
                 f"the best rule ({found.label}) does not hold on held-out texts: its balanced accuracy there "
                 f"is {scores['rule'].balanced_accuracy:.2f}, and may be {low:.2f}"
+            )
+            return replace(
+                unlabelled(evidence, "uninterpretable", provenance, description=reason), scores=scores
+            )
+        if not is_named(found.rule):
+            reason = (
+                f"no few words say where it fires: the best rule ({found.label}) has a balanced accuracy of "
+                f"{scores['rule'].balanced_accuracy:.2f} there. A language model may see what they share."
             )
             return replace(
                 unlabelled(evidence, "uninterpretable", provenance, description=reason), scores=scores

@@ -8,6 +8,8 @@ position in the row, and the words of its document (`evidence/token_view.py`):
     Position(first, last)            where in the row
     Topic(words, at_least)           how many of these words the document has
     AllOf, AnyOf                     of other rules
+
+`words()` says it as a label of a few words (`phrases.py`), `words(full=True)` with every token.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from mlxterp.auto_interp.evidence.token_view import (
     TokenView,
     fold,
 )
+from mlxterp.auto_interp.rules.phrases import LISTED, SPELLED_OUT, phrase, quoted
 from mlxterp.errors import LabelingError
 
 
@@ -45,11 +48,21 @@ class TokenIn:
                 result[view.exact_number_of[token]] = True
         return result
 
-    def words(self) -> str:
-        what = "word" if self.folded else "token"
-        shown = ", ".join(quoted(fold(token) if self.folded else token) for token in self.tokens[:6])
-        more = f" and {len(self.tokens) - 6} more" if len(self.tokens) > 6 else ""
-        return f"{what}{'s' if len(self.tokens) > 1 else ''} {shown}{more}"
+    @property
+    def named(self) -> bool:
+        """Whether a few words say which tokens these are: they are few, or mostly of one or two classes."""
+        return len(self.tokens) <= SPELLED_OUT or phrase(self.tokens) is not None
+
+    def words(self, *, full: bool = False) -> str:
+        what, n = "word" if self.folded else "token", len(self.tokens)
+        found = None if full or n <= LISTED else phrase(self.tokens)
+        if found is not None:
+            return found
+        most = n if full or n <= SPELLED_OUT else 3
+        shown = ", ".join(quoted(fold(token) if self.folded else token) for token in self.tokens[:most])
+        if n > most:
+            return f"{n} unlike {what}s such as {shown}"
+        return f"{what}{'s' if n > 1 else ''} {shown}"
 
     @property
     def size(self) -> int:
@@ -67,7 +80,7 @@ class Begins:
             [t.startswith(self.letters) and len(t) > len(self.letters) for t in view.folded], dtype=bool
         )
 
-    def words(self) -> str:
+    def words(self, *, full: bool = False) -> str:  # noqa: ARG002
         return f"words beginning in {self.letters}-"
 
     size: ClassVar[int] = 2
@@ -84,7 +97,7 @@ class Ends:
             [t.endswith(self.letters) and len(t) > len(self.letters) for t in view.folded], dtype=bool
         )
 
-    def words(self) -> str:
+    def words(self, *, full: bool = False) -> str:  # noqa: ARG002
         return f"words ending in -{self.letters}"
 
     size: ClassVar[int] = 2
@@ -101,7 +114,7 @@ class Class:
         texts = view.strings if self.name in SPACED else tuple(text.strip() for text in view.strings)
         return np.array([test(text) for text in texts], dtype=bool)
 
-    def words(self) -> str:
+    def words(self, *, full: bool = False) -> str:  # noqa: ARG002
         return CLASSES[self.name][1]
 
     size: ClassVar[int] = 3
@@ -130,8 +143,8 @@ class At:
         there: Bools = np.append(mask, False)[words]
         return there
 
-    def words(self) -> str:
-        words = self.atom.words()
+    def words(self, *, full: bool = False) -> str:
+        words = self.atom.words(full=full)
         if self.offset == 0:
             return words
         if self.offset > 0:
@@ -154,7 +167,7 @@ class Position:
         at = view.position[index]
         return (at >= self.first) & (at <= self.last)
 
-    def words(self) -> str:
+    def words(self, *, full: bool = False) -> str:  # noqa: ARG002
         if self.first == self.last:
             return f"position {self.first} of the text"
         if self.first <= 1:
@@ -178,8 +191,8 @@ class Topic:
         topic = frozenset(self.topic)
         return np.array([len(topic & own) >= self.at_least for own in view.words_of_documents], dtype=bool)
 
-    def words(self) -> str:
-        return f"topic: {', '.join(self.topic[:6])}"
+    def words(self, *, full: bool = False) -> str:
+        return f"topic: {', '.join(self.topic if full else self.topic[:4])}"
 
     @property
     def size(self) -> int:
@@ -196,9 +209,9 @@ class AllOf:
         every: Bools = np.logical_and.reduce([rule.holds(view, index) for rule in self.rules])
         return every
 
-    def words(self) -> str:
+    def words(self, *, full: bool = False) -> str:
         first, *others = sorted(self.rules, key=_reading_order)
-        return " ".join([first.words(), *(_joined(rule) for rule in others)])
+        return " ".join([first.words(full=full), *(_joined(rule, full=full) for rule in others)])
 
     @property
     def size(self) -> int:
@@ -215,8 +228,12 @@ class AnyOf:
         some: Bools = np.logical_or.reduce([rule.holds(view, index) for rule in self.rules])
         return some
 
-    def words(self) -> str:
-        return ", or ".join(rule.words() for rule in self.rules)
+    def words(self, *, full: bool = False) -> str:
+        before = [rule.offset for rule in self.rules if isinstance(rule, At) and rule.offset < 0]
+        if not full and len(before) == len(self.rules) and len(set(before)) > 1:
+            nearest = max((rule for rule in self.rules if isinstance(rule, At)), key=lambda rule: rule.offset)
+            return f"up to {-min(before)} tokens after {nearest.atom.words()}"
+        return ", or ".join(rule.words(full=full) for rule in self.rules)
 
     @property
     def size(self) -> int:
@@ -230,22 +247,19 @@ def _reading_order(rule: Rule) -> int:
     return abs(rule.offset) if isinstance(rule, At) else 9
 
 
-def _joined(rule: Rule) -> str:
+def _joined(rule: Rule, *, full: bool) -> str:
+    words = rule.words(full=full)
     if isinstance(rule, Position):
-        return f"at {rule.words()}"
-    return f"in texts of {rule.words()}" if isinstance(rule, Topic) else rule.words()
+        return f"at {words}"
+    return f"in texts of {words}" if isinstance(rule, Topic) else words
 
 
-def quoted(token: str) -> str:
-    """A token between quotation marks, with line breaks escaped."""
-    shown = (
-        token.replace("\\", "\\\\")
-        .replace('"', '\\"')
-        .replace("\n", "\\n")
-        .replace("\t", "\\t")
-        .replace("\r", "\\r")
-    )
-    return f'"{shown}"'
+def is_named(rule: Rule) -> bool:
+    """Whether `rule.words()` says in a few words where the rule holds: none of its parts is a long set of
+    tokens that have nothing in common."""
+    if isinstance(rule, AllOf | AnyOf):
+        return all(is_named(each) for each in rule.rules)
+    return not isinstance(rule, At) or not isinstance(rule.atom, TokenIn) or rule.atom.named
 
 
 _KINDS: dict[str, Any] = {

@@ -3,7 +3,6 @@ feature's activation in each: what `sensitivity_test` tests on."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,81 +14,15 @@ from mlxterp.auto_interp.evidence.token_view import (
     Bools,
     Indices,
     TokenView,
-    fold,
     view_of_store,
 )
 from mlxterp.auto_interp.label import FeatureLabel
-from mlxterp.auto_interp.rules.rules import AllOf, Rule, quoted
+from mlxterp.auto_interp.rules.phrases import quoted
+from mlxterp.auto_interp.rules.rules import AllOf, Rule
 from mlxterp.sae.feature_store.store import FeatureStore
 
-WINDOW = 32
-NEAR = 0.5
-"""Tokens whose embeddings have at least this cosine with one of a label's words count as that word."""
-
-_WORD = re.compile(r"[^\W\d_]{2,}|\d+")
-_EMPTY = frozenset(
-    re.findall(
-        r"\w+",
-        """
-the and or of in on at to for with from by as is are be was were it its that this which who whose
-token tokens word words phrase phrases text texts sentence sentences context contexts topic position
-before after following preceding beginning ending related references mentions instances use used
-such other like about any all some an not
-""",
-    )
-)
-_ENDINGS = ("ingly", "edly", "ing", "ies", "ied", "ers", "est", "ed", "es", "er", "ly", "s", "e")
-
-
-def content_words(label: str) -> tuple[str, ...]:
-    """The content words of a label, in lower case, without endings."""
-    words = (word.casefold() for word in _WORD.findall(label))
-    return tuple(dict.fromkeys(stem(word) for word in words if word not in _EMPTY))
-
-
-def stem(word: str) -> str:
-    """A word without a common English ending, if three letters or more are left."""
-    for ending in _ENDINGS:
-        if word.endswith(ending) and len(word) - len(ending) >= 3:
-            return word[: -len(ending)]
-    return word
-
-
-def windows_by_words(
-    store: FeatureStore, label: str, fresh: Bools, embedding: NDArray[np.float32] | None
-) -> list[tuple[slice, bool]]:
-    """Windows of the documents that are `fresh`, and whether each has a word of the label.
-
-    A window has a word if one of its words has the same stem, or one of its tokens is near, by the model's
-    own embedding of the store's `token_ids` (unit rows), to a token that is a word of the label.
-    """
-    words_of_label = frozenset(content_words(label))
-    near = _near(store, words_of_label, embedding)
-    found: list[tuple[slice, bool]] = []
-    for document in np.flatnonzero(fresh):
-        span = store.document_span(int(document))
-        for start in range(span.start, span.stop, WINDOW):
-            window = slice(start, min(start + WINDOW, span.stop))
-            if not store.counted[window].any():
-                continue
-            text = "".join(store.str_tokens(window.start, window.stop)).casefold()
-            has = bool(near[store.word[window]].any()) or any(
-                stem(w) in words_of_label for w in _WORD.findall(text)
-            )
-            found.append((window, has))
-    return found
-
-
-def _near(
-    store: FeatureStore, words_of_label: frozenset[str], embedding: NDArray[np.float32] | None
-) -> Bools:
-    """[words of the store] which tokens are, or are near, a word of the label."""
-    own = np.array([stem(fold(text)) in words_of_label for text in store.strings], dtype=bool)
-    if embedding is None or not own.any():
-        return own
-    near: Bools = own | ((embedding @ embedding[own].T).max(axis=1) >= NEAR)
-    return near
-
+NO_READER = "no reader"
+"""The source of the classes of a label in words that is tested without a language model."""
 
 _MOST = 200  # items of a class
 
@@ -106,6 +39,7 @@ class Items:
         store: whose tokens they are.
         places: [n] the token at which each positive is strongest, −1 where the feature does not fire.
         removed: texts left out because the label was made from part of them.
+        coverage: the share of what was looked at that is positive or negative; the rest was left undecided.
     """
 
     positive: NDArray[np.float64]
@@ -116,6 +50,7 @@ class Items:
     store: FeatureStore
     places: Indices
     removed: int = 0
+    coverage: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -192,31 +127,18 @@ def by_rule(texts: FreshTexts, rule: Rule) -> Items:
         activation[negative],
         "token",
         "the label's rule",
-        lambda i: _around(store, int(every[i])),
+        lambda i: around(store, int(every[i])),
         store,
         np.where(activation[positive] > 0, positive, -1),
         texts.removed,
     )
 
 
-def by_words(texts: FreshTexts, label: str, embedding: NDArray[np.float32] | None) -> Items:
-    """Windows that have a word of the label, and windows that have none."""
-    store = texts.store
-    windows = windows_by_words(store, label, texts.fresh, embedding)
-    spans = [span for span, _ in windows]
-    values, places = texts.strongest(spans)
-    has = np.array([found for _, found in windows], dtype=bool)
-    yes, no = (texts.random.permutation(np.flatnonzero(each))[:_MOST] for each in (has, ~has))
-    every = np.concatenate([yes, no])
+def without_reader(texts: FreshTexts) -> Items:
+    """No items: the label is in words, and nothing here reads it."""
+    none = np.zeros(0)
     return Items(
-        values[yes],
-        values[no],
-        "window",
-        "the label's words (a lexical proxy)",
-        lambda i: quoted(_text(store, spans[every[i]])),
-        store,
-        places[yes],
-        texts.removed,
+        none, none, "token", NO_READER, str, texts.store, np.zeros(0, np.int64), texts.removed, coverage=0.0
     )
 
 
@@ -237,7 +159,7 @@ def _text(store: FeatureStore, span: slice) -> str:
     return "".join(store.str_tokens(span.start, span.stop))
 
 
-def _around(store: FeatureStore, at: int) -> str:
+def around(store: FeatureStore, at: int) -> str:
     """A token between marks, with the tokens around it."""
     span = store.window(at, 4, 2)
     before, own, after = slice(span.start, at), slice(at, at + 1), slice(at + 1, span.stop)

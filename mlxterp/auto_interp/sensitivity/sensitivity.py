@@ -1,8 +1,8 @@
 """`sensitivity_test` and `sensitivity_tests`: does a feature fire where its label's concept is, and only
 there, on other texts?
 
-`items.py` decides which texts or tokens have what a label says, `causal.py` measures what the feature does
-there.
+`examples.py` and `reading.py` decide which texts or tokens have what a label says, `causal.py` measures what
+the feature does there.
 """
 
 from __future__ import annotations
@@ -10,25 +10,27 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
+from mlxterp.auto_interp.confidence import GOOD
 from mlxterp.auto_interp.label import FeatureLabel
-from mlxterp.auto_interp.rules.rules import quoted
-from mlxterp.auto_interp.scores import GOOD, Auroc, auroc, balanced_accuracy
+from mlxterp.auto_interp.rules.phrases import quoted
+from mlxterp.auto_interp.scores import MIN_COVERAGE, Auroc, auroc, balanced_accuracy
 from mlxterp.auto_interp.sensitivity.causal import causal_effect, causal_text
 from mlxterp.auto_interp.sensitivity.examples import (
+    NO_READER,
     FreshTexts,
     Items,
     SensitivityOptions,
     by_list,
     by_rule,
-    by_words,
     fresh_documents,
+    without_reader,
 )
+from mlxterp.auto_interp.sensitivity.reading import by_reader
 from mlxterp.core.model import InterpretableModel
 from mlxterp.core.tokens import Prompt
 from mlxterp.errors import LabelingError, TrainingTexts
@@ -41,9 +43,12 @@ from mlxterp.sae.sae import SAE
 from mlxterp.statistics import significance
 from mlxterp.statistics.multiple import benjamini_hochberg
 
+if TYPE_CHECKING:
+    from mlxterp.llm import Completer
+
 MIN_AUROC, MAX_P = 0.6, 0.01
 """The lower bound of a label's area under the curve is above the one, its p below the other; its balanced
-accuracy is at least `scores.GOOD`."""
+accuracy is at least `confidence.GOOD`."""
 
 FIRES_FROM = 0.1
 """A feature fires at this share of its strongest activation in the test, or above."""
@@ -65,6 +70,7 @@ def sensitivity_test(
     component: str | None = None,
     positives: Sequence[Prompt] | None = None,
     negatives: Sequence[Prompt] | None = None,
+    reader: Completer | None = None,
     store: FeatureStore | None = None,
     tau: float | None = None,
     n_min: int = 8,
@@ -81,9 +87,9 @@ def sensitivity_test(
     - of a label that is the text of its rule, the rule marks the tokens where it holds. Half of the
     negatives are near
       misses: tokens that meet all of its conditions but one, or stand beside a positive;
-    - of any other label its words decide ("lexical proxy"): windows of 32 tokens that have a word of the
-      label, or a token whose embedding has a cosine of 0.5 or more with one, are positives; windows without
-      are negatives. Weaker than a reader; the details say so.
+    - any other label is in words, and `reader`, a language model, decides: it sees the label and marked
+      tokens, half of them such at which the feature fires, and does not know which (`reading.by_reader`).
+      Without a reader the outcome is None, and the details say what would test the label.
 
     Passed if the area under the ROC curve is above 0.6 with its whole 95 % interval, the balanced accuracy of
     "fires" (10 % of the strongest activation in the test, or `tau`) is 0.75 or more, and a permutation of the
@@ -101,6 +107,8 @@ def sensitivity_test(
         label: stays as it is. Texts in which its evidence occurs are left out.
         test_texts: texts that the label was not made from.
         layer, component: where the caller believes the SAE reads; another place is an error.
+        reader: a completer (`mlxterp.llm`) that reads labels in words; labels of rules need none. Up to 6
+            questions for a label.
         positives, negatives: classes decided by the caller; then `test_texts` is not needed.
         store: of `test_texts`, to test many labels with one pass.
         tau: the activation from which on the feature fires.
@@ -120,7 +128,7 @@ def sensitivity_test(
     examples; here they come from the label, and specificity is tested too.
     """
     check(sae, layer, component, label, controls)
-    material = _Material(test_texts, positives, negatives, store)
+    material = _Material(test_texts, positives, negatives, store, reader)
     options = SensitivityOptions(tau, n_min, causal, controls, seed)
     items = _items(model, sae, label, material, seed)
     _warn_of_training_texts([(label, items)])
@@ -135,6 +143,7 @@ class _Material:
     positives: Sequence[Prompt] | None = None
     negatives: Sequence[Prompt] | None = None
     store: FeatureStore | None = None
+    reader: Completer | None = None
 
 
 def check(sae: SAE, layer: int | None, component: str | None, label: FeatureLabel, controls: int) -> None:
@@ -179,7 +188,7 @@ def _outcome(
 ) -> FeatureLabel:
     """The label with the outcome, as numbers and as a text."""
     recorder.add_method("sensitivity_test")
-    if options.causal:
+    if options.causal and items.source != NO_READER:
         found["causal"] = causal_effect(model, sae, items, label.feature_id, options)
     return replace(
         label,
@@ -210,17 +219,7 @@ def _items(model: InterpretableModel, sae: SAE, label: FeatureLabel, material: _
     texts = FreshTexts(store, label.feature_id, fresh_documents(store, label), random)
     if label.rule is not None and label.label == label.rule.words():
         return by_rule(texts, label.rule)
-    return by_words(texts, label.label or "", _embedding(model, store))
-
-
-def _embedding(model: InterpretableModel, store: FeatureStore) -> NDArray[np.float32] | None:
-    """Unit embedding rows of the store's `token_ids`, if the model has an embedding we can read."""
-    module = model.architecture.embedding
-    if module is None:
-        return None
-    rows = module(mx.array(store.token_ids)).astype(mx.float32)
-    unit = rows / mx.maximum(mx.linalg.norm(rows, axis=-1, keepdims=True), 1e-9)
-    return np.array(unit)
+    return without_reader(texts) if material.reader is None else by_reader(texts, label, material.reader)
 
 
 def _measure(items: Items, options: SensitivityOptions) -> dict[str, Any]:
@@ -233,8 +232,9 @@ def _measure(items: Items, options: SensitivityOptions) -> dict[str, Any]:
         "unit": items.unit,
         "source": items.source,
         "removed": items.removed,
+        "coverage": items.coverage,
     }
-    if min(len(yes), len(no)) < max(options.n_min, 1):
+    if items.coverage < MIN_COVERAGE or min(len(yes), len(no)) < max(options.n_min, 1):
         return found | {"n_min": options.n_min}
     strongest = float(max(yes.max(), no.max()))
     threshold = FIRES_FROM * strongest if options.tau is None else options.tau
@@ -275,6 +275,16 @@ def _details(found: Mapping[str, Any], items: Items) -> str:
     """The outcome as a text."""
     left_out = f" {items.removed} texts were left out: the label was made from them." if items.removed else ""
     counts = f"{len(items.positive)} positive and {len(items.negative)} negative {items.unit}s"
+    if found["passed"] is None and items.source == NO_READER:
+        return (
+            "Not tested: the label is in words, and no rule says where it holds. Give reader=, a language "
+            f"model that reads it; or positives= and negatives=, texts that have and lack what it says.{left_out}"
+        )
+    if found["passed"] is None and items.coverage < MIN_COVERAGE:
+        return (
+            f"Not tested: {items.source}, decided {percent(items.coverage)} of the tokens; "
+            f"{percent(MIN_COVERAGE)} are needed. Give a clearer label, or another reader.{left_out}{_causal(found)}"
+        )
     if found["passed"] is None:
         return (
             f"Not tested: {counts} by {items.source}; {found['n_min']} of each are needed. "
@@ -314,6 +324,7 @@ def sensitivity_tests(
     *,
     layer: int | None = None,
     component: str | None = None,
+    reader: Completer | None = None,
     store: FeatureStore | None = None,
     n_min: int = 8,
     alpha: float = MAX_P,
@@ -352,7 +363,7 @@ def sensitivity_tests(
         check(sae, layer, component, labels[i], controls)
     if asked and store is None and test_texts is not None:
         store, test_texts = build_store(model, sae, test_texts), None
-    material = _Material(test_texts, store=store)
+    material = _Material(test_texts, store=store, reader=reader)
     options = SensitivityOptions(None, n_min, causal, controls, seed)
     tested = {i: _items(model, sae, labels[i], material, seed) for i in asked}
     _warn_of_training_texts([(labels[i], items) for i, items in tested.items()])

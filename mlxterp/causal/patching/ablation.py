@@ -115,11 +115,14 @@ def random_head_sets(
     return [tuple(sorted(pool[i] for i in rng.choice(len(pool), size=k, replace=False))) for _ in range(n)]
 
 
+_DRAWS_A_SET = 50
+
+
 def draw_parts(
     model: InterpretableModel, sets: Sequence[Sequence[Part]], n: int, *, seed: int, exclude: Sequence[Member]
 ) -> list[tuple[Part, ...]]:
-    """`n` random sets with as many heads in each layer as the first of `sets`, disjoint from all of them and
-    from `exclude`."""
+    """`n` different random sets with as many heads in each layer as the first of `sets`, disjoint from all of
+    them and from `exclude`; fewer where so many do not exist, or are not found in 50·n draws."""
     if any(part.head is None for part in sets[0]):
         raise SweepError(
             f"{n} random sets of heads are asked for beside a set of whole components. Leave them out."
@@ -132,7 +135,12 @@ def draw_parts(
     }
     layers = [part.layer for part in sets[0]]
     rng = np.random.default_rng(seed)
-    return [parse_parts(model, _matched_heads(model, layers, taken, rng)) for _ in range(n)]
+    drawn: dict[tuple[tuple[int, int], ...], None] = {}
+    for _ in range(_DRAWS_A_SET * n):
+        drawn[_matched_heads(model, layers, taken, rng)] = None
+        if len(drawn) == n:
+            break
+    return [parse_parts(model, heads) for heads in drawn]
 
 
 def _matched_heads(
@@ -234,9 +242,9 @@ def ablate(
         metric, answer, foil, align: as for `activation_patching`.
         label: of a single set.
         group: of the given sets, for the result: "found", or "null" for sets predicted not to matter.
-        random_sets: this many random sets, with as many heads in each layer as the first set (or in the
-            nearest layers that have heads left) and disjoint from all sets given. The rank of a set among
-            them is its p-value (`AblationResult.p_among_random`): it takes 19 for p = 0.05.
+        random_sets: this many different random sets, or as many as exist, disjoint from all sets given: as
+            many heads in each layer as the first set has there, or in the nearest layers that have some left.
+            A set's rank among them is its p-value (`AblationResult.p_among_random`); 0.05 takes 19.
         exclude: heads that random sets leave out too.
         seed: of the random sets.
 

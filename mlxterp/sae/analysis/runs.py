@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 from mlxterp import metrics
 from mlxterp.causal.batching import sweep
 from mlxterp.causal.batching.rows import measuring
-from mlxterp.causal.finite import require_finite_runs
+from mlxterp.causal.finite import require_finite_activations, require_finite_runs
+from mlxterp.causal.prompts.cautions import of_first_position, of_form
 from mlxterp.causal.prompts.encoding import Ids, token_ids
 from mlxterp.core.model import InterpretableModel
 from mlxterp.core.selection import Positions
-from mlxterp.errors import NotFinite, SAEError
+from mlxterp.errors import SAEError
 from mlxterp.sae.analysis.interventions import flat
 from mlxterp.sae.analysis.texts import Batch, Given, Texts, read_texts
 from mlxterp.sae.model_match import warn_of_mismatch
@@ -66,21 +67,8 @@ def view(model: InterpretableModel, tokens: Ids, sae: SAE) -> View:
             )
     warn_of_mismatch(model, sae)
     found = View(written, sae.encode(read), written - sae.reconstruct(read))
-    broken = [
-        name
-        for name, x in (
-            (str(sae.point), read),
-            ("the SAE's features", found.acts),
-            ("its error", found.error),
-        )
-        if not mx.all(mx.isfinite(x)).item()
-    ]
-    if broken:
-        raise NotFinite(
-            f"{model.name} with this SAE: NaN or infinity at {broken[0]}. No activation or effect of a "
-            "feature is reported, because what is left would read as all. Look at the SAE's weights, and at "
-            f"model.trace(prompt, capture=[{str(sae.point)!r}])."
-        )
+    parts = {str(sae.point): read, "the SAE's features": found.acts, "the SAE's error": found.error}
+    require_finite_activations(model, parts)
     return found
 
 
@@ -128,6 +116,7 @@ class Runs:
         targets: answers, foils and clean logits of all examples.
         clean_metric: the metric of each unchanged run, `[n]`; a distance is 0 there.
         said, said_probs: the likeliest next token of each unchanged run, and its probability.
+        cautions: what limits every number that is measured on these texts.
     """
 
     texts: Texts
@@ -137,6 +126,7 @@ class Runs:
     clean_metric: metrics.Floats
     said: Ids
     said_probs: metrics.Floats
+    cautions: tuple[str, ...] = ()
 
     def read(self, logits: NDArray[np.float32], examples: Ids) -> metrics.Floats:
         """The metric of rows of logits, each belonging to one example."""
@@ -151,7 +141,8 @@ class Runs:
     def measured_on(self, model: InterpretableModel, *saes: SAE) -> dict[str, Any]:
         """The facts that the numbers depend on, for a result."""
         metric = {"metric": self.metric.name, "metric_direction": self.metric.direction}
-        return self.texts.measured_on(model, *saes) | metric
+        limits = {"cautions": list(self.cautions)} if self.cautions else {}
+        return self.texts.measured_on(model, *saes) | metric | limits
 
 
 def prepare(
@@ -191,7 +182,16 @@ def prepare(
         clean_metric=resolved(logits, targets),
         said=said,
         said_probs=metrics.prob(logits, said),
+        cautions=tuple(dict.fromkeys(_cautions(model, texts, logits))),
     )
+
+
+def _cautions(model: InterpretableModel, texts: Texts, logits: NDArray[np.float32]) -> Iterator[str]:
+    for batch in texts.batches:
+        if batch.corrupted is not None:
+            yield from of_first_position(model, batch.clean, batch.corrupted)
+    for row, example in zip(logits, texts.examples, strict=True):
+        yield from of_form(model, row, example.answer, "answer")
 
 
 def _clean_logits(model: InterpretableModel, batches: Sequence[Batch], n: int) -> NDArray[np.float32]:

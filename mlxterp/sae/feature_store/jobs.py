@@ -19,6 +19,7 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
+from mlxterp.causal.finite import require_finite_activations
 from mlxterp.core.linux_blas import blas
 from mlxterp.core.linux_blas import swiglu as fast_math
 from mlxterp.core.model import InterpretableModel
@@ -226,5 +227,10 @@ def _run_batch(
             acts = np.array(sae.encode(own))
             token, feature = np.nonzero(acts > 0)
             norm = np.array(mx.linalg.norm(own.astype(mx.float32), axis=-1))
+            # NaN is above nothing, so a feature that is NaN would count as one that does not fire.
+            if not (np.isfinite(norm).all() and np.isfinite(acts.sum())):
+                require_finite_activations(
+                    model, {str(sae.point): own.astype(mx.float32), "the SAE's features": mx.array(acts)}
+                )
             found.append((norm, place[i + token], feature.astype(np.int64), acts[token, feature]))
     return _BatchFirings(place, *(np.concatenate(parts) for parts in zip(*found, strict=True)))

@@ -23,6 +23,7 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
+from mlxterp.causal.finite import require_finite_activations
 from mlxterp.core.hook_points import parse
 from mlxterp.core.linux_blas import blas
 from mlxterp.core.linux_blas import swiglu as fast_math
@@ -253,6 +254,7 @@ class StreamedActivations(ActivationSource):
                 x = captured[point]
                 found[place] = x.reshape(x.shape[0] * x.shape[1], -1)[at].astype(mx.float32)
             mx.eval(found)
+        require_finite_activations(self.model, found)
         return {place: np.array(x) for place, x in found.items()}
 
     @cached_property

@@ -231,3 +231,19 @@ def test_items_of_heldout_jsonl_leave_the_project_and_judge_the_claims(tmp_path)
     assert not (project / "heldout.jsonl").exists()
     assert _journal(project, "judgement")[0]["source"] == "heldout.jsonl"
     assert (project / ".autointerp/runs/0001/stdout.txt").read_text().split() == ["8", "8"]
+
+
+def test_another_method_makes_a_claim_of_two_findings_and_a_replication_on_fresh_pairs_is_a_new_one(toy):
+    _ask(toy, declaring("L1.H1"))
+    _ask(toy, declaring("L1.H1", op='InterventionClaim("zero")', direction="decrease"))
+    _ask(toy, declaring("L1.H1", more='replicates="0001",'))
+    _ask(toy, declaring("L1.H1", claim="Once more.", more='replicates="0001",'))
+
+    first, second, third, fourth = (line.record for line in entries(toy))
+    assert (first["tier"], second["tier"]) == ("finding", "claim")
+    assert second["relations"] == {"agrees_with": "0001"}
+    assert (third["verdict"], third["tier"]) == ("supported", "claim")
+    assert (fourth["verdict"], fourth["tier"]) == ("supported", "note")
+    clusters = [set(event["clusters"]) for event in _journal(toy, "judgement")[:3]]
+    assert len(clusters[2]) == 24
+    assert _journal(toy, "judgement")[2]["fingerprint"] != _journal(toy, "judgement")[0]["fingerprint"]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from pathlib import Path
 
 import pytest
 from watchdog.observers import Observer
 
-from mlxterp_agent.supervisor.watcher import FileWatcher, read_experiment
+from mlxterp_agent.supervisor import watcher as watcher_module
+from mlxterp_agent.supervisor.watcher import ExperimentFile, FileWatcher, read_experiment
 
 
 @pytest.fixture
@@ -142,3 +144,43 @@ def test_a_byte_order_mark_is_no_error(project: Path):
     (project / "experiment.py").write_bytes(b"\xef\xbb\xbfx = 1\n")
 
     assert read_experiment(project).error is None
+
+
+def test_an_experiment_that_did_not_change_is_not_parsed_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    path = tmp_path / "experiment.py"
+    path.write_text("x = 1\n")
+    experiment = ExperimentFile(tmp_path)
+    later = time.time_ns() + 10_000_000_000
+    monkeypatch.setattr(time, "time_ns", lambda: later)
+    reads: list[Path] = []
+    monkeypatch.setattr(
+        watcher_module,
+        "read_experiment",
+        lambda project: (reads.append(project), read_experiment(project))[1],
+    )
+
+    first = experiment.read()
+    again = [experiment.read() for _ in range(10)]
+    path.write_text("x = 2\n")
+
+    assert again == [first] * 10
+    assert len(reads) == 1
+    assert experiment.read().source == b"x = 2\n"
+
+
+def test_a_file_that_was_just_written_is_read_until_it_is_a_moment_old(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    path = tmp_path / "experiment.py"
+    path.write_text("x = 1\n")
+    written = path.stat()
+    experiment = ExperimentFile(tmp_path)
+    monkeypatch.setattr(time, "time_ns", lambda: written.st_ctime_ns + 1000)
+    experiment.read()
+    monkeypatch.setattr(os, "lstat", lambda *a, **k: written)
+
+    path.write_text("x = 2\n")
+
+    assert experiment.read().source == b"x = 2\n"

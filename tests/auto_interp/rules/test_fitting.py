@@ -7,6 +7,7 @@ import asyncio
 import numpy as np
 import pytest
 
+from mlxterp.auto_interp.confidence import calibration_error
 from mlxterp.auto_interp.evidence.corpus import Corpus
 from mlxterp.auto_interp.evidence.evidence import Sampling, gather
 from mlxterp.auto_interp.evidence.token_draw import draw
@@ -14,7 +15,6 @@ from mlxterp.auto_interp.label import FeatureLabel, Proposal
 from mlxterp.auto_interp.promoted_tokens import Promotion
 from mlxterp.auto_interp.rules.candidates import Background, simple_rules
 from mlxterp.auto_interp.rules.fitting import OfflineLabeler, OfflineRun, fit, score_rule
-from mlxterp.auto_interp.scores import calibration_error
 from mlxterp.sae.feature_store.store import FeatureStore
 from tests.auto_interp import planted
 

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import re
 import warnings
 
 import numpy as np
 import pytest
 
-from mlxterp.auto_interp import FeatureLabel, sensitivity_test, sensitivity_tests
+from mlxterp.auto_interp import (
+    FeatureLabel,
+    Sampling,
+    auto_label_features,
+    labels_result,
+    sensitivity_test,
+    sensitivity_tests,
+)
 from mlxterp.auto_interp.scores import Auroc, auroc
 from mlxterp.auto_interp.sensitivity import sensitivity
 from mlxterp.auto_interp.sensitivity.examples import (
@@ -19,8 +28,10 @@ from mlxterp.auto_interp.sensitivity.examples import (
     fresh_documents,
 )
 from mlxterp.errors import LabelingError, StoreError, TrainingTexts
+from mlxterp.llm import ScriptedCompleter
 from mlxterp.sae.feature_store.build import build_store
 from tests.auto_interp import planted
+from tests.auto_interp.judges import FakeJudge, data_of
 
 
 def named(labels) -> list[FeatureLabel]:
@@ -56,15 +67,82 @@ def test_nonsense_never_passes(model, sae, labels, held_out, nonsense):
             assert sensitivity_test(model, sae, claimed, store=held_out).sensitivity_passed is not True
 
 
-def test_a_label_in_other_words_is_taken_by_its_words(model, sae, labels, held_out):
-    word = planted.plants()[0].words[0]
-    label = dataclasses.replace(labels[0], label=f"mentions of {word}s", rule=None)
+def in_words(labels) -> list[FeatureLabel]:
+    """Labels of one or several words, as a person would write them, without a rule."""
+    found = []
+    for label in labels:
+        plant = planted.plants()[label.feature_id]
+        if plant.words and not plant.after and label.label is not None:
+            found.append(
+                dataclasses.replace(label, label=" or ".join(plant.words), description="", rule=None)
+            )
+    return found
 
-    tested = sensitivity_test(model, sae, label, store=held_out)
 
-    assert tested.sensitivity["source"] == "the label's words (a lexical proxy)"
-    assert "lexical proxy" in tested.sensitivity_details
-    assert tested.sensitivity_passed is True
+class Reader(FakeJudge):
+    """Reads a label as the words it names, and is right with a known probability."""
+
+    def _answer(self, request) -> str:
+        data = data_of(request)
+        wanted = str(data["label"]).split(" or ")
+        said = []
+        for each in data["texts"]:
+            (mark,) = re.findall(r"<<(.*?)>>", each["text"])
+            right = self.random.random() < self.accuracy
+            said.append({"i": each["i"], "prob": 90 if (mark.strip() in wanted) is right else 10})
+        return json.dumps({"p": said})
+
+
+@pytest.fixture(scope="module")
+def words(model, sae, store) -> list[FeatureLabel]:
+    found = in_words(
+        auto_label_features(model, sae, store=store, feature_ids=range(100), llm=None, sampling=Sampling())
+    )
+    assert len(found) >= 40
+    return found
+
+
+@pytest.mark.parametrize("accuracy", [1.0, 0.92])
+def test_true_labels_in_words_pass_by_a_reader(model, sae, held_out, words, accuracy):
+    tested = sensitivity_tests(model, sae, words, store=held_out, reader=Reader(accuracy))
+
+    passed = [label.sensitivity_passed for label in tested]
+    assert passed.count(True) >= 0.8 * len(passed)
+    assert (
+        f"{passed.count(True)} of {len(passed) - passed.count(None)} tested labels pass"
+        in labels_result(tested).summary()
+    )
+    assert "fake-judge, reading the label" in tested[0].sensitivity_details
+
+
+def test_nonsense_and_labels_of_other_features_do_not_pass_by_a_reader(model, sae, held_out, words):
+    nonsense = [dataclasses.replace(label, label="purple elephants") for label in words]
+    swapped = [
+        dataclasses.replace(label, feature_id=words[i - 1].feature_id, evidence=())
+        for i, label in enumerate(words)
+    ]
+
+    for given in (nonsense, swapped):
+        tested = sensitivity_tests(model, sae, given, store=held_out, reader=Reader(0.92))
+        assert sum(label.sensitivity_passed is True for label in tested) <= 0.05 * len(given)
+
+
+def test_a_label_in_words_without_a_reader_is_not_tested_and_says_what_would(model, sae, held_out, words):
+    tested = sensitivity_test(model, sae, words[0], store=held_out)
+
+    assert tested.sensitivity_passed is None
+    assert "Give reader=" in tested.sensitivity_details
+    assert "positives= and negatives=" in tested.sensitivity_details
+
+
+def test_a_reader_that_leaves_most_undecided_decides_nothing(model, sae, held_out, words):
+    def unsure(request) -> str:
+        return json.dumps({"p": [{"i": each["i"], "prob": 50} for each in data_of(request)["texts"]]})
+
+    tested = sensitivity_test(model, sae, words[0], store=held_out, reader=ScriptedCompleter(unsure))
+
+    assert tested.sensitivity_passed is None
+    assert "decided 0 % of the tokens; 80 % are needed" in tested.sensitivity_details
 
 
 @pytest.mark.parametrize("scale", [1e-3, 3.7, 64.0])

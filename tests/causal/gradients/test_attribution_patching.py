@@ -9,6 +9,8 @@ import pytest
 
 from mlxterp import metrics
 from mlxterp.causal import PromptPair, activation_patching, attribution_patching, attribution_patchings
+from mlxterp.causal.gradients.backward import differentiable
+from mlxterp.causal.gradients.qk_fix import Scores, one_key_each
 from mlxterp.causal.prompts.pair import prepare
 from mlxterp.core.interventions import add, edit, replace
 from mlxterp.core.model import InterpretableModel
@@ -17,6 +19,7 @@ from mlxterp.models import toy
 from mlxterp.results import AnalysisResult
 from tests.causal.conftest import FIRST_DIFFERENCE, PAIR, PAIRS, logit_difference
 from tests.rounding import backward_error
+from tests.small_models import small_module
 from tests.tiny_models import ByteTokenizer, tiny_module
 
 EVERY = ("resid_pre", "q", "k", "v", "pattern", "z", "attn_out", "mlp_out", "resid_post")
@@ -437,3 +440,39 @@ def test_on_queries_and_keys_of_a_real_model_the_qk_fix_is_nearer_to_patching():
 
         assert agreement(patched, fixed)[0] > agreement(patched, plain)[0]
         assert agreement(patched, fixed)[2] >= agreement(patched, plain)[2]
+
+
+def test_a_key_whose_score_grows_from_nothing_takes_all_the_attention():
+    """p is below float32's smallest number and e^δ above its largest: the new probability is 1."""
+    scores = Scores(scale=1.0, mask=None, sinks=None)
+    q = mx.array([[[[1.0, 0.0]]]])  # [batch, pos, head, d_head]
+    k = mx.array([[[[-120.0, 0.0]], [[0.0, 0.0]]]])
+    other = mx.array([[[[120.0, 0.0]]]])
+
+    p, w = one_key_each(scores, q, k, other, [0])
+
+    # Σ_j (p'_j − p_j) G_j = w (G_s − Σ_j p_j G_j): with p' = (1, 0) and p = (0, 1), w is 1
+    assert np.array(p).ravel() == pytest.approx([0.0, 1.0], abs=1e-6)
+    assert np.array(w).ravel() == pytest.approx([1.0], abs=1e-6)
+
+
+def test_the_qk_fix_needs_attention_in_every_layer():
+    model = InterpretableModel(small_module("lfm2"))
+    clean, corrupted = [3, 50, 7, 90, 21, 64, 8, 33], [3, 50, 7, 91, 21, 64, 8, 33]
+
+    with pytest.raises(CapabilityUnavailable, match="does not have 'q' in every layer"):
+        attribution_patching(model, clean, corrupted, component="q", qk_fix=True, answer=5, foil=9)
+
+
+@pytest.mark.parametrize("name", sorted(metrics.METRICS))
+def test_what_is_differentiated_is_the_metric_of_each_row(name):
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(3, 11)).astype(np.float32)
+    targets = metrics.Targets(
+        np.array([1, 4, 7]), np.array([0, 2, 10]), rng.normal(size=(3, 11)).astype(np.float32)
+    )
+    metric = metrics.METRICS[name]
+
+    found = differentiable(metric, metric, targets)(mx.array(logits))
+
+    assert np.allclose(np.array(found), metric(logits, targets), atol=1e-5)

@@ -309,3 +309,12 @@ def test_the_bound_is_what_counting_all_draws_gives(population, sample):
             break
 
     assert at_most_above(population, sample) == expected
+
+
+@pytest.mark.parametrize(("verify", "drawn"), [(1, 1), (4, 2), (5, 3)])
+def test_half_as_many_of_the_others_are_drawn_rounded_up(tiny_llama, verify, drawn):
+    result = attribution_patching(tiny_llama, PAIR, component="z", verify=verify)
+
+    facts = result.measured_on["verified"]
+    assert (facts["strongest_patched"], facts["random_patched"]) == (verify, drawn)
+    assert facts["left"] == result.effects.size - verify - drawn

@@ -165,6 +165,7 @@ def test_several_prompts_are_averaged_by_role_with_equal_weight(tiny_llama):
         "last token": (cat.effects[:, 10] + ox.effects[:, 11]) / 2,
     }
     assert both.columns == tuple(expected)
+    assert [both.columns[i] for i in both.subject] == list(expected)[:3]
     assert both.effects == pytest.approx(np.stack(list(expected.values()), axis=1), abs=1e-5)
     assert both.clean_metric == pytest.approx((cat.clean_metric + ox.clean_metric) / 2)
 
@@ -234,3 +235,8 @@ def test_a_result_is_read_back_equal_and_says_its_strongest_state(tiny_llama):
     heatmap = result.shows()[0]
     assert heatmap.row_labels[4:7] == ("4 'c'*", "5 'a'*", "6 't'*")
     assert np.array(heatmap.values) == pytest.approx(result.effects.T)
+
+
+def test_no_prompt_is_refused_for_having_no_subject(tiny_llama):
+    with pytest.raises(PromptPairError, match="comes without a subject"):
+        causal_tracing(tiny_llama, [])

@@ -6,7 +6,9 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from mlxterp import InterpretableModel
 from mlxterp.causal import (
+    PromptPair,
     ablate,
     acdc,
     activation_patching,
@@ -16,8 +18,7 @@ from mlxterp.causal import (
     edge_attribution,
     path_patching,
 )
-from mlxterp.causal.prompts.pair import PromptPair
-from mlxterp.core.model import InterpretableModel
+from mlxterp.sae import bundled_sae, feature_attribution, feature_effects
 from tests.small_models import small_module
 from tests.tiny_models import tiny_module
 
@@ -75,6 +76,16 @@ def test_an_answer_whose_other_form_is_far_more_probable_is_named_with_that_form
     for each in (result, attributed, traced):
         assert "pass answer=' Paris'" in said(each)
     assert "pass foil=' Rome'" in said(result)
+
+
+def test_effects_of_features_carry_the_same_cautions(smollm2):
+    sae = bundled_sae()
+
+    effects = feature_effects(smollm2, sae, JOHN, top_k=1, controls=1)
+    scores = feature_attribution(smollm2, sae, TOWER.clean, answer="Paris")
+
+    assert "differ at position 0" in said(effects)
+    assert "pass answer=' Paris'" in said(scores)
 
 
 def test_the_form_that_follows_is_not_named(smollm2):

@@ -10,9 +10,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlxterp import causal, sae, workflows
+from mlxterp import InterpretableModel, causal, sae, workflows
 from mlxterp.causal import PromptPair, TracedPrompt
-from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import MlxterpError
 
 CLEAN, CORRUPTED = "Mary went", "John went"
@@ -158,6 +157,19 @@ def test_lists_of_prompts_are_pairs_in_their_order(tiny_llama, name):
     assert len(several.measured_on["prompts"]) == 2
     for a, b in zip(several.components()[:20], one.components()[:20], strict=True):
         assert a.effect == pytest.approx(b.effect, abs=1e-4)
+
+
+@pytest.mark.parametrize("prepend_bos", [False, "a"], ids=["without", "with"])
+@pytest.mark.parametrize("name", sorted({*PAIRED, *ON_A_TEXT, *ON_TEXTS} - {"train_tuned_lens"}))
+def test_every_result_records_whether_a_token_stands_in_front_of_the_prompts(tiny_llama, name, prepend_bos):
+    model = InterpretableModel(tiny_llama.model, tiny_llama.tokenizer, prepend_bos=prepend_bos, verify=False)
+    prompts = (CLEAN, CORRUPTED) if name in PAIRED else (CLEAN,)
+    run = PAIRED.get(name) or {**ON_A_TEXT, **ON_TEXTS}[name]
+
+    result = run(model, *prompts)
+
+    if hasattr(result, "measured_on"):
+        assert result.measured_on["prepend_bos"] is bool(prepend_bos)
 
 
 @pytest.mark.parametrize("given", [[CLEAN, CLEAN], [[1, 2], [3, 4]]], ids=["texts", "ids"])

@@ -276,6 +276,18 @@ def test_a_store_in_the_cache_is_read_again_and_other_texts_have_their_own(tiny_
         assert np.array_equal(getattr(first, name), getattr(again, name)), name
 
 
+def test_texts_that_begin_with_another_token_have_a_store_of_their_own(tiny_llama, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLXTERP_CACHE", str(tmp_path))
+    sae = random_sae()
+    begins = InterpretableModel(tiny_llama.model, tiny_llama.tokenizer, prepend_bos="a", verify=False)
+    cached_store(tiny_llama, sae, TEXTS)
+
+    own = cached_store(begins, sae, TEXTS)
+
+    assert own.forwards > 0
+    assert same(own, build_store(begins, sae, TEXTS))
+
+
 def test_a_crash_while_a_store_is_replaced_leaves_the_old_one_or_the_new_one(
     tiny_llama, tmp_path, monkeypatch
 ):

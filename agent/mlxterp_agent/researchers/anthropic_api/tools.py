@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mlxterp._files import write_atomically
 from mlxterp.autointerpret.contract import EXPERIMENT
 from mlxterp.autointerpret.entry import ExperimentEntry
 from mlxterp.llm.stream import ToolCall
@@ -21,6 +20,7 @@ from mlxterp_agent.api_help import NotFound, library_help
 from mlxterp_agent.log_search import search_text
 from mlxterp_agent.platform import NotRegular, read_regular
 from mlxterp_agent.researcher_notes import NoteRefused, add_note
+from mlxterp_agent.storage.project_files import write_in_project
 from mlxterp_agent.text import cut, one_line, plain
 
 READ_LIMIT = 12_000
@@ -194,7 +194,7 @@ class Tools:
             raise ToolError(f"not written: it cannot be parsed: {problem}") from None
         if not tree.body:
             raise ToolError("not written: there is nothing to run in it")
-        write_atomically(self._project / EXPERIMENT, data)
+        write_in_project(self._project, EXPERIMENT, data)
         return f"{EXPERIMENT} is written ({len(data):,} bytes). run_experiment runs it."
 
     def _search(self, query: str) -> str:

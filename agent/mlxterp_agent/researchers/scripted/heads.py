@@ -1,22 +1,30 @@
-"""The study of a behaviour that prompt pairs show: where it is carried, by which heads, and tests of that.
+"""The study of a behaviour that prompt pairs show: where it is carried, by which heads, claims about that.
 
-Contains: the steps, when each applies and how large its experiment may be. See `heads_log.py` for readings of
-the log and the sentences of the conclusion, `templates/experiments/heads/` for hypotheses, thresholds and
+It explores on all of `setup.dataset`, then declares. Contains: the steps, when each applies and how large its
+experiment may be. See `heads_claims.py` for what is declared, `heads_log.py` for readings of the log and the
+sentences of the conclusion, `templates/experiments/heads/` for hypotheses, thresholds and
 code of the experiments; a threshold that also decides the next step is here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from mlxterp_agent.researchers.scripted import heads_log as log
+from mlxterp_agent.researchers.scripted.heads_claims import (
+    MOST_NULLS,
+    MOST_SITES,
+    Claim,
+    null_claims,
+    set_claims,
+    set_heads,
+    site_claims,
+)
 from mlxterp_agent.researchers.scripted.heads_log import (
     ACCURACY,
-    KEPT,
     Facts,
-    Head,
     facts_of,
     found_heads,
     heads_of,
@@ -61,7 +69,7 @@ def _model_has(*names: str) -> Condition:
     return condition
 
 
-# How large an experiment may be. The first half of the pairs is for searching, the second for tests.
+# How large an experiment may be.
 
 
 def _most_rows(facts: Facts, attempt: int) -> int:
@@ -71,12 +79,9 @@ def _most_rows(facts: Facts, attempt: int) -> int:
 
 
 def _first_pairs(facts: Facts, count: int) -> str:
-    """The slice of `count` pairs to search on, at least two; every second where that reaches them.
-
-    Neighbours in a dataset are often the same couple in both directions.
-    """
-    count = min(facts.explore, max(2, count))
-    return f"[:{2 * count}:2]" if 2 * count <= facts.explore else f"[:{count}]"
+    """The slice of the first `count` pairs, at least two; none where that is all of them."""
+    count = max(2, count)
+    return "" if count >= facts.n_pairs else f"[:{count}]"
 
 
 def _swept_pairs(facts: Facts, rows_per_pair: int, attempt: int) -> str:
@@ -90,27 +95,13 @@ def _swept_layers(facts: Facts, rows_per_layer: int, attempt: int) -> str:
     return "" if stride <= 1 else f", layers=range(0, {facts.n_layers}, {min(stride, facts.n_layers)})"
 
 
-def _held_out_pairs(facts: Facts, attempt: int) -> str:
-    """The slice of pairs that the search did not use; all of them where there are too few to hold any out."""
-    start = facts.explore if facts.held_out else 0
-    stop = "" if attempt == 1 else str(start + 4)
-    return f"[{start or ''}:{stop}]" if start or stop else ""
-
-
-def _random_sets(facts: Facts, found: list[Head], wanted: int) -> int:
-    """How many random sets of as many other heads to compare with: none if there are not enough heads."""
-    return wanted if facts.n_layers * facts.n_heads >= 2 * len(found) else 0
-
-
 def _layers_to_search(progress: Progress) -> list[int]:
     """The layers whose heads are patched one by one, most promising first.
 
     Those whose attention recovers something, those whose heads write the answer directly, and the one that
-    moves it. In a small model, all.
+    moves it; then those nearest to it.
     """
     facts = facts_of(progress)
-    if facts.n_layers <= MOST_LAYERS:
-        return list(range(facts.n_layers))
     scores: dict[int, float] = {}
     for site in sites(progress, "attention"):
         scores[int(site["layer"])] = max(scores.get(int(site["layer"]), 0.0), float(site["recovery"]))
@@ -123,9 +114,11 @@ def _layers_to_search(progress: Progress) -> list[int]:
     moving = moving_layer(progress)
     if moving is not None:
         scores[moving] = 1.0
-        if "attention" not in progress.measured:  # then its neighbours are the next best guess
-            scores |= {near: 0.5 for near in (moving - 1, moving + 1) if 0 <= near < facts.n_layers}
-    return sorted(scores, key=lambda layer: (-scores[layer], layer))[:MOST_LAYERS]
+    near = facts.n_layers // 2 if moving is None else moving
+    order = sorted(
+        range(facts.n_layers), key=lambda layer: (-scores.get(layer, 0.0), abs(layer - near), layer)
+    )
+    return order[:MOST_LAYERS]
 
 
 # The template values of each step.
@@ -138,7 +131,7 @@ def _baseline(_: Progress, attempt: int) -> Values:
 def _attribution(progress: Progress, attempt: int) -> Values:
     facts = facts_of(progress)
     return {
-        "pairs": _first_pairs(facts, facts.explore // attempt),
+        "pairs": _first_pairs(facts, facts.n_pairs // attempt),
         "clean": facts.clean,
         "share": DIRECT,
         "mlp": facts.has("mlp_out"),
@@ -176,19 +169,22 @@ def _component(progress: Progress, attempt: int) -> Values | Skip:
     }
 
 
-def _heads(progress: Progress, attempt: int) -> Values | Skip:
-    layers = _layers_to_search(progress)
-    if not layers:
-        return Skip("no layer is known to matter")
-    return _head_sweep(progress, attempt, layers, next(iter(sites(progress, "attention")), None))
+def _heads(progress: Progress, attempt: int) -> Values:
+    """All heads at the last position, which costs a token a row; in a small model at all positions."""
+    facts, strongest = facts_of(progress), next(iter(sites(progress, "attention")), None)
+    every = list(range(facts.n_layers))
+    if facts.n_layers <= MOST_LAYERS:
+        return _head_sweep(progress, attempt, every, strongest)
+    rows = _most_rows(facts, attempt) * facts.n_tokens
+    pairs = _first_pairs(facts, rows // (facts.n_layers * facts.n_heads))
+    return {"pairs": pairs, "layers": every, "strongest": strongest, "last_only": True}
 
 
 def _more_heads(progress: Progress, attempt: int) -> Values | Skip:
-    searched = _layers_to_search(progress)
-    rest = [layer for layer in range(facts_of(progress).n_layers) if layer not in searched]
-    if found_heads(progress) or not rest:
+    """Heads at all positions, where none was found at the last one."""
+    if found_heads(progress) or not progress.numbers("heads").get("last_only"):
         return Skip("there is no need to look at more heads", lasting=True)
-    return _head_sweep(progress, attempt, rest, None)
+    return _head_sweep(progress, attempt, _layers_to_search(progress), None)
 
 
 def _head_sweep(
@@ -198,7 +194,7 @@ def _head_sweep(
     facts = facts_of(progress)
     layers = sorted(layers if attempt == 1 else layers[: max(1, len(layers) // 2)])
     pairs = _swept_pairs(facts, len(layers) * facts.n_heads, attempt)
-    return {"pairs": pairs, "layers": layers, "strongest": strongest}
+    return {"pairs": pairs, "layers": layers, "strongest": strongest, "last_only": False}
 
 
 def _roles(progress: Progress, attempt: int) -> Values:
@@ -214,61 +210,50 @@ def _composition(progress: Progress, attempt: int) -> Values | Skip:
     return {
         "earlier": [head for head in found if any(head[0] < other[0] for other in later)][:4],
         "later": later,
-        "pairs": _first_pairs(facts, facts.explore // attempt),
+        "pairs": _first_pairs(facts, facts.n_pairs // attempt),
         "first_varied": facts.varied[0],
     }
 
 
-def _necessity(progress: Progress, attempt: int) -> Values:
-    facts, found = facts_of(progress), found_heads(progress)
-    return {
-        "found": found,
-        "pairs": _held_out_pairs(facts, attempt),
-        "held_out": facts.held_out,
-        "random_sets": _random_sets(facts, found, 10 if attempt == 1 else 4),
-    }
+def _together(progress: Progress, attempt: int) -> Values | Skip:
+    claims = set_claims(progress)
+    if not claims:
+        return Skip("no head works for the answer", lasting=True)
+    pairs = _first_pairs(facts_of(progress), facts_of(progress).n_pairs // attempt)
+    return {"sites": list(claims[0].sites), "heads": set_heads(progress), "pairs": pairs}
 
 
-def _sufficiency(progress: Progress, attempt: int) -> Values | Skip:
-    facts, found = facts_of(progress), found_heads(progress)
-    if len(found) == facts.n_layers * facts.n_heads:
-        return Skip("every head of the model was found, so there are no others to ablate")
-    # Of interest if there are unablated earlier layers, and heads left to ablate after them.
-    late = moving_layer(progress) or None
-    if late is not None:
-        in_late = [head for head in found if head[0] >= late]
-        if not in_late or len(in_late) == (facts.n_layers - late) * facts.n_heads:
-            late = None
-    return {
-        "found": found,
-        "pairs": _held_out_pairs(facts, attempt),
-        "random_sets": _random_sets(facts, found, 5 if attempt == 1 else 2),
-        "late": late,
-        "kept": KEPT,
-        "mlp": facts.has("mlp_out"),
-    }
+Choice = Callable[[Progress], Sequence[Claim]]
 
 
-def _null(progress: Progress, attempt: int) -> Values | Skip:
-    facts = facts_of(progress)
-    silent = heads_of(progress.numbers("heads").get("silent", []))[: max(1, len(found_heads(progress)))]
-    positions = [int(pos) for pos in progress.numbers("residual").get("silent", [])][:3]
-    if not silent and not positions:
-        return Skip("nothing was measured that is predicted not to matter")
-    middle = facts.n_layers // 2
-    layers = sorted({middle // 2, middle, middle + (facts.n_layers - 1 - middle) // 2})
-    return {
-        "silent": silent,
-        "positions": positions,
-        "layers": layers if attempt == 1 else layers[:1],
-        "pairs": _held_out_pairs(facts, attempt),
-        "held_out": facts.held_out,
-    }
+def _claim(choice: Choice, index: int, progress: Progress, _: int) -> Values | Skip:
+    """One of the claims that the log gives rise to."""
+    claims = choice(progress)
+    if index >= len(claims):
+        return Skip("there is no such claim to make", lasting=True)
+    return {"claim": claims[index]}
+
+
+def _declares(name: str, choice: Choice, index: int) -> Step:
+    """The step that declares one claim, once exploring has found what to claim."""
+    return Step(
+        name,
+        partial(_claim, choice, index),
+        partial(log.claim_sentence, name),
+        needs=("heads",),
+        applies=(_HEADS, _found),
+        template="claim",
+        attempts=1,
+    )
 
 
 _DIRECT = _model_has("unembedding", "final_norm_formula", "head_outputs")
 _MLPS, _HEADS, _PATTERNS = _model_has("mlp_out"), _model_has("z"), _model_has("pattern")
 _ATTENTION_SENTENCE, _MLP_SENTENCE = (partial(log.sites_sentence, step) for step in ("attention", "mlp"))
+
+SITES = tuple(f"site_{i + 1}" for i in range(MOST_SITES))
+SETS = ("sufficient", "necessary")
+NULLS = tuple(f"null_{i + 1}" for i in range(MOST_NULLS))
 
 HEADS = Study(
     name="heads",
@@ -283,15 +268,16 @@ HEADS = Study(
         Step("more_heads", _more_heads, None, ("heads",), (_HEADS,), template="heads"),
         Step("roles", _roles, log.roles_sentence, ("heads",), (_PATTERNS, _found)),
         Step("composition", _composition, log.composition_sentence, ("heads",), (_PATTERNS, _found)),
-        Step("necessity", _necessity, log.necessity_sentence, ("heads",), (_found,)),
-        Step("sufficiency", _sufficiency, log.sufficiency_sentence, ("heads",), (_found,)),
-        Step("null", _null, log.null_sentence),
+        Step("together", _together, log.together_sentence, ("heads",), (_found,)),
+        *(_declares(name, site_claims, i) for i, name in enumerate(SITES)),
+        *(_declares(name, set_claims, i) for i, name in enumerate(SETS)),
+        *(_declares(name, null_claims, i) for i, name in enumerate(NULLS)),
     ),
     priority=(
-        *("baseline", "residual", "heads", "necessity"),
-        *("attention", "more_heads", "sufficiency", "attribution", "mlp", "null", "composition", "roles"),
+        *("baseline", "residual", "heads", "more_heads", SITES[0], *SETS, NULLS[0]),
+        *("attention", "together", *NULLS[1:], *SITES[1:], "attribution", "mlp", "composition", "roles"),
     ),
-    criterion="heads were found and the behaviour needs them more than any random set of as many",
+    criterion="necessity and sufficiency are supported on held-out pairs, and the nulls are ruled out",
     answer=log.answer,
     cited=(
         ("accuracy", "baseline", "accuracy"),
@@ -299,9 +285,8 @@ HEADS = Study(
         ("carried", "residual", "carried"),
         ("arrives", "residual", "arrives"),
         ("heads", "heads", "found"),
-        ("left_without_them", "necessity", "left"),
-        ("left_without_random_heads", "necessity", "random"),
-        ("left_with_only_them", "sufficiency", "kept"),
+        ("explored_sufficient", "together", "sufficient"),
+        ("explored_necessary", "together", "necessary"),
     ),
     no_start="the behaviour could not be measured",
 )

@@ -12,14 +12,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from mlxterp_agent.researchers.scripted.study import Answer, Progress, listed, sentences
+from mlxterp_agent.researchers.scripted.study import FAILED, Answer, Progress, listed, sentences
 
 ACCURACY = 0.8
 """Share of pairs on which a model must show the behaviour, for it to be investigated."""
-KEPT = 0.5
-"""Share of the logit difference that sufficient heads keep by themselves."""
-FEW_PAIRS = 4
-"""With fewer pairs than this an interval is unreliable."""
+OVERSHOOT = 1.25
+"""Recovery beyond which a set does something else than restore the clean run: it is not sufficient."""
+
+ESTABLISHED = (
+    "A mechanism is established: as a set the found heads are sufficient and necessary, and what could have "
+    "mattered beside them was ruled out."
+)
 
 Head = tuple[int, int]
 """Layer and head."""
@@ -53,16 +56,6 @@ class Facts:
     def last(self) -> int:
         """The answer position."""
         return self.n_tokens - 1
-
-    @property
-    def explore(self) -> int:
-        """How many pairs, from the first, are for searching; an even number, so that no couple is split."""
-        return self.n_pairs if self.n_pairs < 4 else 2 * -(-self.n_pairs // 4)
-
-    @property
-    def held_out(self) -> bool:
-        """Whether there are pairs that the search does not use."""
-        return self.n_pairs > self.explore
 
     @property
     def shows_behaviour(self) -> bool:
@@ -236,46 +229,54 @@ def composition_sentence(progress: Progress) -> str:
     return f"An earlier head steers where a later one looks: {listed(falls)}."
 
 
-def necessity_sentence(progress: Progress) -> str:
-    numbers, count = progress.numbers("necessity"), len(found_heads(progress))
-    heads = "this head" if count == 1 else "both heads" if count == 2 else f"these {count} heads"
-    low, high = numbers["left_ci"]
-    random = numbers["random"]
-    against = ""
-    if random:
-        against = f", where {len(random)} random sets of as many leave {min(random):.0%} to {max(random):.0%}"
-    verdict = "the behaviour needs them" if numbers["needed"] else "that it needs them is not shown"
-    return (
-        f"Ablating {heads} leaves {numbers['left']:.0%} [{low:.0%}, {high:.0%}] of the logit difference on "
-        f"{numbers['n_pairs']} pairs{against}: {verdict}."
+def together_sentence(progress: Progress) -> str:
+    numbers = progress.numbers("together")
+    text = (
+        f"While exploring, the found heads together recovered {numbers['sufficient']:.0%} of the logit "
+        f"difference in the corrupted run, and took {numbers['necessary']:.0%} of it out of the clean run"
     )
+    return f"{text}; {_OVERSHOOTS}." if _overshoots(progress) else f"{text}."
 
 
-def sufficiency_sentence(progress: Progress) -> str:
-    numbers = progress.numbers("sufficiency")
-    verdict = "they are not enough by themselves"
-    if numbers["as_predicted"]:
-        verdict = "they are enough for most of it" if numbers["kept"] < 0.9 else "they are enough"
-    text = f"With all other heads ablated {numbers['kept']:.0%} is left: {verdict}"
-    if numbers.get("kept_late", 0.0) >= max(KEPT, numbers["kept"] + 0.05):
-        text += f"; with only the others from layer {numbers['late']} on ablated, {numbers['kept_late']:.0%}"
-    return f"{text}."
+_OVERSHOOTS = "more than all of it is an overshoot, and not a restored clean run"
 
 
-def null_sentence(progress: Progress) -> str:
-    numbers = progress.numbers("null")
-    names = {"heads": "of silent heads", "positions": "at silent positions"}
-    bounds = listed(f"above {numbers[key]['ruled_out']:.3f} {names[key]}" for key in names if key in numbers)
-    if numbers["null"]:
-        return f"What was predicted not to matter does not: effects {bounds} are ruled out."
-    return f"The null check failed: only effects {bounds} are ruled out; something may be missing."
+def _overshoots(progress: Progress) -> bool:
+    return float(progress.numbers("together").get("sufficient", 0.0)) > OVERSHOOT
+
+
+def claim_sentence(step: str, progress: Progress) -> str:
+    """The verdict on a declared claim, and the claim."""
+    claim = str(progress.measured[step].result["claim"])
+    return f"{_verdict_words(step, progress)}: {claim}"
+
+
+def _verdict_words(step: str, progress: Progress) -> str:
+    """`Supported on held-out pairs`, `Inconclusive (missing: interval)`."""
+    match progress.verdict(step):
+        case "supported":
+            return "Supported on held-out pairs"
+        case "refuted":
+            return "Refuted on held-out pairs"
+        case "ruled_out":
+            return "Ruled out on held-out pairs"
+        case "inconclusive":
+            reasons = progress.reasons(step)
+            return f"Inconclusive{f' ({reasons})' if reasons else ''}"
+        case _:
+            return "Not judged"
 
 
 # The answer, from all sentences.
 
 
 def answer(progress: Progress) -> Answer:
-    """The short answer: what the found heads do, where the answer is carried, and both tests."""
+    """The short answer: whether a mechanism is established, what was decided about each claim, and what
+    exploring showed.
+
+    A mechanism means that the set of found heads is sufficient and necessary on held-out pairs, and that what
+    could have mattered beside it was ruled out there.
+    """
     if "baseline" not in progress.measured:
         return Answer("Nothing was measured.")
     facts = facts_of(progress)
@@ -283,14 +284,56 @@ def answer(progress: Progress) -> Answer:
         return Answer(f"There is no mechanism to look for. {behaviour_sentence(progress)}")
     if facts.n_pairs < 2:
         return Answer(f"{behaviour_sentence(progress)} One pair gives no interval: setup.py needs more.")
-    limits = _limits(progress, facts)
-    tests = [
-        sentence(progress)
-        for step, sentence in (("necessity", necessity_sentence), ("sufficiency", sufficiency_sentence))
-        if step in progress.measured
-    ]
-    text = sentences(_mechanism(progress, facts), *tests, f"Not shown: {limits[0]}")
-    return Answer(text, limits, criterion_met=bool(progress.numbers("necessity").get("needed")))
+    failed = _why_no_mechanism(progress)
+    limits = _limits(progress)
+    text = sentences(
+        f"No mechanism is established. Missing: {'; '.join(failed)}." if failed else ESTABLISHED,
+        *_verdicts(progress),
+        f"What exploring showed, which is not confirmed: {_mechanism(progress, facts)}",
+        f"Not shown: {limits[0]}",
+    )
+    return Answer(text, limits, criterion_met=not failed)
+
+
+def _verdicts(progress: Progress) -> list[str]:
+    """`Supported on held-out pairs: L0.H2 (50%) and L1.H1 (50%).`, by verdict."""
+    of_words: dict[str, list[str]] = {}
+    for step in filter(_is_claim, progress.measured):
+        short = str(progress.measured[step].result["short"])
+        of_words.setdefault(_verdict_words(step, progress), []).append(short)
+    return [f"{words}: {listed(shorts)}." for words, shorts in of_words.items()]
+
+
+def _is_claim(step: str) -> bool:
+    return step in ("sufficient", "necessary") or step.startswith(("site_", "null_"))
+
+
+def _why_no_mechanism(progress: Progress) -> list[str]:
+    """What a mechanism would take and was not shown; empty if it is established."""
+    if not found_heads(progress):
+        return ["no head was found to declare"]
+    failed = []
+    for step, says in (("sufficient", "sufficient"), ("necessary", "necessary")):
+        if progress.verdict(step) != "supported":
+            failed.append(f"that the found heads are {says}: {_outcome_of(step, progress)}")
+    if _overshoots(progress):
+        failed.append(f"that the found heads are sufficient: {_OVERSHOOTS}")
+    nulls = [step for step in progress.measured if step.startswith("null_")]
+    if not any(progress.verdict(step) == "ruled_out" for step in nulls):
+        failed.append("that nothing else does it: no candidate was ruled out")
+    for step in nulls:
+        if progress.verdict(step) in ("supported", "refuted"):
+            failed.append(f"that nothing else does it: {claim_sentence(step, progress).rstrip('.')}")
+    return failed
+
+
+def _outcome_of(step: str, progress: Progress) -> str:
+    """`inconclusive (missing: interval)`, `not declared`."""
+    if step not in progress.measured:
+        why = progress.skipped.get(step) or (f"{FAILED}: {progress.reasons(step)}")
+        return f"not declared, {why}"
+    words = _verdict_words(step, progress)
+    return words[0].lower() + words[1:]
 
 
 def _mechanism(progress: Progress, facts: Facts) -> str:
@@ -349,23 +392,16 @@ def _clause(names: list[str], verb: str, rest: str) -> str:
     return f"{listed(names)} {verb}{'s' if len(names) == 1 else ''} {rest}" if names else ""
 
 
-def _limits(progress: Progress, facts: Facts) -> list[str]:
+def _limits(progress: Progress) -> list[str]:
     """What was not shown, the most serious first."""
-    necessity, sufficiency = progress.numbers("necessity"), progress.numbers("sufficiency")
-    limits = []
-    if necessity and not necessity["needed"]:
-        limits.append("that the behaviour needs the found heads more than random ones.")
-    if sufficiency and max(sufficiency["kept"], sufficiency.get("kept_late", 0.0)) < KEPT:
-        limits.append("that the found heads are enough: with only them the behaviour is mostly gone.")
-    if necessity and necessity["n_pairs"] < FEW_PAIRS:
-        limits.append(
-            f"how certain the tests are: an interval from {necessity['n_pairs']} pairs says little."
-        )
-    limits.append(f"that this holds beyond these {facts.n_pairs} prompts of one form.")
+    limits = [
+        f"that the found heads are {step}: {_outcome_of(step, progress)}."
+        for step in ("sufficient", "necessary")
+        if step in progress.measured and progress.verdict(step) != "supported"
+    ]
+    limits.append("that this holds for prompts of other forms than those of setup.py.")
     if found_heads(progress):
         limits.append("that the set of heads is minimal or complete: heads were patched one by one.")
-    if necessity and not facts.held_out:
-        limits.append("that the tests hold on other pairs: there were too few to hold any out.")
     if "mlp" in progress.measured:
         limits.append("what the MLPs compute: they were patched as a whole.")
     return limits

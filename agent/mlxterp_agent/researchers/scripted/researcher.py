@@ -13,7 +13,7 @@ from typing import Any
 
 import jinja2
 
-from mlxterp._files import locate, write_atomically
+from mlxterp._files import locate
 from mlxterp.autointerpret.contract import EXPERIMENT
 from mlxterp.autointerpret.entry import ExperimentEntry
 from mlxterp_agent.researchers.base import (
@@ -37,6 +37,7 @@ from mlxterp_agent.researchers.scripted.study import (
     next_experiment,
     read,
 )
+from mlxterp_agent.storage.project_files import write_in_project
 
 MARGIN = 1.5
 """An experiment is expected to take at most this many times as long as the longest so far."""
@@ -61,7 +62,7 @@ class ScriptedResearcher:
         match decide(situation.entries, experiments_left(situation), study_of(situation)):
             case Experiment() as experiment:
                 situation.charge(0.0, 0)  # a cost of 0, not an unknown cost
-                write_atomically(situation.project / EXPERIMENT, render(experiment).encode())
+                write_in_project(situation.project, EXPERIMENT, render(experiment).encode())
             case Concluded(reason):
                 self._state = Done(reason)
             case GiveUp(reason):

@@ -19,6 +19,7 @@ MOST_FAILURES = 2
 """A step that failed this often is left out; its second attempt asks for less."""
 MOST_INTERRUPTIONS = 3
 """The number of interrupted runs that count as one failure."""
+JUDGED = ("supported", "refuted", "ruled_out", "inconclusive")
 FAILED = "it failed"
 NO_BUDGET = "the budget did not reach that far"
 
@@ -45,14 +46,27 @@ class Progress:
         numbers: Mapping[str, Any] = {} if entry is None else entry.result["numbers"]
         return numbers
 
+    def verdict(self, step: str) -> str | None:
+        """What the judge decided on the claim that a step declared: "supported", "refuted", "ruled_out" or
+        "inconclusive"; None if it was not judged, as without a supervisor."""
+        entry = self.measured.get(step)
+        verdict = None if entry is None else (entry.record or {}).get("verdict")
+        return verdict if verdict in JUDGED else None
+
+    def reasons(self, step: str) -> str:
+        """The reasons of a step's verdict, or of its last failure."""
+        entry = self.measured.get(step)
+        reasons = [] if entry is None else (entry.record or {}).get("reasons") or []
+        return "; ".join(map(str, reasons)) or (*self.failures.get(step, ()), "")[-1]
+
     def attempt(self, step: str) -> int:
         """Which attempt the next run of a step is: 1, or 2 after a failure."""
         return len(self.failures.get(step, ())) + 1
 
-    def is_given_up(self, step: str) -> bool:
+    def is_given_up(self, step: str, attempts: int = MOST_FAILURES) -> bool:
         """Whether a step failed, or was interrupted, too often to be run again."""
         failed = len(self.failures.get(step, ())) + self.interruptions.get(step, 0) // MOST_INTERRUPTIONS
-        return failed >= MOST_FAILURES
+        return failed >= attempts
 
     def why_given_up(self, step: str) -> str:
         """The reason of its first failure."""
@@ -89,6 +103,7 @@ class Step:
         applies: conditions on the progress.
         template: its hypothesis and the code of its experiment, in the study's templates; by default of the
             step's name.
+        attempts: how often it may fail; once for a declared claim, whose second attempt would be the same.
     """
 
     name: str
@@ -97,6 +112,7 @@ class Step:
     needs: tuple[str, ...] = ()
     applies: tuple[Condition, ...] = ()
     template: str = ""
+    attempts: int = MOST_FAILURES
 
 
 @dataclass(frozen=True)
@@ -138,6 +154,10 @@ class Study:
         """The names of all steps, the conclusion last."""
         return (*(step.name for step in self.steps), CONCLUSION)
 
+    def attempts(self, name: str) -> int:
+        """How often a step may fail."""
+        return next((step.attempts for step in self.steps if step.name == name), MOST_FAILURES)
+
 
 @dataclass(frozen=True)
 class Experiment:
@@ -174,8 +194,8 @@ Next = Experiment | Concluded | GiveUp
 def read(entries: Iterable[ExperimentEntry], study: Study) -> Progress:
     """The progress of a study's steps by these entries, oldest first.
 
-    An experiment that crashed reported nothing; its line carries the first line of its docstring, which
-    begins with the name of the step. Entries of other researchers are ignored.
+    An experiment that crashed reported nothing. Its line holds what it declared, whose id is the name of the
+    step, or the first line of its docstring, which begins with it. Entries of other researchers are ignored.
     """
     progress = Progress()
     for entry in entries:
@@ -197,7 +217,8 @@ def _step_of(entry: ExperimentEntry, order: Sequence[str]) -> str | None:
     """The step an entry belongs to; None if it belongs to none."""
     step = entry.result.get("step")
     if step is None and _why_invalid(entry) is not None:
-        step = entry.hypothesis.partition(":")[0]
+        declared = (entry.record or {}).get("declared") or {}
+        step = declared.get("id") or entry.hypothesis.partition(":")[0]
     return step if isinstance(step, str) and step in order else None
 
 
@@ -222,7 +243,7 @@ def next_experiment(progress: Progress, left: int | None, study: Study) -> Next:
         open_steps = [
             name for name in study.order if name not in progress.measured and name not in progress.skipped
         ]
-        given_up = [name for name in open_steps if progress.is_given_up(name)]
+        given_up = [name for name in open_steps if progress.is_given_up(name, study.attempts(name))]
         if first in given_up:
             return GiveUp(f"{study.no_start}: {progress.why_given_up(first)}")
         if CONCLUSION in given_up:
@@ -309,7 +330,8 @@ def _unanswered_steps(study: Study, progress: Progress) -> list[str]:
 
 def _predictions(progress: Progress) -> str:
     """How many predictions held, in a sentence."""
-    held = [progress.numbers(step).get("as_predicted") is True for step in progress.measured]
+    numbers = [progress.numbers(step) for step in progress.measured]
+    held = [each["as_predicted"] is True for each in numbers if "as_predicted" in each]
     return f"Of {len(held)} predictions, each written down before its run, {sum(held)} held."
 
 
