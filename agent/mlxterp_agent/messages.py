@@ -16,6 +16,8 @@ from mlxterp_agent.supervisor.project_view import Overview
 from mlxterp_agent.text import duration, one_line
 
 _SHOWN = 8
+_ANSWER_AMONG = 10
+"""Newest entries in which a conclusion is looked for."""
 _KEPT_SHOWN = 12
 
 
@@ -67,13 +69,20 @@ def log_lines(entries: Sequence[ExperimentEntry]) -> list[str]:
     ]
 
 
+def _is_conclusion(entry: ExperimentEntry) -> bool:
+    """Whether the scripted researcher concludes here: a synthesis, which measures nothing and is a note."""
+    driver = (entry.record or {}).get("driver") or {}
+    concludes = entry.metadata.get("role") == "conclusion" and driver.get("name") == "scripted"
+    return concludes and not verdict_of(entry).startswith("invalid")
+
+
 def closing_text(
     seen: Overview, ended: Ended, report_failed: str | None, *, report_soon: bool, width: int = 100
 ) -> str:
     """What was found, where the report is, how to continue."""
     project = seen.project.path
     kept = list(seen.kept())
-    answers = [entry for entry in kept if entry.metadata.get("role") == "conclusion"]
+    answers = [entry for entry in seen.entries[-_ANSWER_AMONG:] if _is_conclusion(entry)]
     lines = [
         f"Stopped: {one_line(ended.reason, 300)}",
         f"{seen.spent.experiments} experiments in {duration(seen.spent.seconds)}: {tally_text(seen.tally)}",
