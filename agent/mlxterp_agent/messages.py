@@ -70,6 +70,13 @@ def log_lines(entries: Sequence[ExperimentEntry]) -> list[str]:
     ]
 
 
+def _is_conclusion(entry: ExperimentEntry) -> bool:
+    """Whether the scripted researcher concludes here: a synthesis, which measures nothing and is a note."""
+    driver = (entry.record or {}).get("driver") or {}
+    concludes = entry.metadata.get("role") == "conclusion" and driver.get("name") == "scripted"
+    return concludes and not verdict_of(entry).startswith("invalid")
+
+
 def closing_text(
     seen: Overview, ended: Ended, report_failed: str | None, *, report_soon: bool, width: int = 100
 ) -> str:
@@ -111,7 +118,7 @@ def closing_text(
 def _conclusion(seen: Overview) -> ExperimentEntry | None:
     """The newest entry that draws the conclusion of the investigation; None without one."""
     newest = list(seen.entries[-_NEWEST:])
-    return next((each for each in reversed(newest) if each.metadata.get("role") == "conclusion"), None)
+    return next((each for each in reversed(newest) if _is_conclusion(each)), None)
 
 
 def _held_out_numbers(seen: Overview) -> dict[str, str]:

@@ -122,7 +122,10 @@ def _imported_file(source: bytes, project: Path) -> str | None:
     """Why an experiment that imports another file of the project is not run: only experiment.py is frozen,
     judged and committed, so it could not be run again from its commit."""
     there = {each.name.lower(): each.name for each in project.iterdir() if not each.name.startswith(".")}
-    for node in ast.walk(ast.parse(source)):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the experiment's own source
+        tree = ast.parse(source)
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
