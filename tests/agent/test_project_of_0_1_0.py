@@ -78,7 +78,8 @@ def _run(project: Path, command: str, *options: str) -> dict[str, Any]:
 
 def _keys(project: Path, command: str, *options: str) -> dict[str, Any]:
     ran = _run(project, command, *options)
-    lines = [{"event": line.get("event"), "keys": sorted(line)} for line in ran["lines"]]
+    # What a line says of the held-out pairs ("evidence") came with a later version.
+    lines = [{"event": line.get("event"), "keys": sorted({*line} - {"evidence"})} for line in ran["lines"]]
     return {"exit_code": ran["exit_code"], "lines": lines}
 
 
