@@ -63,6 +63,7 @@ def _conclusion(project: Path) -> str:
     return next(e.conclusion for e in _entries(project) if e.metadata.get("role") == "conclusion")
 
 
+@pytest.mark.slow  # half a minute: its judge starts processes for every claim
 def test_the_toy_investigation_names_the_planted_heads_and_commits_what_it_keeps(tmp_path, newcomer):
     started = _autointerp(tmp_path, newcomer, "start", "--scaffold", "induction")
 
