@@ -130,7 +130,7 @@ def _finish(results: ResultsLog, experiment: Experiment, run: OpenRun, done: lis
         logged = results.entry_of(uid)
         if logged is None or results.history.ids.get(logged.experiment_id) != experiment.uid:
             continue
-        results.publish(logged, experiment)
+        results.publish(logged, experiment, may_be_there=True)
         if logged.experiment_id not in results.history.ids:
             done.append(f"{logged.experiment_id}, which was kept but not committed, was committed")
 

@@ -57,11 +57,15 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 5.0, 600.0
 
 
 class _Uncommitted(NamedTuple):
-    """A kept entry without a commit; `files` only of the newest, they can be made again."""
+    """A kept entry of which no commit is known; `files` only of the newest, they can be made again.
+
+    `may_be_there`: a crash may have come between its commit and the event that says so.
+    """
 
     uid: str
     entry_id: str
     files: Mapping[str, bytes] | None
+    may_be_there: bool = False
 
 
 class Tried(Mapping[str, list[str]]):
@@ -202,15 +206,19 @@ class ResultsLog:
         )
         point("after-journal-logged")
 
-    def publish(self, entry: ExperimentEntry, experiment: Experiment) -> None:
+    def publish(self, entry: ExperimentEntry, experiment: Experiment, *, may_be_there: bool = False) -> None:
         """Makes the folder and the commit of a kept entry. Without git the entry stays logged, and is
-        committed with a later one."""
+        committed with a later one.
+
+        Args:
+            may_be_there: after a crash: a commit that git has already is only noted.
+        """
         source = experiment.source.encode()
         files = finding_files(entry, source)
         write_files(self.project, files, notice=self.note_moved)
         point("after-finding")
         self._uncommitted.append(
-            _Uncommitted(experiment.uid, entry.experiment_id, {EXPERIMENT: source, **files})
+            _Uncommitted(experiment.uid, entry.experiment_id, {EXPERIMENT: source, **files}, may_be_there)
         )
         self.commit_pending()
 
@@ -388,6 +396,11 @@ class ResultsLog:
         self._uncommitted = [each._replace(files=None) for each in self._uncommitted]
 
     def _commit(self, waiting: _Uncommitted) -> None:
+        if waiting.may_be_there:
+            sha = self.committer.experiments().get(waiting.entry_id)
+            if sha is not None:
+                self.journal.append("committed", id=waiting.entry_id, sha=sha)
+                return
         number = self.index.number_of(waiting.entry_id)
         assert number is not None
         entry = self.entries[number]
