@@ -101,7 +101,7 @@ def same_places(result) -> list[tuple[int, int]]:
 def after_behavior_localization(ran, model):
     result, dla = ran.names["result"], ran.names["dla"]
     assert isinstance(result, WorkflowResult)
-    assert result.step_names == ("dla", "patch_mlp", "patch_attn", "patch_heads")
+    assert result.step_names == ("dla", "patch_mlp", "patch_attn", "patch_heads", "direct_effects")
     clean, corrupted = plain_logits(model, CLEAN), plain_logits(model, CORRUPTED)
     distance = l2(corrupted, clean)
     assert result.measured_on["corrupted_metric"] == pytest.approx(distance, rel=1e-3)
