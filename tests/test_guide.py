@@ -260,14 +260,19 @@ def after_batch(ran, model):
 
 def after_sensitivity(ran, model):
     label = ran.names["label"]
+    assert f"Details: {label.sensitivity_details}" in ran.printed
+    if label.method == "llm":
+        # The guide gives no reader, and without one a label in words is not tested.
+        assert label.sensitivity_passed is None
+        assert "Not tested: the label is in words" in label.sensitivity_details
+        return
     area, balanced, p = (
         float(re.search(pattern, label.sensitivity_details)[1])
         for pattern in (r"curve [\d.]+ \((\d\.\d+) to", r"balanced accuracy (\d\.\d+)", r"p = (\d\.\d+)")
     )
     assert label.sensitivity_passed is (area > 0.6 and balanced >= 0.75 and p < 0.01)
-    assert label.sensitivity_passed or label.method == "llm", "a rule that was planted holds on other texts"
-    assert ("PASS" in ran.printed) == label.sensitivity_passed
-    assert f"Details: {label.sensitivity_details}" in ran.printed
+    assert label.sensitivity_passed, "a rule that was planted holds on other texts"
+    assert "PASS" in ran.printed
 
 
 def after_report(ran, model):
