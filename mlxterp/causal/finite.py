@@ -20,14 +20,14 @@ NAMED = 6
 
 
 def require_finite(
-    values: ArrayLike, names: Sequence[str] | Callable[[int], str], what: str, todo: str
+    values: ArrayLike, names: Sequence[str] | Callable[[int], str], what: str, what_to_do: str
 ) -> None:
     """Raises NotFinite if some of `values [..., sites]` are NaN or infinite, naming those sites.
 
     Args:
         names: of the sites, in the order of the last axis.
         what: these values are, as in "effects of patching z".
-        todo: a sentence that says what to do.
+        what_to_do: a sentence that says what to do.
     """
     array = np.asarray(values)
     if not array.size:
@@ -40,7 +40,7 @@ def require_finite(
     more = f" and {len(bad) - NAMED:,} more" if len(bad) > NAMED else ""
     raise NotFinite(
         f"{what}: {len(bad):,} of {array.shape[1]:,} are NaN or infinite, at {', '.join(named)}{more}. "
-        f"Nothing is reported, because what is left would read as all. {todo}"
+        f"Nothing is reported, because what is left would read as all. {what_to_do}"
     )
 
 
@@ -70,18 +70,18 @@ def require_finite_runs(model: InterpretableModel, logits: ArrayLike, tokens: Ar
 
 
 def require_finite_activations(
-    model: InterpretableModel, activations: Mapping[str, mx.array], todo: str = ""
+    model: InterpretableModel, activations: Mapping[str, mx.array], what_to_do: str = ""
 ) -> None:
     """Raises NotFinite if some of these activations are NaN or infinite, naming their hook points."""
     broken = [name for name, x in activations.items() if not mx.all(mx.isfinite(x)).item()]
     if broken:
         raise NotFinite(
             f"{model.name}: NaN or infinity at {', '.join(broken[:NAMED])}. Nothing is computed from these "
-            f"activations, because what is left would read as all. {todo or TODO}"
+            f"activations, because what is left would read as all. {what_to_do or WHAT_TO_DO}"
         )
 
 
-TODO = (
+WHAT_TO_DO = (
     "Look at the weights and at model.trace(prompt, capture='all'); a 16-bit type may overflow, which "
     "dtype=mx.float32 cures."
 )

@@ -143,18 +143,7 @@ def _classes() -> tuple[_WordClass, ...]:
         _WordClass("determiners", determiners.__contains__),
         _WordClass("pronouns", (sets["personal pronouns"] | sets["possessives"]).__contains__),
     ]
-    order = (
-        "digits",
-        "sentence_end",
-        "comma",
-        "quote",
-        "bracket",
-        "newline",
-        "blank",
-        "operator",
-        "punctuation",
-    )
-    found += [_of_characters(name) for name in order]
+    found += [_of_characters(name) for name in _OF_CHARACTERS]
     found += [_WordClass(name, _ends_in(ending)) for name, ending in _ENDINGS.items()]
     found.append(_WordClass("single letters", lambda text: len(text) == 1 and text.isalpha()))
     found.append(_of_characters("non_latin"))
