@@ -55,7 +55,7 @@ LINES = [
         ('elif results.index.place_of(f"{uid}.1") is not None:', "elif False:"),
         ("elif entry.record is None and not (", "elif entry.record is None or not ("),
         ('if results.index.place_of(line.record["uid"]) is None:', "if False:"),
-        ("        results.publish(logged, experiment)\n", ""),
+        ("        results.publish(logged, experiment, may_be_there=True)\n", ""),
         ("    torn = results.log.repair()\n", '    torn = b""\n'),
     ),
     *_lines(
