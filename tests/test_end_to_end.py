@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +27,7 @@ from mlxterp.statistics.distributions import upper_t_quantile
 from mlxterp.statistics.ratio import jackknife
 from mlxterp_agent.run_config import Options
 from mlxterp_agent.storage.journal import Journal
+from mlxterp_agent.storage.state_dir import open_state
 from mlxterp_agent.supervisor.loop import run
 from tests.agent.fakes import Proposals
 
@@ -79,6 +81,38 @@ def _conclusion(project: Path) -> str:
     return next(e.conclusion for e in _entries(project) if e.metadata.get("role") == "conclusion")
 
 
+class Night(NamedTuple):
+    """A finished run of the main job."""
+
+    root: Path
+    project: Path
+    env: dict[str, str]
+
+    @contextlib.contextmanager
+    def state(self) -> Iterator[None]:
+        """This process looks for the newcomer's state where the newcomer has it."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("AUTOINTERP_STATE_DIR", self.env["AUTOINTERP_STATE_DIR"])
+            yield
+
+    def events(self, project: Path) -> list[dict[str, Any]]:
+        """The journal of a project of this newcomer."""
+        with self.state():
+            return list(Journal(state_dir(project) / "journal.jsonl").events())
+
+    def judged(self, project: Path | None = None) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
+        """The declaration and the held-out numbers of each claim that was decided, by its words."""
+        declared: dict[int, dict[str, Any]] = {}
+        found = {}
+        for event in self.events(project or self.project):
+            if event["event"] == "register":
+                declared[event["run"]] = event["hypothesis"]
+            elif event["event"] == "judgement" and (event["evidence"]["confirm"] or {}).get("replays"):
+                claim = declared[event["run"]]
+                found[claim["claim"]] = (claim, event["numbers"])
+        return found
+
+
 @pytest.mark.slow  # half a minute: its judge starts processes for every claim
 def test_the_toy_investigation_names_the_planted_heads_and_commits_what_it_keeps(tmp_path, newcomer):
     started = _autointerp(tmp_path, newcomer, "start", "--scaffold", "induction")
@@ -109,6 +143,41 @@ def _documented(prefix: str) -> set[str]:
 
 
 @pytest.mark.slow
+def test_the_same_investigation_with_the_same_seed_has_the_same_verdicts_and_numbers(tmp_path, newcomer):
+    """The seed of the held-out pairs is their salt, which is copied; everything else is done again."""
+    nights = []
+    for name in ("one", "other"):
+        project = init_autointerpret(tmp_path / name, scaffold="induction")
+        night = Night(tmp_path, project, newcomer)
+        with night.state():
+            open_state(project).root.joinpath("salt").write_text("0123456789abcdef")
+        started = _autointerp(tmp_path, newcomer, "start", name, "--agent", "scripted")
+        assert started.returncode == 0, started.stderr
+        nights.append(night)
+
+    one, other = (
+        [
+            (e.record["verdict"], e.record["reasons"], e.hypothesis, e.method, _without_times(e.result))
+            for e in _entries(each.project)
+            if e.record and e.record["run"]
+        ]
+        for each in nights
+    )
+    assert len(one) >= 8
+    assert one == other
+    judged, again = (each.judged() for each in nights)
+    assert judged == again
+    assert len(judged) >= 5
+
+
+def _without_times(value: Any) -> Any:
+    """A result without how long something took and when it was done."""
+    if isinstance(value, dict):
+        return {k: _without_times(v) for k, v in value.items() if k not in ("seconds", "created", "timings")}
+    return [_without_times(each) for each in value] if isinstance(value, list) else value
+
+
+@pytest.mark.slow
 def test_a_killed_toy_investigation_goes_on_without_losing_or_doubling_an_entry(tmp_path, newcomer):
     project = tmp_path / "investigation"
     command = [sys.executable, "-m", "mlxterp_agent.cli", "start", "--scaffold", "induction"]
@@ -128,32 +197,6 @@ def test_a_killed_toy_investigation_goes_on_without_losing_or_doubling_an_entry(
     assert len(set(uids)) == len(uids) == len(entries)
     assert {"L1.H1", "L0.H2"} <= set(re.findall(r"L\d+\.H\d+", _conclusion(project)))
     assert _autointerp(project, newcomer, "verify").returncode == 0
-
-
-class Night(NamedTuple):
-    """A finished run of the main job."""
-
-    root: Path
-    project: Path
-    env: dict[str, str]
-
-    def events(self, project: Path) -> list[dict[str, Any]]:
-        """The journal of a project of this newcomer."""
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("AUTOINTERP_STATE_DIR", self.env["AUTOINTERP_STATE_DIR"])
-            return list(Journal(state_dir(project) / "journal.jsonl").events())
-
-    def judged(self, project: Path | None = None) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
-        """The declaration and the held-out numbers of each claim that was decided, by its words."""
-        declared: dict[int, dict[str, Any]] = {}
-        found = {}
-        for event in self.events(project or self.project):
-            if event["event"] == "register":
-                declared[event["run"]] = event["hypothesis"]
-            elif event["event"] == "judgement" and (event["evidence"]["confirm"] or {}).get("replays"):
-                claim = declared[event["run"]]
-                found[claim["claim"]] = (claim, event["numbers"])
-        return found
 
 
 @pytest.fixture(scope="module")
@@ -221,7 +264,8 @@ def test_each_finding_of_the_main_job_survives_another_seed(main_job, monkeypatc
     class Claims(Proposals):
         def begin_turn(self, situation):
             if not declaring:
-                return super().begin_turn(situation)
+                super().begin_turn(situation)
+                return
             (situation.project / "experiment.py").write_text(declaring.pop(0))
 
     run(again, Claims([]), Options(max_experiments=len(declaring)), lambda event: None)

@@ -16,6 +16,7 @@ A job, as `python -m mlxterp.remeasure` reads it from standard input:
      "measure": ["gate", "claim", "placebos", "replay"],
      "seed": 0,                       of placebos, noise, role texts and prefixes
      "twin_seed": 0,                  optional: the gate is measured on the weight-shuffled twin too
+     "twin_in_full": false,           optional: with candidates and prefixes, not only on the pairs
      "placebos": 24}                  optional
 
 A result: `{"schema": "remeasure/1", "setup": sha256, "model": {…}, "pairs": […], "clusters": ["…", …] of each
@@ -100,6 +101,7 @@ class Job:
     twin_seed: int | None
     placebos: int
     name: str | None = None
+    twin_in_full: bool = False
 
 
 def read_job(text: str) -> Job:
@@ -127,6 +129,8 @@ def read_job(text: str) -> Job:
         value = given.setdefault(name, default)
         if value is not default and (type(value) is not int or value < 0):
             raise JobError("bad_job", f"{name} is {value!r}; it must be a whole number, 0 or more.")
+    if type(given.setdefault("twin_in_full", False)) is not bool:
+        raise JobError("bad_job", f"twin_in_full is {given['twin_in_full']!r}; it must be true or false.")
     if len(given["pairs"]) != 1 or not set(given["pairs"]) <= {"dataset", "confirm", "heldout"}:
         raise JobError(
             "bad_job", f"pairs names {sorted(given['pairs'])}. Name one of: dataset, confirm, heldout."
@@ -155,6 +159,7 @@ def read_job(text: str) -> Job:
         twin_seed=given["twin_seed"],
         placebos=given["placebos"],
         name=given.get("name"),
+        twin_in_full=given["twin_in_full"],
     )
 
 
@@ -462,7 +467,8 @@ def _gates(
     found = {"gate": gate_cells(model, pairs, metric, candidates, seed=job.seed).to_dict()}
     if job.twin_seed is not None:
         twin = shuffled_twin(model, job.twin_seed)
-        found["twin_gate"] = gate_cells(twin, pairs, metric, candidates, seed=job.seed).to_dict()
+        more = {"candidates": candidates, "prefixes": True} if job.twin_in_full else {"prefixes": False}
+        found["twin_gate"] = gate_cells(twin, pairs, metric, seed=job.seed, **more).to_dict()
     return found
 
 

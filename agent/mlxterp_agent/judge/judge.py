@@ -418,17 +418,19 @@ class Judge:
         if key in self._gates:
             return self._gates[key]
         began, computed = self.clock.monotonic(), self.measurer.cpu_seconds
-        result = self.measurer.measure(
-            {
-                "pairs": held_out.pairs(0, N_MOST, seed_of(self.salt, key)),
-                "metric": metric,
-                "measure": ["gate"],
-                "seed": seed_of(self.salt, key),  # of prefixes, which nobody can have selected for
-                "twin_seed": _TWIN_SEED,
-            },
-            stop=stop,
-        )
+        job = {
+            "pairs": held_out.pairs(0, N_MOST, seed_of(self.salt, key)),
+            "metric": metric,
+            "measure": ["gate"],
+            "seed": seed_of(self.salt, key),  # of prefixes, which nobody can have selected for
+            "twin_seed": _TWIN_SEED,
+        }
+        result = self.measurer.measure(job, stop=stop)
         model, twin = gate_of(result), gate_of(result, twin=True)
+        if twin.passed:
+            # What it lacks on the pairs themselves stops it; a twin that lacks nothing there is looked at
+            # behind prefixes and on candidates.
+            twin = gate_of(self.measurer.measure({**job, "twin_in_full": True}, stop=stop), twin=True)
         reasons = []
         if not model.passed:
             reasons.append(f"no behaviour to explain: on held-out pairs it lacks {', '.join(model.lacking)}")
