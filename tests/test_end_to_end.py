@@ -236,6 +236,7 @@ def test_measuring_claims_again_costs_at_most_half_of_exploring_beside_what_is_m
     once = sum(event["cpu_seconds"] for event in gates)
 
     spent = status["cpu_seconds"]
+    assert "s of CPU time by experiments" in _autointerp(main_job.project, main_job.env, "status").stdout
     assert spent["judging"] - once <= 0.5 * spent["exploring"]
 
 
