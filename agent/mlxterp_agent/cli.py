@@ -450,10 +450,11 @@ def main() -> None:
     import logging
 
     from mlxterp_agent.exit_codes import end_of
-    from mlxterp_agent.platform import hide_keys
+    from mlxterp_agent.platform import hide_keys, take_keys
 
     if sys.argv[1:2] in (["start"], ["watch"], ["run"]):  # the others end within a second, or never have it
         hide_keys()
+        take_keys()
     # Without a handler, warnings about threads that end would be printed over the screen.
     logging.getLogger("watchdog").addHandler(logging.NullHandler())
     sys.exit(end_of(app))

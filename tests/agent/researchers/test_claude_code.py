@@ -790,3 +790,32 @@ def test_the_dollars_in_the_journal_are_those_of_the_real_program(bench):
     assert status["spent"]["tokens"] == sum(
         usage["input_tokens"] + usage["output_tokens"] for usage in usages
     )
+
+
+@real
+def test_the_shell_of_the_real_program_finds_no_key_and_its_token_is_counted(bench):
+    asks = (
+        'python3 -c "import json, os, urllib.request as r; '
+        "q = r.Request(os.environ['ANTHROPIC_BASE_URL'] + '/v1/messages', "
+        "json.dumps(dict(model='claude-opus-5-5', max_tokens=9, messages=[])).encode(), "
+        "{'x-api-key': os.environ['ANTHROPIC_API_KEY'], 'content-type': 'application/json'}); "
+        'print(r.build_opener(r.ProxyHandler({})).open(q).read())"'
+    )
+    looks = (
+        "env; cat /proc/[0-9]*/environ /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' '\\n'; "
+        "grep -rl stub-0000 . ~ $CLAUDE_CONFIG_DIR 2>/dev/null; echo looked"
+    )
+    steps = [
+        shell(looks),
+        {**shell(asks), "expect": {"last_result_has": "looked", "last_result_lacks": "stub-0000"}},
+        {"text": "by the shell", "usage": {"input_tokens": 500_000}},
+        {"text": "I am done.", "expect": {"last_result_has": "by the shell"}},
+    ]
+    with playing(steps) as stub:
+        bench.start(stub, "--max-usd", "2.5", "--agent-shell", "--max-experiments", "1")
+        failures = stub.failures
+
+    (status,) = [json.loads(bench.finished(stub, "status", str(bench.project), "--json"))]
+    assert failures == []
+    assert status["spent"]["tokens"] > 500_000
+    assert status["spent"]["usd"] > 2.0
