@@ -49,6 +49,9 @@ from mlxterp_agent.text import duration, one_line, plain
 
 SUPERVISED_ENV = "AUTOINTERP_DRIVEN"
 
+TESTED_VERSION = "2.1.330"
+"""The version of Claude Code that the tests drive."""
+
 Turns = Literal["fresh", "resumed"]
 
 SILENCE = 300.0
