@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 import mlx.core as mx
 import mlx.nn as nn
 
+from mlxterp import other_libraries
 from mlxterp.core.architecture import linear
 from mlxterp.core.architecture.families import Family
 from mlxterp.core.architecture.norms import IDENTITY, Norm, read_norm
@@ -189,6 +190,8 @@ class Architecture:
         if point.is_module_path:
             self.module_at(point.name)
             return
+        if point.spelled == "hook_embed" and self.max_positions is not None:
+            raise UnknownHookPoint(other_libraries.WITH_POSITIONS)
         if point.layer is not None and point.layer >= len(self.layers):
             raise UnknownHookPoint(
                 f"{point}: there is no layer {point.layer}. This model has {len(self.layers)} layers, "
