@@ -213,12 +213,11 @@ def measure(
         TokenError: a position that a prompt does not have.
         LengthMismatch: a pair whose prompts differ in length, under `align="strict"`.
     """
-    operation, ready = _prepare(model, claim, pairs, metric, seed)
+    task = _prepare(model, claim, pairs, metric, resources, seed)
+    operation, ready = task.operation, task.pairs
     own = SiteSet(tuple(claim["site"]))
     with blas.pinned_threads():
-        cells, identity = _run_sets(
-            model, operation, ready, [own], resources, identity_of=own, progress=progress
-        )
+        cells, identity = _run_sets(task, [own], identity_of=own, progress=progress)
     return Measurement(
         sites=own.sites,
         op=operation.op,
@@ -251,14 +250,11 @@ def measure_placebos(
 ) -> SetCells:
     """The claim's operation at each of these sets of sites instead, all in one sweep; arguments as
     `measure`."""
-    operation, ready = _prepare(model, claim, pairs, metric, seed)
+    task = _prepare(model, claim, pairs, metric, resources, seed)
     if not placebos:
         raise SweepError("no placebo sites were given. Draw them with `placebo_sites`.")
     with blas.pinned_threads():
-        cells, _ = _run_sets(
-            model, operation, ready, placebos, resources, identity_of=None, progress=progress
-        )
-    return cells
+        return _run_sets(task, placebos, identity_of=None, progress=progress)[0]
 
 
 def drop_one(
@@ -285,13 +281,24 @@ def drop_one(
     )
 
 
+@dataclass(frozen=True, eq=False)
+class _Task:
+    """An operation, what it runs on, and the SAE and vectors that it may name."""
+
+    model: InterpretableModel
+    operation: Operation
+    pairs: MeasuredPairs
+    resources: Resources
+
+
 def _prepare(
     model: InterpretableModel,
     claim: Mapping[str, Any],
     pairs: Sequence[PromptPair] | MeasuredPairs,
     metric: str | MetricFunction | Metric | None,
+    resources: Resources,
     seed: int,
-) -> tuple[Operation, MeasuredPairs]:
+) -> _Task:
     if not claim.get("intervention"):
         raise SweepError(
             "this claim has no intervention, so there is no patched run to measure. A role is measured with "
@@ -299,29 +306,23 @@ def _prepare(
         )
     operation = read_operation(claim, seed)
     with blas.pinned_threads():
-        return operation, prepared_pairs(model, pairs, metric, operation.align)
+        return _Task(model, operation, prepared_pairs(model, pairs, metric, operation.align), resources)
 
 
 def _run_sets(
-    model: InterpretableModel,
-    operation: Operation,
-    pairs: MeasuredPairs,
-    sets: Sequence[SiteSet],
-    resources: Resources,
-    *,
-    identity_of: SiteSet | None,
-    progress: Progress | None,
+    task: _Task, sets: Sequence[SiteSet], *, identity_of: SiteSet | None, progress: Progress | None
 ) -> tuple[SetCells, Floats]:
     """The cells of each set, and the metric of the identity control (NaN without one)."""
-    sites = [read_sites(model, each.sites) for each in sets]
+    pairs = task.pairs
+    sites = [read_sites(task.model, each.sites) for each in sets]
     patched = np.full((len(sets), len(pairs)), np.nan)
     fired = np.zeros((len(sets), len(pairs)), dtype=bool)
     changed = np.zeros_like(fired)
     identity = np.full(len(pairs), np.nan)
     done, total = 0, (len(sets) + (identity_of is not None)) * len(pairs)
     for group in pairs.groups:
-        run = _path_patched if operation.op == "path_patch" else _edited
-        found = run(model, operation, pairs, group, sets, sites, resources)
+        run = _path_patched if task.operation.op == "path_patch" else _edited
+        found = run(task, group, sets, sites)
         patched[:, group.indices] = found.patched
         fired[:, group.indices], changed[:, group.indices] = found.fired, found.changed
         if identity_of is not None:
@@ -343,21 +344,16 @@ class _GroupCells:
 
 
 def _edited(
-    model: InterpretableModel,
-    operation: Operation,
-    pairs: MeasuredPairs,
-    group: LengthGroup,
-    sets: Sequence[SiteSet],
-    sites: Sequence[Sequence[ClaimSite]],
-    resources: Resources,
+    task: _Task, group: LengthGroup, sets: Sequence[SiteSet], sites: Sequence[Sequence[ClaimSite]]
 ) -> _GroupCells:
+    model, operation = task.model, task.operation
     points = points_of([site for each in sites for site in each])
     both = operation.op in _NEEDS_BOTH_RUNS and not operation.vector
     maker = EditMaker(
         model,
         operation,
         group,
-        resources,
+        task.resources,
         own=group.activations(model, operation.edited, points),
         other=group.activations(model, operation.other, points) if both else {},
     )
@@ -372,7 +368,7 @@ def _edited(
         for of_set in of_sets:
             listed = [edit.per_pair(n) for edit in of_set]
             rows += [Row(i, tuple(each[i] for each in listed)) for i in range(n)]
-        return group.run(model, operation.edited, rows, pairs.metric).reshape(len(of_sets), n)
+        return group.run(model, operation.edited, rows, task.pairs.metric).reshape(len(of_sets), n)
 
     reached = [maker.reached(each) for each in edits]
     return _GroupCells(
@@ -384,14 +380,9 @@ def _edited(
 
 
 def _path_patched(
-    model: InterpretableModel,
-    operation: Operation,
-    pairs: MeasuredPairs,
-    group: LengthGroup,
-    sets: Sequence[SiteSet],
-    sites: Sequence[Sequence[ClaimSite]],
-    _: Resources,
+    task: _Task, group: LengthGroup, sets: Sequence[SiteSet], sites: Sequence[Sequence[ClaimSite]]
 ) -> _GroupCells:
+    model, operation, pairs = task.model, task.operation, task.pairs
     zero, one = pairs.metric_of[operation.edited][group.indices], operation.other
 
     def run(chosen: Sequence[int], source: Ids) -> Floats:
