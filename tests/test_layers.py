@@ -51,7 +51,7 @@ def _offenders(files: list[Path], forbidden: tuple[str, ...]) -> list[str]:
 
 LAYERS = (
     ("errors", "_files", "_version", "text", "measurements"),
-    ("models", "statistics", "llm"),
+    ("component_names", "models", "statistics", "llm"),
     ("results",),
     ("autointerpret",),
     ("plots",),

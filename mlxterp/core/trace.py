@@ -14,7 +14,8 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from mlxterp.core.hook_points import LAYER_NAMES, HookPoint, parse
+from mlxterp.component_names import LAYER_NAMES
+from mlxterp.core.hook_points import HookPoint, parse
 from mlxterp.core.tokens import Padded, Tokens
 from mlxterp.errors import MissingActivation, MissingAttribute
 

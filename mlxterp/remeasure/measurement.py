@@ -17,12 +17,11 @@ import mlx.core as mx
 import numpy as np
 
 from mlxterp.autointerpret.contract import digest
-from mlxterp.autointerpret.fingerprint import ClaimSite
 from mlxterp.causal.batching.rows import Ids, Row
 from mlxterp.causal.patching.path_patching import path_patching
 from mlxterp.causal.prompts.encoding import facts_of
 from mlxterp.causal.prompts.pair import Prepared, PromptPair
-from mlxterp.core.hook_points import head_label
+from mlxterp.component_names import ComponentName, head_label
 from mlxterp.core.linux_blas import blas
 from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import SweepError
@@ -344,7 +343,7 @@ class _GroupCells:
 
 
 def _edited(
-    task: _Task, group: LengthGroup, sets: Sequence[SiteSet], sites: Sequence[Sequence[ClaimSite]]
+    task: _Task, group: LengthGroup, sets: Sequence[SiteSet], sites: Sequence[Sequence[ComponentName]]
 ) -> _GroupCells:
     model, operation = task.model, task.operation
     points = points_of([site for each in sites for site in each])
@@ -380,7 +379,7 @@ def _edited(
 
 
 def _path_patched(
-    task: _Task, group: LengthGroup, sets: Sequence[SiteSet], sites: Sequence[Sequence[ClaimSite]]
+    task: _Task, group: LengthGroup, sets: Sequence[SiteSet], sites: Sequence[Sequence[ComponentName]]
 ) -> _GroupCells:
     model, operation, pairs = task.model, task.operation, task.pairs
     zero, one = pairs.metric_of[operation.edited][group.indices], operation.other
@@ -430,12 +429,12 @@ def _path_patched(
     )
 
 
-def _as_read(site: ClaimSite) -> ClaimSite:
+def _as_read(site: ComponentName) -> ComponentName:
     return replace(site, name="resid_pre", layer=0) if site.name == "embed" else site
 
 
 def _senders_differ(
-    sites: Sequence[ClaimSite], own: Mapping[Any, mx.array], other: Mapping[Any, mx.array]
+    sites: Sequence[ComponentName], own: Mapping[Any, mx.array], other: Mapping[Any, mx.array]
 ) -> Flags:
     found: Flags | None = None
     for site in map(_as_read, sites):
@@ -451,7 +450,7 @@ def _senders_differ(
     return found
 
 
-def _position_of(sites: Sequence[ClaimSite]) -> int | None:
+def _position_of(sites: Sequence[ComponentName]) -> int | None:
     positions = {site.pos for site in sites}
     if len(positions) > 1:
         raise SweepError(
@@ -461,7 +460,7 @@ def _position_of(sites: Sequence[ClaimSite]) -> int | None:
     return positions.pop()
 
 
-def _node(site: ClaimSite) -> str:
+def _node(site: ComponentName) -> str:
     if site.name == "embed":
         return "input"
     if site.name == "mlp_out":
