@@ -185,7 +185,7 @@ def residual_sentence(progress: Progress) -> str:
 
 
 def sites_sentence(step: str, progress: Progress) -> str:
-    """Of the step "attention" or "mlp"."""
+    """The strongest sites that the step "attention" or "mlp" found, each with what it recovers."""
     facts, name = facts_of(progress), "MLP" if step == "mlp" else step
     top = [
         f"layer {site['layer']} at position {facts.place(int(site['pos']))} {site['recovery']:.2f}"
