@@ -1,5 +1,5 @@
-"""A declared claim measured on pairs: per pair the metric of the base run (effect 0), of the source run (1) and
-of the patched run; and the same for other sets of sites.
+"""A declared claim measured on pairs: per pair the metric of the base run (effect 0), of the source run
+(effect 1) and of the patched run; and the same for other sets of sites.
 
 What lives here: running the rows of a claim, its identity control, placebos and leave-one-out sets. What
 doesn't: what an operation does (`edits.py`), which placebos there are (`placebos.py`), statistics and
