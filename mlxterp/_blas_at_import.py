@@ -1,8 +1,9 @@
 """Gives MLX its fast BLAS when it is loaded, whoever loads it after `import mlxterp`.
 
 `import mlxterp` leaves mlx unloaded, so that the contract and the command stay light. `mlxterp.core`
-installs the BLAS (`core/linux_blas`), but a notebook that imports mlxterp and multiplies matrices with `mlx.core` never
-comes past it. So a finder waits for `mlx.core` on the import path, and imports `mlxterp.core` behind it.
+installs the BLAS (`core/linux_blas`), but a notebook that imports mlxterp and multiplies matrices with
+`mlx.core` never comes past it. So a finder waits for `mlx.core` on the import path, and imports
+`mlxterp.core` behind it.
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ def _offenders(files: list[Path], forbidden: tuple[str, ...]) -> list[str]:
 
 LAYERS = (
     ("errors", "_blas_at_import", "_files", "_version", "text", "measurements", "other_libraries"),
-    ("models", "statistics", "llm"),
+    ("component_names", "models", "statistics", "llm"),
     ("results",),
     ("autointerpret",),
     ("plots",),

@@ -1,7 +1,8 @@
 """The vocabulary of places in a transformer: `L9.z`, `embed`, `logits`.
 
-What lives here: names, their spelling, the axes of what is read there. What doesn't: where a given model
-keeps them (`parts.py`) and how they are read (`forward.py`).
+What lives here: hook points and the axes of what is read there. What doesn't: the names and how heads and
+components are parsed (`mlxterp/component_names.py`), where a given model keeps them (`parts.py`) and how they
+are read (`forward.py`).
 
 With r the residual stream entering a block (Elhage et al. 2021, "A Mathematical Framework for Transformer
 Circuits"):
@@ -31,12 +32,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from mlxterp import other_libraries
+from mlxterp.component_names import GLOBAL_NAMES, LAYER_NAMES
 from mlxterp.errors import UnknownHookPoint
-
-LAYER_NAMES = ("resid_pre", "q", "k", "v", "pattern", "z", "attn_out", "resid_mid", "mlp_out", "resid_post")
-GLOBAL_NAMES = ("embed", "final_norm", "logits")
-
-COMPONENTS = {"attn": "attn_out", "mlp": "mlp_out", "attn_head": "z", "head": "z"}
 
 _LAYERED = re.compile(r"L(\d+)\.([A-Za-z_]\w*)")
 _MODULE_PATH = re.compile(r"[A-Za-z_]\w*(\.\w+)+")
@@ -130,19 +127,6 @@ def _what_exists() -> str:
     )
 
 
-def component_name(component: str) -> str:
-    """`"mlp"` → `"mlp_out"`, `"attn"` → `"attn_out"`, `"attn_head"` → `"z"`; names of the vocabulary pass.
-
-    Raises:
-        UnknownHookPoint: naming the components there are.
-    """
-    name = COMPONENTS.get(component, component)
-    if name not in LAYER_NAMES:
-        known = ", ".join((*COMPONENTS, *LAYER_NAMES))
-        raise UnknownHookPoint(f"There is no component {component!r} in a layer. Choose one of: {known}.")
-    return name
-
-
 def expand(
     names: str | HookPoint | Iterable[str | HookPoint | tuple[str, int]],
     n_layers: int,
@@ -162,8 +146,3 @@ def expand(
         else:
             points[parse(name)] = None
     return list(points)
-
-
-def head_label(layer: int, head: int) -> str:
-    """`L9.H6`, as attention heads are written everywhere."""
-    return f"L{layer}.H{head}"

@@ -18,12 +18,13 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from mlxterp import other_libraries
+from mlxterp.component_names import GLOBAL_NAMES, LAYER_NAMES
 from mlxterp.core import forward, self_check
 from mlxterp.core.architecture.discovery import describe
 from mlxterp.core.architecture.families import Family
 from mlxterp.core.architecture.parts import Architecture, Capability
 from mlxterp.core.generate import Generation, Sampling, generate
-from mlxterp.core.hook_points import GLOBAL_NAMES, LAYER_NAMES, HookPoint, expand
+from mlxterp.core.hook_points import HookPoint, expand
 from mlxterp.core.interventions import Intervention
 from mlxterp.core.linux_blas import blas
 from mlxterp.core.tokens import Padded, Prompt, TextTokens, Tokens, as_rows, pad

@@ -15,7 +15,8 @@ import mlx.core as mx
 import numpy as np
 
 from mlxterp import other_libraries
-from mlxterp.core.hook_points import LAYER_NAMES, HookPoint, parse
+from mlxterp.component_names import LAYER_NAMES
+from mlxterp.core.hook_points import HookPoint, parse
 from mlxterp.core.tokens import Padded, Tokens
 from mlxterp.errors import MissingActivation, MissingAttribute, TokenError, UnknownHookPoint
 from mlxterp.results import rendering

@@ -13,7 +13,8 @@ import pytest
 
 import mlxterp
 from mlxterp import other_libraries
-from mlxterp.core.hook_points import LAYER_NAMES, HookPoint, parse
+from mlxterp.component_names import LAYER_NAMES
+from mlxterp.core.hook_points import HookPoint, parse
 from mlxterp.core.interventions import zero
 from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import ModelError, UnknownHookPoint

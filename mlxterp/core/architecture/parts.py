@@ -17,10 +17,11 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlxterp import other_libraries
+from mlxterp.component_names import GLOBAL_NAMES, LAYER_NAMES
 from mlxterp.core.architecture import linear
 from mlxterp.core.architecture.families import Family
 from mlxterp.core.architecture.norms import IDENTITY, Norm, read_norm
-from mlxterp.core.hook_points import GLOBAL_NAMES, LAYER_NAMES, HookPoint
+from mlxterp.core.hook_points import HookPoint
 from mlxterp.core.taps import RunLock, other_runs_waiting, run_lock, tapped
 from mlxterp.errors import CapabilityUnavailable, TokenError, UnknownHookPoint
 
