@@ -31,7 +31,9 @@ class Choice(NamedTuple):
     researcher: Researcher
     description: str
 
-    def require_answerable(self, scaffold: str, question: str | None, project: Path | None = None) -> None:
+    def require_answerable(
+        self, scaffold: str, question: str | None, project: Path | None = None, model: str = ""
+    ) -> None:
         """Refuses a question that this researcher's plan does not fit; those who read it take any.
 
         Args:
@@ -44,7 +46,7 @@ class Choice(NamedTuple):
             return
         from mlxterp_agent.researchers.scripted.questions import why_not_answered
 
-        if why := why_not_answered(scaffold, question, project):
+        if why := why_not_answered(scaffold, question, project, model):
             raise ResearcherUnavailable(why)
 
 
