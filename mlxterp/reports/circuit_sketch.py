@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mlxterp.autointerpret.fingerprint import ClaimSite, parse_site
+from mlxterp.component_names import ComponentName, parse_component
 from mlxterp.reports.evidence import HeldOut, site_label
 from mlxterp.reports.sourced import Name, Reference, Sentence, Sourced, joined, sentence
 from mlxterp.text import clip
@@ -180,8 +180,8 @@ def _order(site: str) -> tuple[str, int, str]:
     return ("", 0, site) if found is None else (found.name, -1 if found.head is None else found.head, site)
 
 
-def _parsed(site: str) -> ClaimSite | None:
+def _parsed(site: str) -> ComponentName | None:
     try:
-        return parse_site(site)
+        return parse_component(site)
     except ValueError:
         return None

@@ -80,6 +80,7 @@ class Investigation:
     measured_with: tuple[tuple[str, str], ...]
     without_jail: Sentence = NOTHING
     first_kept: str = field(default="")
+    caution: Sourced | None = None
     effects: Bars | None = None
     circuit: CircuitSketch | None = None
     needs: tuple[Sentence, ...] = ()
@@ -115,7 +116,8 @@ def write_investigation_report(
 
     Args:
         entries: the log, oldest first; entries without a `record` were logged by hand.
-        config: the project's configuration: question, model, the limits of the budget.
+        config: the project's configuration: question, model, the limits of the budget; `caution` says why
+            what was measured does not answer the question.
         spent: `experiments`, `seconds`, `usd`, `tokens`; what is missing or None is not known.
         stop_reason: why the run ended, as a sentence or a few words.
         selftest: how often the rule keeps something false, as a sentence; "" if it was never measured here.
@@ -187,6 +189,9 @@ def investigation(
         effects=effects_figure(entries, numbers),
         circuit=circuit_sketch(entries, numbers, overturned),
         needs=needs_a_person(entries),
+        caution=given("config", "caution", value=None, text=str(config["caution"]))
+        if config.get("caution")
+        else None,
         surprises=failed_predictions(entries),
         calibration=calibration(entries),
         next_experiments=next_experiments(entries),
