@@ -242,9 +242,10 @@ def judge_real_claims(claims: tuple[RealClaim, ...], progress: Progress) -> Iter
 
 
 def _make_project(project: Path, setup: str) -> None:
-    from mlxterp_agent.supervisor.prepare import make
+    from mlxterp_agent.supervisor.prepare import NewProject, make
 
-    make(project, scaffold="generic", model="toy-induction", question="Which heads carry the answer?")
+    made_from = NewProject("generic", "toy-induction", "Which heads carry the answer?")
+    make(project, made_from, lambda _: None)
     (project / "setup.py").write_text(setup, encoding="utf-8")
 
 

@@ -20,13 +20,12 @@ import mlx.nn as nn
 
 from mlxterp.errors import CapabilityUnavailable, ModelNotFound
 from mlxterp.models import float32_copy, gguf, toy
+from mlxterp.models.fetch import NAMES as NAMES
+from mlxterp.models.fetch import TOY as TOY
 from mlxterp.models.fetch import WHEELS, Progress, Step
 from mlxterp.models.fetch import fetch as fetch
 from mlxterp.models.tokenizer import GgufTokenizer
 from mlxterp.models.toy import WordTokenizer
-
-TOY = "toy-induction"
-NAMES = (*WHEELS, TOY)
 
 
 class Bundled(NamedTuple):

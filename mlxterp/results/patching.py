@@ -165,7 +165,7 @@ class PatchingResult(AnalysisResult):
 
     @property
     def n_pairs(self) -> int:
-        """Over how many pairs the effects are."""
+        """The number of prompt pairs that the effects average over."""
         return 1 if self.per_example is None else len(self.per_example)
 
     def components(self) -> tuple[Component, ...]:

@@ -38,6 +38,8 @@ from mlxterp.statistics.ratio import SE_FLOOR, by_cluster, effect_of, jackknife
 N_FIRST = 24
 N_MOST = 48
 EXPLORE_MIN = 8
+CLUSTERS_NEEDED = EXPLORE_MIN + N_MIN
+"""Independent clusters of a dataset from which on declared claims are decided."""
 PLACEBOS = 24
 SESOI = (0.05, 0.1, 0.2, 0.3, 0.5)
 """Smallest effects of interest that may be declared: a grid, so that verdicts do not bisect an effect."""
@@ -98,8 +100,8 @@ def split(clusters: Sequence[str], salt: str) -> Split:
     """
     order = hashed_order(clusters, salt)
     n = len(order)
-    if n < EXPLORE_MIN + N_MIN:
-        why = f"needs at least {EXPLORE_MIN + N_MIN} independent clusters, setup.py has {n}"
+    if n < CLUSTERS_NEEDED:
+        why = f"needs at least {CLUSTERS_NEEDED} independent clusters, setup.py has {n}"
         return Split(order, (), reason=why)
     explored = N_FIRST if n >= N_FIRST + N_MOST else EXPLORE_MIN
     return Split(order[:explored], order[explored : explored + N_MOST], order[explored + N_MOST :])

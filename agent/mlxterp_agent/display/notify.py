@@ -224,7 +224,7 @@ class _Channel:
                 return
 
     def end(self) -> None:
-        """Nothing more will be put."""
+        """Stops the queue: no notice follows."""
         self.put(None)
 
     def wait(self, seconds: float) -> None:

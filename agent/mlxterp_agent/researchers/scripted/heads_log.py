@@ -7,11 +7,11 @@ failed or missed its criterion is stated too. See `heads.py` for the steps.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+from mlxterp.component_names import parse_head
 from mlxterp_agent.researchers.scripted.study import FAILED, Answer, Progress, listed, sentences
 
 ACCURACY = 0.8
@@ -96,8 +96,8 @@ def label(head: Head) -> str:
 
 def heads_of(labels: Iterable[str]) -> list[Head]:
     """Heads from their labels, in the same order."""
-    matches = (re.fullmatch(r"L(\d+)\.H(\d+)", each) for each in labels)
-    return [(int(match[1]), int(match[2])) for match in matches if match]
+    heads = (parse_head(each) for each in labels)
+    return [head for head in heads if head is not None]
 
 
 def head_effects(progress: Progress, which: str) -> dict[str, float]:
@@ -185,7 +185,7 @@ def residual_sentence(progress: Progress) -> str:
 
 
 def sites_sentence(step: str, progress: Progress) -> str:
-    """Of the step "attention" or "mlp"."""
+    """The strongest sites that the step "attention" or "mlp" found, each with what it recovers."""
     facts, name = facts_of(progress), "MLP" if step == "mlp" else step
     top = [
         f"layer {site['layer']} at position {facts.place(int(site['pos']))} {site['recovery']:.2f}"
