@@ -156,9 +156,9 @@ def circuit_discovery(
 
     Costs one run of each prompt for the baselines of all steps, one more in each step that works on edges;
     five backward passes; a row per head and MLP. A candidate of acdc costs what its removal changes, about an
-    eighth of a run: most edges that are removed reach few nodes, and the estimates tell which ones to test
-    together. `measured_on["ran"]` says how many. `verbose` and `progress` say how long acdc may take before it
-    begins (decision record 22 has times).
+    eighth of a run: most edges reach few nodes, and the estimates tell which ones to test together. Decision
+    record 22 has times. `measured_on["ran"]` says how many runs there were; `verbose` and `progress` how long
+    acdc may take, before it begins.
 
     Returns:
         a WorkflowResult; `get_step("acdc")` is a CircuitResult with `nodes` and `edges`.
