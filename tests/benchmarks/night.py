@@ -13,19 +13,16 @@ import argparse
 import hashlib
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from mlxterp.autointerpret.contract import state_dir
 from mlxterp.autointerpret.encoding import encode_object
-from mlxterp_agent.storage.journal import Journal
-from tests.agent.fakes import make_project, source
+from tests.agent.fakes import make_project
 from tests.agent.kills import Supervisor
 
 LINES = 100_000
@@ -47,7 +44,10 @@ def long_log(project: Path, lines: int) -> None:
     with open(project / "results.jsonl", "wb") as file:
         for number in range(1, lines + 1):
             name = f"{number:032x}"
-            digests = {**template["record"]["digests"], "experiment": hashlib.sha256(name.encode()).hexdigest()}
+            digests = {
+                **template["record"]["digests"],
+                "experiment": hashlib.sha256(name.encode()).hexdigest(),
+            }
             record = {**template["record"], "uid": f"{name}.1", "run": f"{number:04d}", "digests": digests}
             record |= {"seq": number, "at": at, "seal": sha.hexdigest()}
             spread = (number * 2654435761) % 2**32

@@ -273,6 +273,7 @@ def test_a_damaged_line_of_the_journal_never_harms_the_log(
     assert repairs.broken is None
     assert (project / "results.jsonl").read_bytes() == log
     assert found == ["0001", "0003"]
+    assert not any("interrupted" in what for what in repairs.done)
 
 
 def repaired(project: Path) -> tuple[Repairs, list[str]]:
