@@ -38,7 +38,7 @@ FAULTS = {
 }
 STATUSES = {"crash": "crashed", "hang": "timeout", "flood": "output_limit", "tamper": "error"}
 CALL_USD = 0.001
-TIME_BOX = 1.0
+TIME_BOX = 5.0
 
 
 class Sample(NamedTuple):

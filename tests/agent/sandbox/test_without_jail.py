@@ -13,25 +13,48 @@ from typing import NamedTuple
 
 import pytest
 
-from mlxterp.autointerpret.contract import state_dir
+from mlxterp.autointerpret.contract import CONFIG, state_dir
 from mlxterp.errors import MlxterpError
-from mlxterp_agent.events import Event, Repaired, Violated, Waiting
+from mlxterp_agent.events import Decided, Event, Repaired, Violated, Waiting
 from mlxterp_agent.integrity.verify import verify
 from mlxterp_agent.storage.state_dir import State
-from tests.agent.fakes import WITHOUT_JAIL, finished_run, source, supervise
+from tests.agent.fakes import WITHOUT_JAIL, finished_run, make_project, source, supervise
 
 HOSTILE = sorted((Path(__file__).resolve().parents[2] / "hostile").glob("*.py"))
 AIMED = [file for file in HOSTILE if re.search(r"\b(project|state)\b", file.read_text())]
 
-NOT_PROMISED: dict[str, str] = {}
+_READS = "what is read leaves no trace; only a jail hides it"
+_UNUSED = "it stays where it was planted, and nothing of the supervisor reads, imports or runs it"
+_OWN = "it belongs to the researcher or to a person, who may change it at any time"
+NOT_PROMISED = {
+    **dict.fromkeys(("list_state", "read_journal", "read_salt", "read_key_file"), _READS),
+    **dict.fromkeys(
+        (
+            *("plant_alternates", "plant_attributes", "plant_bytecode", "plant_gitmodules", "plant_index"),
+            *("plant_history", "plant_pytest_plugin", "plant_replace_ref", "plant_sitecustomize"),
+            *("fill_state", "shadow_a_module"),
+        ),
+        _UNUSED,
+    ),
+    "write_experiment": _OWN,
+    "change_mode": "times and modes are not compared, and decide nothing",
+    "change_times": "times and modes are not compared, and decide nothing",
+    "mount_over": "it mounts in a namespace of its own, which ends with it",
+    "plant_key": "a journal that has another key does not count; the log does not rest on it",
+    "turn_back_heartbeat": "it hides time only if the supervisor is killed before its next beat",
+}
 """Why what this attack did is neither noticed nor put back without a jail."""
+
+COMES_BY_ITSELF = ("does not count", "autointerp start` commits it")
+"""What `verify` says of damage that needs nothing, and of a commit that waits for a lock of git."""
 
 
 class After(NamedTuple):
     """What is there after an attack and one more start."""
 
     told: list[Event]
-    stopped: str | None
+    said: list[str]
+    status: str | None
 
 
 @pytest.fixture(scope="module")
@@ -42,49 +65,55 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def place(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("AUTOINTERP_STATE_DIR", str(tmp_path / "state"))
-    project = tmp_path / "project"
-    shutil.copytree(finished, project, symlinks=True)
-    former = next((finished.parent / "state").rglob("journal.jsonl")).parent
-    shutil.copytree(former, state_dir(project))
-    return project
+def places(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """A project with results, and one without; some attacks need a name that is not taken yet."""
+    monkeypatch.setenv("AUTOINTERP_STATE_DIR", str(tmp_path / "states"))
+    old = tmp_path / "old"
+    shutil.copytree(finished, old, symlinks=True)
+    shutil.copytree(next((finished.parent / "state").rglob("journal.jsonl")).parent, state_dir(old))
+    new = make_project(tmp_path / "new")
+    (new / "findings" / ".gitkeep").unlink()
+    return [old, new]
 
 
 def attacked(place: Path, file: Path) -> After:
-    names = {name: str(place.parent / name) for name in ("home", "other", "library", "scratch")}
+    folder = place.with_name(f"{place.name}-around")
+    names = {name: str(folder / name) for name in ("home", "other", "library", "scratch")}
     for path in names.values():
-        Path(path).mkdir()
+        Path(path).mkdir(parents=True)
     names |= {"project": str(place), "state": str(state_dir(place))}
     header = "\n".join(f"{name} = {value!r}" for name, value in names.items()) + "\nvictim = port = 0\n"
-    body = source(header + file.read_text())
-    told: list[Event] = []
-    stopped = None
-    for proposals in ([body], ["beta"]):
+    after = After([], [], None)
+    for proposals in ([source(header + file.read_text())], ["beta"]):
         try:
-            _, events, _ = supervise(place, proposals, options=WITHOUT_JAIL)
-            told += events
-        except MlxterpError as problem:
-            stopped = str(problem)
-    return After(told, stopped)
+            ended, events, _ = supervise(place, proposals, options=WITHOUT_JAIL)
+        except (MlxterpError, OSError) as problem:
+            after.said.append(str(problem))  # the command says it in one sentence
+            continue
+        after.told.extend(events)
+        after.said.append(ended.reason)
+    statuses = [e.entry.record["execution"]["status"] for e in after.told if isinstance(e, Decided)]
+    return after._replace(status=statuses[0] if statuses else None)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("file", AIMED, ids=lambda file: file.stem)
-def test_without_a_jail_an_attack_is_noticed_and_what_was_promised_is_put_back(place: Path, file: Path):
-    kept = {
-        name: (place / name).read_bytes() for name in ("setup.py", "results.jsonl", ".autointerp/config.json")
-    }
+def test_an_attack_is_noticed_and_what_was_promised_is_put_back(places: list[Path], file: Path):
+    for place in places:
+        kept = {name: (place / name).read_bytes() for name in ("setup.py", "results.jsonl", CONFIG)}
+        after = attacked(place, file)
+        if after.status != "error":
+            break
+    else:
+        pytest.fail("the attack works in neither project")
 
-    after = attacked(place, file)
-
-    said = [e for e in after.told if isinstance(e, Violated | Repaired | Waiting)]
-    if file.stem in NOT_PROMISED:
-        return
-    assert after.stopped is None or "Traceback" not in after.stopped
-    assert (place / "setup.py").read_bytes() == kept["setup.py"]
-    assert (place / ".autointerp/config.json").read_bytes() == kept[".autointerp/config.json"]
-    assert (place / "results.jsonl").read_bytes().startswith(kept["results.jsonl"])
-    assert said or after.stopped, "nothing was noticed"
-    problems = [c for c in verify(place, State(state_dir(place))) if c.result == "problem"]
-    assert problems == []
+    if place.exists():
+        assert (place / "setup.py").read_bytes() == kept["setup.py"]
+        assert (place / CONFIG).read_bytes() == kept[CONFIG]
+        assert (place / "results.jsonl").read_bytes().startswith(kept["results.jsonl"])
+        problems = [c.text for c in verify(place, State(state_dir(place))) if c.result == "problem"]
+        assert [each for each in problems if not any(words in each for words in COMES_BY_ITSELF)] == []
+    if file.stem not in NOT_PROMISED:
+        quiet = after.said == ["every proposal was made"] * 2
+        noticed = [e for e in after.told if isinstance(e, Violated | Repaired | Waiting)]
+        assert noticed or not quiet, "nothing was noticed"
