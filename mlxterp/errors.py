@@ -38,6 +38,7 @@ A message has three parts: what was asked, what is there, what to do. It repeats
     │   └── ReplyCacheError        a file that is not a reply cache, or cannot be written
     └── ContractError
         ├── ScaffoldError          a directory that exists, an unknown scaffold
+        ├── PromptFileError        a file of prompt pairs that cannot be read, or of no use to the model
         ├── ProjectError           a directory that is not an investigation, or that lacks files
         ├── CorruptLog             a line of results.jsonl that cannot be read
         ├── EntryError             an ExperimentEntry with a field of the wrong type
@@ -206,6 +207,10 @@ class ContractError(MlxterpError):
 
 class ScaffoldError(ContractError):
     """A scaffold that cannot be written: the directory is not empty, or the name is unknown."""
+
+
+class PromptFileError(ContractError):
+    """A file of prompt pairs that cannot be read, with its line; or pairs that this model cannot be asked."""
 
 
 class ProjectError(ContractError):

@@ -19,12 +19,11 @@ import mlx.nn as nn
 from mlxterp.errors import CapabilityUnavailable, ModelNotFound
 from mlxterp.models import float32_copy, gguf, toy
 from mlxterp.models.fetch import MODEL_FILES, Progress, Step, cache_dir
+from mlxterp.models.fetch import NAMES as NAMES
+from mlxterp.models.fetch import TOY as TOY
 from mlxterp.models.fetch import fetch as fetch
 from mlxterp.models.tokenizer import GgufTokenizer
 from mlxterp.models.toy import WordTokenizer
-
-TOY = "toy-induction"
-NAMES = (*MODEL_FILES, TOY)
 
 
 class Bundled(NamedTuple):

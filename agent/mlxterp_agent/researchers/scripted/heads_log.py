@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from mlxterp.component_names import parse_head
+from mlxterp.text import percent
 from mlxterp_agent.researchers.scripted.study import FAILED, Answer, Progress, listed, sentences
 
 ACCURACY = 0.8
@@ -145,8 +146,9 @@ _TIE = "too close to say which of the first two is stronger"
 def behaviour_sentence(progress: Progress) -> str:
     facts = facts_of(progress)
     return (
-        f"The model prefers answer and foil as it should on {facts.accuracy:.0%} of {facts.n_pairs} pairs; "
-        f"mean logit difference {facts.clean:.2f} clean, {facts.corrupted:.2f} corrupted."
+        f"The model prefers answer and foil as it should on {percent(facts.accuracy)} of "
+        f"{facts.n_pairs} pairs; mean logit difference {facts.clean:.2f} clean, "
+        f"{facts.corrupted:.2f} corrupted."
     )
 
 
@@ -232,8 +234,9 @@ def composition_sentence(progress: Progress) -> str:
 def together_sentence(progress: Progress) -> str:
     numbers = progress.numbers("together")
     text = (
-        f"While exploring, the found heads together recovered {numbers['sufficient']:.0%} of the logit "
-        f"difference in the corrupted run, and took {numbers['necessary']:.0%} of it out of the clean run"
+        f"While exploring, the found heads together recovered {percent(numbers['sufficient'])} of the logit "
+        f"difference in the corrupted run, and took {percent(numbers['necessary'])} of it out of the "
+        "clean run"
     )
     return f"{text}; {_OVERSHOOTS}." if _overshoots(progress) else f"{text}."
 
