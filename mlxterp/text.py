@@ -46,9 +46,9 @@ def fixed(value: SupportsFloat, decimals: int) -> str:
 
 
 def decimals_of(low: float, high: float) -> int:
-    """How many decimals tell the ends of an interval apart: two, and more for one that is narrow."""
+    """How many decimals show an interval's width with two digits: at least two."""
     width = abs(high - low)
-    return 2 if not 0 < width < 0.01 else min(6, math.ceil(-math.log10(width)))
+    return 2 if not 0 < width < 0.1 else min(6, 1 + math.ceil(-math.log10(width)))
 
 
 def percent(share: float) -> str:

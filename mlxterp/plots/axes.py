@@ -18,18 +18,19 @@ if TYPE_CHECKING:
 INK = "#1f2328"
 POSITIVE = "#2b78d0"
 NEGATIVE = "#d8662c"
-WIDTH = 7.4  # inches: a report's column at 8 pt
+WIDTH = 7.4  # inches, at most: a report's column at 8 pt
 FONT = 8.0
 SOFT: dict[str, Any] = {"color": INK, "alpha": 0.75, "parse_math": False}
 _LABEL = 22  # characters of a label that are shown
 
 
 class Area(NamedTuple):
-    """Where a show is drawn, in inches from the bottom of a figure that is `total` high."""
+    """Where a show is drawn, in inches from the bottom of a figure that is `total` high and `width` wide."""
 
     bottom: float
     height: float
     total: float
+    width: float
 
 
 def axes_at(drawn: Figure, at: tuple[float, float, float, float]) -> Axes:

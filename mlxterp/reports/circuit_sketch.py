@@ -160,6 +160,8 @@ def _laid_out(
         text = sentence(text, "Edges that were supported: ", joined(named, "; "), ".")
     else:
         text = sentence(text, "No edge between them was tested by a claim, so none is drawn.")
+    if any("@" in site for site in sites):
+        text = sentence(text, " After @ stands the position; negative ones count from the end.")
     return CircuitSketch(tuple(nodes.values()), tuple(edges), tuple(labels), width, height, text)
 
 
