@@ -656,6 +656,24 @@ def test_the_planted_heads_of_toy_induction_are_found_tested_and_named(induction
     assert "the found heads are sufficient: not judged" in conclusion.conclusion
 
 
+def test_two_couples_in_both_directions_have_no_interval_so_nothing_is_found(induction):
+    with (induction / "setup.py").open("a") as file:
+        file.write(
+            "\nfrom mlxterp.causal import PromptPair\n"
+            "turned = [PromptPair(p.corrupted, p.clean, answer=p.foil, foil=p.answer) for p in dataset[:2]]\n"
+            "dataset = [*dataset[:2], *turned]\n"
+        )
+
+    entries = list(run_by_hand(induction))
+
+    numbers = {
+        entry.metadata["step"]: entry.result["numbers"] for entry in entries if "step" in entry.metadata
+    }
+    assert numbers["heads"]["found"] == numbers["heads"]["measured"] == {}
+    assert numbers["residual"]["carried"] == {}
+    assert "no head was found to declare" in entries[-1].conclusion
+
+
 def test_every_analysis_of_the_investigation_can_be_read_back_and_drawn(induction):
     from mlxterp.results import AnalysisResult
 

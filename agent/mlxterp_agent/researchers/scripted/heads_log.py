@@ -17,6 +17,8 @@ from mlxterp_agent.researchers.scripted.study import FAILED, Answer, Progress, l
 
 ACCURACY = 0.8
 """Share of pairs on which a model must show the behaviour, for it to be investigated."""
+FEWEST_PAIRS = 4
+"""Independent pairs below which there is no interval, so that nothing can be told from chance."""
 OVERSHOOT = 1.25
 """Recovery beyond which a set does something else than restore the clean run: it is not sufficient."""
 
@@ -285,8 +287,9 @@ def answer(progress: Progress) -> Answer:
     facts = facts_of(progress)
     if not facts.shows_behaviour:
         return Answer(f"There is no mechanism to look for. {behaviour_sentence(progress)}")
-    if facts.n_pairs < 2:
-        return Answer(f"{behaviour_sentence(progress)} One pair gives no interval: setup.py needs more.")
+    if facts.n_pairs < FEWEST_PAIRS:
+        few = f"Fewer than {FEWEST_PAIRS} pairs give no interval: setup.py needs more."
+        return Answer(f"{behaviour_sentence(progress)} {few}")
     failed = _why_no_mechanism(progress)
     limits = _limits(progress)
     text = sentences(
