@@ -28,6 +28,7 @@ from mlxterp.autointerpret.log import OUTBOX_ENV
 from mlxterp_agent.platform import child_environment
 from mlxterp_agent.sandbox.child import ChildStart, warden_command
 from mlxterp_agent.sandbox.jail import Isolation, caches, experiment_policy, macos
+from mlxterp_agent.sandbox.orphans import note_started
 from mlxterp_agent.sandbox.scratch_files import remove_tree
 from mlxterp_agent.storage.state_dir import State
 from mlxterp_agent.text import one_line
@@ -208,6 +209,7 @@ class _Process:
             raise
         finally:
             os.close(lifeline)
+        note_started(self._process.pid)
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._jobs, self._results = self._process.stdin, self._process.stdout
