@@ -28,9 +28,9 @@ adds `"process": {"cpu_seconds", "peak_mb"}` to either: CPU time since its last 
 
 "placebos" has the "zero" and "one" of its pairs, as the measurement has.
 
-A process imports setup.py for its first job and keeps it for those that follow, and the unedited runs of pairs. A job's numbers do not depend
-on the jobs before it: every source of randomness is seeded anew, and `confirm_pairs` must give the same pairs
-whenever it is asked for them.
+A process imports setup.py for its first job and keeps it for those that follow, with the unedited runs of its
+last pairs. A job's numbers do not depend on the jobs before it: all that is random is seeded anew, and
+`confirm_pairs` must give the same pairs whenever it is asked for them.
 
 Does not cover: hostile code in setup.py, which the user wrote; time and memory, which the caller limits.
 """

@@ -54,7 +54,7 @@ from mlxterp.component_names import canonical_component
 from mlxterp.errors import StatisticsError
 from mlxterp.statistics.decisions import N_FIRST, N_MOST
 from mlxterp.statistics.outcome import PLACEBOS_MIN, Comparison
-from mlxterp.statistics.sequential import level
+from mlxterp.statistics.sequential import JudgedClaim, level, level_after
 from mlxterp_agent.judge.decision import (
     Decision,
     Rows,
@@ -195,7 +195,8 @@ class Judge:
     _gates: dict[str, Event] = field(default_factory=dict)
     _placebos: dict[str, Event] = field(default_factory=dict)
     _judgements: dict[str, Event] = field(default_factory=dict)
-    _discoveries: list[bool] = field(default_factory=list)
+    _judged: list[JudgedClaim] = field(default_factory=list)
+    _sites: dict[int, frozenset[str]] = field(default_factory=dict)
     _clusters: dict[str, list[str]] = field(default_factory=dict)
     _opened: set[str] = field(default_factory=set)
     _seen: set[str] = field(default_factory=set)
@@ -337,8 +338,12 @@ class Judge:
             gate = passed["key"]
             if not passed["passed"]:
                 return _Found(evidence=ClaimEvidence(instrument=tuple(passed["reasons"])), gate=gate)
-        number = len(self._discoveries) + 1
-        alpha = level(number, [i for i, is_one in enumerate(self._discoveries, 1) if is_one])
+        number = len(self._judged) + 1
+        if role or held_out.source == "confirm_pairs":
+            # Nothing that was told before is about the pairs or texts of this claim.
+            alpha = level(number, [i for i, each in enumerate(self._judged, 1) if each.discovery])
+        else:
+            alpha = level_after(self._judged, _bare_sites(declared["site"]))
         claim = _Claim(
             declared=declared, seed=seed_of(self.salt, fingerprint), alpha=alpha, held_out=held_out
         )
@@ -499,7 +504,9 @@ class Judge:
                 if event["level"] is not None or event["again_of"] is not None:
                     self._judgements[event["fingerprint"]] = event
                 if event["level"] is not None:
-                    self._discoveries.append(_is_discovery(ClaimEvidence.from_dict(event["evidence"])))
+                    self._judged.append(_judged_claim(event, self._sites.get(event["run"], frozenset())))
+            case "register":
+                self._sites[event["run"]] = _bare_sites(event["hypothesis"]["site"])
             case "result" if not event["again"] and event["lines"]:
                 self._verdicts[event["uid"]] = str(event["lines"][0]["record"]["verdict"])
             case "logged" if event["uid"] in self._claims:
@@ -508,6 +515,18 @@ class Judge:
                 self._seen.update(event["clusters"])
             case "opened":
                 self._opened.update(event["uids"])
+
+
+def _bare_sites(sites: Sequence[str]) -> frozenset[str]:
+    """Where a claim acts, at whatever position."""
+    return frozenset(str(replace(canonical_component(site), pos=None)) for site in sites)
+
+
+def _judged_claim(event: Event, sites: frozenset[str]) -> JudgedClaim:
+    evidence = ClaimEvidence.from_dict(event["evidence"])
+    m = evidence.confirm
+    told = "inconclusive" if m is None or m.replays is not True else m.outcome
+    return JudgedClaim(sites, told, _is_discovery(evidence))
 
 
 def _is_discovery(evidence: ClaimEvidence) -> bool:
