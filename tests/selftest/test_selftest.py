@@ -147,8 +147,8 @@ def test_without_wealth_an_adversary_is_noticed(heads):
 
 
 def test_to_tell_what_an_open_claim_lacks_is_noticed(heads):
-    """Which heads fall short of the estimate, and which of the interval only, tells which to unite, where sets
-    do not pay for what was told."""
+    """Which heads fall short of the estimate, and which of the interval only, tells which to unite, where
+    sets do not pay for what was told."""
     told, not_told = (
         [attack(heads, 4, "unites what was left open", seed, rule, limit=400).kept for seed in range(4)]
         for rule in (TELLS_WHAT_IS_MISSING, WITHOUT_PAYING)
