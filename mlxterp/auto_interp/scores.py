@@ -17,6 +17,7 @@ from mlxterp.auto_interp.label import Score
 from mlxterp.errors import LabelingError
 from mlxterp.statistics import intervals
 from mlxterp.statistics.intervals import Counts
+from mlxterp.text import percent
 
 UNDECIDED = 0.5
 """The probability of a text that a judge says neither yes nor no to."""
@@ -100,7 +101,7 @@ def score_from_answers(
     if coverage < MIN_COVERAGE or not len(yes) or not len(no):
         reason = (
             f"{decided} of {total} texts were decided ({len(yes)} positive, {len(no)} negative); a score "
-            f"needs {MIN_COVERAGE:.0%} of them, and some of each class"
+            f"needs {percent(MIN_COVERAGE)} of them, and some of each class"
         )
         return Score(
             None, None, None, 0, 0, 0, 0, coverage=coverage, details={**(details or {}), "reason": reason}

@@ -149,6 +149,7 @@ class AblationResult(AnalysisResult):
                 title=title,
                 unit=f"share of {self.metric} kept",
                 accented=[i for i, row in enumerate(rows) if row.group == "found"],
+                grey="what it is compared with",
                 references=((1.0, "no ablation"),),
                 reading=f"1 is the clean {self.metric}, 0 is none of it; {self.ablation} ablation.",
             )

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-from scipy.stats import binom
 
 from mlxterp.errors import ResultError
 from mlxterp.results.base import AnalysisResult
@@ -25,6 +24,7 @@ from mlxterp.results.views import (
     intervals,
     listed,
 )
+from mlxterp.statistics.distributions import binomial_sf
 from mlxterp.statistics.multiple import holm
 from mlxterp.text import number
 
@@ -187,7 +187,7 @@ class FeatureEffectsResult(AnalysisResult):
             passed=passed,
             holm=tuple(f for f in passed if adjusted[self.features.index(f)] <= LEVEL),
             by_chance=by_chance,
-            p_value=float(binom.sf(len(passed) - 1, len(tested), by_chance)),
+            p_value=binomial_sf(len(passed), len(tested), by_chance),
             controls_for_holm=math.ceil(len(tested) / LEVEL) - 1,
         )
 
@@ -252,6 +252,7 @@ class FeatureEffectsResult(AnalysisResult):
             unit=f"change of {self.metric}",
             reading="The lines are the central 95 % of random features of the same size.",
             accented=[place for place, i in enumerate(order[:_MOST_BARS]) if self.features[i] in beyond],
+            grey="features that are not told from random ones",
             references=() if band is None else ((band[0], "random, 2.5 %"), (band[1], "random, 97.5 %")),
         )
         table = effects_table(

@@ -34,6 +34,7 @@ from mlxterp.statistics.outcome import (
     outcome_of,
 )
 from mlxterp.statistics.ratio import SE_FLOOR, by_cluster, effect_of, jackknife
+from mlxterp.text import percent
 
 N_FIRST = 24
 N_MOST = 48
@@ -351,16 +352,16 @@ def gate(
         lacking["gap"] = f"the gap is {t:.1f} standard errors from 0; {GATE_T:g} are needed"
     if not preference >= GATE_PREFERENCE:
         lacking["preference"] = (
-            f"the answer is preferred in {preference:.0%} of runs; {GATE_PREFERENCE:.0%} are needed"
+            f"the answer is preferred in {percent(preference)} of runs; {percent(GATE_PREFERENCE)} are needed"
         )
     if not rank_share >= GATE_RANK_SHARE:
         lacking["rank"] = (
-            f"the answer is among the first {first} tokens in {rank_share:.0%} of runs; "
-            f"{GATE_RANK_SHARE:.0%} are needed"
+            f"the answer is among the first {first} tokens in {percent(rank_share)} of runs; "
+            f"{percent(GATE_RANK_SHARE)} are needed"
         )
     if shown is not None and not shown >= GATE_CANDIDATES:
         lacking["candidates"] = (
-            f"{shown:.0%} of unselected candidates show it; {GATE_CANDIDATES:.0%} are needed"
+            f"{percent(shown)} of unselected candidates show it; {percent(GATE_CANDIDATES)} are needed"
         )
     behind = None
     if prefixed is not None:
@@ -373,8 +374,8 @@ def gate(
             )
         if not behind >= GATE_PREFIXED:
             lacking["preference behind a prefix"] = (
-                f"behind an unrelated prefix the answer is preferred in {behind:.0%} of runs; "
-                f"{GATE_PREFIXED:.0%} are needed"
+                f"behind an unrelated prefix the answer is preferred in {percent(behind)} of runs; "
+                f"{percent(GATE_PREFIXED)} are needed"
             )
     reasons = tuple(lacking.values())
     return Gate(

