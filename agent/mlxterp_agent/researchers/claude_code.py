@@ -403,7 +403,7 @@ class ClaudeCode:
         if stream.session is not None:
             self._announced, self.session = True, stream.session
         self.model = stream.model or self.model
-        self.answered = self.answered or stream.tokens > 0
+        self.answered = self.answered or stream.answered
         self._charge(self._process)
         silent = self._silent_for(self._process)
         if silent is None and not self._is_finished(self._process):
