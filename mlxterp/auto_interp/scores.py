@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.special import betaincinv
 
 from mlxterp.auto_interp.confidence import confidence
 from mlxterp.auto_interp.label import Score
 from mlxterp.errors import LabelingError
 from mlxterp.statistics import intervals
-from mlxterp.statistics.intervals import Counts
 
 UNDECIDED = 0.5
 """The probability of a text that a judge says neither yes nor no to."""
@@ -33,10 +33,26 @@ def balanced_accuracy_interval(
     *,
     level: float = 0.95,
 ) -> tuple[float, float]:
-    """The interval of the balanced accuracy (`mlxterp.statistics.intervals.balanced_accuracy`)."""
-    counts = Counts(true_positives, false_negatives, true_negatives, false_positives)
-    _, low, high = intervals.balanced_accuracy(counts, level=level)
-    return low, high
+    """The interval of the balanced accuracy: the exact ones of both rates, combined by MOVER.
+
+    By scipy, for a thousand labels need two each: `mlxterp.statistics.intervals.balanced_accuracy`, which is
+    the same and has the source, takes 10 ms.
+
+    Raises:
+        LabelingError: a negative count.
+    """
+    counts = (true_positives, false_negatives, true_negatives, false_positives)
+    if min(counts) < 0:
+        raise LabelingError(f"Counts of {counts}: a count is 0 or more.")
+    below = above = 0.0
+    for yes, no in (counts[:2], counts[2:]):
+        rate = yes / (yes + no) if yes + no else 0.5
+        low = betaincinv(yes, no + 1, (1 - level) / 2) if yes else 0.0
+        high = betaincinv(yes + 1, no, (1 + level) / 2) if no else 1.0
+        below += (rate - low) ** 2
+        above += (high - rate) ** 2
+    value = balanced_accuracy(*counts)
+    return float(max(0.0, value - below**0.5 / 2)), float(min(1.0, value + above**0.5 / 2))
 
 
 def balanced_accuracy(

@@ -97,8 +97,8 @@ def evidence_of(project: Path) -> str:
     """
     config = load_project(project).config
     model = config.model
-    if not scaffold_defaults(config.scaffold).get("pairs", True):
-        return HeldOut(members={}).describe()
+    if scaffold_defaults(config.scaffold).get("pairs") == "drawn":
+        return HeldOut(source="confirm_pairs", members={}).describe()
     if is_missing_from_hub_cache(model) or (model in WHEELS and not is_cached(model)):
         return f"{model} is not on this machine yet; `start` fetches it, and says what can be decided"
     command = [sys.executable, "-B", "-c", _PAIRS]
