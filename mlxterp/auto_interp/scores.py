@@ -111,16 +111,10 @@ def score_from_answers(
     """
     every = [np.asarray(each, dtype=np.float64) for each in (positive, negative)]
     yes, no = (each[each != UNDECIDED] for each in every)
-    total, decided = sum(map(len, every)), len(yes) + len(no)
-    coverage = decided / total if total else 0.0
-    if coverage < MIN_COVERAGE or not len(yes) or not len(no):
-        reason = (
-            f"{decided} of {total} texts were decided ({len(yes)} positive, {len(no)} negative); a score "
-            f"needs {MIN_COVERAGE:.0%} of them, and some of each class"
-        )
-        return Score(
-            None, None, None, 0, 0, 0, 0, coverage=coverage, details={**(details or {}), "reason": reason}
-        )
+    total = sum(map(len, every))
+    without = too_few_decided(len(yes), len(no), total, details)
+    if without is not None:
+        return without
     curve = auroc(yes, no)
     hits, alarms = int((yes > UNDECIDED).sum()), int((no > UNDECIDED).sum())
     score = score_from_counts(
@@ -133,7 +127,25 @@ def score_from_answers(
         auroc_interval=curve.interval,
         details=details,
     )
-    return replace(score, coverage=coverage)
+    return replace(score, coverage=(len(yes) + len(no)) / total)
+
+
+def too_few_decided(
+    positive: int, negative: int, total: int, details: Mapping[str, Any] | None = None
+) -> Score | None:
+    """The score without numbers where fewer than `MIN_COVERAGE` of `total` texts were decided, or none of a
+    class; None where enough were."""
+    decided = positive + negative
+    coverage = decided / total if total else 0.0
+    if coverage >= MIN_COVERAGE and positive and negative:
+        return None
+    reason = (
+        f"{decided} of {total} texts were decided ({positive} positive, {negative} negative); a score needs "
+        f"{MIN_COVERAGE:.0%} of them, and some of each class"
+    )
+    return Score(
+        None, None, None, 0, 0, 0, 0, coverage=coverage, details={**(details or {}), "reason": reason}
+    )
 
 
 class Auroc(NamedTuple):

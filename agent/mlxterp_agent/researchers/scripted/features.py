@@ -45,6 +45,8 @@ ACCURACY = 0.75
 """The least balanced accuracy on held-out documents of a label that describes its feature."""
 CHANCE = 0.05
 """The largest p-value, against random directions of the same size, of an ablation that stands out."""
+EVALUATED, FEWER_EVALUATED = 40, 12
+"""On how many documents of each kind the share of the variance is measured; fewer on a second attempt."""
 CANDIDATES, FEWER_CANDIDATES = 48, 12
 """How many features are examined; fewer on a second attempt."""
 TESTED, FEWER_TESTED = 12, 4
@@ -96,7 +98,11 @@ def _standing_out(progress: Progress) -> list[int]:
 
 
 def _survey(_: Progress, attempt: int) -> Values:
-    return {"explained": EXPLAINED, "candidates": CANDIDATES if attempt == 1 else FEWER_CANDIDATES}
+    return {
+        "explained": EXPLAINED,
+        "candidates": CANDIDATES if attempt == 1 else FEWER_CANDIDATES,
+        "documents": EVALUATED if attempt == 1 else FEWER_EVALUATED,
+    }
 
 
 def _behaviour(_: Progress, attempt: int) -> Values:
