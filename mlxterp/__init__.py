@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
+from mlxterp._blas_at_import import install_with_mlx
 from mlxterp._version import __version__
 
 if TYPE_CHECKING:
@@ -43,9 +44,16 @@ __all__ = [
 
 def __getattr__(name: str) -> object:
     if name not in _WHERE:
-        raise AttributeError(f"module 'mlxterp' has no attribute {name!r}; it has {', '.join(__all__)}")
+        other_libraries = importlib.import_module("mlxterp.other_libraries")  # `from` would ask here again
+        known = other_libraries.instead(other_libraries.PACKAGE, "mlxterp", name)
+        raise AttributeError(
+            known or f"module 'mlxterp' has no attribute {name!r}; it has {', '.join(__all__)}"
+        )
     return getattr(importlib.import_module(_WHERE[name]), name)
 
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+install_with_mlx()

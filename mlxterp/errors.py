@@ -5,6 +5,7 @@ A message has three parts: what was asked, what is there, what to do. It repeats
     MlxterpError
     ├── ModelError
     │   ├── ModelNotFound          no such bundled model, path or hub id; or it could not be fetched
+    │   ├── TermsNotAccepted       a model with terms that nobody has agreed to on this machine
     │   ├── UnsupportedArchitecture  the module has no layers we know how to read
     │   ├── DeviceDisagrees        the GPU's logits are not the CPU's
     │   └── CapabilityUnavailable  this model lacks the hook point or method, or it failed its check at load
@@ -37,6 +38,7 @@ A message has three parts: what was asked, what is there, what to do. It repeats
     │   └── ReplyCacheError        a file that is not a reply cache, or cannot be written
     └── ContractError
         ├── ScaffoldError          a directory that exists, an unknown scaffold
+        ├── PromptFileError        a file of prompt pairs that cannot be read, or of no use to the model
         ├── ProjectError           a directory that is not an investigation, or that lacks files
         ├── CorruptLog             a line of results.jsonl that cannot be read
         ├── EntryError             an ExperimentEntry with a field of the wrong type
@@ -73,6 +75,10 @@ class ModelError(MlxterpError):
 
 class ModelNotFound(ModelError):
     """No bundled model, path or hub id has this name."""
+
+
+class TermsNotAccepted(ModelError):
+    """The model is fetched for those who agree to its terms, and nobody has on this machine."""
 
 
 class UnsupportedArchitecture(ModelError):
@@ -201,6 +207,10 @@ class ContractError(MlxterpError):
 
 class ScaffoldError(ContractError):
     """A scaffold that cannot be written: the directory is not empty, or the name is unknown."""
+
+
+class PromptFileError(ContractError):
+    """A file of prompt pairs that cannot be read, with its line; or pairs that this model cannot be asked."""
 
 
 class ProjectError(ContractError):

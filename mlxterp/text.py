@@ -37,14 +37,46 @@ def typeset(value: SupportsFloat, digits: int = 3) -> str:
     return number(value, digits).replace("-", "−")
 
 
+def fixed(value: SupportsFloat, decimals: int) -> str:
+    """`0.50`, `1,204.0`, never `-0.00`: as many decimals for each of several numbers that are compared."""
+    value = float(value)
+    if not math.isfinite(value):
+        return typeset(value)
+    return f"{round(value, decimals) + 0.0:,.{decimals}f}".replace("-", "−")
+
+
+def decimals_of(low: float, high: float) -> int:
+    """How many decimals show an interval's width with two digits: at least two."""
+    width = abs(high - low)
+    return 2 if not 0 < width < 0.1 else min(6, 1 + math.ceil(-math.log10(width)))
+
+
 def percent(share: float) -> str:
-    """`94 %`; `n/a` for what is not a finite number."""
-    return f"{100 * share:.0f} %" if math.isfinite(share) else "n/a"
+    """`94 %`; `<1 %` and `>99 %` for what is not none or all of it; `n/a` for what is not a finite number."""
+    if not math.isfinite(share):
+        return "n/a"
+    if 0 < share < 0.005 or 0.995 < share < 1:
+        return "<1 %" if share < 0.5 else ">99 %"
+    return f"{100 * share + 0.0:.0f} %"
 
 
 def clip(text: str, longest: int = 6000) -> str:
-    """The text, cut with an ellipsis when it is longer than its place can use."""
-    return text if len(text) <= longest else f"{text[:longest].rstrip()} …"
+    """The text, cut after a word and with an ellipsis when it is longer than its place can use."""
+    return text if len(text) <= longest else f"{_whole_words(text, longest)} …"
+
+
+def shortened(text: str, longest: int) -> str:
+    """The text in at most this many characters: cut after a word, and with an ellipsis."""
+    return text if len(text) <= longest else f"{_whole_words(text, longest - 1)}…"
+
+
+def _whole_words(text: str, longest: int) -> str:
+    """The words that fit; one word that is too long for its place is cut, as is what has no words."""
+    if not text[longest].isalnum():
+        return text[:longest].rstrip()
+    end = re.search(r"[\w'’.-]*\Z", text[:longest])
+    start = longest if end is None else end.start()
+    return text[: start if start > longest // 2 else longest].rstrip()
 
 
 def duration(seconds: float) -> str:

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import mlx.core as mx
 import numpy as np
 
-from mlxterp.core.hook_points import GLOBAL_NAMES, LAYER_NAMES
+from mlxterp.component_names import GLOBAL_NAMES, LAYER_NAMES
 from mlxterp.core.interventions import replace
 from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import MlxterpError

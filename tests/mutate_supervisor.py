@@ -172,22 +172,42 @@ LINES = [
 def is_noticed(line: Line) -> bool:
     """Whether the tests fail without this line."""
     with tempfile.TemporaryDirectory() as place:
-        for folder in ("agent", "mlxterp"):
-            shutil.copytree(ROOT / folder, Path(place, folder), ignore=shutil.ignore_patterns("__pycache__"))
-        for folder in ("templates", "scaffolds", "tests"):
-            os.symlink(ROOT / folder, Path(place, folder))
+        copy_of_packages(Path(place))
         path = Path(place, line.file)
-        path.write_text(path.read_text().replace(line.text, line.instead))
-        command = ["-m", "pytest", "-n", "0", "-x", "-q", "-p", "no:cacheprovider", str(ROOT / line.tests)]
-        environment = {**os.environ, "PYTHONPATH": f"{place}/agent:{place}", "PYTHONDONTWRITEBYTECODE": "1"}
-        ran = subprocess.run(
-            [sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, check=False
-        )
-        return ran.returncode == 1
+        source = path.read_text()
+        if source.count(line.text) != 1:
+            raise SystemExit(f"{line.file} has this {source.count(line.text)} times, not once: {line.text!r}")
+        path.write_text(source.replace(line.text, line.instead))
+        return run_tests(Path(place), line.tests) == 1
+
+
+def copy_of_packages(place: Path) -> None:
+    """Copies what the tests import: nothing of the checkout itself is on the path of a run."""
+    ignored = shutil.ignore_patterns("__pycache__")
+    for folder in ("agent", "mlxterp", "templates", "scaffolds", "tests"):
+        shutil.copytree(ROOT / folder, place / folder, ignore=ignored)
+    shutil.copy(ROOT / "pyproject.toml", place)
+
+
+def run_tests(place: Path, tests: str) -> int:
+    """Pytest's exit code: 0 for passed, 1 for failed."""
+    command = ["-m", "pytest", "-n", "0", "-x", "-q", "-p", "no:cacheprovider", *tests.split()]
+    environment = {**os.environ, "PYTHONPATH": f"{place}/agent:{place}", "PYTHONDONTWRITEBYTECODE": "1"}
+    ran = subprocess.run(
+        [sys.executable, *command], cwd=place, env=environment, capture_output=True, check=False
+    )
+    return ran.returncode
 
 
 def main() -> None:
-    chosen = [int(each) for each in sys.argv[1:]] or range(len(LINES))
+    chosen = [int(each) for each in sys.argv[1:]] or list(range(len(LINES)))
+    with tempfile.TemporaryDirectory() as place:
+        copy_of_packages(Path(place))
+        for tests in dict.fromkeys(LINES[number].tests for number in chosen):
+            if (code := run_tests(Path(place), tests)) != 0:
+                raise SystemExit(f"{tests} ends with code {code} although nothing was removed")
+            sys.stdout.write(f"    passes  {tests}\n")
+            sys.stdout.flush()
     survived = 0
     for number in chosen:
         noticed = is_noticed(LINES[number])
@@ -196,7 +216,7 @@ def main() -> None:
         first = LINES[number].text.strip().splitlines()[0]
         sys.stdout.write(f"{number:3} {said} {LINES[number].file}: {first}\n")
         sys.stdout.flush()
-    sys.stdout.write(f"{len(list(chosen)) - survived} of {len(list(chosen))} noticed\n")
+    sys.stdout.write(f"{len(chosen) - survived} of {len(chosen)} noticed\n")
     sys.exit(bool(survived))
 
 

@@ -14,6 +14,7 @@ PLAIN = (
     "errors.py",
     "text.py",
     "measurements.py",
+    "other_libraries.py",
     "results",
     "plots",
     "reports",
@@ -50,8 +51,8 @@ def _offenders(files: list[Path], forbidden: tuple[str, ...]) -> list[str]:
 
 
 LAYERS = (
-    ("errors", "_files", "_version", "text", "measurements"),
-    ("models", "statistics", "llm"),
+    ("errors", "_blas_at_import", "_files", "_version", "text", "measurements", "other_libraries"),
+    ("component_names", "models", "statistics", "llm"),
     ("results",),
     ("autointerpret",),
     ("plots",),

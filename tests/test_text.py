@@ -9,7 +9,17 @@ import sys
 import numpy as np
 import pytest
 
-from mlxterp.text import clip, duration, number, percent, typeset, visible
+from mlxterp.text import (
+    clip,
+    decimals_of,
+    duration,
+    fixed,
+    number,
+    percent,
+    shortened,
+    typeset,
+    visible,
+)
 
 
 @pytest.mark.parametrize(
@@ -37,7 +47,22 @@ def test_a_typeset_number_has_a_minus_and_no_hyphen():
     assert typeset(-1.2e-5, 2) == "−1.2e−05"
 
 
-@pytest.mark.parametrize(("share", "text"), [(0.944, "94 %"), (1.5, "150 %"), (math.nan, "n/a")])
+@pytest.mark.parametrize(
+    ("share", "text"),
+    [
+        (0.944, "94 %"),
+        (1.5, "150 %"),
+        (math.nan, "n/a"),
+        (0.0, "0 %"),
+        (-0.0, "0 %"),
+        (2.76e-6, "<1 %"),
+        (0.0049, "<1 %"),
+        (0.0051, "1 %"),
+        (0.9949, "99 %"),
+        (0.99999, ">99 %"),
+        (1.0, "100 %"),
+    ],
+)
 def test_a_share_is_a_whole_percentage(share, text):
     assert percent(share) == text
 
@@ -75,3 +100,47 @@ def test_formatting_text_loads_neither_numpy_nor_mlx():
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
 
     assert loaded.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("value", "decimals", "text"),
+    [
+        (0.5, 2, "0.50"),
+        (-0.001, 2, "0.00"),
+        (-0.006, 2, "−0.01"),
+        (1204.0, 1, "1,204.0"),
+        (math.nan, 2, "n/a"),
+    ],
+)
+def test_numbers_that_are_compared_have_equally_many_decimals_and_no_negative_zero(value, decimals, text):
+    assert fixed(value, decimals) == text
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "decimals"),
+    [
+        (0.33, 0.48, 2),
+        (-0.0077, 0.0187, 3),
+        (0.9982, 1.0018, 4),
+        (2.0, 5.0, 2),
+        (0.5, 0.5, 2),
+        (0.0, 1e-9, 6),
+    ],
+)
+def test_the_ends_of_a_narrow_interval_are_told_apart(low, high, decimals):
+    assert decimals_of(low, high) == decimals
+
+
+@pytest.mark.parametrize(
+    ("text", "longest", "cut"),
+    [
+        ("the garden gate", 15, "the garden gate"),
+        ("the garden gates", 15, "the garden…"),
+        ("the garden gate", 11, "the garden…"),
+        ("x" * 30, 10, "xxxxxxxxx…"),
+        ("a " + "x" * 30, 10, "a xxxxxxx…"),
+    ],
+)
+def test_a_label_is_cut_after_a_word_unless_one_word_is_too_long(text, longest, cut):
+    assert shortened(text, longest) == cut
+    assert len(shortened(text, longest)) <= longest

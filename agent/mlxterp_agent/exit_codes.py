@@ -1,5 +1,4 @@
-"""How the command ends: the exit codes, the errors of the agent's own, and which error ends with which
-code."""
+"""The exit codes of the command, the error classes of this package, and the exit code of each error."""
 
 from __future__ import annotations
 

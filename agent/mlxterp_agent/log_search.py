@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mlxterp.autointerpret.entry import ExperimentEntry
-from mlxterp.autointerpret.fingerprint import canonical_site
+from mlxterp.component_names import canonical_component
 from mlxterp_agent.outcome import LIMIT, entry_lines
 from mlxterp_agent.storage.record import RUNS, verdict_of
 from mlxterp_agent.text import cut, one_line
@@ -78,7 +78,7 @@ def _whole(entry: ExperimentEntry) -> str:
 
 def _canonical(text: str) -> str | None:
     try:
-        return str(canonical_site(text))
+        return str(canonical_component(text))
     except ValueError:
         return None
 

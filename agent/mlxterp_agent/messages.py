@@ -7,12 +7,15 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
+from mlxterp.autointerpret.contract import SETUP, load_project
 from mlxterp.autointerpret.entry import ExperimentEntry
+from mlxterp.autointerpret.scaffold import example_caution
 from mlxterp.text import number
 from mlxterp_agent.display.json_lines import entry_fields
 from mlxterp_agent.exit_codes import CONTRACT, INTERRUPTED, Ended
 from mlxterp_agent.state_md import budget_words
 from mlxterp_agent.storage.record import is_closing, tally_text, tier_of, verdict_of
+from mlxterp_agent.supervisor.prepare import Evidence, Made
 from mlxterp_agent.supervisor.project_view import Overview
 from mlxterp_agent.text import duration, one_line
 
@@ -20,6 +23,34 @@ _SHOWN = 8
 _KEPT_SHOWN = 12
 _NEWEST = 50
 """Lines among which the conclusion and the closing line are looked for."""
+
+
+def prompts_text(made: Made) -> str:
+    """The table of a person's own prompts, and its summary; "" for a scaffold's example."""
+    return "" if made.prompts is None else f"{made.prompts.table()}\n\n{made.prompts.summary()}"
+
+
+def made_text(made: Made, evidence: Evidence) -> str:
+    """What `init` made, what can be decided with it, and what to do next."""
+    project = load_project(made.path)
+    caution = example_caution(made.path, project.config)
+    lines = [text] if (text := prompts_text(made)) else []
+    lines.append(f"made {made.path}")
+    if caution:
+        lines += [
+            f"EXAMPLE: {caution}.",
+            f"  question   {one_line(project.config.question, 200)}",
+            "  What `start` would measure is the example. Bring pairs of your own, in a new directory: "
+            f"autointerp init DIR --question Q --prompts FILE; or put them into {made.path / SETUP}.",
+        ]
+    lines.append(evidence.text)
+    if not evidence.usable:
+        lines.append(f"Correct {made.path / SETUP} before you start it.")
+    elif caution:
+        lines.append(f"When setup.py holds pairs of the question: autointerp start {made.path}")
+    else:
+        lines.append(f"Read program.md and setup.py there, then: autointerp start {made.path}")
+    return "\n".join(lines)
 
 
 def status_text(seen: Overview) -> str:
@@ -32,6 +63,7 @@ def status_text(seen: Overview) -> str:
     lines = [
         f"question   {one_line(config.question, 200)}",
         f"model      {one_line(config.model, 100)}",
+        *([f"prompts    {caution}"] if (caution := example_caution(seen.project.path, config)) else []),
         f"state      {who}; {one_line(seen.stop_reason, 160)}",
         f"verdicts   {tally_text(seen.tally)}",
         f"budget     {budget_words(seen.budget())}",
@@ -90,7 +122,9 @@ def closing_text(
         "",
     ]
     if answer is not None:
-        text = f"Answer ({answer.experiment_id}): {one_line(answer.conclusion, 2000)}"
+        caution = example_caution(project, seen.project.config)
+        title = "Of the scaffold's example, which does not answer the question" if caution else "Answer"
+        text = f"{title} ({answer.experiment_id}): {one_line(answer.conclusion, 2000)}"
         lines += [*textwrap.wrap(text, width), ""]
     found = [entry for entry in kept if tier_of(entry) != "lead"]
     leads = [entry for entry in kept if tier_of(entry) == "lead"]

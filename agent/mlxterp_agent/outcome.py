@@ -1,4 +1,5 @@
-"""What a researcher gets back for an experiment: at most 3 kB of text, the same through every door.
+"""What a researcher gets back for an experiment: at most 3 kB of text, the same over MCP, the API's
+tools and `autointerp run`.
 
 Lives here: the text of an outcome, and of one entry, for `run_experiment`, `autointerp run` and `search_log`.
 Does not live here: what was decided, and when guidance is delivered (`supervisor/guidance.py`).

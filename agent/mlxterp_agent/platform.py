@@ -238,7 +238,8 @@ def began_at() -> float:
     return SystemClock().elapsed() - min(max(0.0, age), 3600.0)
 
 
-KEYS = ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN")
+KEYS = ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", "CLAUDE_CODE_OAUTH_TOKEN", "ANTHROPIC_CUSTOM_HEADERS")
+"""The variables that authorise requests to the service. `take_keys` gives them."""
 _KEYS_FD = "AUTOINTERP_KEYS_FD"
 _PR_SET_DUMPABLE = 4
 
@@ -247,13 +248,14 @@ def hide_keys() -> None:
     """Takes the keys out of what the kernel shows of this process to others of the same user.
 
     What a process was started with stays readable in /proc while it lives, whatever it removes from its
-    environment. So the command starts itself again without the keys, and gets them through a pipe. On Linux
-    it is then not dumpable: its memory is not readable either, except by root.
+    environment. So the command starts itself again without the keys, and gets them through a pipe:
+    `take_keys` has them then, and its environment has none. On Linux it is not dumpable any more: its memory
+    is not readable either, except by root.
     """
     fd = os.environ.pop(_KEYS_FD, "")
     if fd.isdigit():
         with contextlib.suppress(OSError, ValueError), open(int(fd), "rb") as pipe:
-            os.environ.update(json.loads(pipe.read()))
+            _taken.update(json.loads(pipe.read()))
         _forbid_dumps()
         return
     keys = {name: os.environ[name] for name in KEYS if os.environ.get(name)}
@@ -265,6 +267,17 @@ def hide_keys() -> None:
     os.set_inheritable(reader, True)  # noqa: FBT003
     rest = {name: value for name, value in os.environ.items() if name not in keys}
     os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**rest, _KEYS_FD: str(reader)})
+
+
+_taken: dict[str, str] = {}
+
+
+def take_keys() -> dict[str, str]:
+    """The keys that this process was given. They leave its environment: no child gets one by inheritance."""
+    for name in KEYS:
+        if value := os.environ.pop(name, ""):
+            _taken[name] = value
+    return dict(_taken)
 
 
 def _forbid_dumps() -> None:

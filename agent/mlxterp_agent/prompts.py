@@ -16,9 +16,9 @@ import jinja2
 from mlxterp._files import locate
 from mlxterp.autointerpret.contract import PROGRAM, SETUP, load_project
 from mlxterp.autointerpret.entry import ExperimentEntry
-from mlxterp.autointerpret.fingerprint import ALIASES, HEADED, UNHEADED
 from mlxterp.autointerpret.hypothesis import DIRECTIONS, OPERATIONS, ROLES, SESOI_GRID
 from mlxterp.autointerpret.prediction import EXAMPLE as PREDICTION
+from mlxterp.component_names import LAYER_NAMES, PER_HEAD, SHORT_NAMES
 from mlxterp_agent.api_help import essentials
 from mlxterp_agent.platform import NotRegular, read_regular
 from mlxterp_agent.researchers.base import BudgetState
@@ -84,14 +84,14 @@ def values_text(facts: Mapping[str, object]) -> str:
     """The values that arguments and declarations take, for the loaded model and this setup.py."""
     named = facts.get("metrics")
     metrics = ", ".join(map(repr, named)) if isinstance(named, (list, tuple)) and named else "see setup.py"
-    components = ", ".join(map(repr, (*UNHEADED, *HEADED)))
-    aliases = ", ".join(f"{short!r} is {ALIASES[short]!r}" for short in SHORT)
+    components = ", ".join(map(repr, LAYER_NAMES))
+    aliases = ", ".join(f"{short!r} is {SHORT_NAMES[short]!r}" for short in SHORT)
     return plain(
         "\n".join(
             [
                 "Allowed values:",
                 f"- component: {components}; {aliases}",
-                f"- by: {', '.join(map(repr, BY))} (with 'head' for {', '.join(HEADED)} only)",
+                f"- by: {', '.join(map(repr, BY))} (with 'head' for {', '.join(PER_HEAD)} only)",
                 f"- metric: {metrics}, as setup.py's `metrics` holds them, or a function",
                 "- direction of a sweep: 'denoising' (clean into corrupted), 'noising' (the other way)",
                 f"- Hypothesis: direction {', '.join(map(repr, DIRECTIONS))}; sesoi "

@@ -215,7 +215,7 @@ def as_text(result: Mapping[str, Any]) -> str:
         section = result[name]
         n, count = section["n"], section[SECTIONS[name]]
         low, high = section["interval"] or (float("nan"), float("nan"))
-        rate = f"{count / n:.2%} [{low:.2%}, {high:.2%}]" if n else "-"
+        rate = f"{100 * count / n:.2f} % [{100 * low:.2f} %, {100 * high:.2f} %]" if n else "-"
         lines.append(f"  {title:22} {n:>6}   {what:18} {count:>5}   {rate:28} {bound}")
     lines.append(f"  most that one adversary kept in one world: {result['adversarial']['most_in_one_world']}")
     for title, name in (("named reasons", "named"), ("real processes", "real_processes")):
@@ -242,9 +242,10 @@ def judge_real_claims(claims: tuple[RealClaim, ...], progress: Progress) -> Iter
 
 
 def _make_project(project: Path, setup: str) -> None:
-    from mlxterp_agent.supervisor.prepare import make
+    from mlxterp_agent.supervisor.prepare import NewProject, make
 
-    make(project, scaffold="generic", model="toy-induction", question="Which heads carry the answer?")
+    made_from = NewProject("generic", "toy-induction", "Which heads carry the answer?")
+    make(project, made_from, lambda _: None)
     (project / "setup.py").write_text(setup, encoding="utf-8")
 
 

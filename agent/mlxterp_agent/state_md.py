@@ -13,6 +13,7 @@ from pathlib import Path
 from mlxterp.autointerpret.contract import STATE
 from mlxterp.autointerpret.entry import ExperimentEntry
 from mlxterp.autointerpret.prediction import COVERAGE
+from mlxterp.text import percent
 from mlxterp_agent.researcher_notes import notes_of
 from mlxterp_agent.researchers.base import BudgetState
 from mlxterp_agent.storage.log_index import LogIndex
@@ -203,7 +204,7 @@ def _calibration(log: LogOverview) -> list[str]:
     if not numbers:
         return []
     held = sum(bool(each["held"]) for each in numbers)
-    aim = f"{COVERAGE:.0%} would be calibrated"
+    aim = f"{percent(COVERAGE)} would be calibrated"
     return [f"- Predictions: {held} of {len(numbers)} numbers lay in their intervals; {aim}."]
 
 

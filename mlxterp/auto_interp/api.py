@@ -35,7 +35,7 @@ from mlxterp.auto_interp.label import (
 )
 from mlxterp.auto_interp.promoted_tokens import neighbours, promotion
 from mlxterp.auto_interp.rules.fitting import OfflineRun, label_offline, unlabelled
-from mlxterp.core.hook_points import component_name
+from mlxterp.component_names import component_name
 from mlxterp.core.model import InterpretableModel
 from mlxterp.core.tokens import Prompt
 from mlxterp.errors import LabelingError, LlmAway, LlmBudgetReached, OfflineLabels

@@ -17,6 +17,7 @@ from mlxterp.auto_interp.confidence import confidence
 from mlxterp.auto_interp.label import Score
 from mlxterp.errors import LabelingError
 from mlxterp.statistics import intervals
+from mlxterp.text import percent
 
 UNDECIDED = 0.5
 """The probability of a text that a judge says neither yes nor no to."""
@@ -141,7 +142,7 @@ def too_few_decided(
         return None
     reason = (
         f"{decided} of {total} texts were decided ({positive} positive, {negative} negative); a score needs "
-        f"{MIN_COVERAGE:.0%} of them, and some of each class"
+        f"{percent(MIN_COVERAGE)} of them, and some of each class"
     )
     return Score(
         None, None, None, 0, 0, 0, 0, coverage=coverage, details={**(details or {}), "reason": reason}

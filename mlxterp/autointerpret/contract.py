@@ -154,6 +154,9 @@ def _read_file(path: Path) -> bytes:
 SCAFFOLD_EXPERIMENT = "scaffold_experiment"
 """The key of the configuration that holds the digest of the experiment.py that the scaffold brought."""
 
+EXAMPLE_SETUP = "example_setup"
+"""The key of the configuration that holds the digest of a setup.py with the scaffold's own example."""
+
 
 def scaffold_experiment(project: Path) -> str | None:
     """The digest of the experiment.py that the project's scaffold brought; None if unknown."""

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mlxterp.autointerpret.fingerprint import parse_site
 from mlxterp.autointerpret.hypothesis import SESOI_GRID, read_hypothesis
+from mlxterp.component_names import parse_component
 from mlxterp.errors import DeclarationError
 
 if TYPE_CHECKING:
@@ -125,11 +125,11 @@ def _null(chosen: _Candidate) -> float:
 def _of_site(found: Sequence[_Candidate], site: str | Sequence[str]) -> _Candidate:
     asked = [site] if isinstance(site, str) else list(site)
     try:
-        wanted = {str(parse_site(each)) for each in asked}
+        wanted = {str(parse_component(each)) for each in asked}
     except ValueError as problem:
         raise DeclarationError(f"site={site!r}: {problem}.") from None
     for each in found:
-        if {str(parse_site(name)) for name in each.sites} == wanted:
+        if {str(parse_component(name)) for name in each.sites} == wanted:
             return each
     shown = ", ".join(each.named for each in sorted(found, key=lambda each: -each.size)[:6])
     raise DeclarationError(
@@ -189,7 +189,7 @@ def _of_ablation(result: AblationResult) -> list[_Candidate]:
     against = 0.0 if result.corrupted_metric is None else result.corrupted_metric
     return [
         _Candidate(
-            sites=tuple(str(parse_site(name)) for name in row.components),
+            sites=tuple(str(parse_component(name)) for name in row.components),
             effect=1.0 - row.share,
             raises=against > result.clean_metric,
             done=f"{result.ablation}-ablated",
@@ -207,7 +207,7 @@ def _of_paths(result: PathPatchingResult) -> list[_Candidate]:
     receivers = json.dumps(list(result.receivers))
     return [
         _Candidate(
-            sites=tuple(str(parse_site(name)) for name in sender.split(" + ")),
+            sites=tuple(str(parse_component(name)) for name in sender.split(" + ")),
             effect=effect,
             raises=result.corrupted_metric > result.clean_metric,
             done=f"patched from the corrupted run along the paths into {', '.join(result.receivers)}",

@@ -282,7 +282,7 @@ def compared(result: Any) -> ResultNumbers:
 
 
 def numbers(value: Any) -> Iterator[int | float | str]:
-    """The outcome's numbers, depth first, non-finite ones as their strings; no booleans, no other texts."""
+    """The outcome's numbers, depth first; NaN and infinities as strings, no booleans and no other strings."""
     if isinstance(value, bool):
         return
     if isinstance(value, (int, float)) or (isinstance(value, str) and value in NONFINITE):

@@ -16,8 +16,8 @@ from typing import Any
 
 from mlxterp.autointerpret.contract import digest
 from mlxterp.autointerpret.encoding import clean_text, plain
-from mlxterp.autointerpret.fingerprint import ClaimSite, canonical_site, parse_site
 from mlxterp.autointerpret.literals import assigned, excerpt, parse_module, read_literal, refuse
+from mlxterp.component_names import ComponentName, canonical_component, parse_component
 from mlxterp.errors import DeclarationError
 
 OUTCOMES = ("supported", "refuted", "ruled_out")
@@ -250,13 +250,13 @@ def problems(values: Mapping[str, Any]) -> dict[str, str]:
 def _site_problems(sites: Sequence[str]) -> dict[str, str]:
     for site in sites:
         try:
-            parse_site(site)
+            parse_component(site)
         except ValueError as problem:
             return {
                 "site": f"{_shown(site)} names no site: {problem}. Write a hook point: 'L9.z', 'L9.z.h6' or "
                 "'L9.resid_post@-1'."
             }
-    names = [str(canonical_site(site)) for site in sites]
+    names = [str(canonical_component(site)) for site in sites]
     twice = next((site for i, site in enumerate(sites) if names[i] in names[:i]), None)
     if twice is not None:
         return {"site": f"site names {_shown(twice)} twice, in one spelling or in two. Name each once."}
@@ -297,7 +297,7 @@ def _intervention_fits(values: Mapping[str, Any], found: Mapping[str, str]) -> d
         }
     if "site" in found or "site" not in values:
         return {}
-    sites = [parse_site(site) for site in values["site"]]
+    sites = [parse_component(site) for site in values["site"]]
     only_heads = "the role of a head" if role else "more_than" if values.get("more_than") else ""
     if only_heads and not all(site.name == "z" and site.head is not None for site in sites):
         return {
@@ -320,7 +320,7 @@ def _intervention_fits(values: Mapping[str, Any], found: Mapping[str, str]) -> d
     return {}
 
 
-def _is_node(site: ClaimSite) -> bool:
+def _is_node(site: ComponentName) -> bool:
     """Whether a site is a node of the circuit graph: a head, an MLP or the embedding."""
     return (site.name == "z" and site.head is not None) or site.name in ("mlp_out", "embed")
 

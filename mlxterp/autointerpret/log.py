@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mlxterp._files import write_all, write_atomically
 from mlxterp.autointerpret import log_file
@@ -26,6 +26,9 @@ from mlxterp.autointerpret.entry import ExperimentEntry
 from mlxterp.autointerpret.log_file import Continuation, LogFile, Place, Seal, SealProblem
 from mlxterp.errors import CorruptLog, EntryError, OutboxClosed, TornTail
 from mlxterp.measurements import recorder
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 OUTBOX_ENV = "AUTOINTERP_OUTBOX"
 """Holds `fd:<n>` in a process whose entries a supervisor collects: JSON lines on an inherited pipe."""
@@ -192,6 +195,28 @@ class ExperimentLog:
     def summary(self) -> str:
         """How many experiments, by which methods, how many informative, and the last conclusions, as text."""
         return describe(self.entries(), self.path.name)
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """A pandas DataFrame with a row for each entry; `result`, `metadata` and `record` are JSON texts.
+
+        Raises:
+            CorruptLog: a line that cannot be read.
+            ResultError: pandas is not installed (`pip install 'mlxterp[dataframe]'`).
+        """
+        from mlxterp.results import dataframe  # numpy and the results: the supervisor starts without them
+
+        rows = [entry.to_dict() for entry in self.entries()]
+        return dataframe.frame(rows, {"kind": "experiment log", "title": self.path.name})
+
+    def to_parquet(self, path: str | Path) -> Path:
+        """Writes `to_dataframe` as a Parquet file; returns its path.
+
+        Raises:
+            ResultError: pandas or pyarrow is not installed (`pip install 'mlxterp[dataframe]'`).
+        """
+        from mlxterp.results import dataframe
+
+        return dataframe.write_parquet(self.to_dataframe(), path)
 
     def verify(self, anchors: Iterable[Seal] = ()) -> list[SealProblem]:
         """Where the log disagrees with its own seals, or with seals kept elsewhere; empty if it does not."""

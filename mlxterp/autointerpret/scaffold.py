@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Callable, Mapping
@@ -25,22 +26,29 @@ from typing import TYPE_CHECKING, Any
 from mlxterp._files import locate, sync_directory
 from mlxterp._version import __version__
 from mlxterp.autointerpret.contract import (
+    EXAMPLE_SETUP,
     EXPERIMENT,
     FINDINGS,
     LOG,
     SCAFFOLD_EXPERIMENT,
+    SETUP,
     ProjectConfig,
     digest,
     write_config,
 )
 from mlxterp.autointerpret.encoding import is_utf8
 from mlxterp.errors import ProjectError, ScaffoldError
+from mlxterp.models.fetch import NAMES
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
+    from mlxterp.autointerpret.prompt_file import PromptCheck
+
 COMMON = "_common"
 DEFAULTS = "scaffold.json"
+OWN_PROMPTS = "generic"
+"""The scaffold whose setup.py can hold a person's own pairs."""
 
 
 def scaffolds() -> tuple[str, ...]:
@@ -63,23 +71,31 @@ def init_autointerpret(
     scaffold: str = "generic",
     time_per_experiment: float | None = None,
     *,
+    prompts: PromptCheck | None = None,
     now: Callable[[], datetime] = lambda: datetime.now(timezone.utc),
 ) -> Path:
     """Makes the directory of a new investigation and returns its path.
 
     Args:
         output_dir: a directory that does not exist yet, or is empty.
-        model_name: a bundled model, a model id or a path. What is left out has the scaffold's default.
+        model_name: a bundled model, a model id or a path, seen from the current directory. What is left out
+            has the scaffold's default.
         research_question: what program.md asks.
         max_experiments: the budget.
         scaffold: one of `scaffolds()`.
         time_per_experiment: the time box of an experiment, in seconds.
+        prompts: your own pairs, as `mlxterp.workflows.check_prompts(model, "pairs.csv")` checked them with
+            this model: setup.py is written from them, and holds them. Left out, setup.py holds the
+            scaffold's example. Only for the scaffold "generic".
 
     Raises:
         ScaffoldError: the directory holds something, the scaffold is unknown, or a value cannot be used.
             Nothing is left behind.
     """
     target = Path(output_dir)
+    if prompts is not None:
+        _require_check(prompts, scaffold)
+        model_name = model_name or prompts.model
     config = _config(
         scaffold,
         model=model_name,
@@ -88,14 +104,14 @@ def init_autointerpret(
         time_per_experiment=time_per_experiment,
         created=now().isoformat(timespec="seconds"),
     )
-    _refuse_existing(target)
+    refuse_existing(target)
     resolved = target.resolve()
     new_parents = [parent for parent in resolved.parents if not parent.exists()]
     beside = resolved.parent / f".{resolved.name}.{uuid.uuid4().hex[:8]}.tmp"
     try:
         resolved.parent.mkdir(parents=True, exist_ok=True)
         beside.mkdir()
-        _fill(beside, scaffold, config)
+        _fill(beside, scaffold, config, prompts)
         _move_into_place(beside, resolved)
     except BaseException:
         shutil.rmtree(beside, ignore_errors=True)
@@ -116,13 +132,25 @@ def _config(scaffold: str, **given: Any) -> ProjectConfig:
             raise ScaffoldError(f"{argument} is {text!r}. Give a text.")
         if not is_utf8(text):
             raise ScaffoldError(f"{argument} is {text!r}, which no UTF-8 file can hold. Give ordinary text.")
+    values["model"] = _where_it_is(values["model"])
     try:
         return ProjectConfig(scaffold=scaffold, **values)
     except ProjectError as problem:
         raise ScaffoldError(str(problem)) from None
 
 
-def _refuse_existing(target: Path) -> None:
+def _where_it_is(model: str) -> str:
+    """A model's name; of a file or directory the whole path, because setup.py runs elsewhere."""
+    path = Path(model).expanduser()
+    try:
+        there = model not in NAMES and path.exists()
+    except OSError:  # a name that no path can be
+        return model
+    return str(path.resolve()) if there else model
+
+
+def refuse_existing(target: Path) -> None:
+    """ScaffoldError for a file, or a directory that holds something."""
     if not os.path.lexists(target):
         return
     if not target.is_dir():
@@ -138,9 +166,24 @@ def _refuse_existing(target: Path) -> None:
         )
 
 
-def _fill(directory: Path, scaffold: str, config: ProjectConfig) -> None:
+def _require_check(prompts: object, scaffold: str) -> None:
+    from mlxterp.autointerpret.prompt_file import PromptCheck  # it knows numpy, and `--help` does without
+
+    if not isinstance(prompts, PromptCheck):
+        raise ScaffoldError(
+            f"prompts={prompts!r} is not checked with the model. Pass "
+            'mlxterp.workflows.check_prompts(model, "pairs.csv").'
+        )
+    if scaffold != OWN_PROMPTS:
+        raise ScaffoldError(
+            f"prompts of your own are given, and the scaffold {scaffold!r} brings others. Leave the scaffold "
+            f"out, or name {OWN_PROMPTS!r}."
+        )
+
+
+def _fill(directory: Path, scaffold: str, config: ProjectConfig, prompts: PromptCheck | None = None) -> None:
     sources = _sources(scaffold)
-    jinja, variables = _environment(sources), _variables(scaffold, config)
+    jinja, variables = _environment(sources), {**_variables(scaffold, config), "prompts": prompts}
     names = {path.relative_to(root).as_posix() for root in sources for path in root.rglob("[!_]*.j2")}
     for name in sorted(names):
         path = directory / name.removesuffix(".j2")
@@ -149,8 +192,36 @@ def _fill(directory: Path, scaffold: str, config: ProjectConfig) -> None:
     (directory / LOG).touch()
     (directory / FINDINGS).mkdir()
     (directory / FINDINGS / ".gitkeep").touch()
-    own = digest((directory / EXPERIMENT).read_bytes())
-    write_config(directory, replace(config, extra={**config.extra, SCAFFOLD_EXPERIMENT: own}))
+    brought = {SCAFFOLD_EXPERIMENT: digest((directory / EXPERIMENT).read_bytes())}
+    if prompts is None:
+        brought[EXAMPLE_SETUP] = digest((directory / SETUP).read_bytes())
+    write_config(directory, replace(config, extra={**config.extra, **brought}))
+
+
+def names_topic(scaffold: str, question: str, model: str = "") -> bool:
+    """Whether a question names one of the topics that a scaffold's example can answer.
+
+    Args:
+        model: the example of "generic" for a toy is that of the scaffold "induction".
+    """
+    of = "induction" if scaffold == OWN_PROMPTS and model.startswith("toy-") else scaffold
+    words = re.findall(r"\w+", question.casefold())
+    return any(word.startswith(topic) for word in words for topic in scaffold_defaults(of)["topics"])
+
+
+def example_caution(project: Path, config: ProjectConfig) -> str:
+    """What to say where setup.py holds its scaffold's example and the question is about something else; ""
+    where it holds prompts of the question."""
+    known, scaffold = config.extra.get(EXAMPLE_SETUP), config.scaffold
+    setup = project / SETUP
+    if known is None or scaffold not in scaffolds() or not setup.is_file():
+        return ""
+    if digest(setup.read_bytes()) != known or names_topic(scaffold, config.question, config.model):
+        return ""
+    return (
+        f"setup.py holds the example of the scaffold {scaffold!r}, not prompts of this question: whatever is "
+        "found on it does not answer the question"
+    )
 
 
 def is_as_rendered(path: Path, config: ProjectConfig) -> bool:
@@ -166,6 +237,7 @@ def _sources(scaffold: str) -> list[Path]:
 
 def _variables(scaffold: str, config: ProjectConfig) -> dict[str, Any]:
     return {
+        "prompts": None,
         "model_name": config.model,
         "research_question": config.question,
         "max_experiments": config.max_experiments,

@@ -17,7 +17,8 @@ from mlxterp.causal.prompts.encoding import (
     str_tokens,
     token_rows,
 )
-from mlxterp.core.hook_points import HookPoint, head_label
+from mlxterp.component_names import head_label
+from mlxterp.core.hook_points import HookPoint
 from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import SweepError
 from mlxterp.measurements import recorder

@@ -19,10 +19,11 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
+from mlxterp.component_names import LAYER_NAMES
 from mlxterp.core.architecture import attention
 from mlxterp.core.architecture.attention import MxWithHookedSoftmax
 from mlxterp.core.architecture.parts import Architecture, Layer
-from mlxterp.core.hook_points import LAYER_NAMES, HookPoint
+from mlxterp.core.hook_points import HookPoint
 from mlxterp.core.interventions import Intervention
 from mlxterp.core.linux_blas import blas
 from mlxterp.core.selection import Window

@@ -1,7 +1,8 @@
 """The vocabulary of places in a transformer: `L9.z`, `embed`, `logits`.
 
-What lives here: names, their spelling, the axes of what is read there. What doesn't: where a given model
-keeps them (`parts.py`) and how they are read (`forward.py`).
+What lives here: hook points and the axes of what is read there. What doesn't: the names and how heads and
+components are parsed (`mlxterp/component_names.py`), where a given model keeps them (`parts.py`) and how they
+are read (`forward.py`).
 
 With r the residual stream entering a block (Elhage et al. 2021, "A Mathematical Framework for Transformer
 Circuits"):
@@ -28,14 +29,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from mlxterp import other_libraries
+from mlxterp.component_names import GLOBAL_NAMES, LAYER_NAMES
 from mlxterp.errors import UnknownHookPoint
-
-LAYER_NAMES = ("resid_pre", "q", "k", "v", "pattern", "z", "attn_out", "resid_mid", "mlp_out", "resid_post")
-GLOBAL_NAMES = ("embed", "final_norm", "logits")
-
-COMPONENTS = {"attn": "attn_out", "mlp": "mlp_out", "attn_head": "z", "head": "z"}
 
 _LAYERED = re.compile(r"L(\d+)\.([A-Za-z_]\w*)")
 _MODULE_PATH = re.compile(r"[A-Za-z_]\w*(\.\w+)+")
@@ -43,10 +41,14 @@ _MODULE_PATH = re.compile(r"[A-Za-z_]\w*(\.\w+)+")
 
 @dataclass(frozen=True, order=True)
 class HookPoint:
-    """One place: a name of the vocabulary, and its layer if it has one."""
+    """One place: a name of the vocabulary, and its layer if it has one.
+
+    `spelled` is how another library's user wrote it; it is no part of what the point is.
+    """
 
     name: str
     layer: int | None = None
+    spelled: str = field(default="", compare=False, repr=False)
 
     def __str__(self) -> str:
         return self.name if self.layer is None else f"L{self.layer}.{self.name}"
@@ -79,23 +81,43 @@ def axes(point: HookPoint) -> Axes:
     return _AXES.get(point.name, _RESIDUAL)
 
 
-def parse(text: str | HookPoint) -> HookPoint:
-    """`"L9.z"` → HookPoint("z", 9).
+def parse(text: str | HookPoint | tuple[str, int]) -> HookPoint:
+    """`"L9.z"` → HookPoint("z", 9); so are `"blocks.9.attn.hook_z"`, `"z.9"` and `("z", 9)`.
+
+    TransformerLens's spellings are read where they mean the same activation (`other_libraries.py`).
 
     Raises:
-        UnknownHookPoint: the spelling is neither `L<layer>.<name>`, a global name, nor a module path.
+        UnknownHookPoint: the spelling is neither `L<layer>.<name>`, a global name, nor a module path; or it
+            is another library's name of another activation, with the reason.
     """
     if isinstance(text, HookPoint):
         return text
+    if isinstance(text, tuple):
+        text = _joined(text)
     if text in GLOBAL_NAMES:
         return HookPoint(text)
     layered = _LAYERED.fullmatch(text)
     if layered and layered[2] in LAYER_NAMES:
         return HookPoint(layered[2], int(layered[1]))
+    elsewhere = other_libraries.spelled(text)
+    if elsewhere is not None:
+        return HookPoint(*elsewhere, spelled=text)
+    reason = other_libraries.why_not(text)
+    if reason is not None:
+        raise UnknownHookPoint(f"There is no hook point {text!r}. {reason}")
     if not layered and _MODULE_PATH.fullmatch(text):
         return HookPoint(text)
     in_a_layer = f"{text!r} is in every layer: say which, as in 'L0.{text}'." if text in LAYER_NAMES else ""
     raise UnknownHookPoint(f"There is no hook point {text!r}. {in_a_layer or _what_exists()}")
+
+
+def _joined(pair: tuple[str, int]) -> str:
+    """`("z", 9)` as `"z.9"`."""
+    if len(pair) == 2 and isinstance(pair[0], str) and isinstance(pair[1], int) and pair[1] >= 0:
+        return f"{pair[0]}.{pair[1]}"
+    raise UnknownHookPoint(
+        f"{pair!r} is no hook point. Write a name and its layer, as in ('resid_post', 9) or 'L9.resid_post'."
+    )
 
 
 def _what_exists() -> str:
@@ -105,21 +127,8 @@ def _what_exists() -> str:
     )
 
 
-def component_name(component: str) -> str:
-    """`"mlp"` → `"mlp_out"`, `"attn"` → `"attn_out"`, `"attn_head"` → `"z"`; names of the vocabulary pass.
-
-    Raises:
-        UnknownHookPoint: naming the components there are.
-    """
-    name = COMPONENTS.get(component, component)
-    if name not in LAYER_NAMES:
-        known = ", ".join((*COMPONENTS, *LAYER_NAMES))
-        raise UnknownHookPoint(f"There is no component {component!r} in a layer. Choose one of: {known}.")
-    return name
-
-
 def expand(
-    names: str | HookPoint | Iterable[str | HookPoint],
+    names: str | HookPoint | Iterable[str | HookPoint | tuple[str, int]],
     n_layers: int,
     layers_with: Callable[[str], Iterable[int]] | None = None,
 ) -> list[HookPoint]:
@@ -137,8 +146,3 @@ def expand(
         else:
             points[parse(name)] = None
     return list(points)
-
-
-def head_label(layer: int, head: int) -> str:
-    """`L9.H6`, as attention heads are written everywhere."""
-    return f"L{layer}.H{head}"

@@ -17,12 +17,14 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
 
+from mlxterp import other_libraries
+from mlxterp.component_names import GLOBAL_NAMES, LAYER_NAMES
 from mlxterp.core import forward, self_check
 from mlxterp.core.architecture.discovery import describe
 from mlxterp.core.architecture.families import Family
 from mlxterp.core.architecture.parts import Architecture, Capability
 from mlxterp.core.generate import Generation, Sampling, generate
-from mlxterp.core.hook_points import GLOBAL_NAMES, LAYER_NAMES, HookPoint, expand
+from mlxterp.core.hook_points import HookPoint, expand
 from mlxterp.core.interventions import Intervention
 from mlxterp.core.linux_blas import blas
 from mlxterp.core.tokens import Padded, Prompt, TextTokens, Tokens, as_rows, pad
@@ -30,11 +32,20 @@ from mlxterp.core.trace import Trace
 from mlxterp.errors import CapabilityUnavailable, ModelError, TokenError, UnsupportedArchitecture
 from mlxterp.measurements import recorder
 from mlxterp.models import registry
+from mlxterp.results import rendering
+from mlxterp.results.views import Section, Table
 
-Capture = str | HookPoint | Iterable[str | HookPoint]
+Capture = str | HookPoint | Iterable[str | HookPoint | tuple[str, int]]
 
 
-class InterpretableModel:
+class _NamesElsewhere(type):
+    """Lets `InterpretableModel.from_pretrained` say what to write instead."""
+
+    def __getattr__(cls, name: str) -> Any:
+        raise _no_attribute(cls.__name__, name)
+
+
+class InterpretableModel(metaclass=_NamesElsewhere):
     """A model, its tokenizer, and names for the places inside it.
 
     Args:
@@ -114,8 +125,45 @@ class InterpretableModel:
         if keep:
             self_check.keep_capabilities(self.architecture, self.digest)
 
+    def __getattr__(self, name: str) -> Any:
+        """Only called for what a model does not have: other libraries' names get an error with ours."""
+        raise _no_attribute(type(self).__name__, name)
+
+    def __call__(self, *_: Any, **__: Any) -> Any:
+        """Refused: whether logits or activations are meant would be a guess.
+
+        Raises:
+            ModelError: always; says which calls give which.
+        """
+        raise ModelError(f"A model is not called. {other_libraries.CALLED}")
+
     def __repr__(self) -> str:
         return f"InterpretableModel({self.name!r}, n_layers={self.n_layers}, d_model={self.d_model})"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: sizes and type, and every hook point with what limits it."""
+        sizes = [
+            ("layers", self.n_layers),
+            ("heads", self.architecture.n_heads),
+            ("key/value heads", self.architecture.n_kv_heads),
+            ("d_model", self.d_model),
+            ("d_vocab", self.d_vocab),
+            ("type", str(self.architecture.dtype).removeprefix("mlx.core.")),
+            ("texts begin with a BOS token", self.prepend_bos),
+            ("BLAS", str(self.blas)),
+        ]
+        points = [
+            (name, found.available, found.reason)
+            for name in (*LAYER_NAMES, *GLOBAL_NAMES)
+            for found in [self.capabilities[name]]
+        ]
+        shows = (
+            Table("Model", ("", "value"), tuple(sizes)),
+            Table("Hook points", ("name", "available", "limit"), tuple(points)),
+        )
+        return rendering.fragment(
+            Section(self.name, f"{self.architecture.name}, {self.n_layers} layers.", shows)
+        )
 
     @property
     def loaded_by_name(self) -> bool:
@@ -316,7 +364,8 @@ class InterpretableModel:
         mx.eval(logits, captured, [differs for _, differs in comparisons])
         for point, differs in comparisons:
             recorder.add_comparison(str(point), changed=bool(differs))
-        return Trace(batch, logits, captured, self._text.split, self.n_layers)
+        adds_positions = self.architecture.max_positions is not None
+        return Trace(batch, logits, captured, self._text.split, self.n_layers, adds_positions)
 
     def logits(
         self, prompt: Prompt | Sequence[Prompt], *, interventions: Sequence[Intervention] = ()
@@ -387,6 +436,11 @@ def bos_caution(
         f"{model.name} has a token for the beginning of a text ({model.to_str_tokens([bos])[0]!r}) that is "
         f"not used. Try InterpretableModel(..., prepend_bos=True){other}."
     )
+
+
+def _no_attribute(owner: str, name: str) -> AttributeError:
+    known = other_libraries.instead(other_libraries.MODEL, owner, name)
+    return AttributeError(known or f"{owner!r} has no attribute {name!r}", name=name)
 
 
 def _evaluate_every_array(model: nn.Module) -> None:

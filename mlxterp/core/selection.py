@@ -125,10 +125,9 @@ class Chosen:
         if value.ndim > x.ndim:
             raise self._misfit(value, x, what)
         value = value.reshape(shape)
-        value = self._cut(value, 0, x.shape[0], self.rows, len(self.rows), x, what)
+        value = self._cut(value, 0, self.rows, x, what)
         if self.heads is not None and self.axes.head is not None:
-            h = self.axes.head
-            value = self._cut(value, h, x.shape[h], self.heads, len(self.heads), x, what)
+            value = self._cut(value, self.axes.head, self.heads, x, what)
         value = self._cut_positions(value, x, what)
         part = self._part_shape(x)
         if any(have not in (1, want) for have, want in zip(value.shape, part, strict=True)):
@@ -136,8 +135,9 @@ class Chosen:
         return value
 
     def _cut(
-        self, value: mx.array, axis: int, whole: int, entries: Any, n: int, x: mx.array, what: str
+        self, value: mx.array, axis: int, entries: np.ndarray[Any, Any], x: mx.array, what: str
     ) -> mx.array:
+        n, whole = len(entries), x.shape[axis]
         if value.shape[axis] == whole and n != whole:
             return mx.take(value, mx.array(entries), axis=axis)
         if value.shape[axis] not in (1, n, whole):

@@ -22,11 +22,12 @@ import mlx.core as mx
 import numpy as np
 
 from mlxterp._files import write_atomically
+from mlxterp.component_names import LAYER_NAMES
 from mlxterp.core import forward
 from mlxterp.core.architecture import attention, linear
 from mlxterp.core.architecture.parts import Architecture, Capability
 from mlxterp.core.forward import HookedRun
-from mlxterp.core.hook_points import LAYER_NAMES, HookPoint
+from mlxterp.core.hook_points import HookPoint
 from mlxterp.core.interventions import Intervention, zero
 from mlxterp.core.linux_blas import blas
 from mlxterp.core.selection import Window

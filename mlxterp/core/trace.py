@@ -14,9 +14,16 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from mlxterp.core.hook_points import LAYER_NAMES, HookPoint, parse
+from mlxterp import other_libraries
+from mlxterp.component_names import LAYER_NAMES
+from mlxterp.core.hook_points import HookPoint, parse
 from mlxterp.core.tokens import Padded, Tokens
-from mlxterp.errors import MissingActivation, MissingAttribute
+from mlxterp.errors import MissingActivation, MissingAttribute, TokenError, UnknownHookPoint
+from mlxterp.results import rendering
+from mlxterp.results.views import Section, Table
+from mlxterp.text import clip
+
+_SHOWN = 40  # rows of a table in a notebook
 
 
 class LayerActivations:
@@ -77,6 +84,7 @@ class Trace:
         logits: [batch, pos, d_vocab].
         captured: what was asked for, by hook point.
         n_layers: of the model.
+        adds_positions: whether learned positions are in `embed`, so that it is not TransformerLens's.
     """
 
     batch: Padded
@@ -84,6 +92,50 @@ class Trace:
     captured: Mapping[HookPoint, mx.array]
     split: Callable[[Any], list[str]]
     n_layers: int
+    adds_positions: bool = False
+
+    def __repr__(self) -> str:
+        rows = f"{len(self.lengths)} rows" if len(self.lengths) > 1 else "1 row"
+        held = ", ".join(f"{name} {tuple(x.shape)}" for name, x in self.activations.items())
+        lines = (
+            f"Trace: {rows} of {' and '.join(sorted({str(n) for n in self.lengths}))} tokens, "
+            f"logits {tuple(self.logits.shape)}",
+            f"captured: {held or 'nothing; name hook points in capture='}",
+            "more: ['L9.z'], .layers[9].z, .logits, .last_logits, .tokens, .str_tokens",
+        )
+        return "\n  ".join(clip(line, 160) for line in lines)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the tokens with their most likely successor, and what was captured."""
+        best = np.array(self.logits.argmax(axis=-1))
+        rows = [
+            (row, pos, int(token), text, following)
+            for row, n in enumerate(self.lengths)
+            for pos, (token, text, following) in enumerate(
+                zip(
+                    self.tokens[row, :n],
+                    self._texts(self.tokens[row, :n]),
+                    [self._texts([each])[0] for each in best[row, :n]],
+                    strict=True,
+                )
+            )
+        ]
+        captured = [(name, str(tuple(x.shape)), str(x.dtype)) for name, x in self.activations.items()]
+        shows = (
+            Table("Tokens", ("row", "pos", "token id", "token", "most likely next"), tuple(rows[:_SHOWN])),
+            Table("Captured", ("hook point", "shape", "type"), tuple(captured[:_SHOWN])),
+        )
+        more = max(len(rows), len(captured)) - _SHOWN
+        said = f"Rows: {len(self.lengths)}, of {' and '.join(sorted({str(n) for n in self.lengths}))} tokens."
+        said += f" The first {_SHOWN} of each are shown." if more > 0 else ""
+        return rendering.fragment(Section("Trace", said, shows))
+
+    def _texts(self, ids: Any) -> list[str]:
+        """Each token's text, or "" where a model has no tokenizer."""
+        try:
+            return self.split([int(i) for i in ids])
+        except TokenError:
+            return [""] * len(ids)
 
     def __enter__(self) -> Trace:
         return self
@@ -93,13 +145,15 @@ class Trace:
     ) -> None:
         """Nothing to undo: the run was over before the block began."""
 
-    def __getitem__(self, point: str | HookPoint) -> mx.array:
-        """`trace["L9.z"]`, with the axes that `hook_points` says.
+    def __getitem__(self, point: str | HookPoint | tuple[str, int]) -> mx.array:
+        """`trace["L9.z"]` or `trace["z", 9]`, with the axes that `hook_points` says.
 
         Raises:
             MissingActivation: it was not captured; the message lists what was.
         """
         wanted = parse(point)
+        if self.adds_positions and wanted.spelled == "hook_embed":
+            raise UnknownHookPoint(other_libraries.WITH_POSITIONS)
         if wanted not in self.captured:
             have = ", ".join(self.names) or "nothing"
             raise MissingActivation(
@@ -119,6 +173,9 @@ class Trace:
         if HookPoint(name) in captured:
             found: mx.array = captured[HookPoint(name)]
             return found
+        message = other_libraries.instead(other_libraries.TRACE, "A trace", name)
+        if message is not None:
+            raise MissingAttribute(message)
         have = ", ".join(str(point) for point in captured) or "nothing"
         raise MissingAttribute(
             f"A trace has no {name!r}. Captured: {have}. What is in a layer is read as trace.layers[9].z or "
@@ -130,7 +187,7 @@ class Trace:
         """Each layer's captured activations: `trace.layers[9].z`."""
         return Layers(self.n_layers, self.captured)
 
-    def __contains__(self, point: str | HookPoint) -> bool:
+    def __contains__(self, point: str | HookPoint | tuple[str, int]) -> bool:
         return parse(point) in self.captured
 
     @property

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     import httpx2
 
 KEY_ENV = "ANTHROPIC_API_KEY"
+EXPERIMENT_ENV = "AUTOINTERP_OUTBOX"
+"""Set in an experiment under supervision: `autointerpret.log.OUTBOX_ENV`, which is a layer above."""
 
 CONNECT_SECONDS = 15.0
 CALL_SECONDS = 300.0
@@ -77,7 +79,7 @@ class MessagesClient:
         transport: of the HTTP client; tests pass one that fails.
 
     Raises:
-        LlmUnavailable: no key, or no anthropic package.
+        LlmUnavailable: no key, no anthropic package, or this is an experiment under supervision.
 
     It may be used from one event loop after another; `close` ends the connections of the running one.
     """
@@ -98,6 +100,11 @@ class MessagesClient:
                 f"{model} was asked for; the anthropic package is not installed. "
                 "Install it with `pip install anthropic`, or label offline with llm=None."
             ) from problem
+        if os.environ.get(EXPERIMENT_ENV):
+            raise LlmUnavailable(
+                f"{model} was asked for in an experiment under supervision, which has no network, no key and "
+                "no share of the run's dollars. Label offline with llm=None, or outside the investigation."
+            )
         key = api_key or os.environ.get(KEY_ENV, "")
         if not key:
             raise LlmUnavailable(

@@ -4,7 +4,8 @@ The copy is a directory as transformers and mlx-lm write it (`config.json`, `mod
 `tokenizer.json`), so other tools can load it too. It is written whole or not at all, and it can be deleted at
 any time.
 
-Measured for SmolLM2-135M on 2 cores of an AMD EPYC: 0.3 s instead of 3 s, for 538 MB of disk.
+Measured on 2 cores of an AMD EPYC: for SmolLM2-135M 0.3 s instead of 3 s, for 538 MB of disk; for Gemma 3
+270M 1.6 CPU seconds instead of 7.5, for 1.1 GB.
 """
 
 from __future__ import annotations
@@ -40,10 +41,11 @@ def read(directory: Path, digest: str) -> gguf.Read | None:
 
 
 def write(directory: Path, model: gguf.Read, digest: str) -> bool:
-    """Keep `model` as the copy; False if the disk is full or read-only, which costs only time later."""
+    """Keep `model` as the copy; False if the disk is nearly full or read-only, which costs time only."""
     weights = dict(tree_flatten(model.module.parameters()))
     try:
-        if shutil.disk_usage(directory).free < 1.2 * sum(value.nbytes for value in weights.values()):
+        directory.mkdir(parents=True, exist_ok=True)
+        if shutil.disk_usage(directory).free < 2 * sum(value.nbytes for value in weights.values()):
             return False
         with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=directory.parent) as made:
             ready = Path(made) / NAME

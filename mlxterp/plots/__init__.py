@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 
 alt_text = describe
 
-# By the class of what is drawn, the module that has `drawn_part`, `height` and `draw` for it.
+_TITLE_WIDE = WIDTH
+"""A figure with its title is as wide as a column: its title is not cut."""
+# By the class of what is drawn, the module that has `drawn_part`, `width`, `height` and `draw` for it.
 _DRAWERS: dict[type, Any] = {Heatmap: heatmap, Bars: bars, Network: network}
 _RC: dict[Any, Any] = {
     "text.usetex": False,
@@ -83,31 +85,33 @@ def _style() -> Iterator[None]:
 
 
 def _compose(shows: Sequence[Drawable], title: str, *, titled: bool) -> Figure:
-    from matplotlib.figure import Figure
+    from mlxterp.plots.notebook_figure import NotebookFigure
 
     drawers = [_DRAWERS[type(show)] for show in shows]
     parts = [drawer.drawn_part(show) for drawer, show in zip(drawers, shows, strict=True)]
     heights = [drawer.height(part) for drawer, part in zip(drawers, parts, strict=True)]
+    wide = max((drawer.width(part) for drawer, part in zip(drawers, parts, strict=True)), default=WIDTH)
+    wide = max(wide, _TITLE_WIDE) if titled else wide
     above = 0.32 if titled else 0.0
     top = 0.4 if title and len(parts) != 1 else 0.0
     total = max(sum(heights) + above * len(heights) + top, 0.6)
     with _style():
-        drawn = Figure(figsize=(WIDTH, total), dpi=120)
+        drawn = NotebookFigure(figsize=(wide, total), dpi=120)
         if top:
             text = title if parts else f"{title}: nothing to draw"
-            _heading(drawn, 1 - 0.28 / total, text, size=FONT + 2)
+            _heading(drawn, (0.1 / wide, 1 - 0.28 / total), text, size=FONT + 2)
         bottom = total - top
         for drawer, part, height in zip(drawers, parts, heights, strict=True):
             bottom -= height + above
             if titled:
-                _heading(drawn, (bottom + height + 0.1) / total, part.title, size=FONT + 1)
-            drawer.draw(drawn, part, Area(bottom, height, total))
+                _heading(drawn, (0.1 / wide, (bottom + height + 0.1) / total), part.title, size=FONT + 1)
+            drawer.draw(drawn, part, Area(bottom, height, total, wide))
     return drawn
 
 
-def _heading(drawn: Figure, y: float, text: str, *, size: float) -> None:
+def _heading(drawn: Figure, at: tuple[float, float], text: str, *, size: float) -> None:
     heading: dict[str, Any] = {"color": INK, "fontsize": size, "fontweight": "bold", "parse_math": False}
-    drawn.text(0.1 / WIDTH, y, shown(text, 90), va="center", **heading)
+    drawn.text(*at, shown(text, 90), va="center", **heading)
 
 
 __all__ = ["Drawable", "alt_text", "cell_title", "draw", "drawables", "figure", "png", "svg"]

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
+from mlxterp import text
 from mlxterp.results.views import Heatmap
-from mlxterp.text import typeset, visible
+from mlxterp.text import shortened, typeset, visible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,18 +18,19 @@ if TYPE_CHECKING:
 INK = "#1f2328"
 POSITIVE = "#2b78d0"
 NEGATIVE = "#d8662c"
-WIDTH = 7.4  # inches: a report's column at 8 pt
+WIDTH = 7.4  # inches, at most: a report's column at 8 pt
 FONT = 8.0
 SOFT: dict[str, Any] = {"color": INK, "alpha": 0.75, "parse_math": False}
 _LABEL = 22  # characters of a label that are shown
 
 
 class Area(NamedTuple):
-    """Where a show is drawn, in inches from the bottom of a figure that is `total` high."""
+    """Where a show is drawn, in inches from the bottom of a figure that is `total` high and `width` wide."""
 
     bottom: float
     height: float
     total: float
+    width: float
 
 
 def axes_at(drawn: Figure, at: tuple[float, float, float, float]) -> Axes:
@@ -74,10 +76,9 @@ def colours(values: np.ndarray[Any, Any], show: Heatmap) -> np.ndarray[Any, Any]
     return np.concatenate([hue, np.clip(np.abs(strength), 0, 1)[..., None]], axis=-1)
 
 
-def shown(text: str, width: int = _LABEL) -> str:
-    """A label on one line, its hidden characters visible, cut with an ellipsis."""
-    text = visible(text).replace("\n", "↵").replace("\t", "⇥")
-    return text if len(text) <= width else text[: width - 1] + "…"
+def shown(label: str, width: int = _LABEL) -> str:
+    """A label on one line, its hidden characters visible, cut after a word with an ellipsis."""
+    return shortened(visible(label).replace("\n", "↵").replace("\t", "⇥"), width)
 
 
 def fixed(value: float, among: Sequence[float]) -> str:
@@ -85,5 +86,4 @@ def fixed(value: float, among: Sequence[float]) -> str:
     largest = max((abs(v) for v in among if np.isfinite(v)), default=0.0)
     if largest >= 1e5 or 0 < largest < 1e-3:
         return typeset(value)
-    decimals = 3 if largest < 0.1 else 2 if largest < 100 else 0
-    return f"{round(value, decimals) + 0.0:.{decimals}f}".replace("-", "−")
+    return text.fixed(value, 3 if largest < 0.1 else 2 if largest < 100 else 0)

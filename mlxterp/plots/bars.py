@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 
 _MOST_BARS = 60
+_BESIDE, _COLUMNS_BESIDE = 0.7, 0.77  # inches beside the bars and the columns
 
 
 def drawn_part(show: Bars) -> Bars:
@@ -47,6 +48,13 @@ def drawn_part(show: Bars) -> Bars:
     )
 
 
+def width(show: Bars) -> float:
+    """Inches: as few as its bars need, so that it fits a telephone where it can."""
+    if show.ordered:
+        return min(WIDTH, _COLUMNS_BESIDE + max(2.4, 0.15 * len(show.labels)))
+    return min(WIDTH, margin(show.labels) + _BESIDE + 2.7)
+
+
 def height(show: Bars) -> float:
     """Inches."""
     if show.ordered:
@@ -61,11 +69,11 @@ def draw(drawn: Figure, show: Bars, area: Area) -> None:
 
 def _columns(drawn: Figure, show: Bars, area: Area) -> None:
     """Vertical bars along an ordered axis."""
-    bottom, height, total = area
-    left, right, below = 0.62, 0.15, 0.5
-    width = WIDTH - left - right
+    bottom, height, total, wide = area
+    left, below = 0.62, 0.5
+    width = wide - _COLUMNS_BESIDE
     axes = axes_at(
-        drawn, (left / WIDTH, (bottom + below) / total, width / WIDTH, (height - below - 0.12) / total)
+        drawn, (left / wide, (bottom + below) / total, width / wide, (height - below - 0.12) / total)
     )
     low, high = _limits(show)
     axes.set(xlim=(-0.6, max(1, len(show.labels)) - 0.4), ylim=(low, high))
@@ -109,11 +117,11 @@ def _columns(drawn: Figure, show: Bars, area: Area) -> None:
 
 def _ranking(drawn: Figure, show: Bars, area: Area) -> None:
     """Horizontal bars, a label before each and its value after it."""
-    bottom, height, total = area
-    left, right, below = margin(show.labels) + 0.1, 0.6, 0.38
+    bottom, height, total, wide = area
+    left, below = margin(show.labels) + 0.1, 0.38
     above = 0.15 if show.references else 0.0
-    width = WIDTH - left - right
-    at = (left / WIDTH, (bottom + below) / total, width / WIDTH, (height - below - above - 0.1) / total)
+    width = wide - margin(show.labels) - _BESIDE
+    at = (left / wide, (bottom + below) / total, width / wide, (height - below - above - 0.1) / total)
     axes = axes_at(drawn, at)
     low, high = _limits(show)
     axes.set(xlim=(low, high), ylim=(max(1, len(show.labels)) - 0.5, -0.5))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -15,12 +15,18 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+_BESIDE = 1.15  # inches left and right of the cells, without the labels
 _MOST_CELLS = 3000  # above this a picture of pixels, without a title for each cell
 
 
 def drawn_part(show: Heatmap) -> Heatmap:
     """The show itself: every cell is drawn."""
     return show
+
+
+def width(show: Heatmap) -> float:
+    """Inches: as few as its columns need, so that it fits a telephone where it can."""
+    return min(WIDTH, max(3.4, margin(show.row_labels) + _BESIDE + 0.36 * len(show.column_labels)))
 
 
 def height(show: Heatmap) -> float:
@@ -36,12 +42,12 @@ def draw(drawn: Figure, show: Heatmap, area: Area) -> None:
     """Cells coloured by value, the strongest outlined, and a colour bar."""
     from matplotlib.patches import Rectangle
 
-    bottom, height, total = area
+    bottom, height, total, wide = area
     n_rows, n_columns = len(show.row_labels), len(show.column_labels)
-    left, right = margin(show.row_labels) + 0.3, 0.85
+    left = margin(show.row_labels) + 0.3
     plot_height = _cell_height(n_rows) * max(1, n_rows)
-    width = min(WIDTH - left - right, 0.62 * max(1, n_columns))
-    at = (left / WIDTH, (bottom + height - plot_height - 0.08) / total, width / WIDTH, plot_height / total)
+    width = min(wide - margin(show.row_labels) - _BESIDE, 0.62 * max(1, n_columns))
+    at = (left / wide, (bottom + height - plot_height - 0.08) / total, width / wide, plot_height / total)
     axes = axes_at(drawn, at)
     axes.set(xlim=(-0.5, max(1, n_columns) - 0.5), ylim=(max(1, n_rows) - 0.5, -0.5))
     set_ticks(axes, "x", show.column_labels, width / max(1, n_columns))
@@ -66,7 +72,7 @@ def draw(drawn: Figure, show: Heatmap, area: Area) -> None:
                 j, i, typeset(values[i, j], 2), ha="center", va="center", color=colour, fontsize=FONT - 1
             )
     _frame(axes, (-0.5, -0.5), n_columns, n_rows)
-    _colour_bar(drawn, show, (left + width + 0.14, bottom + height - 0.08, plot_height, total))
+    _colour_bar(drawn, show, _Corner(left + width + 0.14, bottom + height - 0.08, total, wide), plot_height)
 
 
 def _draw_cells(axes: Axes, values: np.ndarray[Any, Any], painted: np.ndarray[Any, Any]) -> None:
@@ -103,10 +109,19 @@ def _frame(axes: Axes, corner: tuple[float, float], width: float, height: float)
     axes.add_patch(Rectangle(corner, width, height, fill=False, clip_on=False, **line))
 
 
-def _colour_bar(drawn: Figure, show: Heatmap, area: tuple[float, float, float, float]) -> None:
-    left, top, plot_height, total = area
+class _Corner(NamedTuple):
+    """The upper left corner of a colour bar, in a figure of this height and width; inches."""
+
+    left: float
+    top: float
+    total: float
+    wide: float
+
+
+def _colour_bar(drawn: Figure, show: Heatmap, corner: _Corner, plot_height: float) -> None:
+    left, top, total, wide = corner
     height = min(plot_height, 1.1) if plot_height > 0.6 else plot_height
-    axes = axes_at(drawn, (left / WIDTH, (top - height) / total, 0.1 / WIDTH, height / total))
+    axes = axes_at(drawn, (left / wide, (top - height) / total, 0.1 / wide, height / total))
     axes.set(xlim=(0, 1), ylim=(show.low, show.high))
     edges = np.linspace(show.low, show.high, 42)
     corners = [[(0, low), (1, low), (1, high), (0, high)] for low, high in pairwise(edges.tolist())]

@@ -17,6 +17,8 @@ from mlxterp.text import typeset, visible
 
 _SVG = "http://www.w3.org/2000/svg"
 _XLINK = "http://www.w3.org/1999/xlink"
+_SMALLEST, _LARGEST = 0.95, 1.6
+"""Pixels of a page for each point of a figure: its 8-point text is 7.6 to 12.8 pixels high."""
 _DROPPED = {"metadata", "style"}
 _ELEMENTS = {"svg", "g", "path", "rect", "text", "defs", "pattern", "clipPath", "image"}
 _ATTRIBUTES = {
@@ -36,6 +38,8 @@ def inlined(raw: bytes, show: Drawable) -> str:
     root = ElementTree.Element("svg", {"xmlns": _SVG, "viewBox": box, "role": "img", "class": "figure"})
     root.set("aria-label", visible(describe(show)))
     root.set("stroke-linejoin", "round")
+    points = float(box.split()[2])
+    root.set("style", f"max-width: {points * _LARGEST:.0f}px; min-width: {points * _SMALLEST:.0f}px")
     if b"xlink:href" in raw:
         root.set("xmlns:xlink", _XLINK)
     for child in source:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -33,6 +34,12 @@ def drawn_part(show: Network) -> Network:
     )
 
 
+def width(show: Network) -> float:
+    """Inches: as few as its widest row needs, so that it fits a telephone where it can."""
+    most = max(Counter(show.rows).values(), default=1)
+    return min(WIDTH, _LEFT + _RIGHT + max(2.8, 0.62 * most))
+
+
 def height(show: Network) -> float:
     """Inches."""
     return 0.3 + _ROW * max(1, len(set(show.rows)))
@@ -43,9 +50,9 @@ def draw(drawn: Figure, show: Network, area: Area) -> None:
     from matplotlib.patches import FancyBboxPatch, PathPatch
     from matplotlib.path import Path
 
-    bottom, height, total = area
-    width = WIDTH - _LEFT - _RIGHT
-    axes = axes_at(drawn, (_LEFT / WIDTH, bottom / total, width / WIDTH, height / total))
+    bottom, height, total, wide = area
+    width = wide - _LEFT - _RIGHT
+    axes = axes_at(drawn, (_LEFT / wide, bottom / total, width / wide, height / total))
     axes.set_xlim(0, width)
     axes.set_ylim(0, height)
     axes.set_xticks([])

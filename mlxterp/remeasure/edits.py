@@ -15,9 +15,10 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from mlxterp.autointerpret.fingerprint import SYNONYMS, ClaimSite, parse_site
+from mlxterp.autointerpret.fingerprint import SYNONYMS
 from mlxterp.autointerpret.hypothesis import InterventionClaim
 from mlxterp.causal.batching.sweep import n_heads_of
+from mlxterp.component_names import ComponentName, parse_component
 from mlxterp.core import interventions
 from mlxterp.core.hook_points import HookPoint, axes
 from mlxterp.core.interventions import Intervention
@@ -92,7 +93,7 @@ def read_operation(declared: Mapping[str, Any], seed: int = 0) -> Operation:
     )
 
 
-def read_sites(model: InterpretableModel, sites: Sequence[str]) -> tuple[ClaimSite, ...]:
+def read_sites(model: InterpretableModel, sites: Sequence[str]) -> tuple[ComponentName, ...]:
     """The sites of a claim.
 
     Raises:
@@ -101,7 +102,7 @@ def read_sites(model: InterpretableModel, sites: Sequence[str]) -> tuple[ClaimSi
     """
     found = []
     for text in sites:
-        site = parse_site(text)
+        site = parse_component(text)
         if site.layer is not None and site.layer >= model.n_layers:
             raise SweepError(f"{text}: {model.name} has layers 0 to {model.n_layers - 1}. Name one of them.")
         model.architecture.require_point(HookPoint(site.name, site.layer))
@@ -155,7 +156,7 @@ class GroupEdit:
         return [self.for_pairs(slice(None))] * n
 
 
-def points_of(sites: Sequence[ClaimSite]) -> list[HookPoint]:
+def points_of(sites: Sequence[ComponentName]) -> list[HookPoint]:
     """The hook points of these sites, once each."""
     return list(dict.fromkeys(HookPoint(site.name, site.layer) for site in sites))
 
@@ -176,18 +177,18 @@ class EditMaker:
     own: Mapping[HookPoint, mx.array]
     other: Mapping[HookPoint, mx.array]
 
-    def edits(self, sites: Sequence[ClaimSite]) -> list[GroupEdit]:
+    def edits(self, sites: Sequence[ComponentName]) -> list[GroupEdit]:
         """The edits of a set of sites: those of one hook point and position are one."""
         return [self._edit(*where) for where in self._places(sites)]
 
-    def identity(self, sites: Sequence[ClaimSite]) -> list[GroupEdit]:
+    def identity(self, sites: Sequence[ComponentName]) -> list[GroupEdit]:
         """Each site replaced with what is there already."""
         return [
             GroupEdit("replace", point, positions, heads, _cut(self.own[point], point, positions, heads))
             for point, positions, heads in self._places(sites)
         ]
 
-    def random_directions(self, sites: Sequence[ClaimSite], seed: int) -> list[GroupEdit]:
+    def random_directions(self, sites: Sequence[ComponentName], seed: int) -> list[GroupEdit]:
         """Each site moved as far as the operation moves it, vector by vector, in a random direction."""
         found = []
         for edit in self.edits(sites):
@@ -218,7 +219,7 @@ class EditMaker:
         return fired, changed
 
     def _places(
-        self, sites: Sequence[ClaimSite]
+        self, sites: Sequence[ComponentName]
     ) -> list[tuple[HookPoint, tuple[int, ...] | None, tuple[int, ...] | None]]:
         by_place: dict[tuple[HookPoint, int | None], list[int] | None] = {}
         length = self.group.length(self.operation.edited)

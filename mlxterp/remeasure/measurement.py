@@ -1,5 +1,5 @@
-"""A declared claim measured on pairs: per pair the metric of the run that counts as 0, of the one that counts
-as 1, and of the patched one; and the same for other sets of sites.
+"""A declared claim measured on pairs: per pair the metric of the base run (effect 0), of the source run
+(effect 1) and of the patched run; and the same for other sets of sites.
 
 What lives here: running the rows of a claim, its identity control, placebos and leave-one-out sets. What
 doesn't: what an operation does (`edits.py`), which placebos there are (`placebos.py`), statistics and
@@ -17,12 +17,11 @@ import mlx.core as mx
 import numpy as np
 
 from mlxterp.autointerpret.contract import digest
-from mlxterp.autointerpret.fingerprint import ClaimSite
 from mlxterp.causal.batching.rows import Ids, Row
 from mlxterp.causal.patching.path_patching import path_patching
 from mlxterp.causal.prompts.encoding import facts_of
 from mlxterp.causal.prompts.pair import Prepared, PromptPair
-from mlxterp.core.hook_points import head_label
+from mlxterp.component_names import ComponentName, head_label
 from mlxterp.core.linux_blas import blas
 from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import SweepError
@@ -213,12 +212,11 @@ def measure(
         TokenError: a position that a prompt does not have.
         LengthMismatch: a pair whose prompts differ in length, under `align="strict"`.
     """
-    operation, ready = _prepare(model, claim, pairs, metric, seed)
+    task = _prepare(model, claim, pairs, metric, resources, seed)
+    operation, ready = task.operation, task.pairs
     own = SiteSet(tuple(claim["site"]))
     with blas.pinned_threads():
-        cells, identity = _run_sets(
-            model, operation, ready, [own], resources, identity_of=own, progress=progress
-        )
+        cells, identity = _run_sets(task, [own], identity_of=own, progress=progress)
     return Measurement(
         sites=own.sites,
         op=operation.op,
@@ -251,14 +249,11 @@ def measure_placebos(
 ) -> SetCells:
     """The claim's operation at each of these sets of sites instead, all in one sweep; arguments as
     `measure`."""
-    operation, ready = _prepare(model, claim, pairs, metric, seed)
+    task = _prepare(model, claim, pairs, metric, resources, seed)
     if not placebos:
         raise SweepError("no placebo sites were given. Draw them with `placebo_sites`.")
     with blas.pinned_threads():
-        cells, _ = _run_sets(
-            model, operation, ready, placebos, resources, identity_of=None, progress=progress
-        )
-    return cells
+        return _run_sets(task, placebos, identity_of=None, progress=progress)[0]
 
 
 def drop_one(
@@ -285,13 +280,24 @@ def drop_one(
     )
 
 
+@dataclass(frozen=True, eq=False)
+class _Task:
+    """An operation, what it runs on, and the SAE and vectors that it may name."""
+
+    model: InterpretableModel
+    operation: Operation
+    pairs: MeasuredPairs
+    resources: Resources
+
+
 def _prepare(
     model: InterpretableModel,
     claim: Mapping[str, Any],
     pairs: Sequence[PromptPair] | MeasuredPairs,
     metric: str | MetricFunction | Metric | None,
+    resources: Resources,
     seed: int,
-) -> tuple[Operation, MeasuredPairs]:
+) -> _Task:
     if not claim.get("intervention"):
         raise SweepError(
             "this claim has no intervention, so there is no patched run to measure. A role is measured with "
@@ -299,29 +305,23 @@ def _prepare(
         )
     operation = read_operation(claim, seed)
     with blas.pinned_threads():
-        return operation, prepared_pairs(model, pairs, metric, operation.align)
+        return _Task(model, operation, prepared_pairs(model, pairs, metric, operation.align), resources)
 
 
 def _run_sets(
-    model: InterpretableModel,
-    operation: Operation,
-    pairs: MeasuredPairs,
-    sets: Sequence[SiteSet],
-    resources: Resources,
-    *,
-    identity_of: SiteSet | None,
-    progress: Progress | None,
+    task: _Task, sets: Sequence[SiteSet], *, identity_of: SiteSet | None, progress: Progress | None
 ) -> tuple[SetCells, Floats]:
     """The cells of each set, and the metric of the identity control (NaN without one)."""
-    sites = [read_sites(model, each.sites) for each in sets]
+    pairs = task.pairs
+    sites = [read_sites(task.model, each.sites) for each in sets]
     patched = np.full((len(sets), len(pairs)), np.nan)
     fired = np.zeros((len(sets), len(pairs)), dtype=bool)
     changed = np.zeros_like(fired)
     identity = np.full(len(pairs), np.nan)
     done, total = 0, (len(sets) + (identity_of is not None)) * len(pairs)
     for group in pairs.groups:
-        run = _path_patched if operation.op == "path_patch" else _edited
-        found = run(model, operation, pairs, group, sets, sites, resources)
+        run = _path_patched if task.operation.op == "path_patch" else _edited
+        found = run(task, group, sets, sites)
         patched[:, group.indices] = found.patched
         fired[:, group.indices], changed[:, group.indices] = found.fired, found.changed
         if identity_of is not None:
@@ -343,21 +343,16 @@ class _GroupCells:
 
 
 def _edited(
-    model: InterpretableModel,
-    operation: Operation,
-    pairs: MeasuredPairs,
-    group: LengthGroup,
-    sets: Sequence[SiteSet],
-    sites: Sequence[Sequence[ClaimSite]],
-    resources: Resources,
+    task: _Task, group: LengthGroup, sets: Sequence[SiteSet], sites: Sequence[Sequence[ComponentName]]
 ) -> _GroupCells:
+    model, operation = task.model, task.operation
     points = points_of([site for each in sites for site in each])
     both = operation.op in _NEEDS_BOTH_RUNS and not operation.vector
     maker = EditMaker(
         model,
         operation,
         group,
-        resources,
+        task.resources,
         own=group.activations(model, operation.edited, points),
         other=group.activations(model, operation.other, points) if both else {},
     )
@@ -372,7 +367,7 @@ def _edited(
         for of_set in of_sets:
             listed = [edit.per_pair(n) for edit in of_set]
             rows += [Row(i, tuple(each[i] for each in listed)) for i in range(n)]
-        return group.run(model, operation.edited, rows, pairs.metric).reshape(len(of_sets), n)
+        return group.run(model, operation.edited, rows, task.pairs.metric).reshape(len(of_sets), n)
 
     reached = [maker.reached(each) for each in edits]
     return _GroupCells(
@@ -384,14 +379,9 @@ def _edited(
 
 
 def _path_patched(
-    model: InterpretableModel,
-    operation: Operation,
-    pairs: MeasuredPairs,
-    group: LengthGroup,
-    sets: Sequence[SiteSet],
-    sites: Sequence[Sequence[ClaimSite]],
-    _: Resources,
+    task: _Task, group: LengthGroup, sets: Sequence[SiteSet], sites: Sequence[Sequence[ComponentName]]
 ) -> _GroupCells:
+    model, operation, pairs = task.model, task.operation, task.pairs
     zero, one = pairs.metric_of[operation.edited][group.indices], operation.other
 
     def run(chosen: Sequence[int], source: Ids) -> Floats:
@@ -439,12 +429,12 @@ def _path_patched(
     )
 
 
-def _as_read(site: ClaimSite) -> ClaimSite:
+def _as_read(site: ComponentName) -> ComponentName:
     return replace(site, name="resid_pre", layer=0) if site.name == "embed" else site
 
 
 def _senders_differ(
-    sites: Sequence[ClaimSite], own: Mapping[Any, mx.array], other: Mapping[Any, mx.array]
+    sites: Sequence[ComponentName], own: Mapping[Any, mx.array], other: Mapping[Any, mx.array]
 ) -> Flags:
     found: Flags | None = None
     for site in map(_as_read, sites):
@@ -460,7 +450,7 @@ def _senders_differ(
     return found
 
 
-def _position_of(sites: Sequence[ClaimSite]) -> int | None:
+def _position_of(sites: Sequence[ComponentName]) -> int | None:
     positions = {site.pos for site in sites}
     if len(positions) > 1:
         raise SweepError(
@@ -470,7 +460,7 @@ def _position_of(sites: Sequence[ClaimSite]) -> int | None:
     return positions.pop()
 
 
-def _node(site: ClaimSite) -> str:
+def _node(site: ComponentName) -> str:
     if site.name == "embed":
         return "input"
     if site.name == "mlp_out":

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from mlxterp.autointerpret.fingerprint import OUTSIDE_LAYERS, ClaimSite
 from mlxterp.causal.batching.sweep import n_heads_of
+from mlxterp.component_names import GLOBAL_NAMES, ComponentName
 from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import SweepError
 from mlxterp.remeasure.edits import read_sites
@@ -41,7 +41,7 @@ def placebo_sites(
     claimed = read_sites(model, claim["site"])
     op = claim["intervention"]["op"]
     by_direction = [SiteSet(tuple(claim["site"]), direction_seed=seed * n + i) for i in range(n)]
-    if op in _BY_DIRECTION or any(site.name in OUTSIDE_LAYERS for site in claimed):
+    if op in _BY_DIRECTION or any(site.name in GLOBAL_NAMES for site in claimed):
         if op in _WITHOUT_DIRECTIONS:
             raise SweepError(f"{op} from {claimed[0]} has no placebo: there is no other site like it.")
         return by_direction
@@ -70,7 +70,7 @@ def other_heads(model: InterpretableModel, claim: Mapping[str, Any]) -> list[Sit
     return [SiteSet((str(replace(own, head=head)),)) for head in heads if head != own.head]
 
 
-def _singles(model: InterpretableModel, own: ClaimSite, seed: int, n: int, until: int) -> list[SiteSet]:
+def _singles(model: InterpretableModel, own: ComponentName, seed: int, n: int, until: int) -> list[SiteSet]:
     ordered = _nearest(model, own, f"{seed}", until)
     near = [site for site in ordered if abs(_layer(site) - _layer(own)) <= NEARBY]
     far = ordered[len(near) :]
@@ -79,14 +79,14 @@ def _singles(model: InterpretableModel, own: ClaimSite, seed: int, n: int, until
 
 
 def _sets(
-    model: InterpretableModel, claimed: tuple[ClaimSite, ...], seed: int, n: int, until: int
+    model: InterpretableModel, claimed: tuple[ComponentName, ...], seed: int, n: int, until: int
 ) -> list[SiteSet]:
-    found: dict[frozenset[ClaimSite], SiteSet] = {}
+    found: dict[frozenset[ComponentName], SiteSet] = {}
     for reach in range(model.n_layers):
         for draw in range(4 * n):  # draws may repeat a set where there are few
             if len(found) == n:
                 return list(found.values())
-            chosen: list[ClaimSite] = []
+            chosen: list[ComponentName] = []
             for member in claimed:
                 every = _nearest(model, member, f"{seed} {reach} {draw}", until, reach)
                 free = next((site for site in every if site not in claimed and site not in chosen), None)
@@ -104,8 +104,8 @@ def _last_receiver(receivers: Sequence[str], n_layers: int) -> int:
 
 
 def _nearest(
-    model: InterpretableModel, own: ClaimSite, salt: str, until: int, reach: int = 0
-) -> list[ClaimSite]:
+    model: InterpretableModel, own: ComponentName, salt: str, until: int, reach: int = 0
+) -> list[ComponentName]:
     """All sites like this one but itself, in layers before `until`: those within reach by hash, then the
     nearest layers first."""
     heads = [None] if own.head is None else list(range(n_heads_of(model, own.name)))
@@ -116,10 +116,10 @@ def _nearest(
     )
 
 
-def _layer(site: ClaimSite) -> int:
+def _layer(site: ComponentName) -> int:
     assert site.layer is not None, "sites outside the layers have no neighbours"
     return site.layer
 
 
-def _hash(salt: str, site: ClaimSite) -> str:
+def _hash(salt: str, site: ComponentName) -> str:
     return hashlib.sha256(f"{salt} {site}".encode()).hexdigest()

@@ -19,12 +19,12 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from mlxterp.autointerpret.fingerprint import parse_site
 from mlxterp.causal.attention_patterns import attention_scores
 from mlxterp.causal.prompts.encoding import Ids, token_id, token_rows
 from mlxterp.causal.prompts.pair import PromptPair
+from mlxterp.component_names import head_label, parse_component
 from mlxterp.core import interventions
-from mlxterp.core.hook_points import HookPoint, head_label
+from mlxterp.core.hook_points import HookPoint
 from mlxterp.core.linux_blas import blas
 from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import PromptPairError, SweepError
@@ -129,7 +129,7 @@ def _heads_named(claim: Mapping[str, Any]) -> list[tuple[int, int]]:
     """(layer, head) of the heads that a claim names; SweepError for a site that is no head."""
     found = []
     for text in claim["site"]:
-        site = parse_site(text)
+        site = parse_component(text)
         if site.layer is None or site.head is None:
             raise SweepError(f"{text} is no head. Name heads, as in 'L9.H6'.")
         found.append((site.layer, site.head))

@@ -8,12 +8,12 @@ anew. Does not live here: one entry (`items.py`), files and figures (`page.py`),
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mlxterp.reports.circuit_sketch import CircuitSketch, circuit_sketch
 from mlxterp.reports.evidence import (
     calibration,
     effects_figure,
@@ -23,9 +23,12 @@ from mlxterp.reports.evidence import (
     needs_a_person,
     next_experiments,
     retractions,
+    scale_of,
+    sites_searched,
 )
-from mlxterp.reports.items import Item, item_of
+from mlxterp.reports.items import Context, Item, item_of
 from mlxterp.reports.page import Page, moment, write
+from mlxterp.reports.sourced import NOTHING, Sentence, Sourced, counted, given, joined, sentence
 from mlxterp.results.entry_results import analyses
 from mlxterp.results.views import Bars
 from mlxterp.text import clip, duration
@@ -36,14 +39,15 @@ if TYPE_CHECKING:
 _PLURALS = {
     "finding": "findings",
     "ruled out": "ruled out",
-    "lead": "leads",
-    "note": "notes",
     "retracted": "retracted",
     "inconclusive": "inconclusive",
+    "lead": "leads",
     "invalid": "invalid",
     "interrupted": "interrupted",
+    "note": "notes",
     "by hand": "logged by hand",
 }
+"""What the first line counts, in its order."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +55,8 @@ class Limit:
     """What was spent of something, and how much there was."""
 
     name: str
-    spent: str
-    limit: str
+    spent: Sourced | str
+    limit: Sentence
     share: float | None
 
 
@@ -60,12 +64,12 @@ class Limit:
 class Investigation:
     """Everything the templates print."""
 
-    question: str
+    question: Sourced
     model: str
-    tally: str
-    spent: str
-    stop_reason: str
-    span: str
+    tally: Sentence
+    spent: Sentence
+    stop_reason: Sourced
+    span: tuple[str, ...]
     answer: Item | None
     findings: tuple[Item, ...]
     leads: tuple[Item, ...]
@@ -74,15 +78,29 @@ class Investigation:
     wrong: tuple[Item, ...]
     limits: tuple[Limit, ...]
     measured_with: tuple[tuple[str, str], ...]
-    without_jail: str = field(default="")
+    without_jail: Sentence = NOTHING
     first_kept: str = field(default="")
+    caution: Sourced | None = None
     effects: Bars | None = None
-    needs: tuple[str, ...] = ()
-    surprises: tuple[str, ...] = ()
-    calibration: str = ""
-    next_experiments: tuple[str, ...] = ()
-    selftest: str = ""
-    closed: bool = False
+    circuit: CircuitSketch | None = None
+    needs: tuple[Sentence, ...] = ()
+    surprises: tuple[Sentence, ...] = ()
+    calibration: Sentence = NOTHING
+    next_experiments: tuple[Sentence, ...] = ()
+    selftest: Sourced | None = None
+    dashboards: tuple[str, ...] = ()
+
+    @property
+    def shown_lead(self) -> Item | None:
+        """Where no claim was decided: the newest lead with a figure, whose figure opens the page."""
+        if self.findings or (self.answer is not None and self.answer.figures):
+            return None
+        return next((item for item in reversed(self.leads) if item.figures), None)
+
+    @property
+    def placed(self) -> tuple[str, ...]:
+        """The ids of the entries that have an article of their own."""
+        return tuple(item.id for item in (*self.findings, *self.leads, *self.by_hand, *self.wrong))
 
 
 def write_investigation_report(
@@ -98,7 +116,8 @@ def write_investigation_report(
 
     Args:
         entries: the log, oldest first; entries without a `record` were logged by hand.
-        config: the project's configuration: question, model, the limits of the budget.
+        config: the project's configuration: question, model, the limits of the budget; `caution` says why
+            what was measured does not answer the question.
         spent: `experiments`, `seconds`, `usd`, `tokens`; what is missing or None is not known.
         stop_reason: why the run ended, as a sentence or a few words.
         selftest: how often the rule keeps something false, as a sentence; "" if it was never measured here.
@@ -124,14 +143,19 @@ def investigation(
 ) -> Investigation:
     """The values of the report, before any template."""
     numbers, overturned = held_out_numbers(entries), retractions(entries)
-    closed, entries = any(map(is_closing, entries)), [each for each in entries if not is_closing(each)]
+    entries = [each for each in entries if not is_closing(each)]
+    scale, searched = scale_of(entries, numbers), sites_searched(entries)
     items = [
         (
             item_of(
                 project,
                 entry,
-                held_out=numbers.get(entry.experiment_id),
-                retracted_by=overturned.get(entry.experiment_id),
+                Context(
+                    numbers.get(entry.experiment_id),
+                    scale,
+                    searched.get(entry.experiment_id, Sentence()),
+                    overturned.get(entry.experiment_id),
+                ),
             ),
             entry,
         )
@@ -141,16 +165,17 @@ def investigation(
     answer = answers[-1] if answers else None
     kept = [item for item, _ in items if item is not answer]
     leads = tuple(item for item in kept if item.group == "lead")
-    findings = tuple(item for item in kept if item.group in ("finding", "ruled out"))
+    findings = tuple(item for group in ("finding", "ruled out") for item in kept if item.group == group)
     first = next((item.id for item in (*findings, *leads)), "")
     stamps = [entry.timestamp for entry in entries if entry.timestamp is not None]
+    asked = str(config.get("question") or "Investigation")
     return Investigation(
-        question=str(config.get("question") or "Investigation"),
+        question=given("config", "question", value=None, text=asked),
         model=str(config.get("model") or ""),
         tally=_tally([item for item, _ in items]),
         spent=_spent_sentence(spent),
-        stop_reason=stop_reason,
-        span=f"{moment(min(stamps))} to {moment(max(stamps))}" if stamps else "",
+        stop_reason=given("run", "stop_reason", value=None, text=stop_reason),
+        span=tuple(dict.fromkeys((moment(min(stamps)), moment(max(stamps))))) if stamps else (),
         answer=answer,
         findings=findings,
         leads=leads,
@@ -162,65 +187,93 @@ def investigation(
         without_jail=_without_jail(entries),
         first_kept=first,
         effects=effects_figure(entries, numbers),
+        circuit=circuit_sketch(entries, numbers, overturned),
         needs=needs_a_person(entries),
+        caution=given("config", "caution", value=None, text=str(config["caution"]))
+        if config.get("caution")
+        else None,
         surprises=failed_predictions(entries),
         calibration=calibration(entries),
         next_experiments=next_experiments(entries),
-        selftest=selftest,
-        closed=closed,
+        selftest=given("run", "selftest", value=None, text=selftest) if selftest else None,
     )
 
 
-def _tally(items: Sequence[Item]) -> str:
-    counts = Counter(item.group for item in items)
+def _tally(items: Sequence[Item]) -> Sentence:
+    ids: dict[str, list[str]] = {}
+    for item in items:
+        ids.setdefault(item.group, []).append(item.id)
     if not items:
-        return "No experiments"
-    shown = [g for g in _PLURALS if counts[g] or (g in ("finding", "lead") and set(counts) != {"by hand"})]
-    return ", ".join(f"{counts[g]} {g if counts[g] == 1 and g != 'by hand' else _PLURALS[g]}" for g in shown)
+        return sentence("No experiments")
+    shown = [g for g in _PLURALS if g in ids or (g in ("finding", "lead") and set(ids) != {"by hand"})]
+    return joined(
+        sentence(
+            counted(ids.get(group, [])),
+            f" {group if len(ids.get(group, [])) == 1 and group != 'by hand' else _PLURALS[group]}",
+        )
+        for group in shown
+    )
 
 
-def _without_jail(entries: Sequence[ExperimentEntry]) -> str:
-    """How many runs had no jail, as a sentence; "" if none is known to have had none."""
-    runs: dict[Any, Any] = {}
+def _without_jail(entries: Sequence[ExperimentEntry]) -> Sentence:
+    """How many runs had no jail, as a sentence; empty if none is known to have had none."""
+    runs: dict[Any, tuple[str, Any]] = {}
     for entry in entries:
         execution = (entry.record or {}).get("execution")
         if isinstance(execution, Mapping) and execution.get("isolation") is not None:
-            runs[(entry.record or {}).get("run")] = execution["isolation"]
-    bare = sum(isolation == "none" for isolation in runs.values())
+            runs[(entry.record or {}).get("run")] = entry.experiment_id, execution["isolation"]
+    bare = [name for name, isolation in runs.values() if isolation == "none"]
     if not bare:
-        return ""
-    return (
-        f"{bare} of {len(runs)} experiments ran without a jail, with all rights of the person who started "
-        "them: their results are as trustworthy as the code that reported them."
+        return Sentence()
+    return sentence(
+        counted(bare),
+        " of ",
+        counted([name for name, _ in runs.values()]),
+        " experiments ran without a jail, with all rights of the person who started "
+        "them: their results are as trustworthy as the code that reported them.",
     )
 
 
-def _spent_sentence(spent: Mapping[str, Any]) -> str:
-    parts = [f"{spent['experiments']} experiments"] if isinstance(spent.get("experiments"), int) else []
+def _spent_sentence(spent: Mapping[str, Any]) -> Sentence:
+    parts: list[Sourced | str] = []
     if _known(spent.get("seconds")):
-        parts.append(duration(float(spent["seconds"])))
-    parts.append(f"${spent['usd']:.2f}" if _known(spent.get("usd")) else "dollars not known")
-    return ", ".join(parts)
+        seconds = spent["seconds"]
+        parts.append(given("spent", "seconds", value=seconds, text=duration(float(seconds))))
+    usd = spent.get("usd")
+    parts.append(
+        given("spent", "usd", value=usd, text=_amount(float(usd), "usd"))
+        if usd is not None and _known(usd)
+        else "dollars not known"
+    )
+    return joined(parts)
 
 
 def _limits(config: Mapping[str, Any], spent: Mapping[str, Any]) -> tuple[Limit, ...]:
-    hours: Any = config.get("hours")
-    rows: list[tuple[str, Any, Any, str]] = [
-        ("experiments", spent.get("experiments"), config.get("max_experiments"), "count"),
-        ("time", spent.get("seconds"), hours * 3600 if _known(hours) else None, "seconds"),
-        ("dollars", spent.get("usd"), config.get("max_usd"), "usd"),
-        ("tokens", spent.get("tokens"), config.get("max_tokens"), "count"),
+    rows: list[tuple[str, str, str, str]] = [
+        ("experiments", "experiments", "max_experiments", "count"),
+        ("time", "seconds", "hours", "seconds"),
+        ("dollars", "usd", "max_usd", "usd"),
+        ("tokens", "tokens", "max_tokens", "count"),
     ]
-    return tuple(
-        Limit(
-            name=name,
-            spent=_amount(used, unit) if _known(used) else "not known",
-            limit=f"of {_amount(limit, unit)}" if _known(limit) else "no limit",
-            share=_share(used, limit),
+    found = []
+    for name, used_by, limited_by, unit in rows:
+        used, limit = spent.get(used_by), config.get(limited_by)
+        if not (_known(used) or _known(limit) or name == "dollars"):
+            continue
+        most = None if not _known(limit) or limit is None else limit * (3600 if unit == "seconds" else 1)
+        found.append(
+            Limit(
+                name=name,
+                spent=given("spent", used_by, value=used, text=_amount(used, unit))
+                if used is not None and _known(used)
+                else "not known",
+                limit=sentence("no limit")
+                if most is None
+                else sentence("of ", given("config", limited_by, value=limit, text=_amount(most, unit))),
+                share=_share(used, most),
+            )
         )
-        for name, used, limit, unit in rows
-        if _known(used) or _known(limit) or name == "dollars"
-    )
+    return tuple(found)
 
 
 def _share(used: Any, limit: Any) -> float | None:

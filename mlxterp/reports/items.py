@@ -13,7 +13,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlxterp.errors import MlxterpError
-from mlxterp.reports.evidence import held_out_sentence
+from mlxterp.reports.evidence import Evidence, HeldOut, evidence_of, gate_sentence
+from mlxterp.reports.sourced import (
+    NOTHING,
+    Reference,
+    Sentence,
+    Sourced,
+    from_line,
+    plain_id,
+    quoted,
+    sentence,
+)
 from mlxterp.results import AnalysisResult
 from mlxterp.results.entry_results import analyses, named_numbers
 from mlxterp.results.views import Drawable, Show, drawables
@@ -54,21 +64,34 @@ class Badge:
 
 @dataclass(frozen=True)
 class Item:
-    """One entry of the log as the templates print it."""
+    """One entry of the log as the templates print it.
+
+    Attributes:
+        heading: what it says, in one sentence: of a claim the verdict and the claim, else the first sentence
+            of the conclusion.
+        rest: of the conclusion. `summary` is all of it, `asked` the hypothesis, both cut to fit a table.
+        evidence, searched, gate: of a declared claim.
+        numbers: the numbers that the entry's own code logged under names of its own.
+    """
 
     id: str
-    step: str
+    step: Sourced
     group: str
     badge: Badge
-    hypothesis: str
-    headline: str
-    conclusion: str
-    method: str
-    seconds: str
-    effect: str
-    would_change: str
+    heading: Sentence
+    rest: Sourced | None
+    summary: Sourced
+    hypothesis: Sourced
+    asked: Sourced
+    method: Sourced
+    seconds: Sourced | None
+    evidence: Evidence
+    searched: Sentence
+    gate: Sentence
+    would_change: Sentence
+    overturned: Sentence
     judged: bool
-    reasons: tuple[str, ...]
+    reasons: tuple[Sourced, ...]
     finding: str
     numbers: tuple[tuple[str, str], ...] = ()
     figures: tuple[Drawable, ...] = ()
@@ -78,25 +101,31 @@ class Item:
     error: str = ""
 
 
-def item_of(
-    project: Path,
-    entry: ExperimentEntry,
-    *,
-    held_out: Mapping[str, Any] | None = None,
-    retracted_by: str | None = None,
-) -> Item:
-    """The entry as a page shows it; what cannot be shown is named in its `problems`.
+@dataclass(frozen=True)
+class Context:
+    """What other lines say of an entry.
 
-    Args:
+    Attributes:
         held_out: its numbers from the closing line; None before that, and for what was not judged.
+        scale: what the pictures of effects have to reach; None without any.
+        searched: how many sites were measured before it was declared.
         retracted_by: the id of the line that overturned it.
     """
-    record = entry.record or {}
+
+    held_out: HeldOut | None = None
+    scale: tuple[float, float] | None = None
+    searched: Sentence = NOTHING
+    retracted_by: str | None = None
+
+
+def item_of(project: Path, entry: ExperimentEntry, context: Context) -> Item:
+    """The entry as a page shows it; what cannot be shown is named in its `problems`."""
+    record, name = entry.record or {}, entry.experiment_id
     declared = record.get("declared") or {}
     group, badge = _verdict(entry)
-    if retracted_by is not None:
+    if context.retracted_by is not None:
         group = "retracted"
-        badge = Badge("retracted", "wrong", f"{_MEANINGS['retracted']} It was {retracted_by}.")
+        badge = Badge("retracted", "wrong", _MEANINGS["retracted"])
     shows: list[Show] = []
     summaries, problems = [], []
     for where, data in analyses(entry.result):
@@ -120,22 +149,36 @@ def item_of(
     if hidden:
         rest = [show for show in rest if show not in hidden]
         problems.append(f"{len(hidden)} more figures are left out; the log holds their numbers.")
-    headline, rest_of_conclusion = _headline(clip(entry.conclusion))
+    first, others = _headline(clip(entry.conclusion))
+    heading, others = _heading(entry, first, others)
+    took = entry.duration_seconds
     return Item(
-        id=entry.experiment_id if re.fullmatch(r"[\w.-]{1,40}", entry.experiment_id) else "unnumbered",
-        step=_words(entry.result.get("step") or entry.metadata.get("step") or entry.method or "no report"),
+        id=plain_id(name),
+        step=_step(entry),
         group=group,
         badge=badge,
-        hypothesis=clip(entry.hypothesis),
-        headline=headline,
-        conclusion=rest_of_conclusion,
-        method=entry.method,
-        seconds="" if entry.duration_seconds is None else duration(entry.duration_seconds),
-        effect=held_out_sentence(held_out, declared),
-        would_change=_would_change(declared),
+        heading=heading,
+        rest=quoted(name, "conclusion", text=others) if others else None,
+        summary=quoted(name, "conclusion", text=clip(entry.conclusion, 220)),
+        hypothesis=quoted(name, "hypothesis", text=clip(entry.hypothesis)),
+        asked=quoted(name, "hypothesis", text=clip(entry.hypothesis, 220)),
+        method=quoted(name, "method", text=clip(entry.method)),
+        seconds=None
+        if took is None
+        else from_line(name, "duration_seconds", value=took, text=duration(took)),
+        evidence=evidence_of(entry, context.held_out, context.scale),
+        searched=context.searched if declared else Sentence(),
+        gate=gate_sentence(entry, context.held_out),
+        would_change=_would_change(name, declared),
+        overturned=sentence("It was ", Reference(context.retracted_by), ".")
+        if context.retracted_by is not None
+        else NOTHING,
         judged=bool((record.get("measured") or {}).get("confirm")),
-        reasons=tuple(clip(str(reason), 600) for reason in _listed(record.get("reasons"))),
-        finding=_finding_path(project, entry.experiment_id),
+        reasons=tuple(
+            quoted(name, "record", "reasons", i, text=clip(str(reason), 600))
+            for i, reason in enumerate(_listed(record.get("reasons")))
+        ),
+        finding=_finding_path(project, name),
         numbers=tuple(named_numbers(entry.result)),
         figures=tuple(figures[:_FIGURES_SHOWN]),
         more=tuple(rest),
@@ -143,6 +186,36 @@ def item_of(
         problems=tuple(problems),
         error=_error(entry),
     )
+
+
+_VERDICT_FIRST = {
+    "supported": "Supported: ",
+    "refuted": "Refuted, the opposite was measured: ",
+    "ruled_out": "Ruled out: ",
+}
+
+
+def _heading(entry: ExperimentEntry, first: str, others: str) -> tuple[Sentence, str]:
+    """The sentence over an entry, and what of its conclusion that leaves unsaid."""
+    record, name = entry.record or {}, entry.experiment_id
+    claim = (record.get("declared") or {}).get("claim")
+    verdict = _VERDICT_FIRST.get(str(record.get("verdict")))
+    if isinstance(claim, str) and claim.strip() and verdict:
+        said = quoted(name, "record", "declared", "claim", text=clip(claim.strip(), 600))
+        left = others if claim.strip() in first else f"{first} {others}".strip()
+        return sentence(verdict, said), left
+    return sentence(quoted(name, "conclusion", text=first)), others
+
+
+def _step(entry: ExperimentEntry) -> Sourced:
+    for keys, value in (
+        (("result", "step"), entry.result.get("step")),
+        (("metadata", "step"), entry.metadata.get("step")),
+        (("method",), entry.method),
+    ):
+        if value:
+            return quoted(entry.experiment_id, *keys, text=clip(_words(value), 80))
+    return Sourced("no report")
 
 
 def _headline(conclusion: str) -> tuple[str, str]:
@@ -187,13 +260,17 @@ def _error(entry: ExperimentEntry) -> str:
     return clip("\n\n".join(part for part in parts if isinstance(part, str) and part.strip()), 4000)
 
 
-def _would_change(declared: Mapping[str, Any]) -> str:
+def _would_change(name: str, declared: Mapping[str, Any]) -> Sentence:
     """What the researcher said would make the claim wrong, and the explanations that it leaves open."""
     if not declared:
-        return ""
-    rivals = "".join(f" {clip(str(each), 200).rstrip('.')}." for each in declared.get("rivals") or ())
-    text = f"It would be wrong if {clip(str(declared.get('falsified_if') or '?'), 300).rstrip('.')}."
-    return f"{text} Rival explanations:{rivals}" if rivals else text
+        return Sentence()
+    at = ("record", "declared")
+    said = clip(str(declared.get("falsified_if") or "?"), 300).rstrip(".")
+    text = sentence("It would be wrong if ", quoted(name, *at, "falsified_if", text=said), ".")
+    for i, each in enumerate(declared.get("rivals") or ()):
+        rival = quoted(name, *at, "rivals", i, text=clip(str(each), 200).rstrip("."))
+        text = sentence(text, " Rival explanations: " if i == 0 else " ", rival, ".")
+    return text
 
 
 def _finding_path(project: Path, experiment_id: str) -> str:

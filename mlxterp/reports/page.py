@@ -25,9 +25,10 @@ from mlxterp import plots
 from mlxterp._files import locate, write_atomically
 from mlxterp.errors import ResultError
 from mlxterp.reports import prose
+from mlxterp.reports.sourced import Name, Reference, Sentence, Sourced
 from mlxterp.results import markdown
 from mlxterp.results.views import Cell, Section, Table, describe
-from mlxterp.text import clip, slug, typeset, visible
+from mlxterp.text import clip, shortened, slug, typeset, visible
 
 MOST_ROWS = 200
 _HTML_SUFFIXES = (".html", ".htm")
@@ -194,6 +195,7 @@ def _environment(*, autoescape: bool, finalize: Callable[[Any], Any]) -> Environ
         "cell": cell,
         "is_number": lambda value: isinstance(value, (int, float)) and not isinstance(value, bool),
         "clip": clip,
+        "shortened": shortened,
         "fenced": lambda text, language="": Verbatim(markdown.fenced(text, language)),
         "md_table": lambda shown: Verbatim(markdown.table(shown)),
         "md_lines": lambda text: Verbatim(markdown.paragraphs(clip(text))),
@@ -215,11 +217,18 @@ def _commonmark(text: str) -> Verbatim:
     return Verbatim(prose.as_markdown(text))
 
 
+_WITH_SOURCES = (Sentence, Sourced, Reference, Name)
+
+
 def _shown(value: Any) -> Any:
+    if isinstance(value, _WITH_SOURCES):
+        return value.__html__()
     return visible(value) if type(value) is str else value
 
 
 def _in_markdown(value: Any) -> Any:
+    if isinstance(value, _WITH_SOURCES):
+        return markdown.escape(str(value))
     if isinstance(value, Verbatim):
         return value
     return markdown.escape(value) if isinstance(value, str) else value

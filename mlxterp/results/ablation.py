@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
+from mlxterp.component_names import parse_component
 from mlxterp.errors import ResultError
 from mlxterp.results.base import AnalysisResult
 from mlxterp.results.views import Component, Interval, Show, Table, bars, cautions
@@ -19,7 +19,6 @@ CONTROLS = 19
 """Random sets that it takes for the best set to have p = 0.05."""
 
 GROUPS = ("found", "random", "null")
-_MEMBER = re.compile(r"L(?P<layer>\d+)\.(?:H(?P<head>\d+)|(?P<name>.+))")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,6 +149,7 @@ class AblationResult(AnalysisResult):
                 title=title,
                 unit=f"share of {self.metric} kept",
                 accented=[i for i, row in enumerate(rows) if row.group == "found"],
+                grey="what it is compared with",
                 references=((1.0, "no ablation"),),
                 reading=f"1 is the clean {self.metric}, 0 is none of it; {self.ablation} ablation.",
             )
@@ -175,12 +175,10 @@ class AblationResult(AnalysisResult):
 def _removed(row: AblationRow) -> Component:
     """A set and what ablating it removed; a set of one head or hook point names its place in the model."""
     ci = None if row.ci is None else (1 - row.ci[1], 1 - row.ci[0])
-    found = _MEMBER.fullmatch(row.components[0]) if len(row.components) == 1 else None
-    if found is None:
+    if len(row.components) != 1:
         return Component(row.label, 1 - row.share, ci=ci)
-    head = None if found["head"] is None else int(found["head"])
-    layer, name = int(found["layer"]), found["name"] or "z"
-    return Component(row.label, 1 - row.share, name=name, layer=layer, head=head, ci=ci)
+    found = parse_component(row.components[0])
+    return Component(row.label, 1 - row.share, name=found.name, layer=found.layer, head=found.head, ci=ci)
 
 
 def _range_of(shares: tuple[float, ...]) -> str:

@@ -24,14 +24,20 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mlxterp.errors import ResultError
-from mlxterp.results import markdown, rendering
+from mlxterp.results import dataframe, markdown, rendering
 from mlxterp.results.values import converters, json_safe, plain
-from mlxterp.results.views import Component, Heatmap, Section, Show, drawables
+from mlxterp.results.views import Component, Heatmap, Section, Show, drawables, number
+from mlxterp.text import clip, visible
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    import pandas as pd
     from matplotlib.figure import Figure
 
 SCHEMA = "mlxterp-result/1"
+REPR_WIDTH = 160
+_MORE = "more: .summary(), .plot(), .top_components(k), .to_dataframe(), .to_markdown(), .to_json()"
 _KINDS: dict[str, type[AnalysisResult]] = {}
 
 
@@ -49,6 +55,8 @@ class AnalysisResult(ABC):
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
+        if "__repr__" not in cls.__dict__:  # else `@dataclass` writes one with every array in it
+            cls.__repr__ = AnalysisResult.__repr__  # type: ignore[method-assign]
         kind = cls.__dict__.get("kind", "")
         if not kind:
             return
@@ -88,6 +96,14 @@ class AnalysisResult(ABC):
         return type(self) is type(other) and self.to_json() == other.to_json()
 
     __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        """Three lines: what it is, its strongest components or main number, and how to see the rest."""
+        strongest = ", ".join(f"{c.label} {number(c.effect)}" for c in self.top_components(5))
+        said = self.summary().splitlines()
+        main = f"strongest: {strongest}" if strongest else (said[1:] or said or [""])[0].strip()
+        lines = (f"{type(self).__name__}: {self._headline()}", main, _MORE)
+        return "\n  ".join(clip(visible(" ".join(line.split())), REPR_WIDTH) for line in lines)
 
     @property
     @abstractmethod
@@ -159,6 +175,26 @@ class AnalysisResult(ABC):
     def to_json(self, *, indent: int | None = None) -> str:
         """JSON that `from_json` reads back to an equal result; NaN and infinities become strings."""
         return json.dumps(json_safe(self.to_dict()), ensure_ascii=False, allow_nan=False, indent=indent)
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """A pandas DataFrame with a row for each component: its label, hook point, effect and interval.
+
+        Of a kind without components, the rows of its first table. `attrs` say what was measured on what.
+
+        Raises:
+            ResultError: pandas is not installed (`pip install 'mlxterp[dataframe]'`).
+        """
+        rows = dataframe.rows_of(self.components(), self.shows(), self.to_dict())
+        on = dataframe.as_json(plain(self.measured_on, "measured_on"))
+        return dataframe.frame(rows, {"kind": self.kind, "title": self.title, "measured_on": on})
+
+    def to_parquet(self, path: str | Path) -> Path:
+        """Writes `to_dataframe` as a Parquet file; returns its path.
+
+        Raises:
+            ResultError: pandas or pyarrow is not installed (`pip install 'mlxterp[dataframe]'`).
+        """
+        return dataframe.write_parquet(self.to_dataframe(), path)
 
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> AnalysisResult:

@@ -151,7 +151,7 @@ class GenerationResult(AnalysisResult):
 
     @property
     def total_logprob(self) -> float:
-        """Of the whole continuation, in nats."""
+        """The log-probability of the whole continuation, in nats."""
         return float(self.logprobs.sum())
 
     def summary(self) -> str:

@@ -410,6 +410,7 @@ class FaithfulnessResult(AnalysisResult):
             title=self.title,
             unit="faithfulness",
             accented=[i for i, row in enumerate(self.rows) if row.group == "found"],
+            grey="what it is compared with",
             references=((1.0, "the whole model"),),
             reading="1 is as the model, 0 as the corrupted run; other edges carry the corrupted values.",
         )

@@ -252,6 +252,7 @@ class FeatureEffectsResult(AnalysisResult):
             unit=f"change of {self.metric}",
             reading="The lines are the central 95 % of random features of the same size.",
             accented=[place for place, i in enumerate(order[:_MOST_BARS]) if self.features[i] in beyond],
+            grey="features that are not told from random ones",
             references=() if band is None else ((band[0], "random, 2.5 %"), (band[1], "random, 97.5 %")),
         )
         table = effects_table(

@@ -122,6 +122,7 @@ class LogitAttributionResult(AnalysisResult):
             title=f"Largest contributions to {self.towards}",
             unit="logits",
             reading=reading,
+            zeros=False,
         )
         heads = heatmap(
             self.head_contributions.T,
@@ -256,6 +257,7 @@ class NeuronAttributionResult(AnalysisResult):
             title=f"Strongest neurons of layer {self.layer}",
             unit="logits",
             reading=f"In logits; positive favours {self.towards}. The final norm's scale is this run's.",
+            zeros=False,
         )
         rows = (
             *((c.label, a, c.effect) for c, a in zip(strongest, self.activations.tolist(), strict=True)),

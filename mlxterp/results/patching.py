@@ -52,6 +52,7 @@ class _Reading(NamedTuple):
     unit: str
 
 
+_SEVERAL = " A token with … is the first pair's: others have other tokens there."
 _DIRECTIONS = {
     "denoising": _Reading(
         "clean activations put into the corrupted run",
@@ -165,7 +166,7 @@ class PatchingResult(AnalysisResult):
 
     @property
     def n_pairs(self) -> int:
-        """Over how many pairs the effects are."""
+        """The number of prompt pairs that the effects average over."""
         return 1 if self.per_example is None else len(self.per_example)
 
     def components(self) -> tuple[Component, ...]:
@@ -330,13 +331,16 @@ class PatchingResult(AnalysisResult):
         if axis == "pos" and axis in self.labels:
             rows = tuple(f"{i} {label!r}" for i, label in zip(self.indices_of(axis), rows, strict=True))
         reading = _DIRECTIONS[self.direction]
+        several = axis == "pos" and any(
+            label.endswith("…") or "…/" in label for label in self.labels_of(axis)
+        )
         return heatmap(
             values,
             title=title,
             rows=(_AXES[axis], rows),
             columns=("layer", self.labels_of("layer")),
             unit=reading.unit,
-            reading=reading.scale,
+            reading=f"{reading.scale}{_SEVERAL if several else ''}",
             intervals=bounds,
         )
 
@@ -512,6 +516,7 @@ class PathPatchingResult(AnalysisResult):
             title=f"{self.title}: the largest effects" if len(top) < len(self.senders) else self.title,
             unit=f"share of the {self.metric} gap",
             reading="0 is as clean, 1 as corrupted: the sender's change reaches the receivers only.",
+            zeros=False,
         )
         over = "" if self.per_example is None else f", over {pairs_text(len(self.per_example))}"
         table = effects_table(

@@ -24,6 +24,10 @@ Floats: TypeAlias = NDArray[np.float64]
 Flags: TypeAlias = NDArray[np.bool_]
 Cell: TypeAlias = str | int | float | bool | None
 
+_TIE = 1e-3
+"""Relative: values that are nearer to each other read alike, and are ranked alike."""
+_MOST_MARKS = 12
+
 
 @dataclass(frozen=True)
 class Component:
@@ -190,6 +194,9 @@ def heatmap(
         intervals: low and high ends, of the shape of `values`; they are in the title of each cell.
     """
     limit = colour_limit(values)
+    outlined, tied = _outlined(values, marks, limit)
+    if tied:
+        reading = f"{reading} Not outlined: {tied} cells that are as strong as each other.".strip()
     return Heatmap(
         title=title,
         values=tuple(map(tuple, values.tolist())),
@@ -201,11 +208,25 @@ def heatmap(
         low=-limit if diverging else 0.0,
         high=limit,
         diverging=diverging,
-        marks=tuple((i, j) for i, j in strongest(values, marks) if abs(values[i, j]) >= limit / 4),
+        marks=outlined,
         reading=reading,
         within=within,
         details=None if intervals is None else _interval_texts(*intervals),
     )
+
+
+def _outlined(values: Floats, marks: int, limit: float) -> tuple[tuple[tuple[int, int], ...], int]:
+    """The strongest cells and those that tie with them; and how many tie where they are too many to
+    outline."""
+    strong = [where for where in strongest(values, values.size) if abs(values[where]) >= limit / 4]
+    if marks < 1 or len(strong) <= marks:
+        return tuple((i, j) for i, j in strong[: max(marks, 0)]), 0
+    least = abs(values[strong[marks - 1]]) * (1 - _TIE)
+    tied = [where for where in strong if abs(values[where]) >= least]
+    if len(tied) <= _MOST_MARKS:
+        return tuple((i, j) for i, j in tied), 0
+    above = [where for where in tied if abs(values[where]) > abs(values[tied[-1]]) * (1 + _TIE)]
+    return tuple((i, j) for i, j in above[:marks]), len(tied) - len(above)
 
 
 def _interval_texts(low: Floats, high: Floats) -> tuple[tuple[str, ...], ...]:
@@ -222,16 +243,29 @@ def bars(
     unit: str,
     reading: str = "",
     accented: int | Sequence[int] = 3,
+    grey: str = "",
+    zeros: bool = True,
     references: tuple[tuple[float, str], ...] = (),
 ) -> Bars:
-    """Bars of components in the order given.
+    """Bars of components in the order given; the reading says what grey bars are.
 
     Args:
-        accented: the positions of those that stand out, or how many of the first.
+        accented: the positions of those that stand out, or how many of the first; what ties with the last of
+            these stands out too.
+        grey: what the others are, "random sets" say.
+        zeros: False leaves out of a ranking what is 0 beside its largest, and the reading says how many.
     """
     shown = tuple(components)
+    largest = max((abs(c.effect) for c in shown if math.isfinite(c.effect)), default=0.0)
+    if not zeros and largest > 0:
+        kept = tuple(c for c in shown if not abs(c.effect) < _TIE * largest)
+        if len(kept) < len(shown):
+            reading = f"{reading} Not drawn: {len(shown) - len(kept)} that are 0 beside these.".strip()
+        shown = kept
     intervals = tuple(c.ci for c in shown if c.ci is not None)
-    first = range(min(accented, len(shown))) if isinstance(accented, int) else accented
+    first = _first(shown, accented) if isinstance(accented, int) else accented
+    if 0 < len(first) < len(shown):
+        reading = f"{reading} Grey: {grey or 'the weaker ones'}.".strip()
     return Bars(
         title=title,
         labels=tuple(c.label for c in shown),
@@ -242,6 +276,17 @@ def bars(
         references=references,
         reading=reading,
     )
+
+
+def _first(shown: Sequence[Component], count: int) -> range:
+    """The positions of the first few, and of those that tie with the last of them."""
+    if count < 1 or not shown:
+        return range(0)
+    end = min(count, len(shown))
+    last = abs(shown[end - 1].effect)
+    while end < len(shown) and abs(abs(shown[end].effect) - last) <= _TIE * last:
+        end += 1
+    return range(end)
 
 
 def effects_table(
@@ -303,7 +348,7 @@ def describe(shown: Drawable) -> str:
     if isinstance(shown, Heatmap):
         cells = "; ".join(
             f"{shown.column_labels[j]} {shown.row_axis} {shown.row_labels[i]}: {number(shown.values[i][j])}"
-            for i, j in shown.marks
+            for i, j in shown.marks[:_MOST_MARKS]
         )
         size = f"{len(shown.row_labels)} {shown.row_axis}s by {len(shown.column_labels)} {shown.column_axis}s"
         strongest_cells = f" Strongest: {cells}." if cells else " Every value is 0 or missing."

@@ -1,4 +1,4 @@
-"""How often an effect is found at the levels of a night's claims, before a finding has earned any wealth.
+"""Power at the significance levels of an investigation's first claims, before any discovery raises them.
 
 The first claim of a night is judged at level .0013, the hundredth fruitless one at 1e-5; the cap of .005 is
 reached only after findings. Residuals are those of SmolLM2's heads, widened to each spread.

@@ -42,6 +42,7 @@ from mlxterp.statistics.configuration import rule_defaults
 from mlxterp.statistics.decisions import SESOI, Cells, Claim
 from mlxterp.statistics.duplicates import fingerprint, same_numbers
 from mlxterp.statistics.intervals import exact_rate
+from mlxterp.text import percent
 from mlxterp.worlds import (
     llama_with_preferred_answers,
     random_llama,
@@ -141,14 +142,15 @@ class SelftestResult:
         found = []
         (n, kept), (planted, supported), (nulls, ruled_out) = self.null, self.planted, self.true_null
         if not kept <= NULL_BOUND * n:
-            found.append(f"{kept} of {n} claims about nothing were kept; {NULL_BOUND:.0%} are allowed")
+            found.append(f"{kept} of {n} claims about nothing were kept; {percent(NULL_BOUND)} are allowed")
         if not supported >= PLANTED_BOUND * planted:
             found.append(
-                f"{supported} of {planted} planted effects were supported; {PLANTED_BOUND:.0%} are needed"
+                f"{supported} of {planted} planted effects were supported; {percent(PLANTED_BOUND)} are "
+                "needed"
             )
         if not ruled_out >= TRUE_NULL_BOUND * nulls:
             found.append(
-                f"{ruled_out} of {nulls} true nulls were ruled out; {TRUE_NULL_BOUND:.0%} are needed"
+                f"{ruled_out} of {nulls} true nulls were ruled out; {percent(TRUE_NULL_BOUND)} are needed"
             )
         found += [
             f"an adversary ({each.strategy}, spread {each.spread:g} S) had {each.kept} of {each.claims} "

@@ -34,10 +34,13 @@ from mlxterp.statistics.outcome import (
     outcome_of,
 )
 from mlxterp.statistics.ratio import SE_FLOOR, by_cluster, effect_of, jackknife
+from mlxterp.text import percent
 
 N_FIRST = 24
 N_MOST = 48
 EXPLORE_MIN = 8
+CLUSTERS_NEEDED = EXPLORE_MIN + N_MIN
+"""Independent clusters of a dataset from which on declared claims are decided."""
 PLACEBOS = 24
 SESOI = (0.05, 0.1, 0.2, 0.3, 0.5)
 """Smallest effects of interest that may be declared: a grid, so that verdicts do not bisect an effect."""
@@ -98,8 +101,8 @@ def split(clusters: Sequence[str], salt: str) -> Split:
     """
     order = hashed_order(clusters, salt)
     n = len(order)
-    if n < EXPLORE_MIN + N_MIN:
-        why = f"needs at least {EXPLORE_MIN + N_MIN} independent clusters, setup.py has {n}"
+    if n < CLUSTERS_NEEDED:
+        why = f"needs at least {CLUSTERS_NEEDED} independent clusters, setup.py has {n}"
         return Split(order, (), reason=why)
     explored = N_FIRST if n >= N_FIRST + N_MOST else EXPLORE_MIN
     return Split(order[:explored], order[explored : explored + N_MOST], order[explored + N_MOST :])
@@ -349,16 +352,16 @@ def gate(
         lacking["gap"] = f"the gap is {t:.1f} standard errors from 0; {GATE_T:g} are needed"
     if not preference >= GATE_PREFERENCE:
         lacking["preference"] = (
-            f"the answer is preferred in {preference:.0%} of runs; {GATE_PREFERENCE:.0%} are needed"
+            f"the answer is preferred in {percent(preference)} of runs; {percent(GATE_PREFERENCE)} are needed"
         )
     if not rank_share >= GATE_RANK_SHARE:
         lacking["rank"] = (
-            f"the answer is among the first {first} tokens in {rank_share:.0%} of runs; "
-            f"{GATE_RANK_SHARE:.0%} are needed"
+            f"the answer is among the first {first} tokens in {percent(rank_share)} of runs; "
+            f"{percent(GATE_RANK_SHARE)} are needed"
         )
     if shown is not None and not shown >= GATE_CANDIDATES:
         lacking["candidates"] = (
-            f"{shown:.0%} of unselected candidates show it; {GATE_CANDIDATES:.0%} are needed"
+            f"{percent(shown)} of unselected candidates show it; {percent(GATE_CANDIDATES)} are needed"
         )
     behind = None
     if prefixed is not None:
@@ -371,8 +374,8 @@ def gate(
             )
         if not behind >= GATE_PREFIXED:
             lacking["preference behind a prefix"] = (
-                f"behind an unrelated prefix the answer is preferred in {behind:.0%} of runs; "
-                f"{GATE_PREFIXED:.0%} are needed"
+                f"behind an unrelated prefix the answer is preferred in {percent(behind)} of runs; "
+                f"{percent(GATE_PREFIXED)} are needed"
             )
     reasons = tuple(lacking.values())
     return Gate(

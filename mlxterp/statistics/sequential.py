@@ -1,4 +1,5 @@
-"""Alpha wealth over the claims of a night: each claim is judged at a level that earlier ones have left."""
+"""Online control of the false discovery rate (LORD++): the significance level of each claim of an
+investigation, given the verdicts on earlier ones."""
 
 from __future__ import annotations
 

@@ -14,15 +14,23 @@ if TYPE_CHECKING:
     from mlxterp.workflows.features import feature_investigation as feature_investigation
     from mlxterp.workflows.localization import behavior_localization as behavior_localization
     from mlxterp.workflows.progress import StepProgress as StepProgress
+    from mlxterp.workflows.prompt_check import check_prompts as check_prompts
 
 _WHERE = {
     "StepProgress": "mlxterp.workflows.progress",
     "behavior_localization": "mlxterp.workflows.localization",
+    "check_prompts": "mlxterp.workflows.prompt_check",
     "circuit_discovery": "mlxterp.workflows.discovery",
     "feature_investigation": "mlxterp.workflows.features",
 }
 
-__all__ = ["StepProgress", "behavior_localization", "circuit_discovery", "feature_investigation"]
+__all__ = [
+    "StepProgress",
+    "behavior_localization",
+    "check_prompts",
+    "circuit_discovery",
+    "feature_investigation",
+]
 
 
 def __getattr__(name: str) -> object:

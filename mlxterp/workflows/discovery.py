@@ -155,8 +155,10 @@ def circuit_discovery(
             StepProgress instead.
 
     Costs one run of each prompt for the baselines of all steps, one more in each step that works on edges;
-    five backward passes; a row per head and MLP; for each candidate about one run. `measured_on["ran"]` says
-    how many.
+    five backward passes; a row per head and MLP. A candidate of acdc costs what its removal changes, about an
+    eighth of a run: most edges reach few nodes, and the estimates tell which ones to test together. Decision
+    record 22 has times. `measured_on["ran"]` says how many runs there were; `verbose` and `progress` how long
+    acdc may take, before it begins.
 
     Returns:
         a WorkflowResult; `get_step("acdc")` is a CircuitResult with `nodes` and `edges`.
@@ -200,7 +202,7 @@ def circuit_discovery(
     if "activation" in chosen:
         done += run.activation(scores)
     if "acdc" in chosen:
-        circuit = run.acdc(threshold, _searched(scores, graph, candidates), checkpoint)
+        circuit = run.acdc(threshold, scores, _searched(scores, graph, candidates), checkpoint)
         found_step = narratives.missed(done, narratives.search(circuit, top_k), scores, top_k)
         measured = run.faithfulness(circuit, scores)
         elsewhere = None if split is None else (len(search.pairs), len(others.pairs))
@@ -356,12 +358,17 @@ class _Run:
         return steps if scores is None else narratives.agreement(steps, scores)
 
     def acdc(
-        self, threshold: float, searched: list[str] | None, checkpoint: str | Path | None
+        self,
+        threshold: float,
+        scores: EdgeScoresResult | None,
+        searched: list[str] | None,
+        checkpoint: str | Path | None,
     ) -> CircuitResult:
         """The search for the circuit."""
 
         def report(state: AcdcProgress) -> None:
-            self.reporter.report("acdc", str(state), state.done, state.edges)
+            # The first report is the estimate of how long it takes; a log shows it as the step's beginning.
+            self.reporter.report("acdc", str(state), state.done, state.edges if state.done else 0)
 
         n = self.graph.n_edges if searched is None else len(searched)
         self.reporter.report("acdc", f"searching {narratives.share_searched(n, self.graph.n_edges)}")
@@ -370,6 +377,7 @@ class _Run:
             self.search.prepared,
             threshold=threshold,
             candidates=searched,
+            estimates=scores,
             token_budget=self.token_budget,
             checkpoint=checkpoint,
             progress=report,

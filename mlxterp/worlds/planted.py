@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -13,7 +12,8 @@ import numpy as np
 
 from mlxterp.causal.prompts.encoding import token_id, token_rows
 from mlxterp.causal.prompts.pair import PromptPair
-from mlxterp.core.hook_points import HookPoint, head_label
+from mlxterp.component_names import head_label, parse_head
+from mlxterp.core.hook_points import HookPoint
 from mlxterp.core.model import InterpretableModel
 from mlxterp.datasets import repeated_random_pairs
 from mlxterp.errors import PromptPairError, SweepError
@@ -25,7 +25,6 @@ from mlxterp.worlds.world import MATTERS_NOT, SiteTruth, World
 
 _MISSES = 2000
 """Draws in a row without a new pair after which there is taken to be none."""
-_HEAD = re.compile(r"L(\d+)\.H(\d+)")
 _PLANTING_STEPS = 20
 _CALIBRATION = 8
 _THINGS = (
@@ -284,8 +283,8 @@ def _cut_off(model: InterpretableModel, layer: int, head: int) -> None:
 
 def _known_heads() -> list[tuple[int, int]]:
     made = truth()
-    found = [_HEAD.fullmatch(made[name]) for name in ("previous_token_head", "induction_head")]
-    return [(int(match[1]), int(match[2])) for match in found if match]
+    found = [parse_head(made[name]) for name in ("previous_token_head", "induction_head")]
+    return [head for head in found if head is not None]
 
 
 def _toy_world(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from mlxterp_agent import platform
 from tests.agent.fakes import make_project
 
 
@@ -15,3 +16,9 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A contract-complete project; its supervisor's private files are beside it."""
     monkeypatch.setenv("AUTOINTERP_STATE_DIR", str(tmp_path / "state"))
     return make_project(tmp_path / "project")
+
+
+@pytest.fixture(autouse=True)
+def no_keys_of_another_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process remembers the keys that it took out of its environment."""
+    monkeypatch.setattr(platform, "_taken", {})

@@ -298,13 +298,122 @@ def test_watch_as_json_is_json_from_the_first_line_to_the_last(autointerp, proje
 def test_init_makes_an_investigation_in_a_repository_of_its_own(autointerp, tmp_path):
     target = tmp_path / "deep" / "er"
 
-    said = autointerp("init", target, "--model", "toy-induction", "--question", "Why?")
+    said = autointerp("init", target, "--model", "toy-induction", "--question", "Why is it repeated?")
 
     assert said.code == exit_codes.FINISHED
-    assert "8 independent clusters to explore, 24 to decide declared claims on" in said.out
+    assert "16 independent clusters to explore, up to 48 fresh ones for each declared claim" in said.out
+    assert f"autointerp start {target}" in said.out
+    assert "importing setup.py, which loads toy-induction" in said.err
     assert git(target, "log", "--format=%s") == "Begin the investigation"
     assert git(target, "status", "--short") == ""
-    assert "Why?" in (target / "program.md").read_text()
+    assert "Why is it repeated?" in (target / "program.md").read_text()
+
+
+def own_pairs(directory: Path, n: int) -> Path:
+    """A file of pairs that the toy shows."""
+    from mlxterp import InterpretableModel
+    from mlxterp.datasets import repeated_random_pairs
+
+    pairs = repeated_random_pairs(InterpretableModel("toy-induction"), n=n, period=8, repeats=1, seed=3)
+    lines = [f"{p.clean},{p.corrupted},{p.answer},{p.foil}" for p in pairs]
+    path = directory / "pairs.csv"
+    path.write_text("\n".join(["clean,corrupted,answer,foil", *lines]))
+    return path
+
+
+def test_init_checks_a_persons_own_prompts_and_says_what_can_be_decided(autointerp, tmp_path):
+    prompts = own_pairs(tmp_path, 26)
+
+    said = autointerp(
+        "init", tmp_path / "p", "--model", "toy-induction", "--question", "Who?", "--prompts", prompts
+    )
+
+    assert said.code == exit_codes.FINISHED
+    assert "26 used" in said.out
+    assert "8 independent clusters to explore, 18 to decide declared claims on" in said.out
+    assert "EXAMPLE" not in said.out
+    assert "checking 26 pairs of pairs.csv with toy-induction" in said.err
+    assert "name='line 2'" in (tmp_path / "p" / "setup.py").read_text().replace('"', "'")
+    assert git(tmp_path / "p", "status", "--short") == ""
+
+
+def test_init_says_of_10_pairs_that_nothing_can_be_decided_and_how_many_are_missing(autointerp, tmp_path):
+    prompts = own_pairs(tmp_path, 10)
+
+    said = autointerp("init", tmp_path / "p", "--model", "toy-induction", "--prompts", prompts)
+
+    assert said.code == exit_codes.FINISHED
+    assert "14 more are needed" in said.out
+    assert "no declared effect can be decided" in said.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["init", "--prompts", "bad.csv"], exit_codes.PROJECT, "bad.csv, line 1"),
+        (["init", "--prompts", "nowhere.csv"], exit_codes.PROJECT, "there is no such file"),
+        (["start", "--prompts", "bad.csv", "--agent", "none"], exit_codes.PROJECT, "bad.csv, line 1"),
+        (["init", "--model", "smollm2-135"], exit_codes.PROJECT, "Did you mean 'smollm2-135m'?"),
+        (["init", "--model", "./models/tiny"], exit_codes.PROJECT, "no file or directory here"),
+        (["init", "--scaffold", "inductoin"], exit_codes.PROJECT, "induction"),
+        (["init", "--max-experiments", "0"], exit_codes.PROJECT, "max_experiments is 0"),
+        (["start", "--hours", "-1", "--agent", "none"], exit_codes.USAGE, "--hours -1"),
+        (["start", "--until", "25:99", "--agent", "none"], exit_codes.USAGE, "--until '25:99'"),
+        (["start", "--max-experiments", "0", "--agent", "none"], exit_codes.USAGE, "--max-experiments 0"),
+        (["start", "--scaffold", "nonsense", "--agent", "none"], exit_codes.PROJECT, "no scaffold"),
+        (["start", "--model", "smollm", "--agent", "none"], exit_codes.PROJECT, "no bundled model"),
+    ],
+)
+def test_a_typo_leaves_nothing_behind(autointerp, tmp_path, monkeypatch, arguments, code, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bad.csv").write_text("clean;corrupted;answer;foil\n")
+    before = sorted(tmp_path.iterdir())
+
+    ended = autointerp(arguments[0], tmp_path / "new", *arguments[1:])
+
+    assert ended.code == code
+    assert said in ended.err
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_without_prompts_the_example_is_called_one_and_start_is_not_advised(autointerp, tmp_path):
+    asked = ("--model", "toy-induction", "--question", "gender bias?")
+
+    made = autointerp("init", tmp_path / "p", *asked)
+    refused = autointerp("start", tmp_path / "p", "--agent", "scripted")
+    status = autointerp("status", tmp_path / "p")
+
+    assert "EXAMPLE: setup.py holds the example of the scaffold 'induction'" in made.out
+    assert "then: autointerp start" not in made.out
+    assert refused.code == exit_codes.RESEARCHER
+    assert "does not answer the question" in status.out
+
+
+@pytest.mark.parametrize("scaffold", ["induction", "generic"])
+def test_the_example_for_a_toy_uses_words_that_it_has(autointerp, tmp_path, scaffold):
+    said = autointerp("init", tmp_path / "p", "--model", "toy-induction", "--scaffold", scaffold)
+
+    assert "independent clusters to explore" in said.out
+    assert "cannot be imported" not in said.out
+
+
+def test_a_relative_path_of_a_model_is_that_of_the_callers_directory(autointerp, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "tiny.gguf").write_bytes(b"")
+
+    said = autointerp("init", tmp_path / "p", "--model", "models/tiny.gguf", "--scaffold", "generic")
+
+    assert f"MODEL_NAME = {str(tmp_path / 'models' / 'tiny.gguf')!r}" in (tmp_path / "p/setup.py").read_text()
+    assert "cannot be imported" in said.out
+    assert "before you start it" in said.out
+
+
+@pytest.mark.parametrize("command", ["init", "start"])
+def test_the_help_names_the_default_scaffold(autointerp, command):
+    said = " ".join(autointerp(command, "--help").out.replace("│", " ").split())
+
+    assert "Default: factual_recall; induction for a toy model; generic with --prompts" in said
 
 
 def test_a_question_that_the_script_cannot_answer_is_refused_before_anything_is_made(autointerp, tmp_path):
@@ -578,6 +687,11 @@ def spoil_torn(project: Path, tmp_path: Path) -> list[str]:
     return ["run", str(project)]
 
 
+def spoil_torn_and_wait_for_edits(project: Path, tmp_path: Path) -> list[str]:
+    spoil_torn(project, tmp_path)
+    return ["start", str(project), "--agent", "none", "--max-experiments", "1"]
+
+
 def name_below_a_file(project: Path, tmp_path: Path) -> list[str]:
     (tmp_path / "file").touch()
     return ["start", str(tmp_path / "file" / "x"), "--agent", "none"]
@@ -612,6 +726,7 @@ def no_such_project(project: Path, tmp_path: Path) -> list[str]:
     [
         (spoil_lock, 6),
         (spoil_torn, 0),
+        (spoil_torn_and_wait_for_edits, 0),
         (name_below_a_file, 6),
         (init_in_the_kernels_files, 6),
         (state_below_a_file, 6),

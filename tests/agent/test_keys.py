@@ -13,13 +13,13 @@ CANARY = "canary-4711"
 
 SHOWS = """
 import os, sys
-from mlxterp_agent.platform import hide_keys
+from mlxterp_agent.platform import hide_keys, take_keys
 hide_keys()
 if sys.platform == "linux":
     import ctypes
     print(ctypes.CDLL(None).prctl(3, 0, 0, 0, 0))
     print(open("/proc/self/environ", "rb").read().decode())
-print("key:", os.environ["ANTHROPIC_API_KEY"], "arguments:", sys.argv[1:], sorted(os.environ))
+print("key:", take_keys()["ANTHROPIC_API_KEY"], "arguments:", sys.argv[1:], sorted(os.environ))
 """
 
 
@@ -38,6 +38,7 @@ def test_the_key_leaves_the_environment_that_the_kernel_shows(tmp_path: Path):
     assert CANARY not in shown
     assert own.startswith(f"{CANARY} arguments: ['a', 'b c']")
     assert "AUTOINTERP_KEYS_FD" not in own
+    assert "ANTHROPIC_API_KEY" not in own
 
 
 def test_without_a_key_nothing_is_started_again(tmp_path: Path):

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from mlxterp.autointerpret.keep_rule import RULE
 from mlxterp_agent import selftest
 from mlxterp_agent.cli import app
-from mlxterp_agent.display.progress import selftest_progress
+from mlxterp_agent.display.progress import counted_progress
 from mlxterp_agent.exit_codes import OUR_BUG
 
 PASSED: dict[str, Any] = {
@@ -86,7 +86,7 @@ def test_the_table_says_rates_with_intervals_and_bounds(child, monkeypatch):
     ended = CliRunner().invoke(app, ["selftest"])
 
     assert "claims about nothing" in ended.stdout
-    assert "0.25% [0.03%, 0.90%]" in ended.stdout
+    assert "0.25 % [0.03 %, 0.90 %]" in ended.stdout
     assert "<= 1 %" in ended.stdout
     assert "real processes         1 of 1 as expected" in ended.stdout
     assert ended.stdout.splitlines()[-1].startswith("passed in ")
@@ -158,7 +158,7 @@ def test_progress_is_one_line_on_a_terminal_and_a_line_a_step_elsewhere():
 
     screen, file = Terminal(), io.StringIO()
     for stream in (screen, file):
-        with selftest_progress(stream) as progress:
+        with counted_progress(stream) as progress:
             for done in (1, 2):
                 progress("measuring", done, 2)
 

@@ -36,7 +36,7 @@ def test_it_says_that_leads_are_not_findings_and_what_the_judge_takes():
 def test_predictions_are_counted_against_their_intervals():
     log = [entry(1, predicted=predicted(True, False)), entry(2, "note", predicted=predicted(True))]
 
-    assert "- Predictions: 2 of 3 numbers lay in their intervals; 90% would be calibrated." in text_of(log)
+    assert "- Predictions: 2 of 3 numbers lay in their intervals; 90 % would be calibrated." in text_of(log)
 
 
 def test_rivals_of_plain_entries_stay_open_until_something_closes_them():

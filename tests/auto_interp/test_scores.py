@@ -111,7 +111,7 @@ def test_answers_that_decide_too_little_are_no_score(positive, negative):
     score = score_from_answers(positive, negative)
 
     assert (score.balanced_accuracy, score.confidence) == (None, None)
-    assert "a score needs 80%" in score.details["reason"]
+    assert "a score needs 80 %" in score.details["reason"]
 
 
 @pytest.mark.parametrize(("undecided", "scored"), [(20, True), (21, False)])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mlxterp.autointerpret import Hypothesis, InterventionClaim
-from mlxterp.autointerpret.fingerprint import ClaimSite, canonical_site, claim_fingerprint, parse_site
+from mlxterp.autointerpret.fingerprint import claim_fingerprint
 
 
 def _declared(op="patch", site=("L9.H6@-1",), more=None, **intervention):
@@ -115,25 +115,3 @@ def test_positions_count_from_the_end_where_the_length_is_known():
     assert _of(first, n_tokens=12) == _of(last, n_tokens=12)
     assert _of(first, n_tokens=13) != _of(last, n_tokens=13)
     assert _of(first) != _of(last)
-
-
-@pytest.mark.parametrize(
-    ("text", "site"),
-    [
-        ("L9.H6", ClaimSite("z", 9, 6)),
-        ("L9.H6@-1", ClaimSite("z", 9, 6, -1)),
-        ("L9.head.h6", ClaimSite("z", 9, 6)),
-        ("L0.attn@3", ClaimSite("attn_out", 0, None, 3)),
-        ("embed", ClaimSite("embed")),
-    ],
-)
-def test_a_site_is_read_and_written(text, site):
-    assert parse_site(text) == site
-    assert parse_site(str(site)) == site
-
-
-def test_a_canonical_site_stays_as_it_is():
-    site = canonical_site("L3.resid_post@4", n_tokens=10)
-
-    assert str(site) == "L4.resid_pre@-6"
-    assert canonical_site(site, n_tokens=10) == site

@@ -11,7 +11,6 @@ import pytest
 from mlx.utils import tree_flatten
 
 from mlxterp.causal import EdgeRun, attribution_patching, edge_attribution
-from mlxterp.core.architecture import linear
 from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import ModelNotFound
 from tests.core.conftest import close
@@ -79,6 +78,8 @@ def test_what_the_weights_say_is_what_the_adapted_model_computes(dora, quantized
 
 @pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
 def test_rows_of_an_adapted_layer_are_its_answers_to_the_identity(dora):
+    from mlxterp.core.architecture import linear
+
     module = adapted(KEYS["every kind"], dora=dora)
     layer, embedding = module.model.layers[1].self_attn.o_proj, module.model.embed_tokens
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from tokenizers import Tokenizer, models, normalizers, processors
 
-from mlxterp.core.model import InterpretableModel, bos_caution
+from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import TokenError
 from tests.tiny_models import ByteTokenizer, tiny_module
 
@@ -104,6 +104,8 @@ def test_a_tokenizer_without_a_bos_token_cannot_put_one_in_front():
 
 
 def test_prompts_that_differ_at_position_0_get_a_caution_where_a_bos_token_is_not_used():
+    from mlxterp.core.model import bos_caution
+
     without = model_with(add_bos=False)
 
     said = bos_caution(without, [4, 7], [6, 7])

@@ -1,6 +1,7 @@
 import pytest
 
-from mlxterp.core.hook_points import HookPoint, component_name, expand, head_label, parse
+from mlxterp.component_names import component_name, head_label
+from mlxterp.core.hook_points import HookPoint, expand, parse
 from mlxterp.errors import UnknownHookPoint
 
 

@@ -4,9 +4,9 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from mlxterp.component_names import GLOBAL_NAMES, LAYER_NAMES
 from mlxterp.core import interventions as iv
 from mlxterp.core.architecture.attention import attend
-from mlxterp.core.hook_points import GLOBAL_NAMES, LAYER_NAMES
 from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import CapabilityUnavailable
 from tests.core.conftest import close

@@ -5,9 +5,10 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 
+from mlxterp.component_names import LAYER_NAMES
 from mlxterp.core import interventions as iv
 from mlxterp.core.architecture.families import COMMON
-from mlxterp.core.hook_points import LAYER_NAMES, HookPoint
+from mlxterp.core.hook_points import HookPoint
 from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import (
     CapabilityUnavailable,

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from mlxterp.causal import activation_patching
-from mlxterp.causal.batching.sweep import Row, run_rows
 from mlxterp.core.interventions import edit, zero
 from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import HookError, TokenError
@@ -158,6 +157,8 @@ def test_a_sweep_in_one_thread_leaves_plain_runs_of_another_alone(tiny_llama):
 
 
 def test_an_edit_function_of_a_sweep_cannot_run_the_model(tiny_llama):
+    from mlxterp.causal.batching.sweep import Row, run_rows
+
     def with_the_model(x: mx.array) -> mx.array:
         return x + tiny_llama.logits(IDS)[..., :1].mean()
 

@@ -14,6 +14,7 @@ from typing import Any
 import httpx2
 import pytest
 
+from mlxterp.autointerpret.log import OUTBOX_ENV
 from mlxterp.errors import (
     DeprecatedModel,
     LlmAway,
@@ -352,6 +353,13 @@ def test_without_a_key_it_says_so_before_anything_is_asked(monkeypatch):
 
     with pytest.raises(LlmUnavailable, match="ANTHROPIC_API_KEY"):
         AnthropicCompleter()
+
+
+def test_in_an_experiment_it_says_at_once_that_there_is_no_network(monkeypatch):
+    monkeypatch.setenv(OUTBOX_ENV, "fd:3")
+
+    with pytest.raises(LlmUnavailable, match="no network, no key and no share of the run's dollars"):
+        AnthropicCompleter(api_key="k")
 
 
 def test_the_key_of_the_environment_is_used(monkeypatch):

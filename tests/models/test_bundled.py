@@ -25,6 +25,7 @@ from mlxterp.models import (
 from mlxterp.models.bundled import Bundled
 from tests import tiny_gguf
 
+GEMMA = "gemma3-270m"
 SMOLLM = "smollm2-135m"
 ENGLISH = (
     "The water cycle describes how water moves on, above and below the surface of the Earth. Heat from "
@@ -158,9 +159,10 @@ def test_the_toy_has_no_quantised_weights():
 
 
 def test_another_name_is_refused_with_those_that_are_known():
-    assert bundled.NAMES == (SMOLLM, "toy-induction")
+    assert bundled.NAMES == (SMOLLM, GEMMA, "toy-induction")
     with pytest.raises(
-        ModelNotFound, match=r"'gpt2' is no bundled model\. There are: smollm2-135m, toy-induction"
+        ModelNotFound,
+        match=r"'gpt2' is no bundled model\. There are: smollm2-135m, gemma3-270m, toy-induction",
     ):
         bundled.load("gpt2")
 
@@ -172,7 +174,7 @@ def test_another_name_is_refused_with_those_that_are_known():
 def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """The name of a bundled model whose file is in the cache, not yet copied."""
     source = tiny_gguf.write(tmp_path / "tiny.gguf")
-    monkeypatch.setitem(fetch.WHEELS, "tiny", tiny_gguf.wheel(tmp_path, source))
+    monkeypatch.setitem(fetch.MODEL_FILES, "tiny", tiny_gguf.model_file(tmp_path, source))
     monkeypatch.setenv(fetch.CACHE_ENV, str(tmp_path / "cache"))
     fetch.cached_path("tiny").parent.mkdir(parents=True)
     shutil.copy(source, fetch.cached_path("tiny"))

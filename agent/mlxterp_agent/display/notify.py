@@ -24,6 +24,7 @@ from functools import cache
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from mlxterp.text import percent
 from mlxterp_agent.events import (
     Decided,
     Emit,
@@ -186,7 +187,7 @@ class Notices:
     def _budget_is_short(self, words: str) -> None:
         """Sends one notice in a run: the lock is never released."""
         if self._budget_lock.acquire(blocking=False):
-            self._send("budget", f"{SHARE:.0%} of the budget is used", words)
+            self._send("budget", f"{percent(SHARE)} of the budget is used", words)
 
     def _send(self, kind: Kind, what: str, text: str) -> None:
         title = f"autointerp: {one_line(what, 80)} ({self._project})"
@@ -224,7 +225,7 @@ class _Channel:
                 return
 
     def end(self) -> None:
-        """Nothing more will be put."""
+        """Stops the queue: no notice follows."""
         self.put(None)
 
     def wait(self, seconds: float) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TextIO
 
+from mlxterp.text import percent
 from mlxterp_agent.events import (
     Committed,
     Decided,
@@ -60,7 +61,9 @@ class PlainLines:
             case Repaired():
                 return f"repaired: {plain(event.what)}"
             case Progress():
-                share = f" {event.done / event.total:.0%}" if event.done is not None and event.total else ""
+                share = (
+                    f" {percent(event.done / event.total)}" if event.done is not None and event.total else ""
+                )
                 return f"{one_line(event.text)}{share}"
             case SetupReady():
                 blas = f", BLAS {one_line(event.blas)}" if event.blas else ""

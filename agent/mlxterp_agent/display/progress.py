@@ -12,7 +12,7 @@ _WIDTH = 78
 
 
 @contextmanager
-def selftest_progress(stream: TextIO) -> Iterator[Callable[[str, int, int], None]]:
+def counted_progress(stream: TextIO) -> Iterator[Callable[[str, int, int], None]]:
     """Gives a function of (what is done, how much of it, how much in all)."""
     terminal, last = stream.isatty(), ""
 

@@ -44,6 +44,10 @@ class Check:
     text: str
 
 
+class _Gap(str):
+    """What cannot be compared here, and why: neither agreement nor a problem."""
+
+
 def verify(project: Path, state: State) -> list[Check]:
     """Every comparison, in the order of truth; a run that is under way may show what it has not completed."""
     journal = Journal(state.journal_path)
@@ -53,7 +57,7 @@ def verify(project: Path, state: State) -> list[Check]:
         history.take(event, 0)
     log = ExperimentLog(project / LOG)
     entries = list(log.scan().entries)
-    checks: list[tuple[str, Callable[[], Iterator[str | None]], str]] = [
+    checks: list[tuple[str, Callable[[], Iterator[str]], str]] = [
         ("log", lambda: _log(log, events), f"{len(entries)} lines, every seal fits"),
         ("journal", lambda: _journal(log, events, damaged), "the log is what the journal says"),
         ("setup.py", lambda: _setup(project, state, entries, events), "the sealed one, in every line"),
@@ -75,19 +79,17 @@ def verify(project: Path, state: State) -> list[Check]:
     ]
     found: list[Check] = []
     for name, compare, fine in checks:
-        disagreements = list(compare())
-        problems = [text for text in disagreements if text is not None]
-        if problems:
-            found += [Check(name, "problem", text) for text in problems]
-        elif disagreements:
-            found.append(Check(name, "unchecked", "nothing on this machine to compare with"))
-        else:
+        said = list(compare())
+        found += [
+            Check(name, "unchecked" if isinstance(each, _Gap) else "problem", str(each)) for each in said
+        ]
+        if not said:
             found.append(Check(name, "ok", fine))
     return found
 
 
-def _log(log: ExperimentLog, events: list[Event]) -> Iterator[str | None]:
-    """Yields a text for each problem; None, here and below, stands for "cannot be checked"."""
+def _log(log: ExperimentLog, events: list[Event]) -> Iterator[str]:
+    """Yields a text for each problem, here and below."""
     scan = log.scan()
     anchors = [
         Seal(event["size"], event["sha256"]) for event in events if event["event"] in ("logged", "adopted")
@@ -102,9 +104,11 @@ def _log(log: ExperimentLog, events: list[Event]) -> Iterator[str | None]:
             yield f"line {seal.line}: {seal.what}"
 
 
-def _journal(log: ExperimentLog, events: list[Event], damaged: list[Rejected]) -> Iterator[str | None]:
+def _journal(log: ExperimentLog, events: list[Event], damaged: list[Rejected]) -> Iterator[str]:
     if not events:
-        yield None
+        yield _Gap(
+            "there is no journal of this project on this machine to compare the log with; that is no fault"
+        )
         return
     for each in damaged:
         if each.why == TORN:
@@ -136,12 +140,10 @@ def _journal(log: ExperimentLog, events: list[Event], damaged: list[Rejected]) -
             yield f"run {event['run']:04d} has begun and not ended; `autointerp start` closes it"
 
 
-def _setup(
-    project: Path, state: State, entries: list[ExperimentEntry], events: list[Event]
-) -> Iterator[str | None]:
+def _setup(project: Path, state: State, entries: list[ExperimentEntry], events: list[Event]) -> Iterator[str]:
     current, sealed = _digest_of(project / SETUP), _digest_of(state.sealed_dir / SETUP)
     if sealed is None:
-        yield None
+        yield _Gap("it was not sealed on this machine yet; `autointerp start` seals it")
     elif current != sealed:
         yield (
             f"{SETUP} is not the sealed one; copy {state.sealed_dir / SETUP} over it, or take the new one "
@@ -157,8 +159,9 @@ def _setup(
         )
 
 
-def _experiments(project: Path, entries: list[ExperimentEntry], events: list[Event]) -> Iterator[str | None]:
+def _experiments(project: Path, entries: list[ExperimentEntry], events: list[Event]) -> Iterator[str]:
     sources = {event["uid"]: event["source"].encode() for event in events if event["event"] == "intent"}
+    without: list[str] = []
     for entry in entries:
         record = entry.record
         if record is None:
@@ -166,15 +169,21 @@ def _experiments(project: Path, entries: list[ExperimentEntry], events: list[Eve
         expected = digests_of(entry).get("experiment")
         source = sources.get((uid_of(entry) or "").rpartition(".")[0])
         copy = read_or_none(project / RUNS / str(record.get("run")) / EXPERIMENT)
-        if source is None and copy is None:
-            yield None
+        if source is None and copy is None and expected is not None:
+            without.append(entry.experiment_id)
         if source is not None and digest(source) != expected:
             yield f"{entry.experiment_id}: the journal's copy of what ran has another digest"
         if copy is not None and digest(copy) != expected:
             yield f"{entry.experiment_id}: {RUNS}/{record.get('run')}/{EXPERIMENT} is not what ran"
+    if without:
+        which = without[0] if len(without) == 1 else f"{without[0]} to {without[-1]} ({len(without)} lines)"
+        yield _Gap(
+            f"{which}: no copy of what ran is on this machine, neither in its journal nor in {RUNS}; nothing "
+            "is wrong with the lines: their seals are checked above; findings/ has what ran for those kept"
+        )
 
 
-def _findings(project: Path, entries: list[ExperimentEntry]) -> Iterator[str | None]:
+def _findings(project: Path, entries: list[ExperimentEntry]) -> Iterator[str]:
     for entry in filter(is_kept, entries):
         folder = project / folder_of(entry)
         if not folder.is_dir():
@@ -195,7 +204,7 @@ def _findings(project: Path, entries: list[ExperimentEntry]) -> Iterator[str | N
 
 def _git(
     project: Path, entries: list[ExperimentEntry], log: ExperimentLog, history: History
-) -> Iterator[str | None]:
+) -> Iterator[str]:
     if not (project / ".git").exists():
         yield "there is no repository; `autointerp start` makes it and commits what was kept"
         return

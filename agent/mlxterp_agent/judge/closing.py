@@ -22,6 +22,7 @@ _SHOWN = (
     *("effect", "se", "low", "high", "n", "mde", "missing", "bar", "placebos", "slices"),
     *("not_exceeded", "passengers"),
 )
+_SHOWN_OF_GATE = ("passed", "t", "preference", "rank_share", "first", "candidates", "prefixed")
 
 
 def close_investigation(results: ResultsLog, setup_sha: str) -> ExperimentEntry | None:
@@ -30,7 +31,8 @@ def close_investigation(results: ResultsLog, setup_sha: str) -> ExperimentEntry 
     ids = {uid: entry.experiment_id for uid in waiting if (entry := results.entry_of(f"{uid}.1")) is not None}
     if not ids:
         return None
-    numbers = {ids[uid]: shown_numbers(waiting[uid]) for uid in ids}
+    gates = _gates(results.journal)
+    numbers = {ids[uid]: shown_numbers(waiting[uid], gates) for uid in ids}
     line = _closing_line(numbers, setup_sha)
     results.journal.append(
         "opened", uid=line.record["uid"].rpartition(".")[0], uids=list(ids), lines=[line.to_event()]
@@ -53,8 +55,15 @@ def unopened(journal: Journal) -> dict[str, Event]:
     return found
 
 
-def shown_numbers(judgement: Event) -> dict[str, Any]:
-    """What is shown of a judgement: the effect and its interval, not the numbers of single clusters."""
+def _gates(journal: Journal) -> dict[str, Event]:
+    """The events of behaviour gates, by their key."""
+    return {event["key"]: event for event, _ in journal.read() if event["event"] == "gate"}
+
+
+def shown_numbers(judgement: Event, gates: Mapping[str, Event]) -> dict[str, Any]:
+    """What is shown of a judgement: the effect, its interval and its gate, not the numbers of single
+    clusters."""
+    gate = gates.get(judgement["gate"] or "")
     numbers: Mapping[str, Any] = judgement["numbers"]
     return {
         **{name: numbers.get(name) for name in _SHOWN},
@@ -63,6 +72,11 @@ def shown_numbers(judgement: Event) -> dict[str, Any]:
         "source": judgement["source"],
         "clusters": list(judgement["clusters"]),
         "sha256": judgement["sha256"],
+        "gate": None
+        if gate is None
+        else {
+            of: {name: gate["numbers"][of].get(name) for name in _SHOWN_OF_GATE} for of in ("model", "twin")
+        },
     }
 
 

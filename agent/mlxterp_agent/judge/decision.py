@@ -127,7 +127,7 @@ def no_rows() -> Rows:
 
 
 def _role_rows(role: Mapping[str, Any], direction: str, clusters: tuple[str, ...], first: int) -> Rows:
-    """Attention mass against a gap of 1; each text is a cluster, where it is of no pair.
+    """Attention mass as the change, with a gap of 1. A text that belongs to no pair is a cluster of its own.
 
     Of several heads the weakest decides, because the claim is about each; for a claim that there is none, the
     strongest.

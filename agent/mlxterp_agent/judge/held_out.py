@@ -40,8 +40,7 @@ class HeldOut:
         n_clusters: independent clusters of setup.dataset.
         explore: the pairs of setup.dataset that experiments see; None for all of them.
         order: clusters in the order of looks (not of fresh pairs).
-        members: of each of these clusters what names its pairs in a job: indices into setup.dataset, or
-            items.
+        members: per cluster, what identifies its pairs in a job: indices into setup.dataset, or items.
         reason: why no claim can be judged; "" if it can.
         mirrored: whether every pair comes in both directions.
         copied: whether most prompts hold their answer, so that copying from the prompt explains it.

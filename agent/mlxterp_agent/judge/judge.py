@@ -45,8 +45,9 @@ from typing import Any
 
 from mlxterp.autointerpret.contract import digest
 from mlxterp.autointerpret.encoding import plain
-from mlxterp.autointerpret.fingerprint import SYNONYMS, canonical_site, claim_fingerprint
+from mlxterp.autointerpret.fingerprint import SYNONYMS, claim_fingerprint
 from mlxterp.autointerpret.keep_rule import MAX_NONFINITE_SHARE, EarlierVerdict, Measured
+from mlxterp.component_names import canonical_component
 from mlxterp.errors import StatisticsError
 from mlxterp.statistics.decisions import N_FIRST, N_MOST
 from mlxterp.statistics.outcome import PLACEBOS_MIN, Comparison
@@ -413,7 +414,7 @@ class Judge:
 
     def _known_placebos(self, declared: Mapping[str, Any]) -> tuple[str | None, dict[str, float] | None]:
         """The key and the effects of placebos that were measured before; None if there are too few."""
-        claimed = {str(canonical_site(site)) for site in declared["site"]}
+        claimed = {str(canonical_component(site)) for site in declared["site"]}
         for own in (False, True):
             key = self._placebo_key(declared, own_sites=own)
             if key not in self._placebos:
@@ -421,7 +422,7 @@ class Judge:
             effects = {
                 name: effect
                 for name, effect in self._placebos[key]["effects"].items()
-                if own or not claimed & {str(canonical_site(site)) for site in name.split(" + ")}
+                if own or not claimed & {str(canonical_component(site)) for site in name.split(" + ")}
             }
             if len(effects) >= PLACEBOS_MIN:
                 return key, effects
@@ -436,7 +437,7 @@ class Judge:
 
     def _placebo_key(self, declared: Mapping[str, Any], *, own_sites: bool) -> str:
         """Equal for claims that have the same placebos: same operation, metric, layers, kinds, positions."""
-        sites = [canonical_site(site, self.held_out.n_tokens) for site in declared["site"]]
+        sites = [canonical_component(site, self.held_out.n_tokens) for site in declared["site"]]
         kinds = sorted(str(site if own_sites else replace(site, head=None)) for site in sites)
         done = {**declared["intervention"], "op": _op(declared)}
         return self._key("placebos", json.dumps([kinds, done, declared["metric"]], sort_keys=True))

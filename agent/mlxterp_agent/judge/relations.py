@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlxterp.autointerpret.entry import ExperimentEntry
-from mlxterp.autointerpret.fingerprint import SYNONYMS, canonical_site
+from mlxterp.autointerpret.fingerprint import SYNONYMS
+from mlxterp.component_names import canonical_component
 from mlxterp_agent.storage.record import retractions, tier_of, verdict_of
 
 _DENOISING = ("patch", "path_patch", "steer", "clamp_feature")
@@ -84,7 +85,7 @@ def _same_subject(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
 
 
 def _sites(declared: Mapping[str, Any]) -> frozenset[str]:
-    return frozenset(str(canonical_site(site)) for site in declared["site"])
+    return frozenset(str(canonical_component(site)) for site in declared["site"])
 
 
 def _method(declared: Mapping[str, Any], *, mirrored: bool) -> tuple[str, str]:
@@ -130,7 +131,7 @@ def _rules_out_rival(
 
 
 def _is_named(site: str, text: str) -> bool:
-    found = canonical_site(site)
+    found = canonical_component(site)
     spellings = [site, str(found)]
     if found.name == "z" and found.head is not None:
         spellings += [f"L{found.layer}.H{found.head}", f"L{found.layer}.z.h{found.head}"]

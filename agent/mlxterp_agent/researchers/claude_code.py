@@ -14,6 +14,7 @@ import contextlib
 import json
 import os
 import queue
+import re
 import signal
 import subprocess
 import sys
@@ -28,7 +29,8 @@ from typing import IO, Any, BinaryIO, Literal, NamedTuple
 import mlxterp
 from mlxterp.autointerpret.contract import EXPERIMENT, FINDINGS, LOG, PRIVATE, PROGRAM, SETUP, STATE, STEER
 from mlxterp_agent.api_help import signatures
-from mlxterp_agent.platform import Clock, Descendants, SystemClock
+from mlxterp_agent.key_broker import KeyBroker, Used
+from mlxterp_agent.platform import KEYS, Clock, Descendants, SystemClock, without_secrets
 from mlxterp_agent.prompts import values_text
 from mlxterp_agent.researchers.base import (
     IDLE,
@@ -47,6 +49,9 @@ from mlxterp_agent.text import duration, one_line, plain
 
 SUPERVISED_ENV = "AUTOINTERP_DRIVEN"
 
+TESTED_VERSION = "2.1.330"
+"""The version of Claude Code that the tests drive."""
+
 Turns = Literal["fresh", "resumed"]
 
 SILENCE = 300.0
@@ -60,6 +65,14 @@ _NEVER_EDITED = (SETUP, PROGRAM, LOG, STATE, STEER, "CLAUDE.md", "AGENTS.md", ".
 _NEVER_ENTERED = (FINDINGS, PRIVATE, ".claude", ".git")
 _NEVER_IN_GIT = ("--amend", "reset", "rebase", "push", "update-ref", "filter-branch", "checkout", "stash")
 _A_DAY = 24 * 3600 * 1000
+
+# What authorises Claude Code at a cloud instead of at the service itself.
+_CLOUDS = {
+    "CLAUDE_CODE_USE_BEDROCK": r"AWS_\w+",
+    "CLAUDE_CODE_USE_VERTEX": r"GOOGLE_\w+|CLOUD_ML_\w+",
+    "CLAUDE_CODE_USE_FOUNDRY": r"ANTHROPIC_FOUNDRY_\w+|AZURE_\w+",
+}
+_PROXIES = r"(?i:https?|all)_(?i:proxy)"
 
 _STDERR_TAIL = 4000
 _DESCENDANTS_EVERY = 2.0
@@ -134,8 +147,12 @@ def mcp_config(project: Path) -> dict[str, Any]:
     return {"mcpServers": {"autointerp": {"command": sys.executable, "args": arguments}}}
 
 
-def environment(parent: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """The user's own, by which `claude` finds its key or login, without updates and short time limits."""
+def environment(parent: Mapping[str, str] = os.environ, broker: KeyBroker | None = None) -> dict[str, str]:
+    """The user's own, without updates and short time limits, and without secrets of other programs.
+
+    With a broker it holds no key either. Without one, `claude` finds its login by itself, or the variables of
+    the cloud that it is told to use.
+    """
     ours = {
         SUPERVISED_ENV: "1",
         "DISABLE_AUTOUPDATER": "1",
@@ -143,8 +160,13 @@ def environment(parent: Mapping[str, str] = os.environ) -> dict[str, str]:
         "BASH_DEFAULT_TIMEOUT_MS": str(_A_DAY),
         "BASH_MAX_TIMEOUT_MS": str(_A_DAY),
     }
-    nested = ("CLAUDECODE", "CLAUDE_CODE_ENTRYPOINT")
-    return {name: value for name, value in parent.items() if name not in nested} | ours
+    nested = ("CLAUDECODE", "CLAUDE_CODE_ENTRYPOINT", *KEYS)
+    passed = {name: value for name, value in without_secrets(parent).items() if name not in nested}
+    if broker is not None:
+        return passed | ours | broker.environment()
+    needed = [_PROXIES, *(names for switch, names in _CLOUDS.items() if parent.get(switch))]
+    own = {name: value for name, value in parent.items() if any(re.fullmatch(each, name) for each in needed)}
+    return passed | own | ours
 
 
 def prompt(situation: Situation, *, again: str = "") -> str:
@@ -312,6 +334,7 @@ class ClaudeCode:
 
     Args:
         options: which program, and how it is used.
+        broker: holds the key that its processes work with; without one they use the program's own login.
         clock: measures waits; a silence is measured in real time.
         silence, linger: see `SILENCE` and `LINGER`.
     """
@@ -322,6 +345,7 @@ class ClaudeCode:
         self,
         options: ClaudeOptions,
         *,
+        broker: KeyBroker | None = None,
         clock: Clock | None = None,
         silence: float = SILENCE,
         linger: float = LINGER,
@@ -329,6 +353,7 @@ class ClaudeCode:
         self.model: str | None = options.model or "default"
         self.session: str | None = None
         self._options = options
+        self._broker = broker
         self._clock: Clock = clock or SystemClock()
         self._silence = silence
         self._linger = linger
@@ -346,6 +371,7 @@ class ClaudeCode:
         self._process: ClaudeProcess | None = None
         self._resumed = False
         self._charged = _Cost()
+        self._brokered = Used()
         self._through_at: float | None = None
 
     def begin_turn(self, situation: Situation) -> None:
@@ -382,6 +408,8 @@ class ClaudeCode:
     def close(self) -> None:
         if self._process is not None:
             self._end(self._process)
+        if self._broker is not None:
+            self._broker.close()
 
     def _launch(self, again: str) -> None:
         assert self._situation is not None
@@ -389,19 +417,24 @@ class ClaudeCode:
         session = self.session if resume and self.session is not None else str(uuid.uuid4())
         self.session, self._resumed = session, resume
         self._charged, self._through_at = _Cost(), None
+        usd_left = situation.budget_now().usd_left
         line = command(
             self._options,
             situation.project,
             prompt(situation, again=again),
             session=session,
             resume=resume,
-            usd_left=situation.budget_now().usd_left,
+            usd_left=usd_left,
         )
         try:
+            if self._broker is not None:
+                self._broker.start()
+                self._broker.allow(usd_left)
+                self._brokered = self._broker.used
             self._process = ClaudeProcess(
                 line,
                 directory=situation.project,
-                environment=environment(),
+                environment=environment(broker=self._broker),
                 transcript=open_state(situation.project).root / "agent" / f"{session}.jsonl",
             )
         except OSError as problem:
@@ -479,7 +512,8 @@ class ClaudeCode:
 
     def _charge(self, process: ClaudeProcess) -> None:
         """Charges what was not charged yet: by our own prices while a process runs, and by its own sum when
-        it has ended. That is a running sum of the conversation."""
+        it has ended, which is a running sum of the conversation. If more tokens went through the broker than
+        the process says, such as by its shell, those count."""
         assert self._situation is not None
         stream, result, before = process.stream, process.stream.result, self._spent
         usd, tokens = stream.usd, stream.tokens
@@ -488,6 +522,9 @@ class ClaudeCode:
             usd = stated - before.usd if stated >= before.usd else stated
         if result is not None and result.tokens is not None:
             tokens = max(tokens, result.tokens - before.tokens)
+        if self._broker is not None and self._broker.used.tokens - self._brokered.tokens > tokens:
+            usd = max(usd, self._broker.used.usd - self._brokered.usd)
+            tokens = self._broker.used.tokens - self._brokered.tokens
         more = _Cost(usd - self._charged.usd, tokens - self._charged.tokens)
         if abs(more.usd) > 1e-9 or more.tokens > 0:
             self._charged = _Cost(usd, max(tokens, self._charged.tokens))

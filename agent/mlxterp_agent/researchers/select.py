@@ -13,13 +13,15 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from mlxterp_agent.exit_codes import ResearcherUnavailable
+from mlxterp_agent.key_broker import API_KEY as KEY_ENV
+from mlxterp_agent.key_broker import BASE_URL_ENV, DEFAULT_BASE_URL, Credentials, KeyBroker
+from mlxterp_agent.platform import take_keys
 from mlxterp_agent.researchers.base import Researcher
 from mlxterp_agent.researchers.claude_code import ClaudeCode, ClaudeOptions, Turns
 from mlxterp_agent.researchers.external import External
 
 Agent = Literal["auto", "scripted", "claude", "api", "none"]
 
-KEY_ENV = "ANTHROPIC_API_KEY"
 BINARY_ENV = "AUTOINTERP_CLAUDE"
 
 
@@ -29,7 +31,9 @@ class Choice(NamedTuple):
     researcher: Researcher
     description: str
 
-    def require_answerable(self, scaffold: str, question: str | None, project: Path | None = None) -> None:
+    def require_answerable(
+        self, scaffold: str, question: str | None, project: Path | None = None, model: str = ""
+    ) -> None:
         """Refuses a question that this researcher's plan does not fit; those who read it take any.
 
         Args:
@@ -42,7 +46,7 @@ class Choice(NamedTuple):
             return
         from mlxterp_agent.researchers.scripted.questions import why_not_answered
 
-        if why := why_not_answered(scaffold, question, project):
+        if why := why_not_answered(scaffold, question, project, model):
             raise ResearcherUnavailable(why)
 
 
@@ -87,13 +91,19 @@ def find_claude(environment: Mapping[str, str] = os.environ) -> str | None:
     return shutil.which(environment.get(BINARY_ENV) or "claude", path=environment.get("PATH"))
 
 
-def logged_in(binary: str) -> bool:
-    """Whether the program reports a login or key; contacts no service, takes less than a second."""
+def logged_in(binary: str, credentials: Credentials | None = None) -> bool:
+    """Whether the program reports a login or key; contacts no service, takes less than a second.
+
+    Args:
+        credentials: what it would be given by a broker; it sees that there is a key, not the key.
+    """
+    stand_ins = {} if credentials is None else credentials.stand_ins("a-key-is-there")
     try:
         asked = subprocess.run(
             [binary, "auth", "status", "--json"],
             stdin=subprocess.DEVNULL,
             capture_output=True,
+            env={**os.environ, **stand_ins},
             timeout=15,
             check=False,
         )
@@ -102,13 +112,17 @@ def logged_in(binary: str) -> bool:
     return asked.returncode == 0
 
 
+def _credentials() -> Credentials:
+    return Credentials(take_keys(), os.environ.get(BASE_URL_ENV) or DEFAULT_BASE_URL)
+
+
 def _automatic(wishes: _Wishes) -> Choice:
     binary = find_claude()
-    if binary is None and os.environ.get(KEY_ENV):
+    if binary is None and take_keys().get(KEY_ENV):
         return _api(f"no claude on PATH, and {KEY_ENV} is set", wishes)
     if binary is None:
         return _scripted(f"no claude on PATH and no {KEY_ENV}; this one needs no key and no model hub")
-    if not logged_in(binary):
+    if not logged_in(binary, _credentials()):
         return _scripted(f"{binary} is installed but not logged in; this one needs no key")
     return _claude(binary, "it is on PATH and logged in", wishes)
 
@@ -116,7 +130,11 @@ def _automatic(wishes: _Wishes) -> Choice:
 def _claude(binary: str, why: str, wishes: _Wishes) -> Choice:
     model = wishes.model
     options = ClaudeOptions(binary=binary, model=model, turns=wishes.turns, shell=wishes.shell)
-    return Choice(ClaudeCode(options), f"Claude Code{f' with {model}' if model else ''} ({why})")
+    credentials = _credentials()
+    broker = KeyBroker(credentials) if credentials.are_there else None
+    return Choice(
+        ClaudeCode(options, broker=broker), f"Claude Code{f' with {model}' if model else ''} ({why})"
+    )
 
 
 def _claude_binary() -> str:
@@ -126,7 +144,7 @@ def _claude_binary() -> str:
             "--agent claude needs the program `claude`, and it is not on PATH. Install Claude Code, or name "
             f"the program in {BINARY_ENV}; --agent scripted needs neither a program nor a key."
         )
-    if not logged_in(binary):
+    if not logged_in(binary, _credentials()):
         raise ResearcherUnavailable(
             f"--agent claude: {binary} is not logged in. Run it once and log in, or set ANTHROPIC_API_KEY; "
             "--agent scripted needs neither."
@@ -139,7 +157,7 @@ def _api(why: str, wishes: _Wishes) -> Choice:
     from mlxterp.llm.prices import DEFAULT_MODEL, deprecation, price_of
     from mlxterp_agent.researchers.anthropic_api.researcher import ApiResearcher
 
-    key = os.environ.get(KEY_ENV, "")
+    key = take_keys().get(KEY_ENV, "")
     if not key:
         raise ResearcherUnavailable(
             f"--agent api needs a key, and {KEY_ENV} is not set. Set it, or use --agent scripted, which "
@@ -152,7 +170,6 @@ def _api(why: str, wishes: _Wishes) -> Choice:
     if price_of(model).estimated:
         notes.append("its price is not known; dollars are estimated at the highest known price")
     researcher = ApiResearcher(model=model, api_key=key, base_url=wishes.base_url)
-    del os.environ[KEY_ENV]  # from here on only the researcher holds it
     return Choice(researcher, f"Anthropic API with {model} ({'; '.join(notes)})")
 
 

@@ -12,15 +12,16 @@ what is missing here is rebuilt from the log.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import re
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 from mlxterp._files import sync_directory
 from mlxterp.errors import ProjectError
@@ -219,6 +220,26 @@ class _Blob(NamedTuple):
     sha: str
 
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _names_faults(method: Callable[P, T]) -> Callable[P, T]:
+    """The machine's faults beside git (no descriptor, no process, no temporary directory) are git's trouble
+    too: they delay a commit, and never stop the experiments."""
+
+    @functools.wraps(method)
+    def named(*arguments: P.args, **options: P.kwargs) -> T:
+        try:
+            return method(*arguments, **options)
+        except OSError as problem:
+            raise GitUnavailable(
+                f"git could not be used: {problem}. What is missing is committed once that has passed."
+            ) from problem
+
+    return named
+
+
 class Committer:
     """The git side of one project.
 
@@ -233,6 +254,7 @@ class Committer:
         self._project = self._git.project
         self._scratch = scratch
 
+    @_names_faults
     def ensure_repo(self, paths: Sequence[str]) -> str:
         """Makes the project its own repository, also inside another one's working tree, and gives HEAD.
 
@@ -256,6 +278,7 @@ class Committer:
                 files[path] = read_regular(self._project / path)
         return self.commit(files, subject="Begin the investigation", trailers={"Autointerp": "begin"})
 
+    @_names_faults
     def commit(
         self, files: Mapping[str, bytes], *, subject: str, trailers: Mapping[str, str], body: str = ""
     ) -> str:
@@ -295,6 +318,7 @@ class Committer:
             "start."
         )
 
+    @_names_faults
     def keep_attempt(self, run: int, files: Mapping[str, bytes], message: str) -> str:
         """Keeps the files of a run that was not kept, under refs/autointerp/attempts/NNNN, on top of HEAD."""
         ref = f"{ATTEMPTS}/{run:04d}"
@@ -306,6 +330,7 @@ class Committer:
         self._push_to_disk(commit, blobs, ref)
         return commit
 
+    @_names_faults
     def experiments(self) -> dict[str, str]:
         """Experiment id to commit, from the trailers on the current branch; of two commits of one id, the
         older."""
@@ -318,6 +343,7 @@ class Committer:
             found |= dict.fromkeys(ids, sha)
         return found
 
+    @_names_faults
     def foreign(self, paths: Sequence[str]) -> list[tuple[str, str]]:
         """The commits of the current branch that change these paths and are not the supervisor's: id and
         subject."""
@@ -328,11 +354,13 @@ class Committer:
         commits = [line.split("\0") for line in reply.text().splitlines()]
         return [(sha, one_line(subject, 80)) for sha, author, subject in commits if author != ours]
 
+    @_names_faults
     def read(self, commit: str, path: str) -> bytes | None:
         """A file's bytes in a commit; None if the commit or the file does not exist."""
         reply = self._git.ask("cat-file", "blob", f"{commit}:{path}")
         return reply.out if reply.status == 0 else None
 
+    @_names_faults
     def descends(self, commit: str, ancestor: str) -> bool:
         """Whether `commit` has `ancestor` in its history, or is it."""
         return self._git.ask("merge-base", "--is-ancestor", ancestor, commit).status == 0
@@ -350,6 +378,7 @@ class Committer:
                 "a new directory."
             )
 
+    @_names_faults
     def trouble(self) -> str | None:
         """Why nothing can be committed on what HEAD names; None if it can."""
         if not os.path.lexists(self._project / ".git"):
@@ -376,6 +405,7 @@ class Committer:
                 return reply.err or f"git {check[0]} fails"
         return None
 
+    @_names_faults
     def repair(self, head: str | None, aside: Path) -> list[str]:
         """Makes a damaged repository one that can be committed to, and says what was done, a sentence each.
 

@@ -1,4 +1,4 @@
-"""The life of one experiment, from the bytes that were noticed to what the researcher gets back.
+"""The life of one experiment, from a changed experiment.py to the answer to the researcher.
 
 Freeze, announce, run, judge, log, commit: the order is here, and each step is in its own module. One value,
 the `Experiment` of `storage/record.py`, goes through them and is extended by each.

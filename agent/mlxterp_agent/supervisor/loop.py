@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from mlxterp.autointerpret.contract import PRIVATE, load_project, scaffold_experiment
+from mlxterp.autointerpret.scaffold import example_caution
 from mlxterp.errors import ProjectError
 from mlxterp_agent.events import (
     Emit,
@@ -298,9 +299,13 @@ class _Supervision:
                 "Every experiment imports it, in a jail without network; `autointerp models check NAME` "
                 "fetches a model. Correct it, then start again."
             )
+        config = self._context.project.config
         self._pipeline.facts = report.facts
+        if caution := example_caution(self._context.path, config):
+            asked = str(report.facts.get("question") or config.question)
+            self._pipeline.facts = {**report.facts, "question": f"[{caution}] {asked}"}
         evidence = self._context.judge.divide(report.facts).describe()
-        model = str(report.facts.get("model") or self._context.project.config.model)
+        model = str(report.facts.get("model") or config.model)
         self._context.emit(SetupReady(model, report.seconds, report.facts.get("blas"), evidence))
 
     def _why_to_end(self) -> Ended | None:

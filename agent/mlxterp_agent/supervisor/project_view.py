@@ -13,6 +13,7 @@ from typing import Any
 
 from mlxterp.autointerpret.contract import Project, load_project, state_dir
 from mlxterp.autointerpret.entry import ExperimentEntry
+from mlxterp.autointerpret.scaffold import example_caution
 from mlxterp_agent.platform import Clock, SystemClock
 from mlxterp_agent.researchers.base import BudgetState
 from mlxterp_agent.run_config import Options
@@ -102,6 +103,7 @@ class Overview:
         config, options = self.project.config, self.options or Options(max_experiments=None)
         return {
             "question": config.question,
+            "caution": example_caution(self.project.path, config),
             "model": config.model,
             "max_experiments": options.max_experiments or config.max_experiments,
             "hours": None if options.seconds is None else options.seconds / 3600,

@@ -72,7 +72,7 @@ def enters_edited(row: Row) -> HookPoint | None:
 def fits(architecture: Architecture, row: Row) -> bool:
     """Whether a pass can run a row.
 
-    In flight it is edited token by token; of a row that starts late, the earlier tokens are not there.
+    Edits apply token by token during the pass; a row that starts late does not hold its earlier tokens.
     """
     if enters_edited(row) is not None:
         return True

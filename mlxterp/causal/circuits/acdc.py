@@ -16,6 +16,7 @@ import json
 import math
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +35,7 @@ from mlxterp.causal.prompts.pair import MetricLike, Pairs, Prepared, as_pairs, p
 from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import SweepError
 from mlxterp.measurements import recorder
-from mlxterp.results import CircuitEdge, CircuitResult
+from mlxterp.results import CircuitEdge, CircuitResult, EdgeScoresResult
 
 
 @dataclass(frozen=True)
@@ -45,39 +46,85 @@ class AcdcProgress:
         done, edges: decided, and in all.
         kept: how many of those decided were kept.
         seconds: since this call began.
-        seconds_left: at the pace of the last quarter of the time; None before anything was decided.
+        seconds_left: at the pace of the last quarter of the time; before the first decision, a guess from the
+            time of one whole run.
     """
 
     done: int
     edges: int
     kept: int
     seconds: float
-    seconds_left: float | None
+    seconds_left: float
 
     def __str__(self) -> str:
-        left = "" if self.seconds_left is None else f", about {self.seconds_left:.0f} s left"
-        return f"{self.done:,} of {self.edges:,} edges, {self.kept} kept, {self.seconds:.0f} s{left}"
+        return (
+            f"{self.done:,} of {self.edges:,} edges, {self.kept} kept, {self.seconds:.0f} s, about "
+            f"{self.seconds_left:.0f} s left"
+        )
 
 
 class Clock:
-    """Estimates the time left, at the pace of the last quarter of the time so far."""
+    """Estimates the time left, at the pace of the last quarter of the time so far.
 
-    def __init__(self, done: int) -> None:
-        self._marks = [(time.perf_counter(), done)]
+    Args:
+        whole_run: seconds of a run that nothing was known of, from which the first estimate is made.
+    """
+
+    def __init__(self, done: int, whole_run: float) -> None:
+        self._marks, self._whole_run = [(time.perf_counter(), done)], whole_run
 
     def progress(self, done: int, edges: int, kept: int) -> AcdcProgress:
         now = time.perf_counter()
         self._marks.append((now, done))
-        begin = self._marks[0][0]
+        begin, first = self._marks[0]
+        if done == first:
+            return AcdcProgress(done, edges, kept, 0.0, self._whole_run * RUNS_PER_EDGE * (edges - done))
         recent = next(mark for mark in self._marks if mark[0] >= begin + 0.75 * (now - begin))
         since, before = recent if recent[1] < done else self._marks[0]
-        pace = (now - since) / (done - before) if done > before else None
-        left = None if pace is None else pace * (edges - done)
+        left = (now - since) / (done - before) * (edges - done)
         return AcdcProgress(done, edges, kept, now - begin, left)
 
 
+RUNS_PER_EDGE = 0.12
+"""Whole runs that deciding an edge takes as long as: 1,000 edges of SmolLM2-135M took 125 (IOI, 4 pairs)."""
+RECENT = 200
+"""Decisions that tell which edges to expect to be kept."""
 FIRST_BATCH = 4
-"""Edges in the first batch; a batch doubles after one without a kept edge, and halves after one cut short."""
+"""Edges in the first batch; a batch doubles after one without a surprise, and halves after one cut short."""
+
+
+class Expectation:
+    """Which edges are expected to be kept: those with estimates from a cut on.
+
+    It decides what is computed together with what, never what is kept. The cut is τ at first, then the one
+    that would have been wrong least often about the last edges.
+
+    Args:
+        growth: of the loss when an edge is removed, estimated, `[edges]`; None expects that every edge goes.
+    """
+
+    def __init__(self, growth: NDArray[np.float64] | None, n_edges: int, threshold: float) -> None:
+        self._growth, self._cut = growth, threshold
+        self._none: Mask = np.zeros(n_edges, dtype=bool)
+        self._tested: deque[tuple[float, bool]] = deque(maxlen=RECENT)
+
+    def kept(self) -> Mask:
+        """The edges that are expected to be kept."""
+        if self._growth is None:
+            return self._none
+        if len(self._tested) >= FIRST_BATCH**2:
+            growth, kept = np.array(sorted(self._tested)).T
+            # wrong about the kept ones below a cut, and the removed ones above it
+            wrong = np.concatenate([[0], np.cumsum(kept)]) + np.concatenate(
+                [np.cumsum((1 - kept)[::-1])[::-1], [0]]
+            )
+            self._cut = float([*growth, np.inf][int(np.argmin(wrong))])
+        return np.asarray(self._growth >= self._cut)
+
+    def learn(self, edge: int, *, kept: bool) -> None:
+        """Takes note of a decision."""
+        if self._growth is not None:
+            self._tested.append((float(self._growth[edge]), kept))
 
 
 class Search:
@@ -85,7 +132,13 @@ class Search:
     first."""
 
     def __init__(
-        self, run: EdgeRun, prepared: Prepared, threshold: float, most: int, searched: Mask | None
+        self,
+        run: EdgeRun,
+        prepared: Prepared,
+        threshold: float,
+        most: int,
+        searched: Mask | None,
+        expectation: Expectation,
     ) -> None:
         graph = run.graph
         self.run, self.prepared, self.threshold, self.most = run, prepared, threshold, most
@@ -103,7 +156,11 @@ class Search:
         self.effects: dict[int, float] = {}
         self.tested = 0
         self.size = min(FIRST_BATCH, most)
+        self.expectation = expectation
+        begin = time.perf_counter()
+        self.run.start_from(self.removed)
         self.loss = self.first_loss = float(self.losses(self.removed[None])[0])
+        self.whole_run = time.perf_counter() - begin
 
     def losses(self, removed: Mask) -> NDArray[np.float64]:
         """The loss of each row of removed edges, as a mean over the pairs."""
@@ -118,28 +175,33 @@ class Search:
         return np.array(values) if "clean_logits" in metric.needs else -np.array(values)
 
     def step(self) -> None:
-        """Tests one batch of edges, and decides up to the first that is kept."""
+        """Tests one batch of edges, and decides up to the first that is not as expected."""
+        self.expected = self.expectation.kept()
         places = self._next(self.size)
         candidates = self.order[places]
         rows = np.repeat(self.removed[None], len(places), axis=0)
         for i, edge in enumerate(candidates):
-            rows[i:, edge] = True
+            rows[i if self.expected[edge] else slice(i, None), edge] = True
         losses = self.losses(rows) if len(places) else np.empty(0)
         end = len(self.order) if len(places) < self.size else int(places[-1]) + 1
-        kept = -1
-        for place, edge, loss in zip(places, candidates, losses.tolist(), strict=True):
+        surprised = False
+        for place, edge, loss in zip(places.tolist(), candidates.tolist(), losses.tolist(), strict=True):
             self.tested += 1
-            if not loss - self.loss < self.threshold:
-                kept, end = int(edge), int(place) + 1
-                self.effects[kept] = loss - self.loss
+            kept = not loss - self.loss < self.threshold
+            if kept:
+                self.effects[edge] = loss - self.loss
+            else:
+                self.loss = loss
+            self.expectation.learn(edge, kept=kept)
+            if surprised := kept != self.expected[edge]:
+                end = place + 1
                 break
-            self.loss = loss
-        cut_short = kept >= 0
         for edge in self.order[self.position : end].tolist():
-            if edge != kept:
+            if edge not in self.effects:
                 self.remove(edge)
         self.position = end
-        self.size = max(1, self.size // 2) if cut_short else min(self.most, self.size * 2)
+        self.run.start_from(self.removed)
+        self.size = max(1, self.size // 2) if surprised else min(self.most, self.size * 2)
 
     def remove(self, edge: int) -> None:
         """Removes an edge from the circuit."""
@@ -147,7 +209,7 @@ class Search:
         self.uses[self.sender[edge]] -= 1
 
     def _next(self, count: int) -> NDArray[np.int64]:
-        """Places in `order` of the next edges to test, if each of them is removed.
+        """Places in `order` of the next edges to test, if each is kept or removed as expected.
 
         Edges into nodes that nothing reads any more are skipped.
         """
@@ -155,9 +217,10 @@ class Search:
         for place in range(self.position, len(self.order)):
             edge = self.order[place]
             readers = self.readers[edge]
-            if not readers or any(uses[r] for r in readers):  # the logits have no readers: they always matter
+            matters = not readers or any(uses[r] for r in readers)  # the logits have no readers
+            if matters:
                 places.append(place)
-            uses[self.sender[edge]] -= 1
+            uses[self.sender[edge]] -= not (matters and self.expected[edge])
             if len(places) == count:
                 break
         return np.array(places, dtype=np.int64)
@@ -269,6 +332,7 @@ class Checkpoint:
         for edge in search.order[: search.position].tolist():
             if edge not in search.effects:
                 search.remove(edge)
+        search.run.start_from(search.removed)
 
     def write_if_due(self) -> None:
         """Writes them if the last time is `SAVE_EVERY` seconds ago."""
@@ -308,6 +372,7 @@ def acdc(
     align: Align = "strict",
     ablation: EdgeAblation = "corrupted",
     candidates: Iterable[Edge | str] | None = None,
+    estimates: EdgeScoresResult | None = None,
     batch: int = 64,
     token_budget: int | None = None,
     checkpoint: str | Path | None = None,
@@ -325,6 +390,9 @@ def acdc(
             the same on every prompt (positions, biases) is needed too.
         candidates: search among these edges only; the others are removed before the search, untested, and
             what that adds to the loss is in `measured_on`. By default every edge is searched.
+        estimates: what `edge_attribution` found. Edges are tested in batches, each as if those before it were
+            decided as expected; with estimates more is expected rightly, so that a batch decides more. The
+            circuit is the same.
         threshold: τ, in units of the metric. −inf keeps every edge, +inf none.
         metric: a distance from the clean run (`kl`, `l2`, `cosine`) is the loss itself; of a behaviour
             (`logit_diff`, `log_prob`, a callable), what is lost of it. By default `kl`, or the metric of
@@ -333,7 +401,7 @@ def acdc(
         token_budget: bounds the memory of a batch; it may hold fewer edges than `batch` then.
         checkpoint: a file that keeps the decisions made so far; a search on the same weights and tokens, with
             the same settings and a metric of the same values on both runs, goes on from it.
-        progress: called after each batch.
+        progress: called before the first batch, with an estimate, and after each.
 
     Raises:
         SweepError: prompts of different lengths, or a checkpoint of another search.
@@ -357,19 +425,38 @@ def acdc(
         token_budget=token_budget,
     )
     searched = None if candidates is None else run.mask(Circuit.of(candidates).edges)
-    search = Search(run, prepared, threshold, min(batch, run.rows_at_once), searched)
+    expectation = Expectation(_growth(run, prepared, estimates), run.n_edges, threshold)
+    search = Search(run, prepared, threshold, min(batch, run.rows_at_once), searched, expectation)
     saved = None if checkpoint is None else Checkpoint(Path(checkpoint), search)
     if saved is not None:
         saved.read()
-    clock = Clock(search.position)
+    clock = Clock(search.position, search.whole_run)
+
+    def report() -> None:
+        if progress is not None:
+            progress(clock.progress(search.position, len(search.order), len(search.effects)))
+
     try:
+        report()
         while search.position < len(search.order):
             search.step()
             if saved is not None:
                 saved.write_if_due()
-            if progress is not None:
-                progress(clock.progress(search.position, len(search.order), len(search.effects)))
+            report()
     finally:
         if saved is not None:
             saved.write()
     return search.result()
+
+
+def _growth(run: EdgeRun, prepared: Prepared, scores: EdgeScoresResult | None) -> NDArray[np.float64] | None:
+    """How much the loss grows by estimate when each edge is removed: its share of the gap."""
+    if scores is None:
+        return None
+    if scores.edges != tuple(map(str, run.graph.edges())):
+        raise SweepError(
+            f"estimates of {len(scores.edges):,} edges are not those of the {run.n_edges:,} edges of "
+            f"{run.model.name}. Give what edge_attribution found for this model."
+        )
+    gap = float((prepared.clean_metric - prepared.corrupted_metric).mean())
+    return np.asarray(scores.scores * (-gap if "clean_logits" in prepared.metric.needs else gap))

@@ -22,6 +22,7 @@ from mlxterp.causal.circuits.graph import (
 from mlxterp.errors import SweepError
 from mlxterp.results import CircuitResult
 from mlxterp.results.circuit import node_order
+from mlxterp.statistics.intervals import auroc
 
 EdgeScores: TypeAlias = Mapping[Edge, float] | Mapping[str, float] | ArrayLike
 """A number per edge of a model: a mapping from every edge, or an array in the order of `Graph.edges()`."""
@@ -133,6 +134,4 @@ def roc_auc(
         raise SweepError(
             f"{n_true} known edges among {len(truth)}: an area needs known edges and others. Give both."
         )
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
-    return float((ranks[truth].sum() - n_true * (n_true + 1) / 2) / (n_true * n_false))
+    return auroc(values[truth], values[~truth]).value

@@ -1,8 +1,8 @@
 """Runs of a model in which chosen edges carry the value that their sender has on the corrupted prompt, zero,
 or its mean.
 
-The runs of a batch share the clean run: only nodes whose inputs change, and whose output still reaches the
-logits, are computed again (`node_outputs.py`).
+The runs of a batch share one that is known, the clean run unless `start_from` chose another: only nodes whose
+inputs differ from its own, and whose output still reaches the logits, are computed again (`node_outputs.py`).
 """
 
 from __future__ import annotations
@@ -103,14 +103,45 @@ Mask: TypeAlias = NDArray[np.bool_]
 Input: TypeAlias = tuple[Node, Into]
 
 
+class _Start:
+    """The run that others are computed from: the clean one, and what differs from it with edges patched.
+
+    Attributes:
+        patched: the edges.
+        inputs: what an input reads [n, pos, d_model]. writes: a sender's output minus that of the clean run.
+            z: of (layer, head) [n, pos, d_head]. Each holds what differs from the clean run, as far as it
+            still reaches the logits.
+        logits: [n, d_vocab] at the last position.
+    """
+
+    def __init__(self, n_edges: int) -> None:
+        self.patched: Mask = np.zeros(n_edges, dtype=bool)
+        self.inputs: dict[Input, mx.array] = {}
+        self.writes: dict[int, mx.array] = {}
+        self.z: dict[tuple[int, int], mx.array] = {}
+        self.logits: NDArray[np.float32] | None = None
+
+
 class _Rows:
     """One batch: what is patched, which senders matter, and how the senders computed so far have changed."""
 
-    def __init__(self, patched: Mask, needed: Mask, given: Mapping[Input, tuple[mx.array, Mask]]) -> None:
+    def __init__(
+        self,
+        patched: Mask,
+        needed: Mask,
+        given: Mapping[Input, tuple[mx.array, Mask]],
+        new: Mask,
+        *,
+        recorded: bool = False,
+    ) -> None:
         self.patched, self.needed = patched, needed
+        self.new = new  # edges that are patched here, and not in the run that this batch is computed from
         self.given = given  # inputs that read the clean run plus this, and the rows in which it is not 0
-        self.live: dict[int, Mask] = {}  # sender → the rows in which it differs from the clean run
+        self.live: dict[int, Mask] = {}  # sender → the rows in which it differs from that run
         self.deltas: dict[int, mx.array] = {}  # sender → [rows or 1, n, pos, d_model], 0 where it does not
+        self.recorded = recorded  # whether `inputs` and `z` are filled: what computed nodes read, heads' z
+        self.inputs: dict[Input, mx.array] = {}  # [rows or 1, n, pos, d_model]
+        self.z: dict[tuple[int, int], mx.array] = {}  # [rows, n, pos, d_head]
 
     def write(self, sender: int, rows: NDArray[np.int64], delta: mx.array) -> None:
         """Records the change of a sender's output in these rows."""
@@ -261,6 +292,8 @@ class EdgeRun:
             self._edges_into[receiver] = slice(first, first + count)
             first += count
         self._clean, self._corruption = baselines(model, self.graph, self._nodes, prompts, self.start)
+        self._start = _Start(self.n_edges)
+        self._holds_inputs = self.n * self.length * model.d_model * len(self.graph.receivers) <= NUMBER_BUDGET
 
     @property
     def rows_at_once(self) -> int:
@@ -299,6 +332,7 @@ class EdgeRun:
             patched: sets of edges, or a mask `[rows, n_edges]`.
         """
         masks = patched if isinstance(patched, np.ndarray) else np.stack([self.mask(e) for e in patched])
+        self._start_from_clean_unless_in(masks)
         size = self.rows_at_once
         parts = [self._batch_logits(masks[i : i + size], {}) for i in range(0, len(masks), size)]
         found = np.concatenate(parts)
@@ -309,6 +343,30 @@ class EdgeRun:
             "Load the model with dtype=mx.float32, or look what a node writes with model.trace.",
         )
         return found
+
+    def start_from(self, patched: Mask) -> None:
+        """Has later runs computed from the one with these edges patched, which costs a run.
+
+        Runs that patch these edges and a few more are then computed as far as they differ from it. One that
+        does not patch them all starts from the clean run again. Inputs of more than `NUMBER_BUDGET` numbers
+        are not held: then nothing changes.
+        """
+        if not self._holds_inputs or (patched == self._start.patched).all():
+            return
+        self._start_from_clean_unless_in(patched)
+        start = self._start
+        run, found = self._run_rows(patched[None], {}, recorded=True)
+        for sender, delta in run.deltas.items():
+            start.writes[sender] = start.writes[sender] + delta[0] if sender in start.writes else delta[0]
+        start.inputs |= {receiver: h[0] for receiver, h in run.inputs.items()}
+        start.z |= {which: z[0] for which, z in run.z.items()}
+        start.patched, start.logits = patched.copy(), found[0]
+        mx.eval(start.writes, start.inputs, start.z)
+
+    def _start_from_clean_unless_in(self, patched: Mask) -> None:
+        """Runs are computed from one that patches no edge which they do not."""
+        if (self._start.patched & ~patched).any():
+            self._start = _Start(self.n_edges)
 
     def _described(self, mask: Mask) -> str:
         """`3 edges patched, as input→L0.H1.q`."""
@@ -326,6 +384,7 @@ class EdgeRun:
         """
         rows = max(len(change) for change in inputs.values())
         fixed = np.zeros((rows, self.n_edges), dtype=bool)
+        self._start_from_clean_unless_in(fixed)
         for receiver in inputs:
             fixed[:, self._edges_into[receiver]] = True  # what they would read otherwise does not matter
         return self._batch_logits(fixed, inputs)
@@ -342,21 +401,29 @@ class EdgeRun:
         Args:
             given: inputs that read what they read in the clean run plus this, `[rows, n, pos, d_model]`.
         """
+        return self._run_rows(patched, given)[1]
+
+    def _run_rows(
+        self, patched: Mask, given: Mapping[Input, mx.array], *, recorded: bool = False
+    ) -> tuple[_Rows, NDArray[np.float32]]:
         changes = {receiver: (change, _nonzero(change)) for receiver, change in given.items()}
-        run = _Rows(patched, self._needed(patched), changes)
+        run = _Rows(
+            patched, self._needed(patched), changes, patched & ~self._start.patched, recorded=recorded
+        )
         for layer in range(self.graph.n_layers):
             self._attend(run, layer)
             if self.graph.has_mlp:
                 self._read_and_write(run, layer)
         receiver = self.graph.receivers[-1]
         rows = np.flatnonzero(self._touched(run, receiver))
-        clean = self._nodes.logits(self._clean_input(receiver[0]))
-        logits = np.broadcast_to(clean, (len(run.patched), *clean.shape)).copy()
+        if self._start.logits is None:
+            self._start.logits = self._nodes.logits(self._clean_input(receiver[0]))
+        logits = np.broadcast_to(self._start.logits, (len(run.patched), *self._start.logits.shape)).copy()
         if len(rows):
             h = self._input(run, receiver, rows)
             found = self._nodes.logits(h[..., -1:, :].reshape(-1, 1, h.shape[-1]))
             logits[rows] = found.reshape(len(h), self.n, -1)
-        return np.asarray(logits)
+        return run, np.asarray(logits)
 
     def mlp_change(self, layer: int, change: mx.array) -> mx.array:
         """How an MLP's output changes [rows, n, pos, d_model] when its input does."""
@@ -398,8 +465,9 @@ class EdgeRun:
         """[rows]: whether this input differs from the clean run's."""
         if receiver in run.given:
             return run.given[receiver][1]
-        patched = run.patched[:, self._edges_into[receiver]]
-        touched: Mask = np.asarray(patched.any(axis=1))
+        into = self._edges_into[receiver]
+        patched = run.patched[:, into]
+        touched: Mask = np.asarray(run.new[:, into].any(axis=1))
         for sender, live in run.live.items():
             if sender < patched.shape[1]:
                 touched |= live & ~patched[:, sender]
@@ -409,16 +477,18 @@ class EdgeRun:
         """What this input reads in these rows [rows, n, pos, d_model]; [1, …] where it is the same in all."""
         if receiver in run.given:
             return self._clean_input(receiver[0]) + run.given[receiver][0][mx.array(rows)]
-        patched = run.patched[rows, self._edges_into[receiver]]
+        into, start = self._edges_into[receiver], self._start
+        patched, new = run.patched[rows, into], run.new[rows, into]
         count = patched.shape[1]
-        same = bool((patched == patched[0]).all())
-        weights = mx.array((patched[:1] if same else patched).astype(np.float32))
-        used = np.flatnonzero(patched.any(axis=0))
-        h = self._clean_input(receiver[0])[None]
+        same = bool((new == new[0]).all())
+        used = np.flatnonzero(new.any(axis=0))
+        h = start.inputs.get(receiver, self._clean_input(receiver[0]))[None]
         if len(used):
-            index = mx.array(used)
-            d = self._corruption[:count] if len(used) == count else self._corruption[index]
-            weights = weights if len(used) == count else weights[:, index]
+            weights = mx.array((new[:1] if same else new)[:, used].astype(np.float32))
+            d = self._corruption[:count] if len(used) == count else self._corruption[mx.array(used)]
+            if start.writes:
+                zero = mx.zeros_like(d[0])
+                d = d - mx.stack([start.writes.get(sender, zero) for sender in used.tolist()])
             h = h + (weights @ d.reshape(len(used), -1)).reshape(-1, *d.shape[1:])
         for sender, live in run.live.items():
             if sender >= count:
@@ -429,6 +499,8 @@ class EdgeRun:
                 own = own if len(rows) == len(run.patched) or len(own) == 1 else own[mx.array(rows)]
                 keep = mx.array(follows.astype(np.float32))[:, None, None, None]
                 h = h + (own if follows.all() else own * keep)
+        if run.recorded:
+            run.inputs[receiver] = h
         return h
 
     def _attend(self, run: _Rows, layer: int) -> None:
@@ -441,29 +513,33 @@ class EdgeRun:
                 q, k, v = (self._flat(self._input(run, receiver, rows), len(rows)) for receiver in inputs)
                 z = self._nodes.head(layer, i, q, k, v).astype(mx.float32)
                 changed[i] = rows, self._unflat(z, len(rows))
-        clean = self._clean[HookPoint("z", layer)]
+                if run.recorded:
+                    run.z[layer, i] = changed[i][1]
         if changed and self._nodes.heads_interact(layer):
             self._write_together(run, layer, changed)
             return
         for i, (rows, z) in changed.items():
-            delta = self._nodes.written(layer, i, z - clean[..., i, :])
-            run.write(self._at[head(layer, i)], rows, delta)
+            run.write(self._at[head(layer, i)], rows, self._nodes.written(layer, i, z - self._z(layer, i)))
+
+    def _z(self, layer: int, i: int) -> mx.array:
+        """z of a head in the run that others are computed from: [n, pos, d_head]."""
+        return self._start.z.get((layer, i), self._clean[HookPoint("z", layer)][..., i, :])
 
     def _write_together(
         self, run: _Rows, layer: int, changed: dict[int, tuple[NDArray[np.int64], mx.array]]
     ) -> None:
-        clean = self._clean[HookPoint("z", layer)]
+        start = [self._z(layer, i) for i in range(self.graph.n_heads)]
         rows = np.unique(np.concatenate([own for own, _ in changed.values()]))
         columns = []
         for i in range(self.graph.n_heads):
-            column = mx.broadcast_to(clean[..., i, :], (len(rows), *clean[..., i, :].shape))
+            column = mx.broadcast_to(start[i], (len(rows), *start[i].shape))
             if i in changed:
                 own, z = changed[i]
                 column = column[...]
                 column[mx.array(np.searchsorted(rows, own))] = mx.broadcast_to(z, (len(own), *z.shape[1:]))
             columns.append(column)
         delta = self._nodes.all_written(layer, mx.stack(columns, axis=-2)) - self._nodes.all_written(
-            layer, clean
+            layer, mx.stack(start, axis=-2)
         )
         for i in range(self.graph.n_heads):
             run.write(self._at[head(layer, i)], rows, delta[..., i, :])
@@ -474,7 +550,8 @@ class EdgeRun:
         rows = self._rows_of(run, node, (receiver,))
         if len(rows):
             change = self._input(run, receiver, rows) - self._clean_input(node)
-            run.write(self._at[node], rows, self.mlp_change(layer, change))
+            delta, before = self.mlp_change(layer, change), self._start.writes.get(self._at[node])
+            run.write(self._at[node], rows, delta if before is None else delta - before)
 
     def _rows_of(self, run: _Rows, node: Node, inputs: Sequence[Input]) -> NDArray[np.int64]:
         """The rows in which this node has to be computed."""

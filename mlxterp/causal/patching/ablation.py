@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, get_args
@@ -36,8 +35,9 @@ from mlxterp.causal.prompts.pair import (
     read_rows,
     vocabulary_of,
 )
+from mlxterp.component_names import head_label, parse_component
 from mlxterp.core import interventions
-from mlxterp.core.hook_points import HookPoint, component_name, head_label
+from mlxterp.core.hook_points import HookPoint
 from mlxterp.core.interventions import Intervention
 from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import MetricError, NoGap, SweepError
@@ -49,9 +49,6 @@ from mlxterp.statistics.effects import effects
 
 Member: TypeAlias = str | tuple[int, int]
 """A head as (layer, head) or `"L9.H6"`; any other component as `"L3.mlp_out"` or `"L3.attn"`."""
-
-_HEAD = re.compile(r"L(\d+)\.H(\d+)")
-_COMPONENT = re.compile(r"L(\d+)\.(\w+)")
 
 
 @dataclass(frozen=True)
@@ -170,19 +167,25 @@ def _parse_member(model: InterpretableModel, member: Member) -> Part:
     name, head = "z", None
     if not isinstance(member, str):
         layer, head = int(member[0]), int(member[1])
-    elif as_head := _HEAD.fullmatch(member):
-        layer, head = int(as_head[1]), int(as_head[2])
-    elif as_component := _COMPONENT.fullmatch(member):
-        layer, name = int(as_component[1]), component_name(as_component[2])
     else:
-        raise SweepError(
-            f"{member!r} is neither a head as 'L9.H6' or (9, 6), nor a component as 'L3.mlp_out'."
-        )
+        name, layer, head = _parse_name(member)
     if not 0 <= layer < model.n_layers or (head is not None and not 0 <= head < model.n_heads):
         heads = "" if head is None else f", each with heads 0 to {model.n_heads - 1}"
         raise SweepError(f"{member!r} does not exist: the model has layers 0 to {model.n_layers - 1}{heads}.")
     model.architecture.require_in_layer(name, layer)
     return Part(name, layer, head)
+
+
+def _parse_name(member: str) -> tuple[str, int, int | None]:
+    try:
+        named = parse_component(member)
+    except ValueError as problem:
+        why = str(problem)
+    else:
+        if named.layer is not None and named.pos is None and (named.head is None or named.name == "z"):
+            return named.name, named.layer, named.head
+        why = "a set has heads and components of layers, at all positions"
+    raise SweepError(f"{member!r}: {why}. Write a head as 'L9.H6' or (9, 6), a component as 'L3.mlp_out'.")
 
 
 Kind: TypeAlias = Literal["mean", "zero", "resample"]

@@ -29,8 +29,9 @@ from mlxterp.causal.prompts.encoding import (
     token_rows,
 )
 from mlxterp.causal.prompts.pair import MetricLike
+from mlxterp.component_names import component_name
 from mlxterp.core import interventions
-from mlxterp.core.hook_points import HookPoint, component_name
+from mlxterp.core.hook_points import HookPoint
 from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import NoGap, PromptPairError, SweepError, TokenError
 from mlxterp.measurements import recorder

@@ -16,7 +16,8 @@ from mlxterp.causal.batching import sweep
 from mlxterp.causal.prompts.cautions import of_component
 from mlxterp.causal.prompts.encoding import Ids, require_model, str_tokens
 from mlxterp.causal.prompts.pair import Prepared
-from mlxterp.core.hook_points import HookPoint, axes, component_name
+from mlxterp.component_names import component_name
+from mlxterp.core.hook_points import HookPoint, axes
 from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import SweepError, TokenError
 from mlxterp.metrics import Floats

@@ -16,10 +16,12 @@ from typing import Any, NamedTuple, TypeVar
 import mlx.core as mx
 import mlx.nn as nn
 
+from mlxterp import other_libraries
+from mlxterp.component_names import GLOBAL_NAMES, LAYER_NAMES
 from mlxterp.core.architecture import linear
 from mlxterp.core.architecture.families import Family
 from mlxterp.core.architecture.norms import IDENTITY, Norm, read_norm
-from mlxterp.core.hook_points import GLOBAL_NAMES, LAYER_NAMES, HookPoint
+from mlxterp.core.hook_points import HookPoint
 from mlxterp.core.taps import RunLock, other_runs_waiting, run_lock, tapped
 from mlxterp.errors import CapabilityUnavailable, TokenError, UnknownHookPoint
 
@@ -189,6 +191,8 @@ class Architecture:
         if point.is_module_path:
             self.module_at(point.name)
             return
+        if point.spelled == "hook_embed" and self.max_positions is not None:
+            raise UnknownHookPoint(other_libraries.WITH_POSITIONS)
         if point.layer is not None and point.layer >= len(self.layers):
             raise UnknownHookPoint(
                 f"{point}: there is no layer {point.layer}. This model has {len(self.layers)} layers, "

@@ -20,8 +20,9 @@ from mlxterp.causal.gradients.backward import (
     refuse_at_its_minimum,
     slopes,
 )
+from mlxterp.component_names import LAYER_NAMES
 from mlxterp.core import interventions
-from mlxterp.core.hook_points import LAYER_NAMES, HookPoint
+from mlxterp.core.hook_points import HookPoint
 from mlxterp.core.interventions import Intervention
 from mlxterp.core.model import InterpretableModel
 from mlxterp.core.selection import Positions

@@ -171,8 +171,8 @@ def _tokens(model: InterpretableModel, prompt: Prompt) -> Ids:
 
 
 def counted(positions: Positions, length: int) -> Mask:
-    """`[length]`: the positions that count. None is all but the first, where a beginning-of-sequence token
-    stands or, without one, where attention sinks (Xiao et al. 2023, arXiv:2309.17453)."""
+    """`[length]`: the positions that count. None: all but the first, which is the beginning-of-sequence token
+    or an attention sink (Xiao et al. 2023, arXiv:2309.17453)."""
     mask = np.zeros(length, dtype=np.bool_)
     if positions is None:
         if length < 2:

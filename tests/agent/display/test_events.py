@@ -89,7 +89,7 @@ def test_plain_lines_tell_each_thing_once_in_the_order_it_happened():
     assert lines[0].startswith(
         "investigating /p: How does it recall? [scripted (asked for), resuming after 1"
     )
-    assert "fetching smollm2-135m 22%" in lines
+    assert "fetching smollm2-135m 22 %" in lines
     assert "run 0008 started, time box 2 min: Which heads?" in lines
     assert "0007 lead (3.2 s): heads 9.6 and 9.9 move the answer" in lines
     assert lines[-1] == "stopped: the budget of 40 experiments is used up"

@@ -113,6 +113,17 @@ def test_without_a_journal_the_rest_is_still_checked(investigation, tmp_path):
     }
 
 
+def test_what_has_no_copy_here_is_said_to_be_unchecked_and_not_wrong(investigation, tmp_path):
+    shutil.rmtree(investigation[0] / ".autointerp" / "runs" / "0002")
+
+    checks = verify(investigation[0], State(tmp_path / "nothing"))
+
+    (said,) = [check for check in checks if check.name == "experiments"]
+    assert said.result == "unchecked"
+    assert said.text.startswith("0002: no copy of what ran is on this machine")
+    assert "nothing is wrong with the lines" in said.text
+
+
 def test_the_state_directory_of_a_project_is_found_by_its_identity(finished, monkeypatch):
     monkeypatch.setenv("AUTOINTERP_STATE_DIR", str(finished / "state"))
 

@@ -31,8 +31,13 @@ def _ask(project: Path, source: str) -> str:
 
 def _judgement(project: Path) -> dict:
     """The newest judgement in the journal."""
+    return _event(project, "judgement")
+
+
+def _event(project: Path, kind: str) -> dict:
+    """The newest event of this kind in the journal."""
     events = Journal(state_dir(project) / "journal.jsonl").events()
-    return [each for each in events if each["event"] == "judgement"][-1]
+    return [each for each in events if each["event"] == kind][-1]
 
 
 def _replay(project: Path, *ids: str):
@@ -91,6 +96,9 @@ def test_closing_appends_one_line_that_names_the_findings_and_rewrites_none(clos
     assert shown["effect"] == pytest.approx(judged["numbers"]["effect"])
     assert shown["clusters"] == judged["clusters"]
     assert shown["sha256"] == entries(project)[0].record["measured"]["confirm"]["sha256"]
+    gate = _event(project, "gate")["numbers"]
+    assert shown["gate"]["model"]["preference"] == gate["model"]["preference"] >= 0.8
+    assert (shown["gate"]["model"]["passed"], shown["gate"]["twin"]["passed"]) == (True, False)
     assert "results.jsonl" in git(project, "show", "--name-only", "--format=", "HEAD").split()
     index = LogIndex.in_memory(project / "results.jsonl")
     index.catch_up()

@@ -234,7 +234,7 @@ def test_the_beginning_stays_the_same_and_is_marked_for_the_cache(project):
         assert unmarked(after)[: len(unmarked(before))] == unmarked(before)
         assert after.body["messages"][-1]["content"][-1]["cache_control"] == {"type": "ephemeral"}
     assert researcher.usage.cache_share == pytest.approx(0.9)
-    assert "90% of the input tokens were read from the cache" in context.notes[-1]
+    assert "90 % of the input tokens were read from the cache" in context.notes[-1]
 
 
 def test_an_experiment_is_offered_only_while_its_verdict_is_awaited(project):

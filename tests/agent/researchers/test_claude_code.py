@@ -26,7 +26,8 @@ from mlxterp_agent import exit_codes
 from mlxterp_agent.display.terminal import LiveScreen
 from mlxterp_agent.events import Event, Spending, Turn
 from mlxterp_agent.exit_codes import Ended, ResearcherUnavailable
-from mlxterp_agent.platform import Clock, FakeClock
+from mlxterp_agent.key_broker import Credentials, KeyBroker, Used
+from mlxterp_agent.platform import Clock, FakeClock, take_keys
 from mlxterp_agent.researchers.base import (
     BudgetState,
     Done,
@@ -361,6 +362,23 @@ def test_what_a_killed_process_has_used_is_charged_beside_the_session_that_goes_
     each.through()
 
     assert sum(usd or 0.0 for usd, _ in each.charges) == pytest.approx(3.0, abs=0.01)
+
+
+def test_the_process_gets_a_token_of_the_run_and_what_goes_past_it_is_charged(faked, monkeypatch):
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "canary-4711")
+    monkeypatch.setenv("GITHUB_TOKEN", "canary-4711")
+    broker = KeyBroker(Credentials(take_keys(), "http://127.0.0.1:9"))
+    claude = faked([BEGIN, *used(1000, 100), ends(usd=0.006, tokens=1100)], broker=broker)
+
+    claude.begin()
+    broker.used = Used(usd=0.5, tokens=9000)  # as if the shell of the agent had asked too
+    claude.through()
+
+    (call,) = claude.program.calls
+    assert call.environment["ANTHROPIC_API_KEY"] == broker.token
+    assert "canary-4711" not in str(call)
+    assert sum(usd or 0.0 for usd, _ in claude.charges) == pytest.approx(0.5)
+    assert sum(tokens or 0 for _, tokens in claude.charges) == 9000
 
 
 def test_a_turn_may_cost_no_more_than_is_left(faked):
@@ -790,3 +808,34 @@ def test_the_dollars_in_the_journal_are_those_of_the_real_program(bench):
     assert status["spent"]["tokens"] == sum(
         usage["input_tokens"] + usage["output_tokens"] for usage in usages
     )
+
+
+@real
+def test_the_shell_of_the_real_program_finds_no_key_and_its_token_is_counted(bench):
+    asks = (
+        'python3 -c "import json, os, urllib.request as r; '
+        "q = r.Request(os.environ['ANTHROPIC_BASE_URL'] + '/v1/messages', "
+        "json.dumps(dict(model='claude-opus-5-5', max_tokens=9, messages=[])).encode(), "
+        "{'x-api-key': os.environ['ANTHROPIC_API_KEY'], 'content-type': 'application/json'}); "
+        'print(r.build_opener(r.ProxyHandler({})).open(q).read())"'
+    )
+    # The pattern does not match itself in the command lines that it is looked for in.
+    looks = (
+        "(env; cat /proc/[0-9]*/environ /proc/[0-9]*/cmdline 2>/dev/null; cat $(find . ~ $CLAUDE_CONFIG_DIR "
+        "-type f)) | grep -ac 'sk-canary-47[1]1' | sed 's/^/keys found: /'; env | grep -c autointerp-"
+    )
+    steps = [
+        shell(looks),
+        {**shell(asks), "expect": {"last_result_has": ["keys found: 0", "1"]}},
+        {"text": "by the shell", "usage": {"input_tokens": 500_000}},
+        {"text": "I am done.", "expect": {"last_result_has": "by the shell"}},
+    ]
+    with playing(steps) as stub:
+        stub.key = "sk-canary-4711"
+        bench.start(stub, "--max-usd", "2.5", "--agent-shell", "--max-experiments", "1")
+        failures = stub.failures
+
+    (status,) = [json.loads(bench.finished(stub, "status", str(bench.project), "--json"))]
+    assert failures == []
+    assert status["spent"]["tokens"] > 500_000
+    assert status["spent"]["usd"] > 2.0

@@ -193,7 +193,7 @@ def test_a_planted_circuit_is_explored_declared_and_concluded_from_the_verdicts(
     assert conclusion["answered"]
     assert conclusion["conclusion"].startswith("A mechanism is established")
     assert (
-        "Supported on held-out pairs: L6.H3 by itself (30%), L1.H5 by itself (20%)"
+        "Supported on held-out pairs: L6.H3 by itself (30 %), L1.H5 by itself (20 %)"
         in conclusion["conclusion"]
     )
     assert "L6.H3 (0.70) moves the answer to the last position, in layer 6" in conclusion["conclusion"]
@@ -310,7 +310,7 @@ def test_a_recovery_beyond_the_whole_is_an_overshoot_and_never_enough():
         "that the found heads are sufficient: more than all of it is an overshoot"
         in (steps[-1].values["conclusion"])
     )
-    assert any("recovered 197% of the logit" in sentence for sentence in steps[-1].values["shown"])
+    assert any("recovered 197 % of the logit" in sentence for sentence in steps[-1].values["shown"])
 
 
 def test_a_claim_that_could_not_be_judged_is_not_declared_again_and_is_said():
@@ -654,6 +654,24 @@ def test_the_planted_heads_of_toy_induction_are_found_tested_and_named(induction
     # By hand nobody judges, so nothing is established, however clear exploring was.
     assert not conclusion.result["numbers"]["answered"]
     assert "the found heads are sufficient: not judged" in conclusion.conclusion
+
+
+def test_two_couples_in_both_directions_have_no_interval_so_nothing_is_found(induction):
+    with (induction / "setup.py").open("a") as file:
+        file.write(
+            "\nfrom mlxterp.causal import PromptPair\n"
+            "turned = [PromptPair(p.corrupted, p.clean, answer=p.foil, foil=p.answer) for p in dataset[:2]]\n"
+            "dataset = [*dataset[:2], *turned]\n"
+        )
+
+    entries = list(run_by_hand(induction))
+
+    numbers = {
+        entry.metadata["step"]: entry.result["numbers"] for entry in entries if "step" in entry.metadata
+    }
+    assert numbers["heads"]["found"] == numbers["heads"]["measured"] == {}
+    assert numbers["residual"]["carried"] == {}
+    assert "no head was found to declare" in entries[-1].conclusion
 
 
 def test_every_analysis_of_the_investigation_can_be_read_back_and_drawn(induction):

@@ -150,7 +150,7 @@ def test_everything_is_asked_in_order_and_the_question_is_answered_by_what_is_bo
     assert end == Concluded("the question is answered: 0014 is the conclusion")
     said = steps[-1].values["conclusion"]
     assert said.startswith('Understood and used: f2 (token " w2").')
-    assert "Ruled out on held-out pairs: f9 as necessary (5%)." in said
+    assert "Ruled out on held-out pairs: f9 as necessary (5 %)." in said
 
 
 def test_every_experiment_it_writes_is_a_program_whose_first_line_names_the_step():
@@ -213,8 +213,8 @@ def test_the_variance_explained_is_given_for_both_kinds_of_text_with_what_of_it_
     said = investigate(World(explained=0.61))[0][-1].values["conclusion"]
     unrecorded = investigate(World(seen=None))[0][-1].values["conclusion"]
 
-    assert "61% of the variance on text of 80 documents (0% of it was in the training)" in said
-    assert "83% of the variance on text of 60 documents (46% of it was in the training)" in said
+    assert "61 % of the variance on text of 80 documents (0 % of it was in the training)" in said
+    assert "83 % of the variance on text of 60 documents (46 % of it was in the training)" in said
     assert "what it was trained on is not recorded" in unrecorded
 
 
@@ -249,7 +249,7 @@ def test_a_poor_dictionary_is_the_first_limit():
     steps, _ = investigate(World(explained=0.2))
 
     assert "explains too little" in steps[-1].values["not_shown"][0]
-    assert "20%" in steps[-1].values["conclusion"]
+    assert "20 %" in steps[-1].values["conclusion"]
 
 
 def test_a_broken_instrument_is_said():

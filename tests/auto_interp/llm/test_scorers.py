@@ -259,7 +259,7 @@ def test_too_few_decided_texts_give_no_score_but_the_reason():
     assert (result.balanced_accuracy, result.interval, result.confidence) == (None, None, None)
     assert result.coverage == 0.6
     assert "60 of 100 texts were decided" in result.details["reason"]
-    assert "a score needs 80%" in result.details["reason"]
+    assert "a score needs 80 %" in result.details["reason"]
 
 
 def test_a_rejection_ends_the_score_at_once():

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from mlxterp.causal import PromptPair
+from mlxterp.causal import PromptPair, edge_attribution
 from mlxterp.causal.circuits.acdc import acdc
 from mlxterp.causal.circuits.edge_patching import EdgeRun
 from mlxterp.causal.circuits.graph import graph_of, parse_edge
@@ -76,6 +77,50 @@ def test_batches_decide_as_single_edges_do(seed):
     assert max(kept) > 5
 
 
+@pytest.mark.parametrize("estimated", ["rightly", "at random", "the other way round"])
+def test_estimates_decide_what_is_tested_together_and_never_what_is_kept(two_layers, estimated):
+    options = {"threshold": 0.02, "metric": "logit_diff"}
+    scores = edge_attribution(two_layers, PAIR, method="eap-ig", metric="logit_diff")
+    random = np.random.default_rng(0).normal(size=len(scores.edges))
+    made = {"rightly": 1, "at random": random, "the other way round": -1}[estimated]
+
+    found = acdc(two_layers, PAIR, estimates=replace(scores, scores=scores.scores * made), **options)
+
+    one_by_one = acdc(two_layers, PAIR, batch=1, **options)
+    assert edges_of(found) == edges_of(one_by_one)
+    assert found.n_tested == one_by_one.n_tested
+    assert 5 < len(found.edges) < found.n_tested
+    assert [e.effect for e in found.edges] == pytest.approx([e.effect for e in one_by_one.edges], abs=1e-5)
+
+
+def test_with_right_estimates_more_is_decided_by_a_batch(toy_model):
+    pairs, batches = random_token_pairs(), []
+    for estimates in (None, edge_attribution(toy_model, pairs, method="eap-ig", metric="kl")):
+        seen = []
+        acdc(toy_model, pairs, threshold=0.1, estimates=estimates, progress=seen.append)
+        batches.append(len(seen))
+
+    assert batches[1] < batches[0]
+
+
+def test_estimates_of_another_models_edges_are_refused(toy_model, two_layers):
+    scores = edge_attribution(toy_model, random_token_pairs(1), method="eap-ig", metric="kl")
+
+    with pytest.raises(SweepError, match="estimates of 81 edges are not those"):
+        acdc(two_layers, PAIR, threshold=0.1, estimates=scores)
+
+
+def test_a_search_says_how_long_it_may_take_before_it_begins(two_layers):
+    seen = []
+
+    acdc(two_layers, PAIR, threshold=0.1, progress=seen.append)
+
+    assert (seen[0].done, seen[0].kept, seen[0].seconds) == (0, 0, 0.0)
+    assert seen[0].seconds_left > 0
+    assert seen[-1].seconds_left == 0
+    assert [each.done for each in seen] == sorted({each.done for each in seen})
+
+
 def test_the_decisions_are_those_of_the_algorithm_as_it_is_written(two_layers):
     """Algorithm 1 of the paper in a few lines, one run of the model per edge."""
     model = two_layers
@@ -124,7 +169,7 @@ def test_a_search_that_was_stopped_goes_on_from_its_checkpoint(two_layers, tmp_p
 
     whole = acdc(two_layers, PAIR, threshold=0.01)
     assert 0 < before < whole.n_edges
-    assert resumed[0].done > before
+    assert resumed[0].done == before
     assert edges_of(result) == edges_of(whole)
     assert result.n_tested == whole.n_tested
     assert not list(tmp_path.glob("*.new"))

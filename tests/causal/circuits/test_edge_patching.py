@@ -224,6 +224,53 @@ def test_rows_and_prompts_of_a_batch_do_not_touch_each_other(family):
         assert close(together[j, i], single.logits([patched])[0, 0])
 
 
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt_neox", "olmo2", "gpt2"])
+def test_runs_computed_from_one_with_patched_edges_are_those_computed_from_the_clean_run(family):
+    """Edges are patched in the order of a search: what each new run leaves out adds up."""
+    model = InterpretableModel(tiny_module(family), ByteTokenizer())
+    stepwise, rng = edge_run(model), np.random.default_rng(0)
+    patched = rng.random(stepwise.n_edges) < 0.5
+    for _ in range(4):
+        stepwise.start_from(patched)
+        rows = patched | (rng.random((3, stepwise.n_edges)) < 0.03)
+
+        assert close(stepwise.logits(rows), edge_run(model).logits(rows))
+        assert close(stepwise.logits(patched[None]), edge_run(model).logits(patched[None]))
+        patched = rows[0]
+
+
+def test_a_run_without_edges_that_the_others_start_from_is_right_too(tiny_llama):
+    run, rng = edge_run(tiny_llama), np.random.default_rng(0)
+    rows = rng.random((2, run.n_edges)) < 0.5
+
+    run.start_from(~rows[0])
+
+    assert close(run.logits(rows), edge_run(tiny_llama).logits(rows))
+    run.start_from(rows[1])
+    run.start_from(rows[0])
+    assert close(run.logits(rows[:1]), edge_run(tiny_llama).logits(rows[:1]))
+
+
+def test_only_what_differs_from_the_run_that_others_start_from_is_computed(tiny_llama, monkeypatch):
+    run = edge_run(tiny_llama)
+    removed = np.random.default_rng(0).random(run.n_edges) < 0.5
+    removed[-1] = False  # the last MLP into the logits
+    one_more = removed.copy()
+    one_more[-1] = True
+    computed = []
+    monkeypatch.setattr(
+        NodeOutputs, "head", lambda self, *a, of=NodeOutputs.head: (computed.append(a[:2]), of(self, *a))[1]
+    )
+
+    run.logits(one_more[None])
+    assert len(computed) > 4
+    run.start_from(removed)
+    computed.clear()
+    run.logits(one_more[None])
+
+    assert computed == []
+
+
 def test_a_head_alone_is_the_same_as_among_all_of_its_layer(tiny_llama):
     nodes = NodeOutputs(tiny_llama, 11)
     h = mx.random.normal((2, 11, 32), key=mx.random.key(0))

@@ -14,7 +14,6 @@ import pytest
 from mlxterp.causal import PromptPair, attribution_patchings, edge_attribution, graph_of
 from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import LengthMismatch, MetricError, ResultError, SweepError
-from mlxterp.models import toy
 from mlxterp.results import AnalysisResult
 from tests.causal.conftest import PAIR, PAIRS
 from tests.small_models import small_module
@@ -196,6 +195,8 @@ def auc(result, truth):
 
 
 def sharpened(factor):
+    from mlxterp.models import toy
+
     module, tokenizer = toy.load()
     for layer in module.model.layers:
         layer.self_attn.q_proj.weight = layer.self_attn.q_proj.weight * factor

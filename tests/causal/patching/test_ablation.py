@@ -163,7 +163,7 @@ def test_ablations_that_mean_nothing_are_refused(tiny_llama, pairs):
         ablate(tiny_llama, pairs, [])
     with pytest.raises(SweepError, match="names a member twice"):
         ablate(tiny_llama, pairs, [(0, 1), "L0.H1"])
-    with pytest.raises(SweepError, match="neither a head"):
+    with pytest.raises(SweepError, match="not spelled like a component"):
         ablate(tiny_llama, pairs, ["head 3"])
     with pytest.raises(SweepError, match="there is nothing to ablate"):
         ablate(tiny_llama, pairs, [f"L{la}.mlp" for la in range(3)], keep=True)

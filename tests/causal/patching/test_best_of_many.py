@@ -9,8 +9,6 @@ import pytest
 from mlxterp import InterpretableModel
 from mlxterp.causal import PromptPair, activation_patching
 from mlxterp.results import AnalysisResult
-from mlxterp.statistics.effects import effects
-from tests.statistics.simulate import NOISE
 from tests.tiny_models import ByteTokenizer, tiny_module
 
 
@@ -73,6 +71,8 @@ def test_three_pairs_have_no_interval_and_nothing_is_established_and_four_have(w
 
 
 def test_what_is_there_is_established_and_named_with_the_number_of_sites():
+    from mlxterp.statistics.effects import effects
+
     rng = np.random.default_rng(3)
     one = np.ones(12)
     values = 0.02 * rng.normal(size=(12, 36)) + np.where(np.arange(36) == 7, 0.4, 0.0)
@@ -84,6 +84,9 @@ def test_what_is_there_is_established_and_named_with_the_number_of_sites():
 
 
 def _share_that_pass(n: int, sweeps: int, kind: str) -> float:
+    from mlxterp.statistics.effects import effects
+    from tests.statistics.simulate import NOISE
+
     passed = 0
     for seed in range(sweeps):
         rng = np.random.default_rng([seed, n, 9])

@@ -6,9 +6,14 @@ import numpy as np
 import pytest
 
 from mlxterp import PromptPair
-from mlxterp.causal import ablate, activation_patching, attribution_patching, edge_attribution, path_patching
-from mlxterp.causal.circuits.faithfulness import faithfulness
-from mlxterp.statistics.ratio import ratio_of_means
+from mlxterp.causal import (
+    ablate,
+    activation_patching,
+    attribution_patching,
+    edge_attribution,
+    faithfulness,
+    path_patching,
+)
 
 TEXTS = (
     "the cat sat",
@@ -27,6 +32,8 @@ BOTH_WAYS = tuple(
 
 
 def test_four_couples_have_an_interval_that_is_the_ratio_of_means_over_couples(tiny_llama):
+    from mlxterp.statistics.ratio import ratio_of_means
+
     result = activation_patching(tiny_llama, BOTH_WAYS, component="mlp_out")
 
     gaps = np.array(

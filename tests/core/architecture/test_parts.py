@@ -3,10 +3,10 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 
+from mlxterp.component_names import LAYER_NAMES
 from mlxterp.core import interventions as iv
 from mlxterp.core.architecture.families import COMMON, Family
 from mlxterp.core.architecture.norms import read_norm
-from mlxterp.core.hook_points import LAYER_NAMES
 from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import CapabilityUnavailable, UnsupportedArchitecture
 from mlxterp.models.attention import scaled_dot_product_attention

@@ -355,3 +355,18 @@ def test_a_file_that_is_no_library_is_refused(tmp_path: Path):
 
     with pytest.raises(elf_slots.SlotError, match="not a 64-bit little-endian ELF file"):
         elf_slots.function_slots(elf_slots.LoadedLibrary(text, 0), lambda _: True)
+
+
+@pytest.mark.parametrize(
+    "imports",
+    ["import mlxterp, mlx.core", "import mlx.core, mlxterp", "import mlxterp, mlx.nn; import mlx.core"],
+)
+def test_importing_mlxterp_alone_gives_mlx_the_fast_blas_when_it_is_loaded(imports):
+    run = python(
+        f"{imports}; import sys; blas = sys.modules['mlxterp.core.linux_blas.blas']; "
+        "assert blas.which().fast, blas.which(); "
+        "assert type(mlx.core.__spec__.loader).__name__ == 'ExtensionFileLoader'; "
+        "assert not [f for f in sys.meta_path if 'mlxterp' in type(f).__module__]"
+    )
+
+    assert run.returncode == 0, run.stderr

@@ -22,6 +22,7 @@ from mlxterp.llm.faults import RequestTooLong, TransientError
 from mlxterp.llm.prices import OF, Usage, price_of
 from mlxterp.llm.spending_limit import Cost, charge_call
 from mlxterp.llm.stream import Answer
+from mlxterp.text import percent
 from mlxterp_agent import prompts
 from mlxterp_agent.outcome import repeat_text
 from mlxterp_agent.platform import Clock, read_or_none
@@ -286,7 +287,7 @@ class Turn:
         usage = self._with.usage
         if usage.calls and not self._with.queue.closed.is_set():
             text = (
-                f"{usage.calls} answers so far, ${usage.usd:.4f}; {usage.cache_share:.0%} of the input "
+                f"{usage.calls} answers so far, ${usage.usd:.4f}; {percent(usage.cache_share)} of the input "
                 "tokens were read from the cache"
             )
             self._with.queue.ask(lambda: self._situation.note(text))

@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 from mlxterp.autointerpret.hypothesis import SESOI_GRID
+from mlxterp.text import percent
 from mlxterp_agent.researchers.scripted.claims import (
     EXCEEDED,
     Claim,
@@ -174,7 +175,7 @@ def _survey_sentence(progress: Progress) -> str:
     unseen, known = (_explained(numbers["on_kind"][kind]) for kind in ("fresh_texts", "familiar_texts"))
     return (
         f"The {numbers['d_sae']:,} features at {numbers['hook_point']} explain {unseen}{worth}; {known}. "
-        f"{numbers['l0']:.1f} of them fire on a token, {numbers['silent_share']:.0%} on none of "
+        f"{numbers['l0']:.1f} of them fire on a token, {percent(numbers['silent_share'])} on none of "
         f"{numbers['n_tokens']:,}."
     )
 
@@ -183,9 +184,13 @@ def _explained(kind: Mapping[str, Any]) -> str:
     """`61% of the variance on 80 documents, of which the dictionary was trained on 0%`."""
     seen = kind["seen_in_training"]
     trained = (
-        "what it was trained on is not recorded" if seen is None else f"{seen:.0%} of it was in the training"
+        "what it was trained on is not recorded"
+        if seen is None
+        else f"{percent(seen)} of it was in the training"
     )
-    return f"{kind['explained']:.0%} of the variance on text of {kind['documents']} documents ({trained})"
+    return (
+        f"{percent(kind['explained'])} of the variance on text of {kind['documents']} documents ({trained})"
+    )
 
 
 def _behaviour_sentence(progress: Progress) -> str:
@@ -193,8 +198,8 @@ def _behaviour_sentence(progress: Progress) -> str:
     numbers, used = progress.numbers("behaviour"), used_features(progress)
     if not used:
         return "While exploring, no single feature took much of the behaviour's logit difference away."
-    each = listed(f"f{feature} ({effect:.0%})" for feature, effect in used.items())
-    together = f", together {numbers['together']:.0%}" if len(used) > 1 else ""
+    each = listed(f"f{feature} ({percent(effect)})" for feature, effect in used.items())
+    together = f", together {percent(numbers['together'])}" if len(used) > 1 else ""
     return (
         f"While exploring {numbers['n_pairs']} pairs, clamping to 0 took out of the logit difference: {each}"
         f"{together}."
@@ -239,7 +244,7 @@ def _effects_sentence(progress: Progress) -> str:
     corrected = listed(f"f{feature}" for feature in numbers["holm"]) or "none"
     return (
         f"Ablated where they fire, {len(standing_out)} of {numbers['tested']} features change the next token "
-        f"more than all but {CHANCE:.0%} of random features put in their place: {chance} "
+        f"more than all but {percent(CHANCE)} of random features put in their place: {chance} "
         f"({numbers['expected_by_chance']:.1f} expected, p = {numbers['p_value']:.2g}){strongest}. "
         f"Corrected for their number stands out: {corrected}."
     )

@@ -8,6 +8,7 @@ steps, `templates/experiments/features/behaviour.py.j2` for what is explored.
 from __future__ import annotations
 
 from mlxterp.autointerpret.hypothesis import SESOI_GRID
+from mlxterp.text import percent
 from mlxterp_agent.researchers.scripted.claims import EXCEEDED, Claim, sesoi_of
 from mlxterp_agent.researchers.scripted.study import Progress, listed
 
@@ -62,13 +63,13 @@ def sufficient_claims(progress: Progress) -> list[Claim]:
             sesoi=sesoi,
             explored=explored,
             claim=f"Feature {feature} moves the model by itself: set to {value:g} at position {at} of the "
-            f"corrupted run it raises the logit difference by at least {sesoi:.0%} of the gap.",
-            short=f"f{feature} set as in the clean run ({sesoi:.0%})",
+            f"corrupted run it raises the logit difference by at least {percent(sesoi)} of the gap.",
+            short=f"f{feature} set as in the clean run ({percent(sesoi)})",
             rivals=(
                 "Any change of this size at that position does as much.",
                 "The model needs other features beside it.",
             ),
-            falsified_if=f"the effect on held-out pairs is below {sesoi:.0%}, or random directions have it",
+            falsified_if=f"its effect on held-out pairs is below {percent(sesoi)}, or random directions have it",
             features=(feature,),
             value=value,
         )
@@ -101,13 +102,14 @@ def _ablation(name: str, features: tuple[int, ...], effect: float, progress: Pro
         sesoi=sesoi,
         explored=effect,
         claim=f"The model uses {subject}: with {'it' if len(features) == 1 else 'them'} at 0 in the clean "
-        f"run, the reconstruction error kept, the logit difference falls by at least {sesoi:.0%} of the gap.",
-        short=f"{named} as necessary ({sesoi:.0%})",
+        "run, the reconstruction error kept, the logit difference falls by at least "
+        f"{percent(sesoi)} of the gap.",
+        short=f"{named} as necessary ({percent(sesoi)})",
         rivals=(
             "Any change of this size at this place does as much.",
             "The strongest of many features is so by chance on the prompts explored.",
         ),
-        falsified_if=f"less than {sesoi:.0%} is lost on held-out pairs, or random directions cost as much",
+        falsified_if=f"less than {percent(sesoi)} is lost on held-out pairs, or random directions do it too",
         features=features,
     )
 
@@ -122,11 +124,11 @@ def _null(name: str, feature: int, effect: float, sesoi: float, progress: Progre
         sesoi=sesoi,
         explored=effect,
         claim=f"With feature f{feature}, which is active on these prompts, at 0 in the clean run "
-        f"the logit difference {'falls' if falls else 'rises'} by at least {sesoi:.0%} of the gap; while "
-        f"exploring it was {abs(effect):.1%}.",
-        short=f"f{feature} as necessary ({sesoi:.0%})",
+        f"the logit difference {'falls' if falls else 'rises'} by at least {percent(sesoi)} of the gap; "
+        f"while exploring it was {100 * abs(effect):.1f} %.",
+        short=f"f{feature} as necessary ({percent(sesoi)})",
         rivals=("It is active there, and the answer does not depend on it.",),
-        falsified_if=f"its effect on held-out pairs is below {sesoi:.0%} in size",
+        falsified_if=f"its effect on held-out pairs is below {percent(sesoi)} in size",
         null=True,
         features=(feature,),
     )

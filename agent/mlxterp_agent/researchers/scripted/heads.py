@@ -24,6 +24,7 @@ from mlxterp_agent.researchers.scripted.heads_claims import (
 )
 from mlxterp_agent.researchers.scripted.heads_log import (
     ACCURACY,
+    FEWEST_PAIRS,
     Facts,
     facts_of,
     found_heads,
@@ -52,7 +53,8 @@ def _measurable(progress: Progress) -> Skip | None:
     facts = facts_of(progress)
     if not facts.shows_behaviour:
         return Skip("the model does not show the behaviour", lasting=True)
-    return None if facts.n_pairs >= 2 else Skip("one pair gives no interval", lasting=True)
+    few = facts.n_pairs < FEWEST_PAIRS
+    return Skip(f"fewer than {FEWEST_PAIRS} pairs give no interval", lasting=True) if few else None
 
 
 def _found(progress: Progress) -> Skip | None:
@@ -79,8 +81,9 @@ def _most_rows(facts: Facts, attempt: int) -> int:
 
 
 def _first_pairs(facts: Facts, count: int) -> str:
-    """The slice of the first `count` pairs, at least two; none where that is all of them."""
-    count = max(2, count)
+    """The slice of the first `count` pairs, at least as many as have intervals where each is half of a couple
+    in both directions; none where that is all of them."""
+    count = max(2 * FEWEST_PAIRS, count)
     return "" if count >= facts.n_pairs else f"[:{count}]"
 
 
@@ -107,7 +110,7 @@ def _layers_to_search(progress: Progress) -> list[int]:
         scores[int(site["layer"])] = max(scores.get(int(site["layer"]), 0.0), float(site["recovery"]))
     direct = progress.numbers("attribution")
     for name, written in direct.get("heads", {}).items():
-        share = abs(written / direct["total"]) if direct["total"] else 0.0
+        share = written / direct["total"] if direct["total"] else 0.0  # negative: against the answer
         if share >= DIRECT:
             layer = heads_of([name])[0][0]
             scores[layer] = max(scores.get(layer, 0.0), share)

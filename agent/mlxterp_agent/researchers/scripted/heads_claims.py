@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from mlxterp.autointerpret.hypothesis import SESOI_GRID
+from mlxterp.text import percent
 from mlxterp_agent.researchers.scripted.claims import Claim, sesoi_of
 from mlxterp_agent.researchers.scripted.heads_log import (
     Facts,
@@ -82,10 +83,11 @@ def set_claims(progress: Progress) -> list[Claim]:
             sesoi=enough,
             explored=recovered,
             claim=f"{them} {'are' if len(heads) > 1 else 'is'} sufficient: put into the corrupted run they "
-            f"recover at least {enough:.0%} of the logit difference.",
-            short=f"the set of {names} as sufficient ({enough:.0%})",
+            f"recover at least {percent(enough)} of the logit difference.",
+            short=f"the set of {names} as sufficient ({percent(enough)})",
             rivals=("They need what other heads prepare on the clean prompt.", "Any heads would do as much."),
-            falsified_if=f"they recover less than {enough:.0%} on held-out pairs, or random sets as much",
+            falsified_if=f"they recover less than {percent(enough)} on held-out pairs, or random sets as "
+            "much",
         ),
         Claim(
             id="necessary",
@@ -95,10 +97,11 @@ def set_claims(progress: Progress) -> list[Claim]:
             sesoi=needed,
             explored=lost,
             claim=f"{them} {'are' if len(heads) > 1 else 'is'} necessary: with their output of the corrupted "
-            f"run the clean run loses at least {needed:.0%} of the logit difference.",
-            short=f"the set of {names} as necessary ({needed:.0%})",
+            f"run the clean run loses at least {percent(needed)} of the logit difference.",
+            short=f"the set of {names} as necessary ({percent(needed)})",
             rivals=("The model has other ways to the answer.", "Any heads would do as much damage."),
-            falsified_if=f"less than {needed:.0%} is lost on held-out pairs, or random sets cost as much",
+            falsified_if=f"less than {percent(needed)} is lost on held-out pairs, or random sets cost as "
+            "much",
         ),
     ]
 
@@ -121,11 +124,11 @@ def null_claims(progress: Progress) -> list[Claim]:
                 direction="increase",
                 sesoi=sesoi,
                 explored=None,
-                claim=f"The heads that were not found ({names}) recover at least {sesoi:.0%} of the logit "
-                "difference together: the found ones are not all.",
-                short=f"the other {len(others)} heads together ({sesoi:.0%})",
+                claim=f"The heads that were not found ({names}) recover at least {percent(sesoi)} of the "
+                "logit difference together: the found ones are not all.",
+                short=f"the other {len(others)} heads together ({percent(sesoi)})",
                 rivals=("The found heads are all that the answer goes through.",),
-                falsified_if=f"together they recover less than {sesoi:.0%} on held-out pairs",
+                falsified_if=f"together they recover less than {percent(sesoi)} on held-out pairs",
                 null=True,
             )
         )
@@ -199,13 +202,13 @@ def _site_claim(number: int, name: str, effect: float, progress: Progress) -> Cl
         sesoi=sesoi,
         explored=effect,
         claim=f"{name} by itself {does}{where}: put into the corrupted run its output {moves} the logit "
-        f"difference by at least {sesoi:.0%} of the gap.",
-        short=f"{name} by itself ({sesoi:.0%})",
+        f"difference by at least {percent(sesoi)} of the gap.",
+        short=f"{name} by itself ({percent(sesoi)})",
         rivals=(
             f"Other heads in or near layer {head[0]} do as much.",
             "It is the strongest of many by chance.",
         ),
-        falsified_if=f"its effect on held-out pairs is below {sesoi:.0%}, or placebo heads have it too",
+        falsified_if=f"its effect on held-out pairs is below {percent(sesoi)}, or placebo heads have it too",
     )
 
 
@@ -220,10 +223,10 @@ def _null_claim(number: int, candidate: _Candidate) -> Claim:
         sesoi=sesoi,
         explored=candidate.effect,
         claim=f"{named} by itself {'raises' if up else 'lowers'} the logit difference by at least "
-        f"{sesoi:.0%} of the gap; while exploring it was {abs(candidate.effect):.0%}.",
-        short=f"{candidate.name} by itself ({sesoi:.0%})",
+        f"{percent(sesoi)} of the gap; while exploring it was {percent(abs(candidate.effect))}.",
+        short=f"{candidate.name} by itself ({percent(sesoi)})",
         rivals=("What exploring saw is smaller than would matter, and partly chance.",),
-        falsified_if=f"its effect on held-out pairs is below {sesoi:.0%} in size",
+        falsified_if=f"its effect on held-out pairs is below {percent(sesoi)} in size",
         null=True,
     )
 

@@ -7,16 +7,19 @@ failed or missed its criterion is stated too. See `heads.py` for the steps.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+from mlxterp.component_names import parse_head
+from mlxterp.text import percent
 from mlxterp_agent.researchers.scripted.claims import claim_sentence, verdict_sentences, verdict_words
 from mlxterp_agent.researchers.scripted.study import FAILED, Answer, Progress, listed, sentences
 
 ACCURACY = 0.8
 """Share of pairs on which a model must show the behaviour, for it to be investigated."""
+FEWEST_PAIRS = 4
+"""Independent pairs below which there is no interval, so that nothing can be told from chance."""
 OVERSHOOT = 1.25
 """Recovery beyond which a set does something else than restore the clean run: it is not sufficient."""
 
@@ -97,8 +100,8 @@ def label(head: Head) -> str:
 
 def heads_of(labels: Iterable[str]) -> list[Head]:
     """Heads from their labels, in the same order."""
-    matches = (re.fullmatch(r"L(\d+)\.H(\d+)", each) for each in labels)
-    return [(int(match[1]), int(match[2])) for match in matches if match]
+    heads = (parse_head(each) for each in labels)
+    return [head for head in heads if head is not None]
 
 
 def head_effects(progress: Progress, which: str) -> dict[str, float]:
@@ -146,8 +149,9 @@ _TIE = "too close to say which of the first two is stronger"
 def behaviour_sentence(progress: Progress) -> str:
     facts = facts_of(progress)
     return (
-        f"The model prefers answer and foil as it should on {facts.accuracy:.0%} of {facts.n_pairs} pairs; "
-        f"mean logit difference {facts.clean:.2f} clean, {facts.corrupted:.2f} corrupted."
+        f"The model prefers answer and foil as it should on {percent(facts.accuracy)} of "
+        f"{facts.n_pairs} pairs; mean logit difference {facts.clean:.2f} clean, "
+        f"{facts.corrupted:.2f} corrupted."
     )
 
 
@@ -186,7 +190,7 @@ def residual_sentence(progress: Progress) -> str:
 
 
 def sites_sentence(step: str, progress: Progress) -> str:
-    """Of the step "attention" or "mlp"."""
+    """The strongest sites that the step "attention" or "mlp" found, each with what it recovers."""
     facts, name = facts_of(progress), "MLP" if step == "mlp" else step
     top = [
         f"layer {site['layer']} at position {facts.place(int(site['pos']))} {site['recovery']:.2f}"
@@ -233,8 +237,9 @@ def composition_sentence(progress: Progress) -> str:
 def together_sentence(progress: Progress) -> str:
     numbers = progress.numbers("together")
     text = (
-        f"While exploring, the found heads together recovered {numbers['sufficient']:.0%} of the logit "
-        f"difference in the corrupted run, and took {numbers['necessary']:.0%} of it out of the clean run"
+        f"While exploring, the found heads together recovered {percent(numbers['sufficient'])} of the logit "
+        f"difference in the corrupted run, and took {percent(numbers['necessary'])} of it out of the "
+        "clean run"
     )
     return f"{text}; {_OVERSHOOTS}." if _overshoots(progress) else f"{text}."
 
@@ -261,8 +266,9 @@ def answer(progress: Progress) -> Answer:
     facts = facts_of(progress)
     if not facts.shows_behaviour:
         return Answer(f"There is no mechanism to look for. {behaviour_sentence(progress)}")
-    if facts.n_pairs < 2:
-        return Answer(f"{behaviour_sentence(progress)} One pair gives no interval: setup.py needs more.")
+    if facts.n_pairs < FEWEST_PAIRS:
+        few = f"Fewer than {FEWEST_PAIRS} pairs give no interval: setup.py needs more."
+        return Answer(f"{behaviour_sentence(progress)} {few}")
     failed = _why_no_mechanism(progress)
     limits = _limits(progress)
     text = sentences(

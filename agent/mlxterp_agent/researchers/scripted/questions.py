@@ -8,32 +8,33 @@ setup.py that a person has changed holds what that person asks about.
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from mlxterp.autointerpret.contract import SETUP, load_project
-from mlxterp.autointerpret.scaffold import is_as_rendered, scaffold_defaults, scaffolds
+from mlxterp.autointerpret.scaffold import is_as_rendered, names_topic, scaffold_defaults, scaffolds
 
 
-def why_not_answered(scaffold: str, question: str | None, project: Path | None = None) -> str | None:
+def why_not_answered(
+    scaffold: str, question: str | None, project: Path | None = None, model: str = ""
+) -> str | None:
     """Why the plan for a scaffold's setup.py does not answer this question; None if it does.
 
     Args:
         question: None is the scaffold's own.
         project: an investigation that is there: one whose setup.py was changed takes any question.
+        model: of the investigation; the example for a toy is another.
     """
     if question is None or scaffold not in scaffolds():
         return None
     if project is not None and not is_as_rendered(project / SETUP, load_project(project).config):
         return None
     defaults = scaffold_defaults(scaffold)
-    words = re.findall(r"\w+", question.casefold())
-    if any(word.startswith(topic) for word in words for topic in defaults["topics"]):
+    if names_topic(scaffold, question, model):
         return None
     shown = question if len(question) <= 120 else f"{question[:119]}…"
     return (
         f"the scripted researcher cannot answer {shown!r}: its plan for the scaffold {scaffold!r} answers "
         f"{defaults['question']!r} ({defaults['about']}). Leave --question out to ask that; for another "
-        "question choose a researcher that reads it (--agent claude, --agent api), or `autointerp init` and "
-        "put your own prompt pairs into setup.py"
+        "question bring your own prompt pairs, `autointerp init DIR --question Q --prompts FILE`, or choose "
+        "a researcher that reads it (--agent claude, --agent api)"
     )

@@ -16,6 +16,7 @@ import jinja2
 from mlxterp._files import locate
 from mlxterp.autointerpret.contract import EXPERIMENT
 from mlxterp.autointerpret.entry import ExperimentEntry
+from mlxterp.text import percent
 from mlxterp_agent.researchers.base import (
     IDLE,
     Done,
@@ -118,7 +119,7 @@ def _templates() -> jinja2.Environment:
         py=_source,
         text=_text,
         prose=lambda text, indent: _text(" ".join(text.split()), indent),
-        percent="{:.0%}".format,
+        percent=percent,
         listed=listed,
         heads=lambda heads: listed(map(label, heads)),
     )
