@@ -27,6 +27,7 @@ from mlxterp.autointerpret.log import OUTBOX_ENV
 from mlxterp_agent.platform import child_environment
 from mlxterp_agent.sandbox.child import ChildStart, warden_command
 from mlxterp_agent.sandbox.jail import Isolation, caches, experiment_policy, macos
+from mlxterp_agent.sandbox.orphans import note_started
 from mlxterp_agent.sandbox.scratch_files import remove_tree
 from mlxterp_agent.storage.state_dir import State
 from mlxterp_agent.text import one_line
@@ -147,6 +148,7 @@ class Laboratory:
                 )
             finally:
                 os.close(lifeline)
+            note_started(process.pid)
             deadline = time.monotonic() + self.longest
             why: tuple[str, str] | None = None
             while why is None and process.poll() is None:

@@ -197,7 +197,7 @@ class Runner:
             stdout_tail=child.stdout,
             stderr_tail=child.stderr,
             output_bytes=child.output_bytes,
-            escaped=strays + (ended.escaped if ended else 0),
+            escaped=strays + (ended.escaped if ended else child.orphans),
             isolation=self._isolation,
             files=written.kept,
             files_left_out=written.left_out,

@@ -452,6 +452,7 @@ class _Supervision:
             model=str(self._pipeline.facts.get("model") or config.model),
             log=overview_of_index(self._context.results.index),
             budget=self._context.budget_state(),
+            notice=self._context.results.note_moved,
         )
 
 
