@@ -69,7 +69,7 @@ def sufficient_claims(progress: Progress) -> list[Claim]:
                 "Any change of this size at that position does as much.",
                 "The model needs other features beside it.",
             ),
-            falsified_if=f"its effect on held-out pairs is below {percent(sesoi)}, or random ones have it too",
+            falsified_if=f"its effect on held-out pairs is below {percent(sesoi)}, or random ones have it",
             features=(feature,),
             value=value,
         )
