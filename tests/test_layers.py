@@ -186,13 +186,22 @@ def test_figures_and_pages_know_what_there_is_to_see_and_no_kind_of_result():
         "mlxterp.results",
         "mlxterp.reports",
         "mlxterp_agent.cli",
+        "mlxterp_agent.supervisor.loop",
     ],
 )
-def test_importing_what_needs_no_model_leaves_mlx_unloaded(module):
-    code = (
-        f"import sys, {module}; print(sorted(m for m in sys.modules if m.split('.')[0] in ('mlx', 'mlx_lm')))"
-    )
+def test_importing_what_needs_no_model_leaves_mlx_and_scipy_unloaded(module):
+    heavy = ("mlx", "mlx_lm", "scipy")  # scipy.stats alone is more than the rest of a supervisor: 70 MB
+    code = f"import sys, {module}; print(sorted(m for m in sys.modules if m.split('.')[0] in {heavy}))"
 
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
 
     assert loaded.strip() == "[]"
+
+
+def test_what_a_measurement_imports_leaves_the_slow_parts_of_scipy_alone():
+    """Every experiment and every replay is a process of its own; scipy.stats takes as long as the rest."""
+    code = "import sys, mlxterp.remeasure.job; print({'scipy.stats', 'scipy.optimize'} & set(sys.modules))"
+
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+
+    assert loaded.strip() == "set()"

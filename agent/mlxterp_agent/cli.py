@@ -519,8 +519,11 @@ def main() -> None:
     from mlxterp_agent.platform import hide_keys, take_keys
 
     if sys.argv[1:2] in (["start"], ["watch"], ["run"]):  # the others end within a second, or never have it
+        from mlxterp_agent.sandbox.orphans import become_subreaper
+
         hide_keys()
         take_keys()
+        become_subreaper()
     # Without a handler, warnings about threads that end would be printed over the screen.
     logging.getLogger("watchdog").addHandler(logging.NullHandler())
     sys.exit(end_of(app))

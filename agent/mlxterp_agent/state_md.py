@@ -6,7 +6,7 @@ bytes. Nothing is ever read back from it. Texts of agents are shown as text: no 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -148,11 +148,23 @@ def state_text(
     return cut("\n\n".join([cut(head, _HEAD), *sections]), LIMIT - 1) + "\n"
 
 
-def write_state(project: Path, *, question: str, model: str, log: LogOverview, budget: BudgetState) -> None:
-    """Replaces STATE.md in one step, so that a reader never sees half of it."""
+def write_state(
+    project: Path,
+    *,
+    question: str,
+    model: str,
+    log: LogOverview,
+    budget: BudgetState,
+    notice: Callable[[str], None],
+) -> None:
+    """Replaces STATE.md in one step, so that a reader never sees half of it.
+
+    Args:
+        notice: gets a sentence for what stood in its place, such as a link.
+    """
     notes = notes_of(project)
     text = state_text(question=question, model=model, log=log, budget=budget, notes=notes)
-    write_in_project(project, STATE, text.encode(), flush=False)
+    write_in_project(project, STATE, text.encode(), flush=False, notice=notice)
 
 
 def budget_words(budget: BudgetState) -> str:

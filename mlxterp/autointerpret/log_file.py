@@ -13,6 +13,7 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import io
 import json
 import os
 import stat
@@ -45,11 +46,20 @@ class SealProblem(NamedTuple):
 
 def check(raw: bytes, anchors: Iterable[Seal] = ()) -> list[SealProblem]:
     """Every disagreement between the bytes of a log and its seals, in the order of the lines."""
-    *lines, fragment = raw.split(b"\n")
+    return sorted([*check_lines(io.BytesIO(raw)), *_against_anchors(raw, anchors)])
+
+
+def check_lines(lines: Iterable[bytes]) -> list[SealProblem]:
+    """What `check` finds without anchors, of a log that is read line by line; line feeds included."""
     problems: list[SealProblem] = []
     sha, at, last_good, broken = hashlib.sha256(), 0, 0, False
     first_with: dict[str, int] = {}
-    for number, line in enumerate(lines, 1):
+    for number, raw in enumerate(lines, 1):
+        line = raw.removesuffix(b"\n")
+        if len(line) == len(raw):
+            why = f"{len(line)} bytes without a line feed: a write was cut off"
+            problems.append(SealProblem(number, why))
+            break
         value, unreadable = _read(line)
         if unreadable:
             problems.append(SealProblem(number, unreadable))
@@ -69,14 +79,9 @@ def check(raw: bytes, anchors: Iterable[Seal] = ()) -> list[SealProblem]:
                 problems.append(SealProblem(number, what))
             else:
                 last_good = number
-        sha.update(line)
-        sha.update(b"\n")
-        at += len(line) + 1
-    if fragment:
-        problems.append(
-            SealProblem(len(lines) + 1, f"{len(fragment)} bytes without a line feed: a write was cut off")
-        )
-    return sorted([*problems, *_against_anchors(raw, anchors)])
+        sha.update(raw)
+        at += len(raw)
+    return sorted(problems)
 
 
 def _read(line: bytes) -> tuple[dict[str, Any], str]:
@@ -241,6 +246,14 @@ class LogFile:
             end = os.fstat(fd).st_size if until is None else until
             return _pread(fd, since, max(0, end - since))
 
+    def check(self) -> list[SealProblem]:
+        """What `check_lines` finds, read line by line while no append is under way."""
+        with self._locked(os.O_RDONLY, fcntl.LOCK_SH) as fd:
+            if fd is None:
+                return []
+            with open(fd, "rb", closefd=False) as file:
+                return check_lines(file)
+
     def continue_from(self, there: Continuation) -> None:
         """Takes what another part of the program has read of this file as read."""
         with self._locked(os.O_RDONLY, fcntl.LOCK_SH) as fd:
@@ -273,7 +286,7 @@ class LogFile:
         if not os.path.lexists(self.path):
             return b""
         with self._locked(os.O_RDWR, fcntl.LOCK_EX) as fd:
-            return b"" if fd is None else self._mend(fd)
+            return b"" if fd is None or _ends_whole(fd) else self._mend(fd)
 
     def place(self) -> Place:
         """Where the next line would go; the seal is that of the whole file as it is."""
@@ -371,6 +384,11 @@ class LogFile:
             ) from problem
         if before == 0:
             sync_directory(self.path.parent)
+
+
+def _ends_whole(fd: int) -> bool:
+    size = os.fstat(fd).st_size
+    return size == 0 or os.pread(fd, 1, size - 1) == b"\n"
 
 
 def _pread(fd: int, at: int, length: int) -> bytes:

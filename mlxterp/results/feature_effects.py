@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-from scipy.stats import binom
 
 from mlxterp.errors import ResultError
 from mlxterp.results.base import AnalysisResult
@@ -25,6 +24,7 @@ from mlxterp.results.views import (
     intervals,
     listed,
 )
+from mlxterp.statistics.distributions import binomial_sf
 from mlxterp.statistics.multiple import holm
 from mlxterp.text import number
 
@@ -187,7 +187,7 @@ class FeatureEffectsResult(AnalysisResult):
             passed=passed,
             holm=tuple(f for f in passed if adjusted[self.features.index(f)] <= LEVEL),
             by_chance=by_chance,
-            p_value=float(binom.sf(len(passed) - 1, len(tested), by_chance)),
+            p_value=binomial_sf(len(passed), len(tested), by_chance),
             controls_for_holm=math.ceil(len(tested) / LEVEL) - 1,
         )
 

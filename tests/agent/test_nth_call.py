@@ -158,7 +158,8 @@ def test_a_call_of_git_that_fails_never_stops_the_experiments(
 
 
 async def ask(stub: MessagesStub) -> None:
-    policy = CallPolicy(pause=lambda _: asyncio.sleep(0))
+    # A lost wake-up of the event loop is noticed when the time of the call is over.
+    policy = CallPolicy(call_seconds=3.0, read_seconds=3.0, pause=lambda _: asyncio.sleep(0))
     client = MessagesClient("claude-opus-5-5", api_key=stub.key, base_url=stub.url, policy=policy)
     asked = {"max_tokens": 50, "messages": [{"role": "user", "content": "hi"}]}
     answer = await client.call_with_retries(lambda: client.stream(asked))

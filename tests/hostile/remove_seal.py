@@ -1,5 +1,8 @@
 """Removes the sealed copy of setup.py."""
 
-import os
+from pathlib import Path
 
-os.unlink(f"{state}/setup.py")
+sealed = list(Path(state).rglob("setup.py"))
+assert sealed, "the attack found nothing"
+for path in sealed:
+    path.unlink()

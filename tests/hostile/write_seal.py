@@ -2,4 +2,7 @@
 
 from pathlib import Path
 
-Path(state, "setup.py").write_text("model = None\n")
+sealed = list(Path(state).rglob("setup.py"))
+assert sealed, "the attack found nothing"
+for path in sealed:
+    path.write_text("model = None\n")

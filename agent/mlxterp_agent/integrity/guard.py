@@ -1,9 +1,9 @@
 """Finds changes to what an experiment must not touch, undoes them, and counts the violations.
 
 Marks are taken before an experiment runs and compared after. Covers: setup.py and its seal, results.jsonl,
-frozen copies, the journal's identity, findings/, the branches, configuration and hooks of git. Does not
-cover: preventing a change, and what a program changes and undoes between two looks. Content is compared,
-never times: agents set times.
+frozen copies, the journal's identity, findings/, the branches, configuration and hooks of git, and without a
+jail an agent's instructions. Does not cover: preventing a change, and what a program changes and undoes
+between two looks. Content is compared, never times: agents set times.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Literal
 
 from mlxterp._files import write_atomically
-from mlxterp.autointerpret.contract import CONFIG, FINDINGS, LOG, SETUP, digest
+from mlxterp.autointerpret.contract import CONFIG, FINDINGS, LOG, PROGRAM, SETUP, digest
 from mlxterp_agent.events import Violated
 from mlxterp_agent.platform import NotRegular, explain_disk_full, read_regular
 from mlxterp_agent.storage.git import Committer, git_dirs
@@ -28,17 +28,27 @@ from mlxterp_agent.storage.record import Execution
 from mlxterp_agent.storage.results_log import ResultsLog
 from mlxterp_agent.storage.state_dir import Sealed, State
 
-What = Literal["setup", "config", "log", "snapshot", "seal", "journal", "findings", "git"]
+What = Literal["setup", "config", "log", "snapshot", "seal", "journal", "findings", "git", "instructions"]
 
+INSTRUCTIONS = (PROGRAM, "CLAUDE.md", "AGENTS.md", ".mcp.json")
+"""What an agent is told, and which programs its client starts; so does everything in `.claude`. People edit
+these at any time: they count as an experiment's change only if it had no jail."""
+
+_LARGEST_INSTRUCTION = 1_000_000
 _GIT_FILES = ("config", "config.worktree", "info/attributes", "info/exclude")
 
 
 @dataclass(frozen=True)
 class Violation:
-    """One thing that changed: which, and a sentence that says what it was and is."""
+    """One thing that changed: which, and a sentence that says what it was and is.
+
+    Attributes:
+        path: what is put back or set aside, from the project's top, where `what` does not say it.
+    """
 
     what: What
     detail: str
+    path: str = ""
 
 
 @dataclass(frozen=True)
@@ -48,6 +58,8 @@ class Marks:
     Attributes:
         files: for each path, which protected thing it is, and its digest or kind.
         findings: "a directory", "missing", or what has taken its place.
+        finding_names: of the folders of findings.
+        instructions: see `INSTRUCTIONS`; content by name.
         heads: branch to commit.
         git: configuration and hooks, by name.
         journal: device, inode and size; it may grow.
@@ -56,6 +68,8 @@ class Marks:
     project: Path
     files: Mapping[Path, tuple[What, str]]
     findings: str
+    finding_names: frozenset[str]
+    instructions: Mapping[str, bytes]
     heads: Mapping[str, str]
     git: Mapping[str, str]
     journal: tuple[int, int, int] | None
@@ -82,6 +96,8 @@ def snapshot(project: Path, state: State, also: Sequence[Path] = (), *, log: str
             for path, what in kinds.items()
         },
         _kind(project / FINDINGS),
+        _finding_names(project),
+        _instructions(project),
         _heads(project),
         _git_files(project),
         _identity(state.journal_path),
@@ -101,6 +117,15 @@ def compare(before: Marks, after: Marks) -> list[Violation]:
         )
     if after.findings not in (before.findings, "a directory"):
         found.append(Violation("findings", f"{FINDINGS}/ was {before.findings}, and is {after.findings}"))
+    found += [
+        Violation("findings", f"{FINDINGS}/{name} was added by no supervisor", f"{FINDINGS}/{name}")
+        for name in sorted(after.finding_names - before.finding_names)
+    ]
+    found += [
+        Violation("instructions", f"{name} was changed by an experiment without a jail", name)
+        for name in sorted(before.instructions.keys() | after.instructions.keys())
+        if before.instructions.get(name) != after.instructions.get(name)
+    ]
     found += [Violation("git", detail) for detail in _moved(before, after)]
     for name in sorted(before.git.keys() | after.git.keys()):
         if before.git.get(name) != after.git.get(name):
@@ -110,14 +135,19 @@ def compare(before: Marks, after: Marks) -> list[Violation]:
 
 
 def restore(
-    project: Path, state: State, sealed: Sealed, log: bytes, violations: Sequence[Violation]
+    project: Path,
+    state: State,
+    sealed: Sealed,
+    log: bytes,
+    violations: Sequence[Violation],
+    instructions: Mapping[str, bytes] | None = None,
 ) -> list[str]:
     """Restores the supervisor's files, and returns a sentence for each thing it did.
 
     What was found goes to quarantine first. setup.py and its seal come from `sealed`, results.jsonl is `log`,
-    a findings/ that is no directory is replaced by one. Nothing else is changed: branches, configuration and
-    hooks of git stay as they are found. Our own calls of git ignore hooks and configuration, and the
-    violation names the commit that a branch had.
+    a findings/ that is no directory is replaced by one, `instructions` are what they were. Nothing else is
+    changed: branches, configuration and hooks of git stay as they are found. Our calls of git ignore hooks
+    and configuration, and the violation names the commit that a branch had.
     """
     if not violations:
         return []
@@ -143,9 +173,13 @@ def restore(
                     write_in_project(project, LOG, log)
                     done.append(f"{LOG} was put back from the journal")
                 case "findings":
-                    _set_aside(project / FINDINGS, evidence)
-                    make_folder(project, FINDINGS)
-                    done.append(f"{FINDINGS}/ is a directory again")
+                    done += _restore_findings(project, violations, evidence)
+                case "instructions":
+                    for path in (each.path for each in violations if each.what == "instructions"):
+                        _set_aside(project / path, evidence / Path(path).parent)
+                        if instructions and path in instructions:
+                            write_in_project(project, path, instructions[path])
+                        done.append(f"{path} is what it was before the run")
                 case "git":
                     _copy_git(project, evidence)
                     done.append("git was left as it is; configuration and hooks were copied")
@@ -203,7 +237,9 @@ class Guard:
     def after(self, before: Marks, frozen: Path, execution: Execution) -> list[str]:
         """What the run did to the contract, a sentence each; what can be restored is restored."""
         changed = [*compare(before, self.marks(frozen)), *self._interference()]
-        details = self._restore(changed) if changed else []
+        if execution.isolation != "none":
+            changed = [each for each in changed if each.what != "instructions"]
+        details = self._restore(changed, before.instructions) if changed else []
         did = [f"forged report: {frame.text}" for frame in execution.bad_frames if frame.forged]
         if execution.escaped:
             did.append(f"{execution.escaped} processes left the experiment's group and were ended")
@@ -215,10 +251,12 @@ class Guard:
         what = self._results.journal.interference()
         return [] if what is None else [Violation("journal", what)]
 
-    def _restore(self, found: Sequence[Violation]) -> list[str]:
+    def _restore(
+        self, found: Sequence[Violation], instructions: Mapping[str, bytes] | None = None
+    ) -> list[str]:
         details = [violation.detail for violation in found]
         log = self._results.logged_bytes() if any(each.what == "log" for each in found) else b""
-        done = restore(self._project, self._state, self._sealed, log, found)
+        done = restore(self._project, self._state, self._sealed, log, found, instructions)
         self._results.restored()
         self._count([*details, *done])
         return details
@@ -249,6 +287,34 @@ def _kind(path: Path) -> str:
     if stat.S_ISDIR(mode):
         return "a directory"
     return f"a symbolic link to {os.readlink(path)}" if stat.S_ISLNK(mode) else "not a directory"
+
+
+def _finding_names(project: Path) -> frozenset[str]:
+    with contextlib.suppress(OSError):
+        return frozenset(name for name in os.listdir(project / FINDINGS) if name[:4].isdigit())
+    return frozenset()
+
+
+def _instructions(project: Path) -> dict[str, bytes]:
+    names = list(INSTRUCTIONS)
+    for folder, _, files in os.walk(project / ".claude"):
+        names += [Path(folder, name).relative_to(project).as_posix() for name in files]
+    found: dict[str, bytes] = {}
+    for name in names:
+        with contextlib.suppress(OSError, NotRegular):
+            found[name] = read_regular(project / name, limit=_LARGEST_INSTRUCTION)
+    return found
+
+
+def _restore_findings(project: Path, violations: Sequence[Violation], evidence: Path) -> list[str]:
+    added = [each.path for each in violations if each.what == "findings" and each.path]
+    for path in added:
+        _set_aside(project / path, evidence)
+    if _kind(project / FINDINGS) == "a directory":
+        return [f"{path} was set aside" for path in added]
+    _set_aside(project / FINDINGS, evidence)
+    make_folder(project, FINDINGS)
+    return [f"{FINDINGS}/ is a directory again"]
 
 
 def _identity(path: Path) -> tuple[int, int, int] | None:
@@ -320,7 +386,7 @@ def _replace(path: Path, data: bytes, evidence: Path) -> None:
 
 
 def _set_aside(path: Path, evidence: Path) -> None:
-    evidence.mkdir(exist_ok=True)
+    evidence.mkdir(parents=True, exist_ok=True)
     if os.path.lexists(path):
         shutil.move(path, evidence / path.name)
 

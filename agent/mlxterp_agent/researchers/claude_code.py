@@ -43,6 +43,7 @@ from mlxterp_agent.researchers.base import (
 )
 from mlxterp_agent.researchers.claude_events import Result, Stream
 from mlxterp_agent.sandbox.child import warden_command
+from mlxterp_agent.sandbox.orphans import note_started
 from mlxterp_agent.state_md import budget_words
 from mlxterp_agent.storage.state_dir import open_state
 from mlxterp_agent.text import duration, one_line, plain
@@ -214,6 +215,8 @@ class ClaudeProcess:
         self._stderr = b""
         self._looked = 0.0
         transcript.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        # Before the process starts: a full disk is the caller's error, and leaves no process behind.
+        log = open(transcript, "ab")  # noqa: SIM115 - the reading thread closes it
         self._lifeline: int | None
         lifeline, self._lifeline = os.pipe()
         try:
@@ -227,13 +230,16 @@ class ClaudeProcess:
                 start_new_session=True,
                 pass_fds=(lifeline,),
             )
+        except OSError:
+            log.close()
+            os.close(self._lifeline)
+            raise
         finally:
             os.close(lifeline)
+        note_started(self._process.pid)
         self._left = Descendants(self._process.pid)
         assert self._process.stdout is not None
         assert self._process.stderr is not None
-        # The transcript is opened before the threads start, so that a full disk is the caller's error.
-        log = open(transcript, "ab")  # noqa: SIM115 - the reading thread closes it
         self._threads = [
             threading.Thread(target=self._read_events, args=(self._process.stdout, log), daemon=True),
             threading.Thread(target=self._read_errors, args=(self._process.stderr,), daemon=True),

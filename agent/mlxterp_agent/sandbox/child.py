@@ -26,6 +26,7 @@ from typing import Any, BinaryIO, Literal, NamedTuple
 from mlxterp_agent.platform import child_environment
 from mlxterp_agent.sandbox.child_messages import Frames
 from mlxterp_agent.sandbox.jail import Policy, macos
+from mlxterp_agent.sandbox.orphans import end_orphans, note_started
 from mlxterp_agent.sandbox.scratch_files import WrittenFiles, copy_written_files, remove_tree
 from mlxterp_agent.storage.project_files import create_in_project
 
@@ -135,6 +136,7 @@ class Exit(NamedTuple):
     signal: int
     escaped: int
     peak_mb: float
+    cpu_seconds: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,6 +200,7 @@ class Child:
         frames: what it reported.
         pid: of the worker; None until the warden has started it.
         exit: None while it runs, and when the warden was lost (then `ended` is true).
+        orphans: processes that were left when the warden was lost, and were ended by `close`.
     """
 
     def __init__(self, start: ChildStart) -> None:
@@ -215,6 +218,7 @@ class Child:
         self._changed = threading.Condition()
         self._ended = False
         self._began = time.monotonic()
+        self.orphans = 0
         tmp.mkdir(mode=0o700)
         self._outbox, outbox = os.pipe()
         lifeline, self._lifeline = os.pipe()
@@ -240,6 +244,7 @@ class Child:
         finally:
             for fd in (lifeline, status, outbox):
                 os.close(fd)
+        self._began_at = note_started(self._process.pid)
         self._send(start.order())
         self._pump = threading.Thread(
             target=self._read_pipes, name=f"autointerp-pump-{tmp.name}", daemon=True
@@ -332,6 +337,8 @@ class Child:
             # Without its warden the worker may still run.
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.pid, signal.SIGKILL)
+            self._process.wait()
+            self.orphans = end_orphans(self._began_at)
         self._process.wait()
         os.write(self._waker, b".")
         self._pump.join()
@@ -414,4 +421,4 @@ class Child:
                     numbers = (int(facts[name]) for name in ("code", "signal", "escaped", "peak"))
                     code, signal_number, escaped, peak = numbers
                     if signal_number in _SIGNALS:
-                        self.exit = Exit(code, signal_number, escaped, peak / 1024)
+                        self.exit = Exit(code, signal_number, escaped, peak / 1024, float(facts["cpu"]))

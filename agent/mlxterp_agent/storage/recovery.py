@@ -37,8 +37,8 @@ from mlxterp_agent.storage.record import (
 from mlxterp_agent.storage.results_log import ResultsLog, rebuilt_log
 from mlxterp_agent.storage.state_dir import State
 
-_BATCH = 200
-"""Lines that are taken into the journal at once."""
+_BATCH = 2_000
+"""Lines that are taken into the journal at once: one wait for the disk."""
 
 
 @dataclass(frozen=True)
@@ -271,7 +271,6 @@ def _restore_git(results: ResultsLog, sources: _Sources, done: list[str], *, cop
     except GitUnavailable:
         return
     without = 0
-    without = 0
     for entry_id in sorted(lost):
         number = results.index.number_of(entry_id)
         assert number is not None
@@ -285,11 +284,6 @@ def _restore_git(results: ResultsLog, sources: _Sources, done: list[str], *, cop
         except GitUnavailable:
             return
         done.append(f"{entry_id}, which was kept but not committed, was committed")
-    if without:
-        done.append(
-            f"{without} kept {'line stays' if without == 1 else 'lines stay'} without a commit and a folder: "
-            "what ran is not on this machine"
-        )
     if without:
         done.append(
             f"{without} kept {'line stays' if without == 1 else 'lines stay'} without a commit and a folder: "

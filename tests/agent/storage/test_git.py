@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -282,52 +281,67 @@ def test_keys_do_not_reach_git(project: Path, committer: Committer, monkeypatch:
     assert "canary" not in shown
 
 
-def planted(project: Path, marker: Path, works: Sequence[str]) -> None:
-    """Everything in a repository that makes git run a program, each of which would leave `marker`."""
-    trap = project.parent / "trap"
-    trap.write_text(f"#!/bin/sh\ntouch '{marker}'\ncat 2>/dev/null\nexit 0\n")
-    trap.chmod(0o755)
-    (project / ".git" / "hooks").mkdir(exist_ok=True)
-    for hook in works:
-        (project / ".git" / "hooks" / hook).symlink_to(trap)
-    for key, value in {
-        "core.fsmonitor": str(trap),
-        "filter.evil.clean": str(trap),
-        "filter.evil.smudge": str(trap),
-        "filter.evil.process": str(trap),
-        "diff.evil.textconv": str(trap),
-        "commit.gpgSign": "true",
-        "gpg.program": str(trap),
-        "log.showSignature": "true",
-        "core.editor": str(trap),
-        "core.pager": str(trap),
-        "core.sshCommand": str(trap),
-        "credential.helper": str(trap),
-        "maintenance.auto": "true",
-        "gc.auto": "1",
-    }.items():
-        git(project, "config", key, value)
-    (project / ".gitattributes").write_text("* filter=evil diff=evil text eol=crlf\n")
-
-
 HOOKS = (
-    "pre-commit",
-    "prepare-commit-msg",
-    "commit-msg",
-    "post-commit",
-    "post-index-change",
-    "reference-transaction",
-    "post-checkout",
-    "pre-auto-gc",
-    "fsmonitor-watchman",
+    *("pre-commit", "prepare-commit-msg", "commit-msg", "post-commit", "post-index-change"),
+    *("reference-transaction", "post-checkout", "pre-auto-gc", "fsmonitor-watchman", "post-rewrite"),
 )
+PROGRAMS = (
+    *("core.fsmonitor", "core.editor", "core.pager", "core.sshCommand", "core.askPass", "core.gitProxy"),
+    *("core.alternateRefsCommand", "credential.helper", "gpg.program", "gpg.ssh.program"),
+    *("gpg.ssh.defaultKeyCommand", "diff.external", "interactive.diffFilter", "sequence.editor"),
+    *("filter.evil.clean", "filter.evil.smudge", "filter.evil.process", "diff.evil.textconv"),
+    *("diff.evil.command", "merge.evil.driver", "trailer.evil.cmd", "trailer.evil.command"),
+    *("uploadpack.packObjectsHook", "remote.evil.uploadpack", "pager.log", "alias.commit-tree"),
+)
+SWITCHES = {
+    "commit.gpgSign": "true",
+    "log.showSignature": "true",
+    "maintenance.auto": "true",
+    "gc.auto": "1",
+    "remote.evil.url": "ext::evil",
+    "remote.evil.promisor": "true",
+    "protocol.ext.allow": "always",
+}
+VECTORS = (*HOOKS, *PROGRAMS, "core.hooksPath", "include.path", "info/attributes", "config.worktree")
+
+
+def planted(project: Path, ran: Path) -> None:
+    """Everything in a repository that makes git run a program; each would leave its name in `ran`."""
+    ran.mkdir()
+    traps = project.parent / "traps"
+    for folder in ("", "hooks", "included"):
+        (traps / folder).mkdir()
+    script = f"#!/bin/sh\ntouch '{ran}'/$(basename $0)\ncat 2>/dev/null\nexit 0\n"
+
+    def trap(name: str, folder: str = "") -> str:
+        path = traps / folder / name
+        path.write_text(script)
+        path.chmod(0o755)
+        return str(path)
+
+    (project / ".git" / "hooks").mkdir(exist_ok=True)
+    for hook in HOOKS:
+        (project / ".git" / "hooks" / hook).symlink_to(trap(hook))
+    for key in PROGRAMS:
+        git(project, "config", key, f"!{trap(key)}" if key.startswith("alias.") else trap(key))
+    for key, value in SWITCHES.items():
+        git(project, "config", key, value)
+    trap("pre-commit", "hooks")
+    git(project, "config", "core.hooksPath", str(traps / "hooks"))
+    (traps / "included" / "config").write_text(f'[filter "more"]\n\tclean = {trap("include.path")}\n')
+    git(project, "config", "include.path", str(traps / "included" / "config"))
+    (project / ".git" / "config.worktree").write_text(f"[core]\n\tfsmonitor = {trap('config.worktree')}\n")
+    git(project, "config", "extensions.worktreeConfig", "true")
+    (project / ".gitattributes").write_text("* filter=evil diff=evil merge=evil text eol=crlf\n")
+    (project / ".git" / "info").mkdir(exist_ok=True)
+    (project / ".git" / "info" / "attributes").write_text("*.md filter=more\n*.py filter=evil diff=evil\n")
 
 
 def test_nothing_that_is_planted_in_the_repository_is_run(
     project: Path, committer: Committer, tmp_path: Path
 ):
-    marker = tmp_path / "trapped"
-    planted(project, marker, HOOKS)
+    assert len(VECTORS) >= 30
+    planted(project, tmp_path / "ran")
     write(project, FILES)
 
     sha = commit(committer)
@@ -337,17 +351,28 @@ def test_nothing_that_is_planted_in_the_repository_is_run(
     assert committer.experiments() == {"0001": sha}
     assert committer.descends(sha, sha)
     assert committer.read(sha, "experiment.py") == FILES["experiment.py"]
-    assert not marker.exists()
+    assert committer.foreign(["results.jsonl"]) == []
+    assert committer.trouble() is None
+    assert (
+        committer.read("f" * 40, "experiment.py") is None
+    )  # nothing is fetched for an object that is not there
+    assert sorted(os.listdir(tmp_path / "ran")) == []
 
 
 def test_the_traps_of_that_test_do_catch_an_ordinary_git(project: Path, committer: Committer, tmp_path: Path):
-    marker = tmp_path / "trapped"
-    planted(project, marker, HOOKS)
+    commit(committer)
+    planted(project, tmp_path / "ran")
     write(project, FILES)
 
     git(project, "add", "experiment.py", check=False)
+    git(project, "config", "--unset", "core.hooksPath")
+    git(project, "commit", "-qam", "x", check=False)
+    git(project, "log", "-p", "--show-signature", check=False)
+    git(project, "fetch", "evil", check=False)
 
-    assert marker.exists()
+    caught = set(os.listdir(tmp_path / "ran"))
+    assert {"core.fsmonitor", "filter.evil.clean", "pre-commit", "gpg.program"} & caught
+    assert len(caught) >= 4
 
 
 def test_an_agents_words_cannot_become_a_trailer(project: Path, committer: Committer):

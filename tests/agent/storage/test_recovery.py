@@ -24,9 +24,11 @@ from mlxterp_agent.storage.log_index import LogIndex
 from mlxterp_agent.storage.recovery import Repairs, reconcile
 from mlxterp_agent.storage.results_log import ResultsLog
 from mlxterp_agent.storage.state_dir import open_state
+from mlxterp_agent.supervisor.loop import run
 from tests.agent.fakes import (
     SOURCES,
     WITHOUT_JAIL,
+    Proposals,
     entries,
     finished_run,
     git,
@@ -273,6 +275,7 @@ def test_a_damaged_line_of_the_journal_never_harms_the_log(
     assert repairs.broken is None
     assert (project / "results.jsonl").read_bytes() == log
     assert found == ["0001", "0003"]
+    assert not any("interrupted" in what for what in repairs.done)
 
 
 def repaired(project: Path) -> tuple[Repairs, list[str]]:
@@ -335,6 +338,23 @@ def test_what_an_experiment_appends_to_the_journal_is_a_violation_and_never_a_li
 
     assert verdicts(project) == ["lead", "invalid:contract"]
     assert any("appended to the journal" in e.what for e in events if isinstance(e, Violated))
+    assert everything_agrees(project)
+
+
+def test_a_byte_of_the_log_that_changes_between_two_runs_is_noticed_and_put_back(project):
+    events: list[Event] = []
+    log = project / "results.jsonl"
+    before: list[bytes] = []
+
+    def change(name: str, _: Path) -> None:
+        if name == "beta":
+            before.append(log.read_bytes())
+            log.write_bytes(before[0].replace(b"alpha was found", b"omega was found"))
+
+    run(project, Proposals(["alpha", "beta"], before=change), Options(), events.append)
+
+    assert any("are not what they were" in e.what for e in events if isinstance(e, Violated))
+    assert log.read_bytes().startswith(before[0])
     assert everything_agrees(project)
 
 
