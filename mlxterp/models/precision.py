@@ -1,9 +1,9 @@
 """Float32 weights in place of quantised and 16-bit ones, where MLX computes on a CPU.
 
 MLX multiplies quantised and 16-bit matrices on a CPU by loops of its own, not by a BLAS: at the shape of
-Llama 3.2 1B (4 bits, 2 cores of an AMD EPYC) a forward of 10 tokens takes 96 to 105 s, and 0.8 s with the same
-weights in float32. So a model of mlx-lm is dequantised when it is loaded, if the memory allows. Does not live
-here: GGUF files, which are read into float32 (`gguf.py`); measurements of 16-bit models
+Llama 3.2 1B (4 bits, 2 cores of an AMD EPYC) a forward of 10 tokens takes 96 to 105 s, and 0.8 s with the
+same weights in float32. So a model of mlx-lm is dequantised when it is loaded, if the memory allows. Does not
+live here: GGUF files, which are read into float32 (`gguf.py`); measurements of 16-bit models
 (`core/architecture/parts.py`).
 """
 
