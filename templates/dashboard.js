@@ -4,6 +4,7 @@ const data = JSON.parse(document.getElementById("data").textContent);
 const strings = data.texts, features = data.features;
 const [search, sort, count, value, rows, more, article] =
   ["search", "sort", "count", "value", "rows", "more", "feature"].map((id) => document.getElementById(id));
+const EXPLAINED = "Balanced accuracy: the mean of the share of held-out texts with the feature that the label marks, and of the share without it that it leaves; a coin has one half. Confidence: how probable it is that this is three quarters or more on further text of the same kind.";
 const PAGE = 200, FIRST = 3;
 const byId = new Map(features.map((feature) => [feature.id, feature]));
 const texts = new Map(features.map((f) => [f, [
@@ -59,7 +60,7 @@ function draw() {
     if (f === now) link.setAttribute("aria-current", "true");
     into(link, element("span", `f${f.id}`, { class: "id" }),
       element("span", f.label ?? f.status, { class: f.label === null ? "none" : "label" }),
-      element("span", f[key] ?? "", { class: "value", title: key }));
+      element("span", f.shown[key] ?? "", { class: "value", title: key }));
     return into(document.createElement("li"), link);
   }));
   more.hidden = found.length <= limit;
@@ -89,14 +90,14 @@ function table(title, head, lines, kind) {
   const top = into(document.createElement("tr"), ...head.map((name, i) => element("th", name, { scope: "col", class: i ? "number" : "" })));
   into(made, element("caption", title), into(document.createElement("thead"), top),
     into(document.createElement("tbody"), ...lines.map((cells) =>
-      into(document.createElement("tr"), ...cells.map((cell, i) => element("td", cell, i ? { class: "number" } : {}))))));
+      into(document.createElement("tr"), ...cells.map((cell, i) => i ? element("td", cell, { class: "number" }) : element("th", cell, { scope: "row" }))))));
   return made;
 }
 
 function histogram(feature) {
   if (!feature.counts.length) return null;
   const space = "http://www.w3.org/2000/svg", most = Math.max(...feature.counts), width = 100 / feature.counts.length;
-  const alt = `Histogram of activations from 0 to ${feature.max}, in ${feature.counts.length} parts: ${feature.counts.join(", ")}.`;
+  const alt = `Histogram of activations from 0 to ${feature.shown.max}, in ${feature.counts.length} parts: ${feature.counts.join(", ")}.`;
   const svg = document.createElementNS(space, "svg");
   for (const [key, value] of Object.entries({ class: "histogram", viewBox: "0 0 100 60", preserveAspectRatio: "none", role: "img", "aria-label": alt }))
     svg.setAttribute(key, value);
@@ -109,7 +110,7 @@ function histogram(feature) {
     bar.append(title);
     svg.append(bar);
   });
-  const ends = into(element("div", null, { class: "ends" }), element("span", "0"), element("span", "count, logarithmic"), element("span", feature.max));
+  const ends = into(element("div", null, { class: "ends" }), element("span", "0"), element("span", "count, logarithmic"), element("span", feature.shown.max));
   return into(document.createElement("div"), element("h3", "Activations"), svg, ends);
 }
 
@@ -150,8 +151,10 @@ function show() {
     f.description && element("p", f.description),
     f.facts.length && element("p", f.facts.map(([name, value]) => `${name}: ${value}`).join(" · "), { class: "soft small" }),
     numbers,
+    f.confidence !== null && element("p", EXPLAINED, { class: "soft small" }),
     ...f.examples.slice(0, 1).flatMap(([title, lines]) => group([title, lines.slice(0, FIRST)], f.max || 1)),
     steering(f),
+    f.report && into(element("p"), element("a", `f${f.id} in the report`, { href: f.report })),
     similar.length && into(element("p", null, { class: "neighbours" }), element("b", "Similar directions: "), ...similar),
     table("Label against held-out text", ["score", "balanced accuracy", "interval", "AUROC"], f.accuracies, ""),
     tested && into(element("p"), element("b", `Sensitivity: ${f.sensitivity || "not decided"}. `), element("span", f.sensitivityDetails)),

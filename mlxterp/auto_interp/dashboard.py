@@ -14,6 +14,7 @@ from mlxterp.auto_interp.promoted_tokens import neighbours, promotion
 from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import LabelingError
 from mlxterp.reports.dashboard import Accuracy, Examples, Excerpt, FeatureEntry, dashboard, write_dashboard
+from mlxterp.reports.feature_links import features_in_report
 from mlxterp.sae.analysis.interventions import feature_add
 from mlxterp.sae.feature_store.store import FeatureStore
 from mlxterp.sae.sae import SAE
@@ -36,6 +37,7 @@ def save_dashboard(
     *,
     title: str | None = None,
     steer_from: str | None = None,
+    report: str | Path | None = None,
 ) -> Path:
     """Writes one HTML page of features: examples, activations, tokens, scored labels; to search and sort.
 
@@ -51,6 +53,7 @@ def save_dashboard(
         title: of the page.
         steer_from: a prompt whose continuations are computed with each feature added, from −2 to 4 times its
             largest activation, and shown behind a slider. Not for transcoders.
+        report: an HTML report that was written with `dashboard=`: the features that it names lead to it.
 
     Costs no forward, about 5 ms and 10 kB for each feature; with `steer_from` five generations of 24 tokens
     each. A feature's part of the page has the address `page.html#f42`, for links. Returns the path.
@@ -58,7 +61,9 @@ def save_dashboard(
     Raises:
         LabelingError: a store of another SAE, or a feature with two labels.
         StoreError: there is no such feature.
+        ResultError: there is no such report.
     """
+    named = {} if report is None else features_in_report(report, seen_from=path)
     if store.d_sae != sae.d_sae or store.facts.get("sae_digest", sae.digest) != sae.digest:
         raise LabelingError(
             f"{store!r} and an SAE of {sae.d_sae} features at {sae.hook_point}: the store was made with "
@@ -78,6 +83,7 @@ def save_dashboard(
             promoted=lens.promoted.get(feature, ()),
             suppressed=lens.suppressed.get(feature, ()),
             neighbours=similar.get(feature, ()),
+            report=named.get(feature, ""),
             prompt=steer_from or "",
             steering=() if steer_from is None else _steered(model, sae, store, feature, steer_from),
         )

@@ -331,7 +331,9 @@ class InterpretableModel(metaclass=_NamesElsewhere):
             lengths=None if lengths is None else tuple(lengths),
             comparisons=comparisons,
         )
-        recorder.add_forward(self, np.array(ids, dtype=np.int32).tobytes(), len(ids))
+        own = np.array(ids, dtype=np.int32)
+        kept = map(len, own) if lengths is None else lengths
+        recorder.add_forward(self, [row[:n].tobytes() for row, n in zip(own, kept, strict=True)])
         return logits, captured
 
     def _points(self, capture: Capture) -> list[HookPoint]:
@@ -394,7 +396,7 @@ class InterpretableModel(metaclass=_NamesElsewhere):
         `trace([*found.prompt_tokens, *found.tokens], capture=…)` with the same interventions.
         """
         row = self._row(prompt)
-        recorder.add_forward(self, np.array(row, dtype=np.int32).tobytes(), 1)
+        recorder.add_forward(self, [np.array(row, dtype=np.int32).tobytes()])
         return generate(
             self.architecture,
             row,

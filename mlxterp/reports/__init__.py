@@ -18,6 +18,7 @@ from typing import Any, Literal, TypeAlias
 
 from mlxterp.errors import ResultError
 from mlxterp.reports import page as pages
+from mlxterp.reports.feature_links import FeatureLinks, address
 from mlxterp.reports.investigation import write_investigation_report
 from mlxterp.reports.notebook import notebook
 from mlxterp.reports.views import InteractiveView, interactive
@@ -64,11 +65,13 @@ def save_report(
     description: str = "",
     include_plots: bool = True,
     include_json: bool = False,
+    dashboard: str | Path | None = None,
 ) -> Path:
     """Writes `generate_report` to a file; `.md`, `.html` or `.ipynb` says the format. Returns the path.
 
     The file appears in one step. Its directory is made; Markdown's figures go to `<name>_files/` beside it, a
-    notebook holds its own. For a PDF, print the HTML from a browser. Costs 0.1 to 0.2 s per figure.
+    notebook holds its own. `dashboard` is where `save_dashboard` writes the page of the features: in HTML,
+    features then lead to it. For a PDF, print the HTML from a browser. Costs 0.1 to 0.2 s per figure.
 
     Raises:
         ResultError: also a suffix that names no format, or a notebook without the extra `notebook`.
@@ -87,7 +90,8 @@ def save_report(
         pages.write(path, text, {})
         return path
     figures_in = f"{path.stem}_files/" if format == "markdown" else None
-    page = pages.Page(format, figures_in=figures_in, include_plots=include_plots)
+    links = None if dashboard is None else FeatureLinks(address(dashboard, seen_from=path))
+    page = pages.Page(format, figures_in=figures_in, include_plots=include_plots, features=links)
     text = _render(page, every, title=title, description=description, include_json=include_json)
     pages.write(path, text, page.files)
     return path

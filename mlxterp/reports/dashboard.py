@@ -66,6 +66,7 @@ class FeatureEntry:
         top_tokens: where it fires, with shares of its activation.
         promoted, suppressed: the tokens whose logits it raises and lowers, with by how much.
         neighbours: features of similar direction, most similar first.
+        report: where a report speaks of it, as an address; "" without one.
         prompt: what `steering` continues.
         steering: continuations by how much of the feature was added, ascending; one of them 0.
     """
@@ -88,6 +89,7 @@ class FeatureEntry:
     promoted: Weighted = ()
     suppressed: Weighted = ()
     neighbours: tuple[int, ...] = ()
+    report: str = ""
     prompt: str = ""
     steering: tuple[tuple[float, str], ...] = ()
 
@@ -150,7 +152,8 @@ class _TokenTexts:
 
 
 def _entry(given: FeatureEntry, texts: _TokenTexts) -> dict[str, Any]:
-    best = given.accuracies[0].value if given.accuracies else None
+    best = given.accuracies[0] if given.accuracies else None
+    confidence = None if given.confidence is None else percent(given.confidence)
     return {
         "id": given.feature_id,
         "label": None if given.label is None else visible(given.label),
@@ -158,7 +161,13 @@ def _entry(given: FeatureEntry, texts: _TokenTexts) -> dict[str, Any]:
         "status": visible(given.status),
         "facts": [[visible(name), visible(value)] for name, value in given.facts],
         "confidence": _number(given.confidence),
-        "accuracy": _number(best),
+        "accuracy": None if best is None else _number(best.value),
+        "shown": {
+            "confidence": confidence,
+            "accuracy": None if best is None else number(best.value),
+            "density": _rate(given.density),
+            "max": number(given.max_activation),
+        },
         "accuracies": [
             [visible(a.name), number(a.value), f"{number(a.low)} to {number(a.high)}", _text(a.auroc)]
             for a in given.accuracies
@@ -168,10 +177,11 @@ def _entry(given: FeatureEntry, texts: _TokenTexts) -> dict[str, Any]:
         "density": _number(given.density),
         "max": _number(given.max_activation),
         "numbers": [
-            ["fires at", f"{number(100 * given.density)} % of tokens"],
+            *([["confidence", confidence]] if confidence is not None else []),
+            *([[f"balanced accuracy, {best.name}", _interval(best)]] if best is not None else []),
+            ["fires at", f"{_rate(given.density)} of tokens"],
             ["largest activation", number(given.max_activation)],
             ["mean where it fires", number(given.mean_activation)],
-            *([["confidence", percent(given.confidence)]] if given.confidence is not None else []),
         ],
         "counts": list(given.counts),
         "examples": [
@@ -182,9 +192,19 @@ def _entry(given: FeatureEntry, texts: _TokenTexts) -> dict[str, Any]:
         "promoted": _weights(given.promoted, texts),
         "suppressed": _weights(given.suppressed, texts),
         "neighbours": list(given.neighbours),
+        "report": given.report,
         "prompt": visible(given.prompt),
         "steering": [[_short(amount), visible(text)] for amount, text in given.steering],
     }
+
+
+def _rate(density: float) -> str:
+    """How often it fires: a share that may be far below one in a hundred."""
+    return f"{number(100 * density, 2)} %"
+
+
+def _interval(given: Accuracy) -> str:
+    return f"{number(given.value)} ({number(given.low)} to {number(given.high)})"
 
 
 def _excerpt(given: Excerpt, texts: _TokenTexts) -> list[Any]:

@@ -26,6 +26,7 @@ from mlxterp.reports.evidence import (
     scale_of,
     sites_searched,
 )
+from mlxterp.reports.feature_links import FeatureLinks
 from mlxterp.reports.items import Context, Item, item_of
 from mlxterp.reports.page import Page, moment, write
 from mlxterp.reports.sourced import NOTHING, Sentence, Sourced, counted, given, joined, sentence
@@ -36,6 +37,8 @@ from mlxterp.text import clip, duration
 if TYPE_CHECKING:
     from mlxterp.autointerpret.entry import ExperimentEntry
 
+DASHBOARD = "features.html"
+"""A dashboard of this name in the project: the report's features lead to it."""
 _PLURALS = {
     "finding": "findings",
     "ruled out": "ruled out",
@@ -88,7 +91,7 @@ class Investigation:
     calibration: Sentence = NOTHING
     next_experiments: tuple[Sentence, ...] = ()
     selftest: Sourced | None = None
-    dashboards: tuple[str, ...] = ()
+    dashboard: str = ""
 
     @property
     def shown_lead(self) -> Item | None:
@@ -121,13 +124,19 @@ def write_investigation_report(
         spent: `experiments`, `seconds`, `usd`, `tokens`; what is missing or None is not known.
         stop_reason: why the run ended, as a sentence or a few words.
         selftest: how often the rule keeps something false, as a sentence; "" if it was never measured here.
+
+    Features lead to `features.html` in the project, if `save_dashboard` has written that.
     """
     view = investigation(
         project, entries, config=config, spent=spent, stop_reason=stop_reason, selftest=selftest
     )
     paths = (project / "report.md", project / "report.html")
     for path, format in zip(paths, ("markdown", "html"), strict=True):
-        page = Page(format, figures_in="report_files/" if format == "markdown" else None)
+        page = Page(
+            format,
+            figures_in="report_files/" if format == "markdown" else None,
+            features=FeatureLinks(view.dashboard) if view.dashboard else None,
+        )
         write(path, page.render("investigation", view=view), page.files)
     return paths
 
@@ -195,6 +204,7 @@ def investigation(
         surprises=failed_predictions(entries),
         calibration=calibration(entries),
         next_experiments=next_experiments(entries),
+        dashboard=DASHBOARD if (project / DASHBOARD).is_file() else "",
         selftest=given("run", "selftest", value=None, text=selftest) if selftest else None,
     )
 

@@ -93,6 +93,7 @@ class Item:
     judged: bool
     reasons: tuple[Sourced, ...]
     finding: str
+    features: tuple[str, ...] = ()
     numbers: tuple[tuple[str, str], ...] = ()
     figures: tuple[Drawable, ...] = ()
     more: tuple[Show, ...] = ()
@@ -179,6 +180,7 @@ def item_of(project: Path, entry: ExperimentEntry, context: Context) -> Item:
             for i, reason in enumerate(_listed(record.get("reasons")))
         ),
         finding=_finding_path(project, name),
+        features=_features(declared),
         numbers=tuple(named_numbers(entry.result)),
         figures=tuple(figures[:_FIGURES_SHOWN]),
         more=tuple(rest),
@@ -271,6 +273,12 @@ def _would_change(name: str, declared: Mapping[str, Any]) -> Sentence:
         rival = quoted(name, *at, "rivals", i, text=clip(str(each), 200).rstrip("."))
         text = sentence(text, " Rival explanations: " if i == 0 else " ", rival, ".")
     return text
+
+
+def _features(declared: Mapping[str, Any]) -> tuple[str, ...]:
+    """The names of the features that a claim intervenes on."""
+    given = (declared.get("intervention") or {}).get("features") or ()
+    return tuple(f"f{each}" for each in given if type(each) is int and each >= 0)
 
 
 def _finding_path(project: Path, experiment_id: str) -> str:

@@ -25,6 +25,7 @@ from mlxterp import plots
 from mlxterp._files import locate, write_atomically
 from mlxterp.errors import ResultError
 from mlxterp.reports import prose
+from mlxterp.reports.feature_links import FeatureLinks
 from mlxterp.reports.sourced import Name, Reference, Sentence, Sourced
 from mlxterp.results import markdown
 from mlxterp.results.views import Cell, Section, Table, describe
@@ -81,15 +82,24 @@ class Page:
         figures_in: what Markdown's links to its figures begin with, `report_files/` or `attachment:`; None
             writes descriptions only.
         include_plots: False leaves figures out and writes their descriptions.
+        features: makes names of features in tables lead to their dashboard.
     """
 
-    def __init__(self, format: str, *, figures_in: str | None = None, include_plots: bool = True) -> None:
+    def __init__(
+        self,
+        format: str,
+        *,
+        figures_in: str | None = None,
+        include_plots: bool = True,
+        features: FeatureLinks | None = None,
+    ) -> None:
         if format not in ("html", "markdown"):
             raise ResultError(f"no report format {format!r}. Formats are: markdown, html.")
         self.is_html = format == "html"
         self.files: dict[str, bytes] = {}
         self._figures_in = figures_in
         self._include_plots = include_plots
+        self._features = features
 
     def render(self, template: str, **values: Any) -> str:
         """The page of this template, `templates/<template>.html.j2` or `.md.j2`."""
@@ -113,6 +123,11 @@ class Page:
 
     def _described(self, show: plots.Drawable) -> str:
         return Markup("<p>{}</p>").format(visible(describe(show))) if self.is_html else describe(show)
+
+    def cell(self, value: Cell) -> str:
+        """A cell of a table in HTML; the name of a feature leads to the dashboard, if there is one."""
+        linked = self._features.linked(value) if self._features and isinstance(value, str) else None
+        return cell(value) if linked is None else linked
 
     def table(self, show: Table) -> Table:
         """The table with at most MOST_ROWS rows, saying so when rows are left out."""

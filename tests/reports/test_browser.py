@@ -76,7 +76,7 @@ def test_cells_are_reached_by_the_keyboard(tab, tmp_path):
     interactive(result, tmp_path / "page.html")
     tab.open(tmp_path / "page.html")
 
-    for key in ("Tab", "Tab", "ArrowDown", "ArrowDown", "ArrowRight", "Enter"):
+    for key in ("Tab", "Tab", "Tab", "ArrowDown", "ArrowDown", "ArrowRight", "Enter"):
         tab.key(key)
 
     told = f"L2.H3, source 1 'The', destination 2 ' Tower': {result.patterns[1][2, 1]:.3g}"

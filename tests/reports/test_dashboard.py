@@ -119,7 +119,10 @@ def test_a_label_comes_with_its_scores_and_a_feature_without_one_says_why(tmp_pa
     assert cat["label"] == 'token " cat"'
     assert cat["accuracies"] == [["detection", "0.9", "0.8 to 0.95", "0.93"]]
     assert (cat["sensitivity"], cat["sensitivityDetails"]) == ("passed", "19 of 20")
-    assert ["confidence", "97 %"] in cat["numbers"]
+    assert cat["numbers"][:2] == [
+        ["confidence", "97 %"],
+        ["balanced accuracy, detection", "0.9 (0.8 to 0.95)"],
+    ]
     assert (dead["label"], dead["status"], dead["counts"], dead["examples"]) == (None, "dead", [], [])
 
 
@@ -202,3 +205,22 @@ def test_continuations_are_those_of_the_model_with_the_feature_added(tmp_path, m
     for each, (_, text) in zip(times, cat["steering"], strict=True):
         edits = [feature_add(sae, 0, each * largest)] if each else []
         assert text == model.generate(prompt, max_new_tokens=24, interventions=edits).text
+
+
+def test_a_confidence_is_shown_as_a_share_and_never_with_seven_decimals():
+    (shown,) = data_of(dashboard([entry(confidence=2.76e-6, density=2.5e-6)]))["features"]
+
+    assert shown["shown"]["confidence"] == "<1 %"
+    assert shown["shown"]["density"] == "0.00025 %"
+    assert ["confidence", "<1 %"] in shown["numbers"]
+
+
+def test_a_feature_leads_to_the_report_that_names_it(tmp_path, model, sae, store):
+    report = tmp_path / "report.html"
+    report.write_text('<a id="feature-0" href="features.html#f0">f0</a>', encoding="utf-8")
+
+    cat, bird = saved(tmp_path / "features.html", model, sae, store, features=[0, 1], report=report)[
+        "features"
+    ]
+
+    assert (cat["report"], bird["report"]) == ("report.html#feature-0", "")
