@@ -5,6 +5,7 @@ Sampling: temperature, then the `top_k` likeliest, then the nucleus (Holtzman et
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -15,7 +16,7 @@ import numpy as np
 from mlxterp.core import forward
 from mlxterp.core.architecture.parts import Architecture
 from mlxterp.core.interventions import Intervention
-from mlxterp.errors import HookError, TokenError
+from mlxterp.errors import HookError, NotFinite, TokenError
 
 _STEP = 256
 
@@ -163,6 +164,8 @@ def generate(
     With a KV cache each step computes one position, so an intervention at a prompt position acts once, when
     the prompt is read; one at all positions, or from a position on, acts on each new token too.
     """
+    if max_new_tokens < 0:
+        raise TokenError(f"max_new_tokens is {max_new_tokens}; it is 0 or more.")
     edits = [replace(i, where=i.where.from_end_of(len(prompt))) for i in interventions]
     _refuse_unreachable(edits, len(prompt) + max_new_tokens - 1)
     cache = make_cache(architecture) if architecture.takes_cache else None
@@ -196,6 +199,12 @@ def generate(
         fired |= current.fired
         tokens.append(int(np.array(current.token)))
         logprobs.append(float(np.array(current.logprob)))
+        if not math.isfinite(logprobs[-1]):
+            raise NotFinite(
+                f"{architecture.name}: the logits behind {len(tokens) - 1} tokens are NaN or infinite, so no "
+                "token is the likeliest. Look at the weights and at model.trace(prompt, capture='all'); a "
+                "16-bit type may overflow, which dtype=mx.float32 cures."
+            )
         if tokens[-1] in end:
             stopped = "end"
             break

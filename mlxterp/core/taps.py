@@ -2,9 +2,9 @@
 
 A tapped module's class becomes a subclass whose `__call__` asks the tap; the module tree, the parameters and
 `isinstance` stay as they are, quantised layers and modules kept in lists included. Undoing is one assignment,
-done in `finally`. While a module is tapped, every call of it is seen by the tap, whoever makes it, so a model
-is run by one thread at a time: `run_lock`. Lives here: the mechanism, for any `mlx.nn.Module`. Does not live
-here: which modules are tapped (`forward.py`).
+done in `finally`. A tap sees the calls of the thread that set it. The attention function of a family is one
+name for all threads, so a model is run by one thread at a time: `run_lock`. Lives here: the mechanism, for
+any `mlx.nn.Module`. Does not live here: which modules are tapped (`forward.py`).
 """
 
 from __future__ import annotations
@@ -23,9 +23,15 @@ from mlxterp.errors import HookError
 Around = Callable[..., Any]
 
 _SLOT = "_mlxterp_around"
+_THREAD = "_mlxterp_thread"
+_INSIDE = "_mlxterp_inside"
 _TAPPED: dict[type, type] = {}
 
 
+_CALLED_INSIDE = (
+    "The model was called from inside one of its own runs, by an edit function. Compute what the edit needs "
+    "before the run."
+)
 _THREADS = threading.RLock()
 _RUNNING: list[RunLock] = []  # the runs of the thread that holds _THREADS, the innermost last
 
@@ -58,10 +64,7 @@ class RunLock:
         """
         with _THREADS:
             if self in _RUNNING:
-                raise HookError(
-                    "The model was called from inside one of its own runs, by an edit function. "
-                    "Compute what the edit needs before the run."
-                )
+                raise HookError(_CALLED_INSIDE)
             _RUNNING.append(self)
             try:
                 yield
@@ -99,7 +102,16 @@ def _tapped_class(original: type) -> type:
             def own_call(*inner: Any, **named: Any) -> Any:
                 return original.__call__(self, *inner, **named)
 
-            return self.__dict__[_SLOT](own_call, *args, **kwargs)
+            own = self.__dict__
+            if own.get(_THREAD) != threading.get_ident():
+                return own_call(*args, **kwargs)
+            if own.get(_INSIDE):
+                raise HookError(_CALLED_INSIDE)
+            own[_INSIDE] = True
+            try:
+                return own[_SLOT](own_call, *args, **kwargs)
+            finally:
+                own.pop(_INSIDE, None)
 
         # Special methods are looked up on the type, so an instance attribute `__call__` would never be asked.
         body = {"__call__": call, "__module__": original.__module__, "__qualname__": original.__qualname__}
@@ -122,6 +134,7 @@ def tapped(taps: Sequence[tuple[nn.Module, Around]]) -> Iterator[None]:
                 undo.append((module, original, inner))
                 object.__setattr__(module, _SLOT, around if inner is None else _composed(inner, around))
                 if inner is None:
+                    object.__setattr__(module, _THREAD, threading.get_ident())
                     module.__class__ = _tapped_class(original)
             yield
         finally:
@@ -129,6 +142,7 @@ def tapped(taps: Sequence[tuple[nn.Module, Around]]) -> Iterator[None]:
                 module.__class__ = original
                 if inner is None:
                     module.__dict__.pop(_SLOT, None)
+                    module.__dict__.pop(_THREAD, None)
                 else:
                     object.__setattr__(module, _SLOT, inner)
 

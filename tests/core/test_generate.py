@@ -5,7 +5,7 @@ import pytest
 from mlxterp.core import interventions as iv
 from mlxterp.core.generate import Sampling
 from mlxterp.core.model import InterpretableModel
-from mlxterp.errors import HookError, InterventionNotFired, TokenError
+from mlxterp.errors import HookError, InterventionNotFired, NotFinite, TokenError
 from tests.tiny_models import ByteTokenizer, tiny_module
 
 TEXT = "The cat sat"
@@ -163,6 +163,23 @@ def test_noise_differs_from_step_to_step(tiny_llama):
     tiny_llama.generate(TEXT, max_new_tokens=3, interventions=[before, noise, after], stop_at_end=False)
 
     assert not mx.array_equal(seen[1], seen[2])
+
+
+def test_logits_that_are_no_numbers_end_the_text_with_an_error():
+    module = tiny_module("llama")
+    weight = np.array(module.lm_head.weight)
+    weight[7] = np.nan
+    module.lm_head.weight = mx.array(weight)
+    model = InterpretableModel(module, ByteTokenizer(), verify=False)
+
+    with pytest.raises(NotFinite, match="the logits behind 2 tokens are NaN"):
+        model.generate([3, 4], max_new_tokens=2)
+
+
+def test_fewer_than_no_new_tokens_are_refused(tiny_llama):
+    with pytest.raises(TokenError, match="max_new_tokens is -1"):
+        tiny_llama.generate([3, 4], max_new_tokens=-1)
+    assert tiny_llama.generate([3, 4], max_new_tokens=0).tokens == ()
 
 
 def test_the_text_is_that_of_the_new_tokens(tiny_llama):

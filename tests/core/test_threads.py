@@ -55,6 +55,28 @@ def test_a_plain_run_inside_an_edit_of_the_same_model_is_refused(tiny_llama):
     assert np.isfinite(np.array(tiny_llama.logits(IDS))).all()
 
 
+def test_so_is_a_call_of_its_module(tiny_llama):
+    def with_the_module(x: mx.array) -> mx.array:
+        return x + tiny_llama.model(mx.array([IDS]))[..., :1]
+
+    with pytest.raises(HookError, match="from inside one of its own runs"):
+        tiny_llama.logits(IDS, interventions=[edit("L1.mlp_out", with_the_module)])
+
+    assert np.isfinite(np.array(tiny_llama.model(mx.array([IDS])))).all()
+
+
+def test_a_call_of_the_module_in_another_thread_gets_no_intervention(tiny_llama):
+    plain, seen = np.array(tiny_llama.model(mx.array([IDS]))), []
+
+    def call_elsewhere(x: mx.array) -> mx.array:
+        seen.append(in_another_thread(lambda: np.array(tiny_llama.model(mx.array([IDS])))))
+        return x
+
+    tiny_llama.logits(IDS, interventions=[zero("L0.mlp_out"), edit("L1.mlp_out", call_elsewhere)])
+
+    assert np.array_equal(seen[0], plain)
+
+
 def test_an_edit_may_run_another_model_of_the_same_family(tiny_llama):
     other = InterpretableModel(tiny_module("llama", seed=5), ByteTokenizer())
     expected, seen = np.array(other.logits(IDS)), []

@@ -283,6 +283,11 @@ def within(chosen: Sequence[int] | None, size: int, what: str) -> tuple[int, ...
         return tuple(range(size))
     if isinstance(chosen, int):
         raise SweepError(f"{what}={chosen} is one number. Pass a list, as in {what}=[{chosen}].")
+    if isinstance(chosen, str) or not all(isinstance(i, (int, np.integer)) for i in chosen):
+        raise SweepError(
+            f"{what}={chosen!r} is no list of whole numbers. Pass one, as in {what}=[0, -1], or leave it out "
+            "for all of them."
+        )
     outside = [i for i in chosen if not -size <= i < size]
     if outside or not len(chosen):
         raise SweepError(

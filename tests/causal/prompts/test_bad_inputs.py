@@ -55,6 +55,14 @@ def test_one_layer_without_a_list_is_refused(toy):
         activation_patching(toy, CLEAN, CORRUPTED, component="z", layers=1, answer=" fish", foil=" sun")  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("chosen", ["all", ["0"], [0.5]])
+def test_layers_and_positions_that_are_no_whole_numbers_are_refused(tiny_llama, chosen):
+    options = {"component": "z", "answer": "x", "foil": "y"}
+    for name, by in (("layers", "layer_head"), ("positions", "layer_pos_head")):
+        with pytest.raises(SweepError, match=f"{name}=.* is no list of whole numbers"):
+            activation_patching(tiny_llama, "the cat sat", "the dog sat", by=by, **options | {name: chosen})
+
+
 def test_a_metric_may_compute_with_mlx(toy):
     fish, sun = toy.to_single_token(" fish"), toy.to_single_token(" sun")
 
