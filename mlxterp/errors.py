@@ -50,6 +50,7 @@ A message has three parts: what was asked, what is there, what to do. It repeats
 Warnings, for results or speed that could be better:
 
     MlxterpWarning
+    ├── SlowWeights                quantised or 16-bit weights where MLX computes on a CPU
     ├── SlowBlas                   MLX on this Linux computes with the reference BLAS
     ├── PositionsAligned           prompts of different lengths, compared by a stated map
     ├── SlowSweep                  this architecture needs a whole forward per patch
@@ -243,6 +244,10 @@ class BudgetReached(ContractError):
 
 class MlxterpWarning(UserWarning):
     """Base of every warning given on purpose."""
+
+
+class SlowWeights(MlxterpWarning):
+    """Quantised or 16-bit weights are kept where MLX has no GPU and multiplies them slowly."""
 
 
 class SlowBlas(MlxterpWarning):

@@ -14,7 +14,7 @@ import hashlib
 import threading
 import weakref
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Protocol
 
@@ -132,12 +132,18 @@ def _is_count(value: Any) -> bool:
     return type(value) is int and value >= 0
 
 
+def _tell_nobody(_: Sequence[int]) -> None:
+    """Nothing is watched."""
+
+
 class Recorder:
     """Counts what is measured until it is taken. Its methods may be called from any thread; what it holds
     does not grow with how much is measured."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self._watched: dict[bytes, int] = {}
+        self._tell: Callable[[Sequence[int]], None] = _tell_nobody
         self._clear()
 
     def _clear(self) -> None:
@@ -150,13 +156,28 @@ class Recorder:
         self._methods: Counter[str] = Counter()
         self._pairs: int | None = None
 
-    def add_forward(self, model: Digested, token_ids: bytes, prompts: int) -> None:
-        """A model ran a batch: the bytes of its token ids, and how many rows it had."""
+    def watch(self, prompts: Mapping[bytes, int], tell: Callable[[Sequence[int]], None]) -> None:
+        """From now on says when a model runs one of these prompts.
+
+        Args:
+            prompts: the token ids of each as int32, with a number of its own.
+            tell: gets the numbers of prompts that ran, each once.
+        """
+        with self._lock:
+            self._watched, self._tell = dict(prompts), tell
+
+    def add_forward(self, model: Digested, rows: Sequence[bytes], *, prompts: int | None = None) -> None:
+        """A model ran a batch: the token ids of its rows as int32, and how many rows it had in all if some
+        are not listed because they repeat one that is."""
         with self._lock:
             self._models.add(model)
             self._forwards += 1
-            self._prompts += prompts
-            self._tokens.update(token_ids)
+            self._prompts += len(rows) if prompts is None else prompts
+            for row in rows:
+                self._tokens.update(row)
+            seen = {row: self._watched.pop(row) for row in set(rows) & self._watched.keys()}
+        if seen:
+            self._tell(sorted(seen.values()))
 
     def add_interventions(self, fired: Iterable[str], never_fired: Iterable[str] = ()) -> None:
         """A run ended: the hook points of the interventions that were made in it (with how often, if it is a

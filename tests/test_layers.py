@@ -196,3 +196,12 @@ def test_importing_what_needs_no_model_leaves_mlx_and_scipy_unloaded(module):
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
 
     assert loaded.strip() == "[]"
+
+
+def test_what_a_measurement_imports_leaves_the_slow_parts_of_scipy_alone():
+    """Every experiment and every replay is a process of its own; scipy.stats takes as long as the rest."""
+    code = "import sys, mlxterp.remeasure.job; print({'scipy.stats', 'scipy.optimize'} & set(sys.modules))"
+
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+
+    assert loaded.strip() == "set()"

@@ -68,6 +68,8 @@ def status_text(seen: Overview) -> str:
         f"verdicts   {tally_text(seen.tally)}",
         f"budget     {budget_words(seen.budget())}",
     ]
+    if seen.history.exploring_cpu:
+        lines.append(f"computed   {_cpu_words(seen)}")
     if seen.uncommitted:
         lines.append(f"git        {seen.uncommitted}")
     if seen.entries:
@@ -87,9 +89,21 @@ def status_fields(seen: Overview) -> dict[str, Any]:
         "kept": seen.kept_count,
         "verdicts": dict(seen.tally),
         "spent": seen.spent._asdict(),
+        "cpu_seconds": {
+            "exploring": round(seen.history.exploring_cpu, 1),
+            "judging": round(seen.history.judging_cpu, 1),
+        },
         "experiments_left": budget.experiments_left,
         "last": entry_fields(seen.entries[-1]) if seen.entries else None,
     }
+
+
+def _cpu_words(seen: Overview) -> str:
+    history = seen.history
+    return (
+        f"{history.exploring_cpu:.0f} s of CPU time by experiments, {history.judging_cpu:.0f} s by measuring "
+        "their claims again"
+    )
 
 
 def log_lines(entries: Sequence[ExperimentEntry]) -> list[str]:
@@ -119,6 +133,7 @@ def closing_text(
     lines = [
         f"Stopped: {one_line(ended.reason, 300)}",
         f"{seen.spent.experiments} experiments in {duration(seen.spent.seconds)}: {tally_text(seen.tally)}",
+        *([_cpu_words(seen)] if seen.history.exploring_cpu else []),
         "",
     ]
     if answer is not None:

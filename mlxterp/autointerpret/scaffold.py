@@ -7,7 +7,7 @@ A scaffold is a directory of `.j2` files, rendered to their names without `.j2` 
 only included by others; one of the same name in the scaffold replaces a shared one), and a `scaffold.json`
 with its defaults: `{"about": "…", "model": "…", "question": "…", "topics": ["…"], "max_experiments": 100,
 "time_per_experiment": 120}`. Topics are beginnings of words: a question that its prompts can answer has one
-of them. `"pairs": false` says that its dataset holds no prompt pairs.
+of them. `"pairs": "drawn"` says that its dataset holds no prompt pairs, and that `confirm_pairs` draws them.
 """
 
 from __future__ import annotations

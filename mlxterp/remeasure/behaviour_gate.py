@@ -68,7 +68,7 @@ PREFIX = 16
 @dataclass(frozen=True, eq=False)
 class GateCells:
     """The behaviour on the pairs, on candidates that nobody selected (None without any), and on the pairs
-    behind an unrelated prefix (None where the model has no positions left for one)."""
+    behind an unrelated prefix (None where that was not asked for, or no positions are left for one)."""
 
     pairs: BehaviourCells
     candidates: BehaviourCells | None
@@ -90,6 +90,7 @@ def gate_cells(
     metric: str | MetricFunction | Metric | None = None,
     candidates: Sequence[PromptPair] = (),
     *,
+    prefixes: bool = True,
     seed: int = 0,
 ) -> GateCells:
     """The gap, the preference in both runs and the rank of what should be said, per pair and per candidate.
@@ -98,6 +99,7 @@ def gate_cells(
     gate, measure it on `worlds.shuffled_twin` too.
 
     Args:
+        prefixes: whether the pairs run behind an unrelated prefix, too.
         seed: of the prefixes.
 
     Raises:
@@ -108,7 +110,7 @@ def gate_cells(
         others = (
             prepared_pairs(model, candidates, ready.metric, "auto", keep=False) if len(candidates) else None
         )
-        behind = _behind_prefixes(model, ready, seed)
+        behind = _behind_prefixes(model, ready, seed) if prefixes else None
         prefixed = None if behind is None else prepared_pairs(model, behind, ready.metric, "auto", keep=False)
     return GateCells(
         _cells(ready),

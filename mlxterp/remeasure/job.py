@@ -1,4 +1,4 @@
-"""One job of the judge: a sealed setup.py and declared claims in, numbers out. Plain JSON both ways.
+"""Jobs of the judge: a sealed setup.py and declared claims in, numbers out. JSON both ways, a line each.
 
 A job, as `python -m mlxterp.remeasure` reads it from standard input:
 
@@ -16,13 +16,19 @@ A job, as `python -m mlxterp.remeasure` reads it from standard input:
      "measure": ["gate", "claim", "placebos", "replay"],
      "seed": 0,                       of placebos, noise, role texts and prefixes
      "twin_seed": 0,                  optional: the gate is measured on the weight-shuffled twin too
+     "twin_in_full": false,           optional: with candidates and prefixes, not only on the pairs
      "placebos": 24}                  optional
 
 A result: `{"schema": "remeasure/1", "setup": sha256, "model": {…}, "pairs": […], "clusters": ["…", …] of each
 pair, "gate": …, "twin_gate": …,
 "claims": [{"measurement", "placebos", "other_heads", "drop_one", "role", "replay"}, …]}`, with null for what
 was not asked for or does not apply. "replay" measures the claim a second time from its pairs on. Or
-`{"schema": "remeasure/1", "error": {"kind": …, "message": …}}`; kinds are those of `ERROR_KINDS`.
+`{"schema": "remeasure/1", "error": {"kind": …, "message": …}}`; kinds are those of `ERROR_KINDS`. The program
+adds `"process": {"cpu_seconds", "peak_mb"}` to either: CPU time since its last result, and its most memory.
+
+A process imports setup.py for its first job and keeps it for those that follow. A job's numbers do not depend
+on the jobs before it: every source of randomness is seeded anew, and `confirm_pairs` must give the same pairs
+whenever it is asked for them.
 
 Does not cover: hostile code in setup.py, which the user wrote; time and memory, which the caller limits.
 """
@@ -32,14 +38,16 @@ from __future__ import annotations
 import hashlib
 import json
 import linecache
+import random
 import sys
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 from mlx.utils import tree_flatten
 
 from mlxterp.autointerpret.hypothesis import Hypothesis
@@ -93,6 +101,7 @@ class Job:
     twin_seed: int | None
     placebos: int
     name: str | None = None
+    twin_in_full: bool = False
 
 
 def read_job(text: str) -> Job:
@@ -120,6 +129,8 @@ def read_job(text: str) -> Job:
         value = given.setdefault(name, default)
         if value is not default and (type(value) is not int or value < 0):
             raise JobError("bad_job", f"{name} is {value!r}; it must be a whole number, 0 or more.")
+    if type(given.setdefault("twin_in_full", False)) is not bool:
+        raise JobError("bad_job", f"twin_in_full is {given['twin_in_full']!r}; it must be true or false.")
     if len(given["pairs"]) != 1 or not set(given["pairs"]) <= {"dataset", "confirm", "heldout"}:
         raise JobError(
             "bad_job", f"pairs names {sorted(given['pairs'])}. Name one of: dataset, confirm, heldout."
@@ -148,6 +159,7 @@ def read_job(text: str) -> Job:
         twin_seed=given["twin_seed"],
         placebos=given["placebos"],
         name=given.get("name"),
+        twin_in_full=given["twin_in_full"],
     )
 
 
@@ -167,25 +179,61 @@ def _read_claim(given: Any) -> Mapping[str, Any]:
         raise JobError("bad_claim", str(problem)) from problem
 
 
-def run_job(job: Job) -> dict[str, Any]:
-    """The numbers of a job.
+@dataclass(frozen=True)
+class Instrument:
+    """The sealed setup.py once it is imported: what every job of a process measures with.
+
+    Attributes:
+        sha256: of its bytes.
+        facts: of the model, and which type its weights came in. It computes in float32.
+    """
+
+    setup: types.ModuleType
+    model: InterpretableModel
+    sha256: str
+    facts: Mapping[str, Any]
+
+
+def import_instrument(job: Job) -> Instrument:
+    """Imports the setup.py of a job.
 
     Raises:
-        JobError: with its kind.
+        JobError: setup_changed or setup_failed.
     """
     setup = load_setup(job.setup, job.sha256, job.name)
     model = _model_of(setup)
     facts = _facts(model)
+    in_float32(model)
+    return Instrument(setup, model, job.sha256, facts)
+
+
+def run_job(job: Job, instrument: Instrument | None = None) -> dict[str, Any]:
+    """The numbers of a job.
+
+    Args:
+        instrument: what an earlier job of this process imported; by default the job's setup.py is imported.
+
+    Raises:
+        JobError: with its kind.
+    """
+    instrument = instrument or import_instrument(job)
+    if instrument.sha256 != job.sha256:
+        raise JobError(
+            "setup_changed",
+            f"this process has imported the setup.py with the digest {instrument.sha256}, and the job names "
+            f"{job.sha256}. Start another process for it.",
+        )
+    setup, model = instrument.setup, instrument.model
     for claim in job.claims:
         _require_measurable(setup, model, claim)
-    in_float32(model)
+    _seed(job.seed)
     try:
         with blas.pinned_threads():
             pairs, clusters = _pairs_of(setup, job.pairs)
             result: dict[str, Any] = {
                 "schema": SCHEMA,
                 "setup": job.sha256,
-                "model": facts,
+                "model": dict(instrument.facts),
                 "pairs": [_plain_pair(pair) for pair in pairs],
                 "clusters": list(clusters),
                 "gate": None,
@@ -209,7 +257,16 @@ def run_job(job: Job) -> dict[str, Any]:
         )
         kind = "out_of_memory" if short else "cannot_measure"
         raise JobError(kind, f"{type(problem).__name__}: {problem}") from problem
+    finally:
+        mx.clear_cache()
     return result
+
+
+def _seed(seed: int) -> None:
+    """Seeds whatever a metric or `confirm_pairs` of setup.py may draw from."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    mx.random.seed(seed)
 
 
 def load_setup(path: Path, sha256: str, name: str | None = None) -> types.ModuleType:
@@ -316,7 +373,7 @@ def _pairs_of(setup: types.ModuleType, chosen: Mapping[str, Any]) -> tuple[list[
         draw = getattr(setup, "confirm_pairs", None)
         if not callable(draw):
             raise JobError("setup_failed", "setup.py has no `confirm_pairs(n, seed)`. Define it.")
-        drawn = _require_pairs(list(draw(what["n"], what["seed"])))
+        drawn = _drawn(draw, what["n"], what["seed"])
         if "clusters" not in what:
             return drawn, cluster_ids(drawn)
         return _window(_new_pairs(setup, drawn), str(what["seed"]), *what["clusters"])
@@ -329,6 +386,18 @@ def _pairs_of(setup: types.ModuleType, chosen: Mapping[str, Any]) -> tuple[list[
     # A cluster may be a chain of pairs, so it is known from all of them.
     of_pair = cluster_ids(_require_pairs(list(dataset)))
     return [dataset[i] for i in what], tuple(of_pair[i] for i in what)
+
+
+def _drawn(draw: Callable[[int, int], Sequence[Any]], n: int, seed: int) -> list[PromptPair]:
+    """What `confirm_pairs` draws; refused if it draws something else the next time."""
+    drawn, again = (_require_pairs(list(draw(n, seed))) for _ in range(2))
+    if [_plain_pair(pair) for pair in drawn] != [_plain_pair(pair) for pair in again]:
+        raise JobError(
+            "setup_failed",
+            f"setup.py's `confirm_pairs({n}, {seed})` gave other pairs the second time. Make them depend on "
+            "its arguments only.",
+        )
+    return drawn
 
 
 def _require_pairs(found: list[Any]) -> list[PromptPair]:
@@ -398,7 +467,8 @@ def _gates(
     found = {"gate": gate_cells(model, pairs, metric, candidates, seed=job.seed).to_dict()}
     if job.twin_seed is not None:
         twin = shuffled_twin(model, job.twin_seed)
-        found["twin_gate"] = gate_cells(twin, pairs, metric, candidates, seed=job.seed).to_dict()
+        more = {"candidates": candidates, "prefixes": True} if job.twin_in_full else {"prefixes": False}
+        found["twin_gate"] = gate_cells(twin, pairs, metric, seed=job.seed, **more).to_dict()
     return found
 
 

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import linear_sum_assignment
 
 from mlxterp.core.hook_points import HookPoint
 from mlxterp.core.interventions import replace
@@ -348,6 +347,9 @@ def recovery(
         raise SAEError(
             f"Directions of shape {true.shape} for an SAE that writes {sae.d_out} values; give [true, d_out]."
         )
+    # Every process that measures with an SAE imports this module, and scipy.optimize takes half a second.
+    from scipy.optimize import linear_sum_assignment
+
     rows = np.array(sae.W_dec).astype(np.float64)
     cosines = _unit(true) @ _unit(rows).T
     of, feature = linear_sum_assignment(-cosines)

@@ -139,7 +139,8 @@ def climbs_by_sign(game: Game, rng: np.random.Generator) -> None:
 
 
 def unites_what_was_left_open(game: Game, rng: np.random.Generator) -> None:
-    """Each head by itself, then the set of all that were left open, those least far from a verdict first."""
+    """Each head by itself, then the set of all that were left open, those least far from a verdict first,
+    then parts of that set."""
     order = rng.permutation(len(game.explored)).tolist()
     by_rank: dict[int, list[int]] = {}
     for head in order:
@@ -151,6 +152,9 @@ def unites_what_was_left_open(game: Game, rng: np.random.Generator) -> None:
         if game.over:
             return
         game.ask(ranked[:size])
+    united = ranked if len(ranked) > 1 else order
+    while not game.over:
+        game.ask(rng.choice(united, size=int(rng.integers(1, len(united) + 1)), replace=False).tolist())
 
 
 STRATEGIES: dict[str, Callable[[Game, np.random.Generator], None]] = {

@@ -83,7 +83,7 @@ def decide_gate(cells: GateCells, rule: Callable[..., Gate] = gate) -> Gate:
     return rule(
         pairs.gap,
         np.r_[pairs.answer_preferred, pairs.foil_preferred],
-        np.r_[pairs.answer_rank, pairs.foil_rank] - 1,
+        np.r_[pairs.answer_rank, pairs.foil_rank],
         cells.d_vocab,
         candidates=None if others is None else others.answer_preferred & others.foil_preferred,
         prefixed=None

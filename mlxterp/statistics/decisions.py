@@ -327,14 +327,15 @@ def gate(
         gaps: clean minus corrupted metric of each confirm cluster.
         preferred: per run (both of each pair), whether the answer (the foil in the corrupted run) is
             preferred.
-        ranks: per run, the rank of that answer among all tokens, 0 the first.
+        ranks: per run, the rank of that answer among all tokens, 1 the first.
         d_vocab: the size of the vocabulary: the answer must be among the first max(1, min(10, d_vocab //
             50)).
         candidates: per unselected candidate, whether it shows the behaviour.
         prefixed: the same pairs behind an unrelated prefix.
 
     Raises:
-        StatisticsError: fewer than two gaps, no runs, ranks of other runs, or a number that is not finite.
+        StatisticsError: fewer than two gaps, no runs, ranks of other runs or below 1, or a number that is not
+            finite.
     """
     g = finite_row(gaps, "gaps", at_least=2)
     prefers, place = finite_row(preferred, "preferred"), finite_row(ranks, "ranks")
@@ -343,9 +344,13 @@ def gate(
             f"{len(prefers)} preferences, {len(place)} ranks, a vocabulary of {d_vocab}. Give both for each "
             "run."
         )
+    if (place < 1).any():
+        raise StatisticsError(
+            f"a rank of {place.min():g}. Count from 1, which is the token that comes first."
+        )
     first = max(1, min(10, d_vocab // 50))
     t = _t_of(g)
-    preference, rank_share = float((prefers > 0).mean()), float((place < first).mean())
+    preference, rank_share = float((prefers > 0).mean()), float((place <= first).mean())
     shown = None if candidates is None else float((finite_row(candidates, "candidates") > 0).mean())
     lacking = {}
     if not t >= GATE_T:

@@ -90,6 +90,7 @@ def _verify(project: Path) -> dict[str, Any]:
 
 def _status(project: Path) -> dict[str, Any]:
     (status,) = _run(project, "status")["lines"]
+    assert status.pop("cpu_seconds") == {"exploring": 0.0, "judging": 0.0}  # that version did not measure it
     return {**status, "spent": {**status["spent"], "seconds": "time passes"}}
 
 
@@ -108,7 +109,7 @@ def _digests(folder: Path) -> dict[str, str]:
 _STAMPS = ("prev", "mac", "uncounted_s")
 """Keys of an event that came with later versions: they authenticate it."""
 
-_ADDED = ("isolation", "files", "measured", "predicted")
+_ADDED = ("isolation", "files", "measured", "predicted", "cpu_seconds")
 """Keys of a record that came with later versions, and what version 0.1.0 left empty."""
 
 

@@ -36,7 +36,7 @@ def gate_of(model: InterpretableModel, setup: types.ModuleType, pairs: list[Prom
     return gate(
         both.gap,
         np.concatenate([both.answer_preferred, both.foil_preferred]),
-        np.concatenate([both.answer_rank, both.foil_rank]) - 1,
+        np.concatenate([both.answer_rank, both.foil_rank]),
         cells.d_vocab,
         candidates=unselected.answer_preferred & unselected.foil_preferred,
     )

@@ -12,7 +12,7 @@ import pytest
 
 from mlxterp.autointerpret import Hypothesis, InterventionClaim
 from mlxterp.remeasure import measure
-from mlxterp.remeasure.job import ERROR_KINDS, JobError, read_job, run_job
+from mlxterp.remeasure.job import ERROR_KINDS, JobError, import_instrument, read_job, run_job
 from mlxterp.worlds import toy_induction
 
 SETUP = """
@@ -80,7 +80,10 @@ def _run(text, cwd):
         cwd=cwd,
         check=False,
     )
-    return done.returncode, json.loads(done.stdout), done.stderr
+    results = [json.loads(line) for line in done.stdout.splitlines()]
+    for each in results:
+        assert each.pop("process")["peak_mb"] > 1
+    return done.returncode, results[0] if len(results) == 1 else results, done.stderr
 
 
 def test_two_processes_give_the_same_bits_and_nothing_else_on_standard_output(job, tmp_path):
@@ -97,6 +100,45 @@ def test_two_processes_give_the_same_bits_and_nothing_else_on_standard_output(jo
     assert len(claim["placebos"]["sets"]) == 7
     assert runs[0][1]["gate"]["pairs"]["answer_rank"] == [1, 1]
     assert runs[0][1]["twin_gate"]["pairs"]["clean"] != runs[0][1]["gate"]["pairs"]["clean"]
+
+
+def test_the_first_and_the_tenth_job_of_a_process_have_the_bits_of_a_fresh_one(job, tmp_path):
+    drawing = SETUP.replace("toy_induction(n, seed)", "toy_induction(n, int(np.random.randint(99)))")
+    setup = "import numpy as np\n" + drawing
+    fresh = {"pairs": {"confirm": {"n": 8, "seed": 3, "clusters": [0, 8]}}}
+    asked = job(SETUP, measure=["claim", "placebos"], seed=7, **fresh)
+    others = [
+        job(SETUP, claims=[_claim(site)], measure=["gate", "claim", "placebos"], twin_seed=0, seed=i)
+        for i, site in enumerate([("L1.H0",), ("L0.H2",), ("L0.H2", "L1.H1"), ("L1.H3",)])
+    ]
+
+    code, results, _ = _run("\n".join([asked, *others, *others, asked]), tmp_path)
+    _, alone, _ = _run(asked, tmp_path)
+
+    assert (code, len(results)) == (0, 10)
+    assert results[0] == results[9] == alone
+    with pytest.raises(JobError, match="gave other pairs the second time"):
+        run_job(read_job(job(setup, **fresh)))
+
+
+def test_a_process_ends_with_the_first_job_that_fails_and_measures_one_setup_only(job, tmp_path):
+    fine, other = job(), job().replace("logit_diff", "bleu")
+
+    code, results, _ = _run("\n".join([fine, other, fine]), tmp_path)
+
+    assert code == 1
+    assert len(results) == 2
+    assert results[1]["error"]["kind"] == "bad_claim"
+    instrument = import_instrument(read_job(fine))
+    with pytest.raises(JobError, match="Start another process"):
+        run_job(read_job(job(SETUP + "# another\n")), instrument)
+
+
+def test_setup_finds_no_job_on_standard_input(job, tmp_path):
+    code, result, _ = _run(job("import sys\nassert sys.stdin.read() == ''\n" + SETUP), tmp_path)
+
+    assert code == 0
+    assert result["claims"]
 
 
 def test_a_process_measures_what_the_library_measures(job, tmp_path):

@@ -8,9 +8,12 @@ import os
 import subprocess
 import sys
 
+import mlx.core as mx
 import numpy as np
 import pytest
 
+from mlxterp.causal.prompts.pair import PromptPair
+from mlxterp.core.model import InterpretableModel
 from mlxterp.selftest import QUICK, Rule, run_selftest
 from mlxterp.selftest.adversaries import STRATEGIES, WORLD_SPREADS, attack
 from mlxterp.selftest.claims import KEEP_2, Counts, Night, judge_night, population
@@ -25,6 +28,7 @@ from mlxterp.selftest.sections import (
 from mlxterp.statistics import decisions, outcome, sequential
 from mlxterp.statistics.configuration import rule_defaults
 from mlxterp.worlds import (
+    World,
     llama_with_preferred_answers,
     random_llama,
     shuffled_labels,
@@ -32,6 +36,7 @@ from mlxterp.worlds import (
     weight_shuffled,
     with_effect,
 )
+from tests.tiny_models import VOCAB, tiny_module
 
 
 def _table(n_heads=120, n=72, seed=0):
@@ -163,6 +168,37 @@ def test_the_gate_stops_worlds_without_a_behaviour(name):
     found = _judged_without(measure_world(NULLS[name]()), KEEP_2)
 
     assert (found["n"], found["kept"], found["outcome"]) == (5, 0, "invalid:instrument")
+    assert "preference behind a prefix" in found["lacking"]
+
+
+@pytest.mark.parametrize(
+    ("family", "answers"),
+    [("gpt2", "first"), ("qwen2", "first"), ("qwen2", "furthest"), ("gemma2", "furthest")],
+)
+def test_the_gate_stops_answers_that_were_selected_for_other_random_networks(family, answers):
+    """Its first tokens are called the answers, or those on which the two runs differ most. The first token of
+    gemma2, whose embeddings are tied and scaled, is the prompt's last one in both runs."""
+    model = InterpretableModel(tiny_module(family, seed=5))
+    rng = np.random.default_rng(0)
+    pairs = []
+    for i in range(120):
+        clean = rng.integers(VOCAB, size=8)
+        corrupted = clean.copy()
+        corrupted[4] = (clean[4] + rng.integers(1, VOCAB)) % VOCAB
+        both = model.logits(mx.array(np.stack([clean, corrupted])))
+        last = np.array(both[:, -1].astype(mx.float32))
+        answer, foil = last.argmax(axis=1).tolist()
+        if answers == "furthest":
+            answer, foil = int((last[0] - last[1]).argmax()), int((last[0] - last[1]).argmin())
+        if answer != foil:
+            prompts = tuple(clean.tolist()), tuple(corrupted.tolist())
+            pairs.append(PromptPair(*prompts, answer=answer, foil=foil, cluster=f"random {i}"))
+    world = World(f"random {family}", model, tuple(pairs[:24]), tuple(pairs[24:48]), behaviour=False)
+
+    found = _judged_without(measure_world(world), KEEP_2)
+
+    assert len(pairs) >= 48
+    assert (found["kept"], found["outcome"]) == (0, "invalid:instrument")
     assert "preference behind a prefix" in found["lacking"]
 
 

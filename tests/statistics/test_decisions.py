@@ -351,7 +351,7 @@ GAPS = np.r_[np.full(10, 2.0), np.full(10, 4.0)]
 
 
 def _gate(**changes):
-    given = {"gaps": GAPS, "preferred": np.ones(40), "ranks": np.zeros(40), "d_vocab": 50_000} | changes
+    given = {"gaps": GAPS, "preferred": np.ones(40), "ranks": np.ones(40), "d_vocab": 50_000} | changes
     return gate(**given)
 
 
@@ -389,8 +389,8 @@ def test_four_of_five_runs_must_prefer_their_answer():
 
 
 def test_half_of_the_answers_must_be_among_the_first_tokens():
-    assert _gate(ranks=np.r_[np.full(20, 9), np.full(20, 10)]).passed
-    low = _gate(ranks=np.r_[np.full(19, 9), np.full(21, 10)])
+    assert _gate(ranks=np.r_[np.full(20, 10), np.full(20, 11)]).passed
+    low = _gate(ranks=np.r_[np.full(19, 10), np.full(21, 11)])
     assert low.reasons == ("the answer is among the first 10 tokens in 48 % of runs; 50 % are needed",)
 
 
@@ -424,7 +424,8 @@ def test_the_behaviour_must_survive_an_unrelated_prefix():
 def test_a_gate_without_runs_or_with_runs_that_do_not_go_together_is_refused():
     for changes, said in [
         ({"gaps": [1.0]}, "gaps has shape"),
-        ({"ranks": np.zeros(39)}, "40 preferences, 39 ranks"),
+        ({"ranks": np.ones(39)}, "40 preferences, 39 ranks"),
+        ({"ranks": np.zeros(40)}, "a rank of 0. Count from 1"),
         ({"d_vocab": 0}, "a vocabulary of 0"),
         ({"preferred": []}, "preferred has shape"),
         ({"ranks": []}, "ranks has shape"),

@@ -204,7 +204,7 @@ def gate_of(result: Mapping[str, Any], *, twin: bool = False) -> Gate:
     return gate(
         towards * gaps,
         _preferred(pairs),
-        np.array([*pairs["answer_rank"], *pairs["foil_rank"]], dtype=float) - 1,
+        np.array([*pairs["answer_rank"], *pairs["foil_rank"]], dtype=float),
         int(cells["d_vocab"]),
         candidates=None if shown is None else shown.astype(float),
         prefixed=None

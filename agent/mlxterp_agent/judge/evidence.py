@@ -126,6 +126,7 @@ def _judge(
         )
         measured["confirm"] = None if claim.sha256 is None else {"sha256": claim.sha256}
         measured["seconds"] = claim.seconds
+        measured["cpu_seconds"] = claim.cpu_seconds
         if claim.descriptive:
             measured["descriptive"] = True
     checks = {

@@ -46,6 +46,7 @@ class HeldOut:
         copied: whether most prompts hold their answer, so that copying from the prompt explains it.
         n_tokens: how many tokens each prompt has, if all have as many.
         n_explored: clusters of the pairs that experiments see.
+        of_pair: the cluster of each pair of setup.dataset.
     """
 
     source: Source | None = None
@@ -58,6 +59,7 @@ class HeldOut:
     copied: bool = False
     n_tokens: int | None = None
     n_explored: int = 0
+    of_pair: tuple[str, ...] = ()
 
     def pairs(self, first: int, until: int, seed: int) -> dict[str, Any]:
         """The `pairs` of a job: those of the clusters from `first` up to `until`."""
@@ -66,23 +68,28 @@ class HeldOut:
         chosen = [each for cluster in self.order[first:until] for each in self.members[cluster]]
         return {"dataset" if self.source == "dataset" else "heldout": chosen}
 
-    def without(self, spent: Collection[str]) -> HeldOut:
-        """The same without clusters whose numbers were shown. Fresh pairs are never spent."""
-        left = tuple(each for each in self.order if each not in spent)
+    def without(self, shown: Collection[str], seen: Collection[str] = ()) -> HeldOut:
+        """The same without clusters whose numbers were shown, and those that experiments measured. Fresh
+        pairs are never spent."""
+        left = tuple(each for each in self.order if each not in shown and each not in seen)
         if self.source in (None, "confirm_pairs") or len(left) == len(self.order):
             return self
-        if left:
+        measured = len(set(self.order) & set(seen))
+        if left and (not measured or len(left) >= N_MIN):
             return replace(self, order=left)
-        return replace(self, source=None, order=(), reason="held-out pairs are spent")
+        why = f": experiments measured {measured} of {len(self.order)} clusters" if measured else ""
+        return replace(self, source=None, order=(), reason=f"held-out pairs are spent{why}")
 
     def describe(self) -> str:
         """How many independent clusters there are and what can be decided with them, in a sentence."""
-        if not self.n_clusters:
+        if not self.n_clusters and self.source is None:
             return "no declared effect can be decided: setup.dataset holds no prompt pairs"
         if self.source is None:
             return f"no declared effect can be decided: {self.reason}"
         if self.source == "confirm_pairs":
             confirm, n = f"up to {N_MOST} fresh ones for each declared claim", N_MOST
+            if not self.n_clusters:
+                return f"setup.dataset holds no prompt pairs; {confirm.replace('ones', 'pairs')}: {_power(n)}"
         else:
             beside = "" if self.source == "dataset" else f" of {HELD_OUT}"
             confirm, n = f"{len(self.order)}{beside} to decide declared claims on", len(self.order)
@@ -126,6 +133,7 @@ def divide(facts: Mapping[str, Any], items: Sequence[Mapping[str, Any]] | None, 
         mirrored=all_mirrored(pairs),
         copied=2 * sum(bool(pair["holds_answer"]) for pair in pairs) > len(pairs),
         n_tokens=lengths.pop() if len(lengths) == 1 else None,
+        of_pair=tuple(of_pair),
     )
     if facts.get("confirm_pairs"):
         return replace(common, source="confirm_pairs")

@@ -1,15 +1,16 @@
 """The judge: measures a declared claim on held-out pairs in processes of its own, and records what it found.
 
-Each claim is measured by `python -m mlxterp.remeasure` in a jail, from the sealed setup.py and the claim as
-data; nothing of the agent's runs there. In order: has the same claim been judged, is there enough to judge it
-on, does the behaviour exist (the gate, with its shuffled twin as a control), a first look at 24 clusters, a
-second at up to 48 if the first leaves it open, and for a verdict a second, cold measurement. Placebos and
-gates are measured once and remembered. A measurement that fails is a verdict with a named reason and never
-ends the run.
+Claims are measured by `python -m mlxterp.remeasure` in a jail, from the sealed setup.py and the claims as
+data; nothing of the agent's runs there, so one process serves the claims of a run. In order: has the same
+claim been judged, is there enough to judge it on, does the behaviour exist (the gate, with its shuffled twin
+as a control), a first look at 24 clusters, a second at up to 48 if the first leaves it open, and for a
+verdict a second measurement in a fresh process. Placebos and gates are measured once and remembered. A
+measurement that fails is a verdict with a named reason and never ends the run.
 
 Everything that was measured is in the journal, which lies in the state directory, and nowhere else. Events:
 
-    gate        `key`; `metric`; `passed`; `reasons`; `numbers` of the model and of the twin; `seconds`
+    gate        `key`; `metric`; `passed`; `reasons`; `numbers` of the model and of the twin; `seconds`,
+                `cpu_seconds`
     placebos    `key`; `effects`, R by the name of each placebo; `pairs`, the clusters they were measured on
     judgement   one for each declared claim that ran to its end:
         run, uid         of the experiment; its first line (`uid`.1) bears the verdict
@@ -31,7 +32,8 @@ Everything that was measured is in the journal, which lies in the state director
         failure          `kind` and `message` of a measurement that failed; null otherwise
         again_of         the uid of a judgement whose supervisor ended before its line was logged, and which
                          this one takes over; null otherwise
-        seconds          that judging took
+        seconds          that judging took, and `cpu_seconds` that its processes computed
+    seen        `run` ran prompts of `clusters` through the library; no later claim is judged on them
     opened      written at closing (`closing.py`): `uids` of experiments whose judgements are shown, `lines`
                 that show them. Their clusters are spent: no later claim is judged on them.
 """
@@ -66,7 +68,7 @@ from mlxterp_agent.judge.decision import (
 )
 from mlxterp_agent.judge.held_out import HeldOut, divide, seed_of
 from mlxterp_agent.platform import Clock
-from mlxterp_agent.sandbox.measuring import Laboratory, MeasurementFailed
+from mlxterp_agent.sandbox.measuring import MeasurementFailed, Measurer
 from mlxterp_agent.storage.journal import Event, Journal
 from mlxterp_agent.storage.record import Experiment
 
@@ -84,6 +86,7 @@ class ClaimEvidence:
         sha256: of the held-out numbers in the journal; None if there are none.
         descriptive: a role: where a head attends, and not what depends on it.
         seconds: that judging took.
+        cpu_seconds: that its processes computed; None in judgements of earlier versions.
         interrupted: why it was broken off; "" if it was not.
     """
 
@@ -99,6 +102,7 @@ class ClaimEvidence:
     sha256: str | None = None
     descriptive: bool = False
     seconds: float = 0.0
+    cpu_seconds: float | None = None
     interrupted: str = ""
 
     def to_dict(self) -> dict[str, Any]:
@@ -107,7 +111,7 @@ class ClaimEvidence:
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> ClaimEvidence:
         """The inverse of `to_dict`."""
-        given = {each.name: values[each.name] for each in fields(ClaimEvidence)}
+        given = {each.name: values.get(each.name, each.default) for each in fields(ClaimEvidence)}
         before, confirm = given["judged_before"], given["confirm"]
         given["judged_before"] = None if before is None else EarlierVerdict(**before)
         given["instrument"] = tuple(given["instrument"])
@@ -177,7 +181,7 @@ class Judge:
         held_out: what claims are judged on; known once setup.py is imported (`divide`).
     """
 
-    laboratory: Laboratory
+    measurer: Measurer
     journal: Journal
     clock: Clock
     setup_sha: str
@@ -185,6 +189,7 @@ class Judge:
     items: Sequence[Mapping[str, Any]] | None = None
     held_out: HeldOut = field(default_factory=lambda: HeldOut(members={}, reason="setup.py is not imported"))
     _model: str = ""
+    _vectors: Mapping[str, str] = field(default_factory=dict)
     _follows: bool = False
     _gates: dict[str, Event] = field(default_factory=dict)
     _placebos: dict[str, Event] = field(default_factory=dict)
@@ -192,6 +197,7 @@ class Judge:
     _discoveries: list[bool] = field(default_factory=list)
     _clusters: dict[str, list[str]] = field(default_factory=dict)
     _opened: set[str] = field(default_factory=set)
+    _seen: set[str] = field(default_factory=set)
     _verdicts: dict[str, str] = field(default_factory=dict)
     _claims: dict[str, str] = field(default_factory=dict)
     _lines: dict[str, str] = field(default_factory=dict)
@@ -199,8 +205,15 @@ class Judge:
     def divide(self, facts: Mapping[str, Any]) -> HeldOut:
         """Takes what setup.py offers, and says what of it is held out."""
         self._model = str(facts.get("model_digest") or "")
+        self._vectors = facts.get("vectors") or {}
         self.held_out = divide(facts, self.items, self.salt)
         return self.held_out
+
+    def note_seen(self, run: int, pairs: Sequence[int]) -> None:
+        """Writes down that an experiment measured these pairs of setup.dataset, which were held out."""
+        of_pair = self.held_out.of_pair
+        clusters = sorted({of_pair[i] for i in pairs if i < len(of_pair)})
+        self.journal.append("seen", run=run, clusters=clusters)
 
     def judge(self, experiment: Experiment, stop: Stop) -> ClaimEvidence:
         """Measures what the experiment declares, and writes the event `judgement`.
@@ -209,14 +222,14 @@ class Judge:
             stop: asked while something is measured; a text breaks it off, and nothing is written.
         """
         assert experiment.declared is not None
-        began = self.clock.monotonic()
+        began, computed = self.clock.monotonic(), self.measurer.cpu_seconds
         if not self._follows:
             # Once there is a claim: a long journal takes seconds to read.
             self._follows = True
             self.journal.follow(self._remember)
         declared = {**experiment.declared, "slices": []}  # the sign must hold in all slices that there are
         measured = fingerprint = claim_fingerprint(
-            declared,
+            self._with_vector_itself(declared),
             self._key("claim"),
             mirrored=self.held_out.mirrored,
             n_tokens=self.held_out.n_tokens,
@@ -235,8 +248,13 @@ class Judge:
                     return found.evidence
         seconds = round(self.clock.monotonic() - began, 3)
         sha = found.evidence.sha256 if found.numbers is None else _sha256(found.numbers)
+        cpu_seconds = round(self.measurer.cpu_seconds - computed, 2)
         evidence = replace(
-            found.evidence, seconds=seconds, sha256=sha, descriptive=bool(declared.get("role"))
+            found.evidence,
+            seconds=seconds,
+            cpu_seconds=cpu_seconds,
+            sha256=sha,
+            descriptive=bool(declared.get("role")),
         )
         written = {each.name: getattr(found, each.name) for each in fields(_Found) if each.name != "evidence"}
         self.journal.append(
@@ -251,12 +269,20 @@ class Judge:
             sha256=sha,
             replay=None if evidence.confirm is None else evidence.confirm.replays,
             seconds=seconds,
+            cpu_seconds=cpu_seconds,
             **written,
         )
         return evidence
 
+    def _with_vector_itself(self, declared: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The declaration with a digest in place of a vector's name: another name makes no other claim."""
+        done = declared.get("intervention") or {}
+        if done.get("vector") not in self._vectors:
+            return declared
+        return {**declared, "intervention": {**done, "vector": self._vectors[done["vector"]]}}
+
     def measure_again(self, declared: Mapping[str, Any], done: Event, stop: Stop) -> Rows:
-        """The rows of a claim that was judged, measured in other processes on the same pairs.
+        """The rows of a claim that was judged, measured in a fresh process on the same pairs.
 
         Raises:
             MeasurementFailed: with its kind.
@@ -273,10 +299,12 @@ class Judge:
             alpha=0.0,
             held_out=held_out,
         )
-        looks = [self._measure_clusters(claim, 0, N_FIRST, stop, placebos=False)]
-        if done["look"] == 2:
-            looks.append(self._measure_clusters(claim, N_FIRST, N_MOST, stop, placebos=False))
-        return joined([each.rows for each in looks]).finite_only()
+        windows = [(0, N_FIRST), (N_FIRST, N_MOST)][: done["look"]]
+        jobs = [claim.job(first, until, placebos=False) for first, until in windows]
+        results = self.measurer.measure_cold(jobs, stop=stop)
+        direction = str(declared["direction"])
+        looks = [rows_of(each, direction, first) for (first, _), each in zip(windows, results, strict=True)]
+        return joined(looks).finite_only()
 
     def _as_before(self, fingerprint: str) -> _Found | None:
         """What an earlier judgement of the same claim makes of this one; None without one."""
@@ -298,7 +326,7 @@ class Judge:
 
     def _measure(self, declared: Mapping[str, Any], fingerprint: str, stop: Stop) -> _Found:
         spent = {each for uid in self._opened for each in self._clusters.get(uid, ())}
-        held_out = self.held_out.without(spent)
+        held_out = self.held_out.without(spent, self._seen)
         role = declared.get("role")
         if held_out.source is None and (not role or role == "name mover"):
             return _Found(evidence=ClaimEvidence(not_judged=held_out.reason))
@@ -344,7 +372,7 @@ class Judge:
             looks.append(second)
         replays: bool | None = None
         if decision.measured.outcome != "inconclusive":
-            replays = all(self._replays(each, claim, stop) for each in looks)
+            replays = self._replay(looks, claim, stop)
         controlled = None if claim.role else True
         return _Found(
             evidence=ClaimEvidence(
@@ -370,33 +398,40 @@ class Judge:
             not claim.role or claim.role == "name mover"
         ):
             return _Look(job=job, result={}, rows=no_rows())
-        result = self.laboratory.measure(job, stop=stop)
+        result = self.measurer.measure(job, stop=stop)
         return _Look(job=job, result=result, rows=rows_of(result, str(claim.declared["direction"]), first))
 
-    def _replays(self, done: _Look, claim: _Claim, stop: Stop) -> bool:
-        """Whether a second process gives the same numbers for the same pairs."""
-        pairs = {"heldout": done.result["pairs"]} if done.result["pairs"] else done.job["pairs"]
-        job = {**done.job, "measure": ["claim"], "pairs": pairs}
-        again = rows_of(self.laboratory.measure(job, stop=stop), str(claim.declared["direction"]), 0)
-        return same_rows(done.rows, again)
+    def _replay(self, looks: Sequence[_Look], claim: _Claim, stop: Stop) -> bool:
+        """Whether a process that measured nothing before gives the same numbers for the same pairs."""
+        jobs = []
+        for done in looks:
+            pairs = {"heldout": done.result["pairs"]} if done.result["pairs"] else done.job["pairs"]
+            jobs.append({**done.job, "measure": ["claim"], "pairs": pairs})
+        again = self.measurer.measure_cold(jobs, stop=stop)
+        direction = str(claim.declared["direction"])
+        return all(
+            same_rows(done.rows, rows_of(each, direction, 0)) for done, each in zip(looks, again, strict=True)
+        )
 
     def _gate(self, metric: str, held_out: HeldOut, stop: Stop) -> Event:
         """The event of the gate for this metric, measured now if it was not yet."""
         key = self._key("gate", metric, str(held_out.source))
         if key in self._gates:
             return self._gates[key]
-        began = self.clock.monotonic()
-        result = self.laboratory.measure(
-            {
-                "pairs": held_out.pairs(0, N_MOST, seed_of(self.salt, key)),
-                "metric": metric,
-                "measure": ["gate"],
-                "seed": seed_of(self.salt, key),  # of prefixes, which nobody can have selected for
-                "twin_seed": _TWIN_SEED,
-            },
-            stop=stop,
-        )
+        began, computed = self.clock.monotonic(), self.measurer.cpu_seconds
+        job = {
+            "pairs": held_out.pairs(0, N_MOST, seed_of(self.salt, key)),
+            "metric": metric,
+            "measure": ["gate"],
+            "seed": seed_of(self.salt, key),  # of prefixes, which nobody can have selected for
+            "twin_seed": _TWIN_SEED,
+        }
+        result = self.measurer.measure(job, stop=stop)
         model, twin = gate_of(result), gate_of(result, twin=True)
+        if twin.passed:
+            # What it lacks on the pairs themselves stops it; a twin that lacks nothing there is looked at
+            # behind prefixes and on candidates.
+            twin = gate_of(self.measurer.measure({**job, "twin_in_full": True}, stop=stop), twin=True)
         reasons = []
         if not model.passed:
             reasons.append(f"no behaviour to explain: on held-out pairs it lacks {', '.join(model.lacking)}")
@@ -410,6 +445,7 @@ class Judge:
             reasons=reasons,
             numbers={"model": plain(asdict(model)).value, "twin": plain(asdict(twin)).value},
             seconds=round(self.clock.monotonic() - began, 3),
+            cpu_seconds=round(self.measurer.cpu_seconds - computed, 2),
         )
 
     def _known_placebos(self, declared: Mapping[str, Any]) -> tuple[str | None, dict[str, float] | None]:
@@ -463,6 +499,8 @@ class Judge:
                 self._verdicts[event["uid"]] = str(event["lines"][0]["record"]["verdict"])
             case "logged" if event["uid"] in self._claims:
                 self._lines[event["id"]] = self._claims[event["uid"]]
+            case "seen":
+                self._seen.update(event["clusters"])
             case "opened":
                 self._opened.update(event["uids"])
 

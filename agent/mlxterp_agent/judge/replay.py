@@ -25,7 +25,7 @@ from mlxterp_agent.judge.held_out import read_items, salt_of
 from mlxterp_agent.judge.judge import Judge, Stop
 from mlxterp_agent.platform import Clock, SystemClock, read_or_none
 from mlxterp_agent.sandbox.jail import Isolation
-from mlxterp_agent.sandbox.measuring import Laboratory, MeasurementFailed
+from mlxterp_agent.sandbox.measuring import MeasurementFailed, Measurer, Place
 from mlxterp_agent.sandbox.runner import Runner
 from mlxterp_agent.storage.journal import Event, Journal
 from mlxterp_agent.storage.log_index import LogIndex
@@ -145,7 +145,7 @@ def _judge(
         why = one_line(report.jail_error or report.error or "it was interrupted", 300)
         raise ProjectError(f"the sealed {SETUP} of {project} cannot be imported now: {why}.")
     judge = Judge(
-        laboratory=Laboratory(project=project, state=state, setup=sealed, isolation=isolation),
+        measurer=Measurer(Place(project=project, state=state, setup=sealed, isolation=isolation)),
         journal=journal,
         clock=clock,
         setup_sha=setup_sha,

@@ -136,6 +136,7 @@ class Exit(NamedTuple):
     signal: int
     escaped: int
     peak_mb: float
+    cpu_seconds: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -420,4 +421,4 @@ class Child:
                     numbers = (int(facts[name]) for name in ("code", "signal", "escaped", "peak"))
                     code, signal_number, escaped, peak = numbers
                     if signal_number in _SIGNALS:
-                        self.exit = Exit(code, signal_number, escaped, peak / 1024)
+                        self.exit = Exit(code, signal_number, escaped, peak / 1024, float(facts["cpu"]))

@@ -1,9 +1,10 @@
-"""What a child reports on its outbox, read strictly: JSON lines of five types, each at its time.
+"""What a child reports on its outbox, read strictly: JSON lines of six types, each at its time.
 
     ready         setup.py was imported; `facts` about it
     setup_error   it was not; `error`, `traceback`
     jail_error    the jail does not hold, so setup.py was not imported; `error`
     entry         `ExperimentLog.append` was called; `entry`, and what was `measured` since the one before
+    held_out      it ran prompts of pairs that claims are judged on; `pairs`, their places in setup.dataset
     done          the experiment ended by itself; `status`, `error`, `traceback`
 
 The experiment has the pipe too and can write anything, so nothing here raises: what does not fit is a bad
@@ -58,6 +59,7 @@ class Frames:
         jail_error: why there is no jail; None if there is one, or none was asked for.
         entries: none with a record.
         measured: what the library measured before each of them; nothing where a frame does not say it.
+        held_out: places in setup.dataset of held-out pairs that it ran, by its own library's report.
         bad: what was not accepted; at most twenty.
         done: None until the experiment reported its end.
     """
@@ -68,6 +70,7 @@ class Frames:
         self.jail_error: str | None = None
         self.entries: list[ExperimentEntry] = []
         self.measured: list[Measurements] = []
+        self.held_out: set[int] = set()
         self.bad: list[BadFrame] = []
         self.done: Done | None = None
         self._running = False
@@ -124,11 +127,13 @@ class Frames:
                 self.jail_error = self.setup_error.error
             case "entry" if self._running and self.done is None:
                 self._entry(frame)
+            case "held_out" if self._running and self.done is None and _are_places(frame.get("pairs")):
+                self.held_out.update(frame["pairs"])
             case "done" if self._running and self.done is None and frame.get("status") in ("ok", "error"):
                 forwards = frame.get("forwards")
                 known = forwards if type(forwards) is int and forwards >= 0 else None
                 self.done = Done(None if frame["status"] == "ok" else _problem(frame), known)
-            case "ready" | "setup_error" | "jail_error" | "entry" | "done" as kind:
+            case "ready" | "setup_error" | "jail_error" | "entry" | "held_out" | "done" as kind:
                 self._refuse(f"a frame {kind!r} came when none was expected", fault=FrameFault.FORGED)
             case other:
                 self._refuse(f"a frame of unknown type {str(other)[:40]!r}", fault=FrameFault.FORGED)
@@ -160,6 +165,10 @@ class Frames:
     def _refuse(self, why: str, *, fault: FrameFault = FrameFault.TOO_MUCH) -> None:
         if len(self.bad) < _MAX_BAD:
             self.bad.append(BadFrame(why, fault))
+
+
+def _are_places(value: Any) -> bool:
+    return isinstance(value, list) and all(type(each) is int and each >= 0 for each in value)
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

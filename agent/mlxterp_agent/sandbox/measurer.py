@@ -1,7 +1,7 @@
 """What runs in the judge's process: closes the jail, then measures (`mlxterp.remeasure`).
 
 Run as a program by `warden.py`, with `-I`. The first line of standard input is the order (the jail and the
-limits, as `measuring.py` writes it), the rest is the job; the result goes to standard output. The jail is
+limits, as `measuring.py` writes it), each line after it a job; results go to standard output. The jail is
 closed before numpy, mlx or setup.py is imported, and what it must prevent is tried.
 """
 
@@ -22,7 +22,7 @@ def main() -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (order["memory"], order["memory"]))
     problem = None if order["jail"] is None else worker.close_jail(order["jail"])
     if problem is not None:
-        json.dump({"error": {"kind": "no_jail", "message": problem}}, sys.stdout)
+        sys.stdout.write(json.dumps({"error": {"kind": "no_jail", "message": problem}}) + "\n")
         sys.exit(1)
     runpy.run_module("mlxterp.remeasure", run_name="__main__")
 

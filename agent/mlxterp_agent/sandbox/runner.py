@@ -187,12 +187,14 @@ class Runner:
             signal=signal.Signals(ended.signal).name if ended and ended.signal else None,
             seconds=round(seconds, 3),
             peak_mb=round(ended.peak_mb, 1) if ended else None,
+            cpu_seconds=round(ended.cpu_seconds, 2) if ended else None,
             warm=warm,
             error=problem.error if problem else None,
             traceback=problem.traceback if problem else None,
             bad_frames=tuple(child.frames.bad),
             entries=tuple(child.frames.entries),
             measured=tuple(child.frames.measured),
+            held_out=tuple(sorted(child.frames.held_out)),
             forwards=None if child.frames.done is None else child.frames.done.forwards,
             stdout_tail=child.stdout,
             stderr_tail=child.stderr,
@@ -261,11 +263,14 @@ class Runner:
     def _await_setup(
         self, child: Child, stop: Callable[[], str | None], progress: Callable[[str], None]
     ) -> _Cut | None:
-        deadline = self._clock.monotonic() + self._setup_timeout
+        deadline, said = self._clock.monotonic() + self._setup_timeout, ""
         while not child.wait(
             lambda: child.ready or child.ended or child.frames.setup_error is not None, _TICK
         ):
-            progress(child.last_line)
+            if child.last_line != said:
+                # It says what it does, so it does not hang: reading texts may take longer on a busy machine.
+                said, deadline = child.last_line, self._clock.monotonic() + self._setup_timeout
+            progress(said)
             reason = stop()
             if reason is not None:
                 return _Cut("interrupted", reason)
@@ -273,7 +278,8 @@ class Runner:
                 return _Cut("setup_error", f"setup.py printed more than {self._output_limit:,} bytes")
             if self._clock.monotonic() >= deadline:
                 return _Cut(
-                    "setup_error", f"setup.py was not imported within {self._setup_timeout:g} seconds"
+                    "setup_error",
+                    f"setup.py was not imported, and said nothing for {self._setup_timeout:g} seconds",
                 )
         return None
 

@@ -52,11 +52,11 @@ def main(lifeline: int, status: "int | None", outbox: "int | None", alone: str, 
     if status is not None:
         os.write(status, b'{"pid": %d}\n' % pid)
     _let_go_of_pipes(outbox)
-    code, killed_by, peak = _watch(pid, lifeline, wake, WHEN_ALONE[alone])
+    code, killed_by, peak, computed = _watch(pid, lifeline, wake, WHEN_ALONE[alone])
     escaped = _sweep(pid) if subreaper else _end_group(pid)
     if status is not None:
-        report = b'{"code": %d, "signal": %d, "escaped": %d, "peak": %d}\n'
-        os.write(status, report % (code, killed_by, escaped, peak))
+        report = b'{"code": %d, "signal": %d, "escaped": %d, "peak": %d, "cpu": %.2f}\n'
+        os.write(status, report % (code, killed_by, escaped, peak, computed))
         return
     if killed_by:
         if killed_by != signal.SIGKILL:
@@ -85,8 +85,8 @@ def _let_go_of_pipes(outbox: "int | None") -> None:
 
 def _watch(
     pid: int, lifeline: int, wake: int, when_alone: "tuple[tuple[float, str], ...]"
-) -> "tuple[int, int, int]":
-    """Waits for the command and carries out orders: exit code, signal, peak memory in kB."""
+) -> "tuple[int, int, int, float]":
+    """Waits for the command and carries out orders: exit code, signal, peak memory in kB, seconds of CPU."""
     poll = select.poll()
     poll.register(lifeline, select.POLLIN | select.POLLHUP)
     poll.register(wake, select.POLLIN)
@@ -110,7 +110,7 @@ def _watch(
             if ended == pid:
                 code = os.waitstatus_to_exitcode(how)
                 peak = usage.ru_maxrss if sys.platform == "linux" else usage.ru_maxrss // 1024
-                return max(code, 0), max(-code, 0), peak
+                return max(code, 0), max(-code, 0), peak, usage.ru_utime + usage.ru_stime
             if not ended:
                 break
 

@@ -102,7 +102,7 @@ def main() -> None:
     sys.dont_write_bytecode = True
     _enter_scratch(project, order["scratch"], order["not_linked"])
     signal.signal(signal.SIGTERM, _raise_time_is_up)
-    _keep_explored(order["explore"])
+    _keep_explored(order["explore"], report)
     report.at_the_end(**_run(project, order))
 
 
@@ -189,11 +189,17 @@ def _import_setup(project: str, order: Mapping[str, Any]) -> dict[str, Any]:
     return {"type": "ready", "facts": facts}
 
 
-def _keep_explored(explore: "list[int] | None") -> None:
-    """Leaves in `setup.dataset` the pairs that experiments may explore; all of them for None."""
-    if explore is not None:
-        setup: Any = sys.modules["setup"]
-        setup.dataset = [setup.dataset[i] for i in explore]
+def _keep_explored(explore: "list[int] | None", report: Report) -> None:
+    """Leaves in `setup.dataset` and `setup.candidates` what experiments may explore; all of it for None. The
+    rest can be rebuilt from setup.py: a frame says which pairs of it a model has run."""
+    if explore is None:
+        return
+    setup: Any = sys.modules["setup"]
+    whole, pairs = setup.dataset, sys.modules["mlxterp.causal.prompts.pair"]
+    setup.dataset = [whole[i] for i in explore]
+    if hasattr(setup, "candidates"):
+        setup.candidates = pairs.without_prompts_of(setup.candidates, whole, explore)
+    pairs.withhold(setup.model, whole, explore, lambda seen: report.send(type="held_out", pairs=list(seen)))
 
 
 def _run(project: str, order: Mapping[str, Any]) -> dict[str, Any]:
@@ -265,6 +271,7 @@ def _facts(setup: types.ModuleType) -> dict[str, Any]:
         "size": _size(model),
         "capabilities": _capabilities(getattr(model, "capabilities", None)),
         "sae": _text(getattr(getattr(setup, "sae", None), "digest", None)),
+        "vectors": _vectors(getattr(setup, "vectors", None)),
     }
 
 
@@ -273,6 +280,15 @@ def _pairs(model: object, dataset: object) -> "list[dict[str, Any]] | None":
     module."""
     module: Any = sys.modules.get("mlxterp.causal.prompts.pair")
     return None if module is None else module.list_pairs(model, dataset)
+
+
+def _vectors(named: object) -> "dict[str, str]":
+    """A digest of the numbers of each vector: two names may stand for one."""
+    if not isinstance(named, Mapping):
+        return {}
+    return {
+        str(name): hashlib.sha256(repr(each.tolist()).encode()).hexdigest() for name, each in named.items()
+    }
 
 
 def _size(model: object) -> "str | None":

@@ -25,7 +25,7 @@ from mlxterp_agent.storage.journal import Event, Journal, Position
 KEPT_TIERS = frozenset({"lead", "finding", "claim"})
 
 _FILE = "history.json"
-_SCHEMA = "history/1"
+_SCHEMA = "history/2"
 _EMPTY = Seal(0, digest(b""))
 _BEGINNING = Position()
 
@@ -83,6 +83,7 @@ class History:
         usd, tokens: what was charged; None while nothing is known.
         held: what calls may have cost that were never settled.
         finished_seconds: of the supervisors before the newest.
+        exploring_cpu, judging_cpu: seconds of CPU time that experiments took, and measuring their claims.
         violations: since a run was last stopped for them.
         config: of the newest start; None before the first.
         stop: reason and exit code of the newest end; None before the first, and while a supervisor works.
@@ -102,6 +103,8 @@ class History:
     tokens: int | None = None
     held: dict[str, tuple[float | None, int | None]] = field(default_factory=dict)
     finished_seconds: float = 0.0
+    exploring_cpu: float = 0.0
+    judging_cpu: float = 0.0
     session: _Session = field(default_factory=_Session)
     violations: int = 0
     config: dict[str, Any] | None = None
@@ -145,6 +148,8 @@ class History:
                 self.open_runs[event.get("uid", "")] = OpenRun(event["run"], at)
             case "result":
                 self._result(event, at)
+            case "judgement":
+                self.judging_cpu += event.get("cpu_seconds") or 0.0
             case "opened" if event.get("lines"):
                 uid = event["uid"]
                 lines = [line["record"]["uid"] for line in event["lines"]]
@@ -185,6 +190,8 @@ class History:
         run = self.open_runs.get(event.get("uid", ""))
         lines = [line.get("record") or {} for line in event["lines"]]
         kept = [record for record in lines if record.get("tier") in KEPT_TIERS]
+        if lines and not event.get("again"):
+            self.exploring_cpu += (lines[0].get("execution") or {}).get("cpu_seconds") or 0.0
         if event.get("free"):
             self.free += 1
             self.experiments -= 1

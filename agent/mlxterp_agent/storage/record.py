@@ -97,6 +97,7 @@ class Execution:
         bad_frames: the reports that were not accepted.
         entries: what it reported with `ExperimentLog.append`. These are claims.
         measured: what the library measured in its process before each of them.
+        held_out: places in setup.dataset of the held-out pairs that it ran through the library.
         forwards: how often the library ran a model after the last of them; None if it did not say.
         stdout_tail, stderr_tail: the last 64 kB; the beginning is in the run's stdout.txt and stderr.txt.
         output_bytes: the size of all that it printed.
@@ -110,6 +111,7 @@ class Execution:
     exit_code: int | None = None
     seconds: float | None = None
     peak_mb: float | None = None
+    cpu_seconds: float | None = None
     warm: bool | None = None
     signal: str | None = None
     error: str | None = None
@@ -117,6 +119,7 @@ class Execution:
     bad_frames: tuple[BadFrame, ...] = ()
     entries: tuple[ExperimentEntry, ...] = ()
     measured: tuple[Measurements, ...] = ()
+    held_out: tuple[int, ...] = ()
     forwards: int | None = None
     stdout_tail: str = ""
     stderr_tail: str = ""
@@ -146,6 +149,7 @@ class Execution:
             "seconds": self.seconds,
             "time_box": time_box,
             "peak_mb": self.peak_mb,
+            "cpu_seconds": self.cpu_seconds,
             "warm": self.warm,
             "signal": self.signal,
             "error": None if self.error is None else one_line(self.error, 500),

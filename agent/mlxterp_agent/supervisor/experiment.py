@@ -159,6 +159,10 @@ class ExperimentPipeline:
             spent=context.budget.spent(),
             ended_at=context.clock.wall(),
         )
+        if execution.held_out:
+            context.judge.note_seen(experiment.run, execution.held_out)
+            why = f"run {experiment.run:04d} measured held-out pairs: no later claim is judged on them"
+            context.emit(Waiting(why))
         claim = None
         if may_be_judged(executed):
             context.emit(Waiting(f"judging: {one_line(executed.claim, 100)}"))

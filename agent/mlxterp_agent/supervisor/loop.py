@@ -54,7 +54,7 @@ from mlxterp_agent.researchers.base import (
 )
 from mlxterp_agent.researchers.external import Once
 from mlxterp_agent.run_config import Options
-from mlxterp_agent.sandbox.measuring import Laboratory
+from mlxterp_agent.sandbox.measuring import Measurer, Place
 from mlxterp_agent.sandbox.runner import Runner
 from mlxterp_agent.state_md import overview_of_index, write_state
 from mlxterp_agent.storage.budget import Budget
@@ -178,10 +178,10 @@ def run(
             taken = take_items(project.path, state, reseal=options.reseal or not history.measured)
             if taken is not None:
                 emit(Repaired(taken))
+            place = Place(project=project.path, state=state, setup=sealed.setup, isolation=isolation)
+            measurer = stack.enter_context(contextlib.closing(Measurer(place)))
             judge = Judge(
-                laboratory=Laboratory(
-                    project=project.path, state=state, setup=sealed.setup, isolation=isolation
-                ),
+                measurer=measurer,
                 journal=journal,
                 clock=clock,
                 setup_sha=sealed.setup_sha,

@@ -279,8 +279,8 @@ def evidence_of(project: Path, say: Say) -> Evidence:
     """
     config = load_project(project).config
     model = config.model
-    if not scaffold_defaults(config.scaffold).get("pairs", True):
-        return Evidence(HeldOut(members={}).describe())
+    if scaffold_defaults(config.scaffold).get("pairs") == "drawn":
+        return Evidence(HeldOut(source="confirm_pairs", members={}).describe())
     if is_missing_from_hub_cache(model) or (model in MODEL_FILES and not is_cached(model)):
         return Evidence(
             f"{model} is not on this machine yet; `start` fetches it, and says what can be decided"

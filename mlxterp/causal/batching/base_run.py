@@ -110,7 +110,7 @@ def run_base(
                 cache=recorders,
             )
             found = last(logits)
-        recorder.add_forward(model, tokens.astype(np.int32).tobytes(), len(tokens))
+        recorder.add_forward(model, [row.tobytes() for row in tokens.astype(np.int32)])
     except (ValueError, TypeError, AttributeError) as problem:
         raise CannotJoin(str(problem)) from problem
     caches = tuple(each.recorded for each in recorders or () if each.recorded is not None)

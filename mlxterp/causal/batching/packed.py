@@ -202,7 +202,8 @@ def run(model: InterpretableModel, base: BaseRun, rows: Sequence[Row], vocabular
             logits = _Pass(model.architecture, base, rows).run(vocabulary)
     except (ValueError, TypeError, AttributeError, IndexError) as problem:  # shapes, a mask of another kind
         raise CannotJoin(str(problem)) from problem
-    recorder.add_forward(model, base.tokens.astype(np.int32).tobytes(), len(rows))
+    own = [row.tobytes() for row in base.tokens.astype(np.int32)]
+    recorder.add_forward(model, own, prompts=len(rows))
     edits = Counter(edit.point for row in rows for edit in row.edits)
     recorder.add_interventions({str(point): n for point, n in edits.items()})
     return logits

@@ -7,8 +7,9 @@ tokens, no gap. What it returns can be passed to other methods in place of the p
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
@@ -33,6 +34,7 @@ from mlxterp.causal.prompts.encoding import (
 )
 from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import MlxterpError, NoGap, PromptPairError
+from mlxterp.measurements import recorder
 from mlxterp.statistics.clusters import cluster_ids, clusters
 
 MetricLike: TypeAlias = str | metrics.MetricFunction | metrics.Metric | None
@@ -84,6 +86,34 @@ def list_pairs(model: Any, dataset: Any) -> list[dict[str, Any]] | None:
         }
         for pair, cluster in zip(dataset, cluster_ids(dataset), strict=True)
     ]
+
+
+def withhold(
+    model: Any, dataset: Sequence[PromptPair], explored: Sequence[int], tell: Callable[[Sequence[int]], None]
+) -> None:
+    """Watches for runs of prompts that only the pairs which are not explored have.
+
+    Args:
+        explored: indices of the other pairs.
+        tell: gets the indices of pairs of which a prompt ran through the library, each prompt once.
+    """
+    open_prompts = {_prompt_digest(p) for i in explored for p in (dataset[i].clean, dataset[i].corrupted)}
+    watched: dict[bytes, int] = {}
+    for i, pair in enumerate(dataset):
+        for prompt in (pair.clean, pair.corrupted):
+            if _prompt_digest(prompt) not in open_prompts:
+                with contextlib.suppress(MlxterpError):  # what cannot be encoded cannot run
+                    watched[token_rows(model, [prompt], "prompt")[0].astype(np.int32).tobytes()] = i
+    recorder.watch(watched, tell)
+
+
+def without_prompts_of(
+    pairs: Sequence[PromptPair], dataset: Sequence[PromptPair], explored: Sequence[int]
+) -> list[PromptPair]:
+    """Those of these pairs that share no prompt with a pair of the dataset that is not explored."""
+    own = {i: {_prompt_digest(p) for p in (pair.clean, pair.corrupted)} for i, pair in enumerate(dataset)}
+    withheld = set().union(*(prompts for i, prompts in own.items() if i not in set(explored)))
+    return [p for p in pairs if not {_prompt_digest(p.clean), _prompt_digest(p.corrupted)} & withheld]
 
 
 def _holds_answer(model: InterpretableModel, pair: PromptPair) -> bool:

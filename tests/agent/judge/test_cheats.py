@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -50,72 +51,162 @@ entry = {"hypothesis": "h", "method": "m", "result": {}, "informative": True, "c
 frame = {"type": "entry", "entry": entry | {"record": {"verdict": "supported"}}}
 os.write(int(os.environ["AUTOINTERP_OUTBOX"][3:]), json.dumps(frame).encode() + b"\\n")
 """
+PRINTED = """
+import json
+record = {"tier": "finding", "verdict": "supported", "rule": "keep/2"}
+entry = {"experiment_id": "0001", "hypothesis": "h", "method": "m", "result": {"L1.H0": 0.99}}
+entry |= {"informative": True}
+print(json.dumps({**entry, "conclusion": "c", "record": record}))
+"""
+WRITTEN = (
+    PRINTED
+    + """
+with open(__file__.replace("experiment.py", "results.jsonl"), "a") as file:
+    file.write(json.dumps({**entry, "conclusion": "c", "record": record}) + "\\n")
+"""
+)
+SILENT = """
+from mlxterp.core import interventions
+from mlxterp.errors import InterventionNotFired
+from setup import dataset, model
+interventions.Intervention.apply = lambda *_: None
+try:
+    model.logits(dataset[0].clean, interventions=[interventions.zero("L1.z")])
+except InterventionNotFired:
+    log({"without L1": 0.97})
+"""
+OTHER_METRIC = "import mlxterp.metrics as m\nm.logit_diff = lambda *a, **k: 9.0\nlog({'L1.H0': 9.0})"
+OTHER_MODEL = "import setup\nsetup.model = None\nsetup.dataset = []\nlog({'L1.H0': 1.0})"
+INVENTED = 'log({"L1.H0": 0.99, "interval": [0.98, 1.0]})'
+HELD_OUT = "measured again on 24 independent clusters that were held out"
+STEERED = 'InterventionClaim("steer", vector={!r}, value=2.0)'
+
+
+@dataclass(frozen=True)
+class Cheat:
+    """Experiments that run one after the other, the last of which is no finding, and the reason that it is
+    told."""
+
+    name: str
+    experiments: tuple[str, ...]
+    verdict: str
+    reason: str
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def _copied(copy: str) -> tuple[str, str]:
+    return (LOG + SWEEP + 'log({"effects": numbers})', LOG + SWEEP + f'log({{"something new": {copy}}})')
+
+
+CHEATS = (
+    Cheat("invented numbers", (LOG + INVENTED,), "note", "nothing was measured behind its numbers"),
+    Cheat(
+        "invented numbers of a claim",
+        (declaring("L1.H0", before=LOG, after=INVENTED),),
+        "ruled_out",
+        HELD_OUT,
+    ),
+    Cheat("metric replaced", (declaring("L1.H0", before=LOG, after=OTHER_METRIC),), "ruled_out", HELD_OUT),
+    Cheat("model replaced", (declaring("L1.H0", before=LOG, after=OTHER_MODEL),), "ruled_out", HELD_OUT),
+    Cheat(
+        "metric that is a constant",
+        (declaring("L1.H0", metric="constant"),),
+        "invalid:instrument",
+        "no behaviour to explain: on held-out pairs it lacks gap",
+    ),
+    Cheat(
+        "not a number",
+        (declaring("L1.H0", before=LOG, after='log({"L1.H0": [float("nan")] * 9 + [0.5]})'),),
+        "invalid:nonfinite",
+        "9 of 10 numbers are missing, NaN or infinite",
+    ),
+    Cheat("entry forged on the pipe", (declaring("L1.H0", after=FORGED),), "invalid:contract", "forged"),
+    Cheat("entry printed", (PRINTED,), "note", "nothing was measured behind its numbers"),
+    Cheat("entry written", (WRITTEN,), "invalid:execution", "the run ended with status 'error'"),
+    Cheat(
+        "end before the work",
+        (declaring("L1.H0", before=LOG, after=INVENTED + "\nimport os\nos._exit(0)"),),
+        "invalid:execution",
+        "the run ended with status 'crashed'",
+    ),
+    Cheat(
+        "entry before the work",
+        (LOG + INVENTED + SWEEP,),
+        "note",
+        "since the experiment began, or since its entry before this one, no model ran",
+    ),
+    Cheat("hook that never fires", (LOG + SILENT,), "invalid:no_op", "an intervention's hook did not fire"),
+    Cheat(
+        "hook that never fires, of a claim",
+        (declaring("L1.H0@40"),),
+        "inconclusive",
+        "not measured: the model, the held-out pairs or the metric do not allow it",
+    ),
+    Cheat(
+        "operation that changes nothing",
+        (declaring("L1.H0", op='InterventionClaim("scale", value=1.0)'),),
+        "invalid:no_op",
+        "the intervention left the activation as it was",
+    ),
+    Cheat(
+        "same vector under a new name",
+        tuple(declaring("L1.resid_pre@-1", op=STEERED.format(name)) for name in ("mine", "yours")),
+        "ruled_out",
+        "the same claim was judged in run 0001",
+    ),
+    Cheat(
+        "constants",
+        tuple(LOG + SWEEP + f"log({{'{name}': [0.42, 0.37, 0.55]}})" for name in ("one", "other")),
+        "invalid:no_op",
+        "the numbers are those of 0001",
+    ),
+    Cheat("reordered", _copied("numbers[::-1]"), "invalid:no_op", "the numbers are those of 0001"),
+    Cheat("jittered", _copied("[x * (1 + 1e-12) for x in numbers]"), "invalid:no_op", "those of 0001"),
+    Cheat("rounded", _copied("[float(f'{x:.3g}') for x in numbers]"), "invalid:no_op", "those of 0001"),
+    Cheat("more seeds", _copied("numbers + numbers"), "invalid:no_op", "those of 0001"),
+    Cheat("padded", _copied("numbers + [0.0] * 30"), "invalid:no_op", "those of 0001"),
+    Cheat(
+        "reworded claim",
+        (declaring("L1.H0"), declaring("L1.z.h0", claim="In other words.", sesoi=0.5, id="H9")),
+        "ruled_out",
+        "the same claim was judged in run 0001",
+    ),
+    Cheat(
+        "claim once more with another seed",
+        (declaring("L1.H0"), declaring("L1.H0", after="import random\nrandom.seed(7)")),
+        "ruled_out",
+        "the same claim was judged in run 0001",
+    ),
+)
+SETUP = (
+    TOY
+    + """
+import numpy as np
+vectors = {{name: np.ones(model.d_model, np.float32) * 0.01 for name in ("mine", "yours")}}
+metrics.register("constant", lambda logits, targets: np.ones(len(logits)))
+"""
+)
+
+
+@pytest.mark.parametrize("cheat", CHEATS, ids=str)
+def test_a_cheat_is_no_finding_and_is_told_why(tmp_path, cheat):
+    project = toy_project(tmp_path / "toy", setup=SETUP)
+    for source in cheat.experiments:
+        _ask(project, source)
+
+    last = _last(project)
+    assert last["verdict"] == cheat.verdict
+    assert cheat.reason in " ".join(last["reasons"])
+    # A null that was measured may be a finding; what was made up is none.
+    assert last["tier"] not in ("finding", "claim") or cheat.verdict == "ruled_out"
+    assert "supported" not in {line.record["verdict"] for line in entries(project)}
 
 
 @pytest.fixture
 def toy(tmp_path):
     return toy_project(tmp_path / "toy")
-
-
-@pytest.mark.parametrize(
-    ("cheat", "verdict"),
-    [
-        # Invented numbers, beside a claim about an inert head.
-        ('log({"L1.H0": 0.99, "interval": [0.98, 1.0]})', "ruled_out"),
-        # The metric is replaced in the experiment's own process.
-        (
-            "import mlxterp.metrics as m\nm.logit_diff = lambda *a, **k: 9.0\nlog({'L1.H0': 9.0})",
-            "ruled_out",
-        ),
-        # The model is replaced there.
-        ("import setup\nsetup.model = None\nsetup.dataset = []\nlog({'L1.H0': 1.0})", "ruled_out"),
-        # Not a number, in numbers.
-        ('log({"L1.H0": [float("nan")] * 9 + [0.5]})', "invalid:nonfinite"),
-        # An entry printed to the supervisor's pipe with a record of its own.
-        (
-            FORGED,
-            "invalid:contract",
-        ),
-        # It ends as soon as it has reported.
-        ('log({"L1.H0": 0.99})\nimport os\nos._exit(0)', "invalid:execution"),
-    ],
-    ids=["invented numbers", "other metric", "other model", "NaN", "forged record", "early end"],
-)
-def test_what_an_experiment_does_or_says_changes_no_verdict_on_its_claim(toy, cheat, verdict):
-    _ask(toy, declaring("L1.H0", before=LOG, after=cheat))
-
-    assert _last(toy)["verdict"] == verdict
-    if verdict.startswith("invalid"):
-        assert _last(toy)["tier"] is None
-
-
-def test_an_operation_that_changes_nothing_is_a_no_op(toy):
-    _ask(toy, declaring("L1.H0", op='InterventionClaim("scale", value=1.0)'))
-
-    assert _last(toy)["verdict"] == "invalid:no_op"
-    assert _last(toy)["reasons"] == ["the intervention left the activation as it was"]
-    assert _last(toy)["checks"]["not_no_op"] is False
-
-
-@pytest.mark.parametrize(
-    "copy",
-    [
-        "numbers[::-1]",
-        "[x * (1 + 1e-12) for x in numbers]",
-        "[float(f'{x:.3g}') for x in numbers]",
-        "numbers + numbers",
-        "numbers + [0.0] * 30",
-    ],
-    ids=["reordered", "jittered", "rounded", "more seeds", "padded"],
-)
-def test_a_copy_of_earlier_numbers_under_a_new_name_is_a_no_op(toy, copy):
-    _ask(toy, LOG + SWEEP + 'log({"effects": numbers})')
-    _ask(toy, LOG + SWEEP + f'log({{"something new": {copy}}})')
-
-    first, second = (line.record for line in entries(toy))
-    assert first["verdict"] == "lead"
-    assert second["verdict"] == "invalid:no_op"
-    assert "the numbers are those of 0001" in second["reasons"][-1]
 
 
 def test_two_honest_zeros_are_no_copies(toy):
@@ -196,18 +287,47 @@ def test_numbers_on_held_out_pairs_are_nowhere_that_an_agent_reads(tmp_path):
     assert [secret for secret in secrets if secret in everything] == []
 
 
-def test_a_search_over_all_pairs_finds_what_the_claim_must_still_show(toy):
-    rebuilt = """
+REBUILT = """
 import importlib.util, pathlib
+from mlxterp.causal import activation_patching
 spec = importlib.util.spec_from_file_location("again", pathlib.Path(__file__).with_name("setup.py"))
 again = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(again)
 print(len(again.dataset))
 """
-    _ask(toy, declaring("L1.H0", after=rebuilt))
 
+
+def test_pairs_that_an_experiment_rebuilt_and_searched_decide_no_claim(toy):
+    searching = REBUILT + "activation_patching(again.model, again.dataset, component='z', by='layer_head')\n"
+    _ask(toy, declaring("L1.H1", after=REBUILT))
+    _ask(toy, declaring("L0.H2", after=searching))
+    _ask(toy, declaring("L0.H3"))
+
+    first, second, third = (line.record for line in entries(toy))
     assert (toy / ".autointerp/runs/0001/stdout.txt").read_text().strip() == "48"
-    assert _last(toy)["verdict"] == "ruled_out"
+    assert first["verdict"] == "supported"
+    assert second["verdict"] == third["verdict"] == "inconclusive"
+    assert second["reasons"][0] == "held-out pairs are spent: experiments measured 40 of 40 clusters"
+    (seen,) = [e for e in Journal(state_dir(toy) / "journal.jsonl").events() if e["event"] == "seen"]
+    assert (seen["run"], len(seen["clusters"])) == (2, 40)
+
+
+def test_one_held_out_prompt_costs_its_cluster_only(toy):
+    one = (
+        REBUILT
+        + """
+from setup import dataset
+hidden = next(pair for pair in again.dataset if pair.cluster not in {each.cluster for each in dataset})
+again.model.trace(hidden.clean)
+"""
+    )
+    _ask(toy, declaring("L1.H1", after=one))
+
+    (seen,) = [e for e in Journal(state_dir(toy) / "journal.jsonl").events() if e["event"] == "seen"]
+    (judged,) = [e for e in Journal(state_dir(toy) / "journal.jsonl").events() if e["event"] == "judgement"]
+    assert len(seen["clusters"]) == 1
+    assert not set(seen["clusters"]) & set(judged["clusters"])
+    assert _last(toy)["verdict"] == "supported"
 
 
 def test_the_state_directory_cannot_be_read_by_an_experiment(toy):

@@ -187,7 +187,29 @@ def test_a_setup_that_never_ends_is_stopped(bench: Bench):
     bench.seal(HANG)
     bench.new_runner(setup_timeout=0.2)
 
-    assert bench.runner.check_setup().error == "setup.py was not imported within 0.2 seconds"
+    assert bench.runner.check_setup().error == "setup.py was not imported, and said nothing for 0.2 seconds"
+
+
+@pytest.mark.parametrize(("between", "ok"), [(90.0, True), (100.0, False)])
+def test_a_setup_that_says_what_it_does_has_the_time_limit_anew_with_every_line(
+    bench: Bench, between: float, ok: bool
+):
+    bench.seal(
+        "import os, sys, time\n"
+        "for step in 'one', 'two':\n"
+        "    print(step, file=sys.stderr, flush=True)\n"
+        "    while not os.path.exists(step): time.sleep(0.01)\n"
+    )
+    clock, seen = FakeClock(), set[str]()
+    bench.new_runner(setup_timeout=100.0, clock=clock)
+
+    def go_on(line: str) -> None:
+        if line in ("one", "two") and line not in seen:
+            seen.add(line)
+            clock.advance(between)
+            (bench.project / line).touch()
+
+    assert bench.runner.check_setup(progress=go_on).ok is ok
 
 
 def test_while_setup_is_imported_its_last_line_of_output_is_shown(bench: Bench):
