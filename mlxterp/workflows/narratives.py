@@ -272,8 +272,7 @@ def edge_attribution(scores: EdgeScoresResult, top_k: int) -> Step:
         f"Estimated for all {len(scores.edges):,} edges, strongest: "
         f"{listed(notable(scores.top_components(top_k)))}. {scores.search_text()} A score is the "
         "share of the gap that goes when the edge carries the corrupted value. The edges from the input add "
-        "up to "
-        f"{number(scores.whole_input)}, truly 1."
+        f"up to {number(scores.whole_input)}, truly 1."
     )
     limits = ["These are estimates to first order; the next steps patch."]
     if scores.method == "eap":
