@@ -62,9 +62,9 @@ def sufficient_claims(progress: Progress) -> list[Claim]:
             direction="increase",
             sesoi=sesoi,
             explored=explored,
-            claim=f"Feature {_with_label(feature, progress)} is enough {_in_pairs(progress)}: set to {value:g} at "
-            f"position {at} of the corrupted run it raises the logit difference by at least {percent(sesoi)} "
-            "of the gap.",
+            claim=f"Feature {_with_label(feature, progress)} is enough {_in_pairs(progress)}: set to "
+            f"{value:g} at position {at} of the corrupted run it raises the logit difference by at least "
+            f"{percent(sesoi)} of the gap.",
             short=f"f{feature} set as in the clean run ({percent(sesoi)})",
             rivals=(
                 "Any change of this size at that position does as much.",
@@ -138,8 +138,8 @@ def _null(name: str, feature: int, effect: float, sesoi: float, progress: Progre
         sesoi=sesoi,
         explored=effect,
         claim=f"The model uses feature f{feature}, active there, {_in_pairs(progress)}: with it at 0 in the "
-        f"clean run the logit difference {'falls' if falls else 'rises'} by at least {percent(sesoi)} of the gap; "
-        f"while exploring it was {100 * abs(effect):.1f} %.",
+        f"clean run the logit difference {'falls' if falls else 'rises'} by at least {percent(sesoi)} of the "
+        f"gap; while exploring it was {100 * abs(effect):.1f} %.",
         short=f"f{feature} as necessary ({percent(sesoi)})",
         rivals=("It is active there, and the answer does not depend on it.",),
         falsified_if=f"its effect on held-out pairs is below {percent(sesoi)} in size",
