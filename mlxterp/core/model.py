@@ -31,7 +31,7 @@ from mlxterp.core.tokens import Padded, Prompt, TextTokens, Tokens, as_rows, pad
 from mlxterp.core.trace import Trace
 from mlxterp.errors import CapabilityUnavailable, ModelError, TokenError, UnsupportedArchitecture
 from mlxterp.measurements import recorder
-from mlxterp.models import registry
+from mlxterp.models import precision, registry
 from mlxterp.results import rendering
 from mlxterp.results.views import Section, Table
 
@@ -51,8 +51,10 @@ class InterpretableModel(metaclass=_NamesElsewhere):
     Args:
         model: "smollm2-135m" or "toy-induction"; a GGUF file; a directory or hub id for mlx-lm; or a module.
         tokenizer: for a module; without one, prompts are token ids.
-        quantized: keep the weights of a bundled model or GGUF file quantised.
-        dtype: what to cast the weights to, as in `mx.float32`; by default they stay as they came.
+        quantized: keep the weights as they are stored. By default those of a GGUF file are read into float32;
+            where MLX has no GPU so are quantised and 16-bit weights of a directory or hub id, if the memory
+            allows: on a CPU they compute 10 to 100 times slower (`models/precision.py`).
+        dtype: what to cast the weights to, as in `mx.bfloat16`; quantised ones then stay quantised.
         adapter_path: a directory with a LoRA or DoRA adapter as mlx-lm writes it (`adapter_config.json`,
             `adapters.safetensors`); W_O, W_U and all runs are then of the adapted weights.
         prepend_bos: whether a text begins with the tokenizer's token for the beginning of a sequence; by
@@ -91,13 +93,15 @@ class InterpretableModel(metaclass=_NamesElsewhere):
                 )
             loaded = registry.Loaded(type(model).__module__.rsplit(".", 1)[-1], model, tokenizer)
         else:
-            loaded = registry.load(model, quantized=quantized, progress=progress)
+            loaded = registry.load(model, quantized=quantized, progress=progress, convert=dtype is None)
         if adapter_path is not None:
             loaded = registry.add_adapter(loaded, adapter_path)
         self.name = loaded.name
         self.model = loaded.module
         if dtype is not None:
             self.model.set_dtype(dtype)
+        if isinstance(model, str) and (quantized or dtype is not None):
+            precision.warn_of_cost(self.model, self.name)
         self.tokenizer = loaded.tokenizer if tokenizer is None else tokenizer
         self.prepend_bos_option = prepend_bos
         self._text = TextTokens(self.tokenizer, prepend_bos=prepend_bos)

@@ -132,7 +132,7 @@ def test_a_column_without_values_is_not_drawn(tab, tmp_path):
     write_dashboard(tmp_path / "page.html", dashboard([entry(accuracies=accuracies)]))
     tab.open(tmp_path / "page.html")
 
-    cells = "[...document.querySelector('#feature table').querySelectorAll('th')]"
+    cells = "[...document.querySelector('#feature table').querySelectorAll('thead th')]"
     heads = tab.eval(f"{cells}.map((e) => e.textContent).join()")
     assert heads == "score,balanced accuracy,interval"
 

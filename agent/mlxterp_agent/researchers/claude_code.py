@@ -29,6 +29,7 @@ from typing import IO, Any, BinaryIO, Literal, NamedTuple
 import mlxterp
 from mlxterp.autointerpret.contract import EXPERIMENT, FINDINGS, LOG, PRIVATE, PROGRAM, SETUP, STATE, STEER
 from mlxterp_agent.api_help import signatures
+from mlxterp_agent.endings import refused
 from mlxterp_agent.key_broker import KeyBroker, Used
 from mlxterp_agent.platform import KEYS, Clock, Descendants, SystemClock, without_secrets
 from mlxterp_agent.prompts import values_text
@@ -358,6 +359,7 @@ class ClaudeCode:
     ) -> None:
         self.model: str | None = options.model or "default"
         self.session: str | None = None
+        self.answered = False
         self._options = options
         self._broker = broker
         self._clock: Clock = clock or SystemClock()
@@ -401,6 +403,7 @@ class ClaudeCode:
         if stream.session is not None:
             self._announced, self.session = True, stream.session
         self.model = stream.model or self.model
+        self.answered = self.answered or stream.answered
         self._charge(self._process)
         silent = self._silent_for(self._process)
         if silent is None and not self._is_finished(self._process):
@@ -476,7 +479,8 @@ class ClaudeCode:
             self._state = IDLE
         elif result.status in _FINAL or "/login" in result.text:
             why = one_line(result.text or process.ending, 300)
-            self._state = Failed(f"Claude Code cannot continue: {why}")
+            ending = "key" if "/login" in result.text else refused(result.status)
+            self._state = Failed(f"Claude Code cannot continue: {why}", ending)
         elif result.why == "api_error" or result.status is not None or resets_at is not None:
             self._wait_for_service(result, resets_at)
         else:
@@ -491,7 +495,7 @@ class ClaudeCode:
         if self._lost >= _LOST_IN_A_ROW:
             said = f". {one_line(process.stderr_tail, 200)}" if process.stderr_tail else ""
             lost = f"Claude Code was lost {self._lost} times in a row"
-            self._state = Failed(f"{lost}: {one_line(why, 200)}{said}")
+            self._state = Failed(f"{lost}: {one_line(why, 200)}{said}", "crash")
             return
         pause = min(_LONGEST_WAIT, 2.0 ** (self._lost - 1) - 1)
         reason = f"Claude Code was lost ({one_line(why, 80)}); starting it again"
@@ -510,7 +514,8 @@ class ClaudeCode:
         now, left = self._clock.elapsed(), self._situation.deadline_left
         if left is not None and pause > left - (now - self._began):
             self._state = Done(
-                f"Claude's service does not answer for {duration(pause)} {why}, and the time is up before"
+                f"Claude's service does not answer for {duration(pause)} {why}, and the time is up before",
+                ending="service_for_now",
             )
             return
         self._wait = _Wait(now + pause, f"waits {duration(pause)} for Claude's service {why}")

@@ -50,8 +50,8 @@ from mlxterp.core.taps import Around, renamed, tapped
 from mlxterp.errors import SweepError
 from mlxterp.measurements import recorder
 from mlxterp.metrics import Floats
-from mlxterp.results import EdgeScoresResult
-from mlxterp.statistics.effects import effects
+from mlxterp.results import EdgeScoresResult, MeasuredAgain
+from mlxterp.statistics.effects import effects, strongest_elsewhere
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj")
 QKV = ("q", "k", "v")
@@ -267,7 +267,8 @@ def edge_attribution(
     of a layer together add up to the score of attn_out.
 
     Args:
-        clean, corrupted, metric, answer, foil, seed: as for `activation_patching`.
+        clean, corrupted, metric, answer, foil: as for `activation_patching`. seed: which half of the pairs
+            chooses the strongest edges, which the other half estimates again (`measured_again`).
         align: as for `activation_patching`, for method "eap"; a position without a counterpart counts as
             unchanged.
         ablation: what an edge carries instead: "corrupted" as above, "zero", or "mean" over all prompts at
@@ -322,6 +323,7 @@ def edge_attribution(
     )
     patched = zero[:, None] + np.concatenate(changes)
     found = effects(patched, one=one, zero=zero, clusters=prepared.clusters, seed=seed)
+    again, chosen_on = strongest_elsewhere(patched, one=one, zero=zero, clusters=prepared.clusters, seed=seed)
     options = {"method": method, "direction": "noising", "ablation": ablation}
     recorder.add_method("edge_attribution", pairs=len(prepared.pairs))
     return EdgeScoresResult(
@@ -335,6 +337,13 @@ def edge_attribution(
         per_example=found.per_example if len(prepared.pairs) > 1 else None,
         ci_low=found.low,
         ci_high=found.high,
+        measured_again=tuple(
+            MeasuredAgain(
+                label=names[each.site], searched=each.searched, effect=each.effect, ci=(each.low, each.high)
+            )
+            for each in again
+        ),
+        chosen_on=chosen_on,
         measured_on=prepared.measured_on(model) | options | found.facts(),
     )
 

@@ -149,7 +149,9 @@ def test_i_am_done_is_sent_back_while_budget_remains_and_an_idle_agent_is_let_go
     assert "without a new experiment" not in first.prompt
     assert len(later) == 2
     assert ended == Ended(
-        "nothing is left to try: 3 turns in a row brought no new experiment", exit_codes.FINISHED
+        "nothing is left to try: 3 turns in a row brought no new experiment",
+        exit_codes.FINISHED,
+        "nothing_new",
     )
 
 
@@ -313,7 +315,7 @@ def test_until_wins_over_waiting(project, faked):
 
     ended, _ = supervise(project, each.researcher, until=time.time() + 6.0)
 
-    assert ended.exit_code == exit_codes.FINISHED
+    assert (ended.exit_code, ended.ending) == (exit_codes.RESEARCHER, "service")  # it never answered
     assert len(each.program.calls) == 1
 
 

@@ -656,6 +656,21 @@ def test_the_planted_heads_of_toy_induction_are_found_tested_and_named(induction
     assert "the found heads are sufficient: not judged" in conclusion.conclusion
 
 
+def test_what_the_sentences_say_of_heads_is_what_the_figure_beside_them_shows(induction):
+    from mlxterp.results import AnalysisResult
+
+    (entry,) = [e for e in run_by_hand(induction) if e.method.startswith("direct_logit_attribution")]
+
+    drawn = AnalysisResult.from_dict(entry.result["analysis"])
+    shown = {c.label: c.effect for c in drawn.top_components(99)}
+    said = entry.result["numbers"]["heads"]
+    assert {name: shown[name] for name in said if name in shown} == pytest.approx(
+        {name: effect for name, effect in said.items() if name in shown}, abs=1e-5
+    )
+    strongest = next(name for name in shown if ".H" in name)
+    assert entry.conclusion.startswith(f"{strongest} writes {shown[strongest]:+.2f}")
+
+
 def test_two_couples_in_both_directions_have_no_interval_so_nothing_is_found(induction):
     with (induction / "setup.py").open("a") as file:
         file.write(
