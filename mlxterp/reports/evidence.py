@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from itertools import islice, zip_longest
 from typing import TYPE_CHECKING, Any, TypeGuard
 
+from mlxterp.autointerpret.entry import is_closing, retractions
 from mlxterp.reports.sourced import (
     NOTHING,
     Reference,
@@ -41,6 +42,7 @@ _MOST_EFFECTS = 24
 _OUTCOMES = 3
 
 
+@dataclass(frozen=True)
 class HeldOut:
     """What was measured of one entry on held-out pairs: `numbers`, which stand in the closing line `line`."""
 
