@@ -8,6 +8,7 @@ import json
 import re
 import runpy
 import sys
+import types
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -656,19 +657,27 @@ def test_the_planted_heads_of_toy_induction_are_found_tested_and_named(induction
     assert "the found heads are sufficient: not judged" in conclusion.conclusion
 
 
-def test_what_the_sentences_say_of_heads_is_what_the_figure_beside_them_shows(induction):
+def test_what_the_sentences_say_of_heads_is_what_the_figure_beside_them_shows(
+    tiny_llama, tmp_path, monkeypatch
+):
+    from mlxterp.causal import PromptPair
     from mlxterp.results import AnalysisResult
 
-    (entry,) = [e for e in run_by_hand(induction) if e.method.startswith("direct_logit_attribution")]
+    setup = types.ModuleType("setup")
+    setup.model = tiny_llama
+    setup.dataset = [PromptPair(f"{c}bcdx", f"{c}bcdy", answer="x", foil="y") for c in "abcdef"]
+    monkeypatch.setitem(sys.modules, "setup", setup)
+    monkeypatch.chdir(tmp_path)
+    (step,) = [each for each in investigate(World())[0] if each.name == "attribution"]
 
+    exec(compile(render(step), "experiment.py", "exec"), {"__name__": "__main__"})
+
+    (entry,) = ExperimentLog("results.jsonl").entries()
     drawn = AnalysisResult.from_dict(entry.result["analysis"])
-    shown = {c.label: c.effect for c in drawn.top_components(99)}
-    said = entry.result["numbers"]["heads"]
-    assert {name: shown[name] for name in said if name in shown} == pytest.approx(
-        {name: effect for name, effect in said.items() if name in shown}, abs=1e-5
-    )
-    strongest = next(name for name in shown if ".H" in name)
+    shown = {c.label: c.effect for c in drawn.top_components(99) if ".H" in c.label}
+    strongest = next(iter(shown))
     assert entry.conclusion.startswith(f"{strongest} writes {shown[strongest]:+.2f}")
+    assert entry.result["numbers"]["heads"] == pytest.approx(dict(list(shown.items())[:8]), abs=1e-5)
 
 
 def test_two_couples_in_both_directions_have_no_interval_so_nothing_is_found(induction):
