@@ -32,7 +32,7 @@ from mlxterp_agent.researchers.base import (
     Situation,
 )
 from mlxterp_agent.researchers.scripted import ScriptedResearcher
-from mlxterp_agent.researchers.scripted.heads import HEADS
+from mlxterp_agent.researchers.scripted.heads import HEADS, _layers_to_search
 from mlxterp_agent.researchers.scripted.researcher import decide, experiments_left, render
 from mlxterp_agent.researchers.scripted.study import Concluded, Experiment, GiveUp, Next
 
@@ -655,6 +655,18 @@ def test_the_planted_heads_of_toy_induction_are_found_tested_and_named(induction
     # By hand nobody judges, so nothing is established, however clear exploring was.
     assert not conclusion.result["numbers"]["answered"]
     assert "the found heads are sufficient: not judged" in conclusion.conclusion
+
+
+def test_a_head_that_writes_against_the_answer_is_no_reason_to_search_its_layer():
+    steps, log, _ = investigate(World())
+    numbers = {step.name: entry.result["numbers"] for step, entry in zip(steps, log, strict=True)}
+    numbers["attribution"] = {"total": 6.0, "heads": {"L2.H0": -3.0, "L9.H1": 2.0}}
+    known = {name: numbers[name] for name in ("baseline", "attribution")}
+
+    layers = _layers_to_search(types.SimpleNamespace(numbers=lambda step: known.get(step, {})))
+
+    assert layers[0] == 9
+    assert 2 not in layers
 
 
 def test_what_the_sentences_say_of_heads_is_what_the_figure_beside_them_shows(
