@@ -179,7 +179,8 @@ def _reaches(at_least: float, one: tuple[float, float], other: tuple[float, floa
     reach, mean = 12 * _deviation((a, b)), a / (a + b)
     edges = np.linspace(max(0.0, mean - reach), min(1.0, mean + reach), _PARTS + 1)
     needed = np.clip(2 * at_least - (edges[:-1] + edges[1:]) / 2, 0.0, 1.0)
-    return float((np.diff(betainc(a, b, edges)) * betaincc(*wider, needed)).sum())
+    reached = float((np.diff(betainc(a, b, edges)) * betaincc(*wider, needed)).sum())
+    return min(1.0, reached)  # rounding of the sum can end above 1
 
 
 def calibration_error(

@@ -56,7 +56,7 @@ from mlxterp_agent.state_md import overview_of_index, write_state
 from mlxterp_agent.storage.budget import Budget
 from mlxterp_agent.storage.git import Committer
 from mlxterp_agent.storage.heartbeat import Heartbeat, uncounted_seconds
-from mlxterp_agent.storage.history import read_history, store_history
+from mlxterp_agent.storage.history import History, read_history, store_history
 from mlxterp_agent.storage.journal import Journal
 from mlxterp_agent.storage.log_index import LogIndex
 from mlxterp_agent.storage.project_files import ASIDE, make_folder
@@ -165,6 +165,8 @@ def run(
         )
         for what in (*notices, *repairs.done):
             emit(Repaired(what))
+        if (open_calls := _open_calls(history)) is not None:
+            emit(Waiting(open_calls))
         if repairs.broken is not None:
             ended = end("log", repairs.broken)
         else:
@@ -209,6 +211,17 @@ def run(
         store_history(history, journal)
         emit(Stopped(ended.reason, ended.exit_code))
     return ended
+
+
+def _open_calls(history: History) -> str | None:
+    """What is said of calls of the researcher whose end an earlier supervisor did not live to record."""
+    usd = sum(usd or 0.0 for usd, _ in history.held.values())
+    if not usd:
+        return None
+    return (
+        f"{len(history.held)} calls that a kill left open count as spent, ${usd:.4f}: the service may have "
+        "answered them. If its bill shows less, raise --max-usd by the difference"
+    )
 
 
 def _open_repository(committer: Committer, project: Path, head: str | None) -> list[str]:
