@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlxterp.autointerpret.contract import STATE
-from mlxterp.autointerpret.entry import ExperimentEntry
+from mlxterp.autointerpret.entry import ExperimentEntry, retractions
 from mlxterp.autointerpret.prediction import COVERAGE
 from mlxterp.text import percent
 from mlxterp_agent.researcher_notes import notes_of
@@ -22,7 +22,6 @@ from mlxterp_agent.storage.record import (
     OPEN,
     dependents,
     is_kept,
-    retractions,
     rivals_of,
     tally,
     tally_text,
