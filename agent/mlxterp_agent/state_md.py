@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlxterp.autointerpret.contract import STATE
-from mlxterp.autointerpret.entry import ExperimentEntry
+from mlxterp.autointerpret.entry import ExperimentEntry, retractions
 from mlxterp.autointerpret.fingerprint import claim_fingerprint
 from mlxterp.autointerpret.prediction import COVERAGE
 from mlxterp.text import percent
@@ -24,7 +24,6 @@ from mlxterp_agent.storage.record import (
     control_of,
     dependents,
     is_kept,
-    retractions,
     rivals_of,
     tally,
     tally_text,
