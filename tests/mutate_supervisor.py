@@ -124,7 +124,7 @@ LINES = [
     *_lines(
         f"{STORAGE}/budget.py",
         f"{TESTS}/test_budget.py",
-        ("usd = usd if held_usd is None else (usd or 0.0) + held_usd", "usd = usd"),
+        ("usd = usd if held.usd is None else (usd or 0.0) + held.usd", "usd = usd"),
         ("if left is None:\n            return time_box", "if True:\n            return time_box"),
         ("history.session.first <= held.at <= alive_until", "held.at <= alive_until"),
     ),

@@ -63,7 +63,7 @@ class Held(NamedTuple):
     """What a call may have cost that was never settled.
 
     Attributes:
-        answer_usd, answer_tokens: the part of its answer, which the service writes while the connection lasts.
+        answer_usd, answer_tokens: the part of its answer, written while the connection lasts.
         at: when it was reserved, on the clock `elapsed` of its boot.
     """
 
