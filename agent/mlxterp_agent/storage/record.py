@@ -415,6 +415,12 @@ OPEN = ("lead", "note", "inconclusive")
 _RIVAL = re.compile(r"\bRivals?(?: explanations?)?:\s*(.+)", re.IGNORECASE | re.DOTALL)
 
 
+def control_of(entry: ExperimentEntry) -> str:
+    """The control that an entry names: `metadata["control"]`; "" if it names none."""
+    named = entry.metadata.get("control")
+    return named.strip() if isinstance(named, str) else ""
+
+
 def rivals_of(entry: ExperimentEntry) -> list[str]:
     """The rival explanations that were declared, or written in the hypothesis after "Rival:"."""
     declared = (entry.record or {}).get("declared") or {}
