@@ -179,7 +179,15 @@ class LlmUnavailable(LlmError):
 
 
 class LlmRejected(LlmError):
-    """The service refused the request for good: wrong key or model, too large, or not paid for."""
+    """The service refused the request for good: wrong key or model, too large, or not paid for.
+
+    Attributes:
+        status: of the answer, such as 401; None where there was none.
+    """
+
+    def __init__(self, message: str, *, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class LlmAway(LlmError):

@@ -166,6 +166,49 @@ LINES = [
         "tests/agent/supervisor/test_one_proposal.py",
         ("others = known if twin is None else", "others = known if True else"),
     ),
+    *_lines(
+        f"{AGENT}/key_broker.py",
+        "tests/agent/test_key_broker.py",
+        ("if not hmac.compare_digest(given.encode(), self.token.encode()):", "if False:"),
+        ('if request.headers.get("host") != self.host:', "if False:"),
+        ('if request.command != "POST" or request.path.partition("?")[0] not in PATHS:', "if False:"),
+        ("if self._limit is not None and self.used.usd >= self._limit:", "if False:"),
+        ("            full = len(self._open) >= AT_ONCE\n", "            full = False\n"),
+        ('                said = said.replace(value.encode(), b"(key)")\n', "                pass\n"),
+        ('"location", "date", "server"', '"date", "server"'),
+    ),
+    *_lines(
+        f"{AGENT}/platform.py",
+        "tests/agent/test_keys.py tests/agent/researchers/test_claude_code.py",
+        (
+            '        if value := os.environ.pop(name, ""):\n',
+            '        if value := os.environ.get(name, ""):\n',
+        ),
+        ("    _forbid_dumps()\n        return\n", "    return\n"),
+    ),
+    *_lines(
+        f"{AGENT}/sandbox/orphans.py",
+        "tests/agent/sandbox/test_orphans.py",
+        ("if child.pid not in _started and", "if"),
+    ),
+    *_lines(
+        f"{AGENT}/sandbox/child.py",
+        "tests/agent/sandbox/test_orphans.py",
+        ("            self.orphans = end_orphans(self._began_at)\n", ""),
+    ),
+    *_lines(
+        f"{AGENT}/sandbox/warden.py",
+        "tests/agent/sandbox/test_runner.py",
+        ('.decode("ascii", "replace")', '.decode("ascii")'),
+    ),
+    *_lines(
+        f"{STORAGE}/log_index.py",
+        f"{TESTS}/test_log_index.py",
+        (
+            "            self._make_anew()\n            return self._database",
+            "            return self._database",
+        ),
+    ),
 ]
 
 

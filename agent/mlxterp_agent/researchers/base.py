@@ -44,13 +44,18 @@ class Done:
 
     reason: str
     offers: bool = True
+    ending: str = "finished"
 
 
 @dataclass(frozen=True)
 class Failed:
-    """The researcher cannot continue: no program, a refused key, a service that does not answer."""
+    """The researcher cannot continue: no program, a refused key, a service that does not answer.
+
+    `ending` is one of `endings.ENDINGS`, which says what helps.
+    """
 
     reason: str
+    ending: str = "researcher"
 
 
 ResearcherState = Working | Idle | Done | Failed
@@ -173,6 +178,10 @@ class Researcher(Protocol):
     @property
     def session(self) -> str | None:
         """The researcher's own id of its conversation, or None."""
+
+    @property
+    def answered(self) -> bool:
+        """Whether whoever proposes has answered at least once; True where no service is asked."""
 
     def begin_turn(self, situation: Situation) -> None: ...
 

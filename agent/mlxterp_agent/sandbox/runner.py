@@ -87,7 +87,7 @@ class Runner:
         *,
         isolation: Isolation,
         setup_timeout: float = 600.0,
-        grace: float = 2.0,
+        grace: float = 1.5,
         output_limit: int = 100_000_000,
         clock: Clock | None = None,
     ) -> None:

@@ -81,6 +81,13 @@ def _left(limit: int | None, spent: int) -> int | None:
     return None if limit is None else max(0, limit - spent)
 
 
+class Reached(NamedTuple):
+    """A limit that is reached: which of `endings.ENDINGS`, and the sentence."""
+
+    ending: str
+    reason: str
+
+
 class Budget:
     """Holds what the journal's history adds up against the limits.
 
@@ -129,19 +136,24 @@ class Budget:
 
     def stop_reason(self) -> str | None:
         """Which limit is reached: "the budget of 40 experiments is used up". None while there is none."""
+        reached = self.reached()
+        return None if reached is None else reached.reason
+
+    def reached(self) -> Reached | None:
+        """The first limit that is reached, and its sentence; None while there is none."""
         limits, spent = self.limits, self.spent()
         if limits.experiments is not None and spent.experiments >= limits.experiments:
-            return f"the budget of {limits.experiments} experiments is used up"
+            return Reached("experiments", f"the budget of {limits.experiments} experiments is used up")
         if limits.seconds is not None and spent.seconds >= limits.seconds:
-            return f"the budget of {limits.seconds / 3600:.3g} hours is used up"
+            return Reached("hours", f"the budget of {limits.seconds / 3600:.3g} hours is used up")
         if limits.until is not None and self._clock.wall() >= limits.until:
-            return "the time set by --until has come"
+            return Reached("until", "the time set by --until has come")
         if limits.usd is not None and (spent.usd or 0.0) >= limits.usd:
-            return f"the budget of ${limits.usd:.2f} is used up"
+            return Reached("usd", f"the budget of ${limits.usd:.2f} is used up")
         if limits.tokens is not None and (spent.tokens or 0) >= limits.tokens:
-            return f"the budget of {limits.tokens:,} tokens is used up"
+            return Reached("tokens", f"the budget of {limits.tokens:,} tokens is used up")
         if limits.streak is not None and spent.streak >= limits.streak:
-            return f"{spent.streak} experiments in a row brought nothing that is kept"
+            return Reached("streak", f"{spent.streak} experiments in a row brought nothing that is kept")
         return None
 
     def reserve(self, time_box: float) -> float | None:

@@ -4,6 +4,7 @@ there."""
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,13 +14,13 @@ from mlxterp.autointerpret.hypothesis import read_hypothesis
 from mlxterp.autointerpret.prediction import read_predictions
 from mlxterp.errors import DeclarationError
 from mlxterp_agent.events import Emit, Event, Progress, Repaired, Violated
-from mlxterp_agent.exit_codes import FINISHED, NOTHING_RAN, PROJECT, Locked
+from mlxterp_agent.exit_codes import FINISHED, INVALID, NOTHING_RAN, PROJECT, Locked
 from mlxterp_agent.outcome import outcome_text, printed_by, repeat_text
 from mlxterp_agent.platform import read_or_none
 from mlxterp_agent.researchers.external import Once
 from mlxterp_agent.run_config import Options
 from mlxterp_agent.storage.budget import budget_state
-from mlxterp_agent.storage.record import digests_of
+from mlxterp_agent.storage.record import digests_of, verdict_of
 from mlxterp_agent.supervisor.guidance import Guidance, guidance_of
 from mlxterp_agent.supervisor.loop import run
 from mlxterp_agent.supervisor.project_view import read_project
@@ -93,9 +94,15 @@ def _run(directory: Path, options: Options, emit: Emit) -> Answer:
     outcome = researcher.outcome
     if outcome is None:
         return Answer(f"not run: {ended.reason}", (), ended.exit_code or NOTHING_RAN)
-    exit_code = PROJECT if outcome.run is None and not outcome.entries else FINISHED
+    exit_code = PROJECT if outcome.run is None and not outcome.entries else _code_of(outcome.entries)
     text = "\n".join([outcome.text, *violated])
     return Answer(text, outcome.entries, ended.exit_code or exit_code, outcome.guidance)
+
+
+def _code_of(entries: Sequence[ExperimentEntry]) -> int:
+    """The exit code of an experiment that ran, by its verdicts."""
+    invalid = any(verdict_of(each).startswith(("invalid", "interrupted")) for each in entries)
+    return INVALID if invalid else FINISHED
 
 
 def _stands(entry: ExperimentEntry, setup: str) -> bool:
@@ -117,7 +124,7 @@ def _decided(directory: Path, sha: str, *, before: bool = False) -> Answer | Non
     path = seen.project.path
     if before:
         guidance = Guidance(path, seen.state.root, jailed=True).if_changed()
-        return Answer(repeat_text(entries, budget, path), entries, FINISHED, guidance)
+        return Answer(repeat_text(entries, budget, path), entries, _code_of(entries), guidance)
     run_id = (entries[0].record or {}).get("run")
     text = outcome_text(entries, budget, printed=printed_by(path, run_id))
-    return Answer(text, entries, FINISHED, guidance_of(seen.state.root, run_id))
+    return Answer(text, entries, _code_of(entries), guidance_of(seen.state.root, run_id))

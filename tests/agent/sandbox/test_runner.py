@@ -1062,3 +1062,29 @@ def test_digests_decide_what_runs(bench: Bench, monkeypatch: pytest.MonkeyPatch)
 
     assert outcome.status == "error"
     assert "was changed between its digest and its run" in (outcome.error or "")
+
+
+GARBAGE = """
+import os, signal, stat, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+for name in os.listdir(f"/proc/{os.getppid()}/fd"):
+    try:
+        fd = os.open(f"/proc/{os.getppid()}/fd/{name}", os.O_WRONLY | os.O_NONBLOCK)
+    except OSError:
+        continue
+    if stat.S_ISFIFO(os.fstat(fd).st_mode):
+        os.write(fd, b'\\xff{"code": "x"}\\n[[[\\n{"pid": -1}\\n')
+        os.write(fd, b'{"code": 0, "signal": 99, "escaped": 0, "peak": 0}\\n')
+while True:
+    time.sleep(0.05)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only /proc leads to the pipes of another process")
+def test_garbage_on_the_pipes_of_the_warden_does_not_delay_the_end(bench: Bench):
+    bench.without_jail()
+
+    outcome = bench.run(GARBAGE, time_box=1.0)
+
+    assert outcome.status == "timeout"
+    assert outcome.seconds < 1.0 + 2.0
