@@ -62,9 +62,11 @@ def _machine_cache() -> Path:
     return cache_dir()
 
 
-def _autointerp(cwd: Path, env: Mapping[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+def _autointerp(
+    cwd: Path, env: Mapping[str, str], *arguments: str, timeout: float = 900
+) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "mlxterp_agent.cli", *arguments]
-    return subprocess.run(command, cwd=cwd, env=dict(env), capture_output=True, text=True, timeout=900)
+    return subprocess.run(command, cwd=cwd, env=dict(env), capture_output=True, text=True, timeout=timeout)
 
 
 def _entries(project: Path) -> list[ExperimentEntry]:
@@ -323,7 +325,7 @@ def _exact_recovery(layer: int, head: int, prompts: Sequence[Mapping[str, str]])
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(3300)
 def test_an_investigation_of_features_tells_what_is_understood_and_what_is_used(tmp_path, newcomer):
     made = _autointerp(tmp_path, newcomer, "init", "mine", "--scaffold", "features")
     project = tmp_path / "mine"
@@ -337,7 +339,8 @@ def test_an_investigation_of_features_tells_what_is_understood_and_what_is_used(
     assert fewer != written
     setup.write_text(fewer)
 
-    started = _autointerp(tmp_path, newcomer, "start", "mine", "--agent", "scripted")
+    # Some minutes on two quiet cores, which may have to be shared.
+    started = _autointerp(tmp_path, newcomer, "start", "mine", "--agent", "scripted", timeout=3000)
 
     assert started.returncode == 0, started.stdout + started.stderr
     steps = {e.result["step"]: e.result["numbers"] for e in _entries(project) if "numbers" in e.result}

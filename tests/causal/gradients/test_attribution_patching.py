@@ -290,6 +290,21 @@ def test_a_prompt_of_more_tokens_than_a_batch_holds_is_estimated_all_the_same(
     assert estimate() == pytest.approx(whole, abs=rounding)
 
 
+@pytest.mark.parametrize("component", ["k", "q", "z"])
+def test_some_positions_are_estimated_as_they_are_among_all(tiny_llama, component):
+    options = {"component": component, "by": "layer_pos_head", "qk_fix": component != "z"}
+    every = attribution_patching(tiny_llama, PAIR, **options)
+    rounding = backward_error(tiny_llama, lambda: attribution_patching(tiny_llama, PAIR, **options).effects)
+
+    some = attribution_patching(tiny_llama, PAIR, positions=[5, 8], **options)
+
+    at = [every.indices_of("pos").index(pos) for pos in (5, 8)]
+    assert some.effects == pytest.approx(
+        np.take(every.effects, at, axis=every.axes.index("pos")), abs=rounding
+    )
+    assert np.abs(some.effects).max() > 100 * rounding
+
+
 def test_with_many_steps_patching_the_whole_input_is_estimated_as_everything(tiny_llama):
     shares = [
         attribution_patching(tiny_llama, PAIR, steps=n).measured_on["estimate_of_patching_the_whole_input"]
