@@ -8,14 +8,14 @@ from datetime import datetime
 from typing import Any
 
 from mlxterp.autointerpret.contract import SETUP, load_project
-from mlxterp.autointerpret.entry import ExperimentEntry
+from mlxterp.autointerpret.entry import ExperimentEntry, is_closing
 from mlxterp.autointerpret.scaffold import example_caution
 from mlxterp.text import number
 from mlxterp_agent.display.json_lines import entry_fields
 from mlxterp_agent.endings import go_on
 from mlxterp_agent.exit_codes import Ended
 from mlxterp_agent.state_md import budget_words
-from mlxterp_agent.storage.record import is_closing, tally_text, tier_of, verdict_of
+from mlxterp_agent.storage.record import tally_text, tier_of, verdict_of
 from mlxterp_agent.supervisor.prepare import Evidence, Made
 from mlxterp_agent.supervisor.project_view import Overview
 from mlxterp_agent.text import duration, one_line

@@ -2,8 +2,9 @@
 
 `confidence` is of the kind of text that the label was tested on. On another kind labels hold less often: of
 those with 0.99 or more, 98 % hold on more text of the same kind and about half on another. `elsewhere` is the
-probability there. It is fitted to labels of the SAE that ships, made on each of five kinds of text and scored
-on the other four (`python -m tests.benchmarks.domains`; docs/performance.md has the table).
+probability on a kind of which nothing is known, fitted to labels of the SAE that ships on five kinds. Where
+some text of the kind is at hand, `kind_of_text` learns what labels lose there, and `on_kind` states it. For
+both, docs/performance.md has the calibration (`python -m tests.benchmarks.domains`).
 
 `calibration_error` compares stated probabilities with what came true. Nothing here needs mlx.
 """
@@ -179,7 +180,8 @@ def _reaches(at_least: float, one: tuple[float, float], other: tuple[float, floa
     reach, mean = 12 * _deviation((a, b)), a / (a + b)
     edges = np.linspace(max(0.0, mean - reach), min(1.0, mean + reach), _PARTS + 1)
     needed = np.clip(2 * at_least - (edges[:-1] + edges[1:]) / 2, 0.0, 1.0)
-    return float((np.diff(betainc(a, b, edges)) * betaincc(*wider, needed)).sum())
+    reached = float((np.diff(betainc(a, b, edges)) * betaincc(*wider, needed)).sum())
+    return min(1.0, reached)  # rounding of the sum can end above 1
 
 
 def calibration_error(

@@ -32,6 +32,8 @@ from mlxterp.core.trace import Trace
 from mlxterp.errors import CapabilityUnavailable, ModelError, TokenError, UnsupportedArchitecture
 from mlxterp.measurements import recorder
 from mlxterp.models import precision, registry
+from mlxterp.models.fetch import Step
+from mlxterp.progress import reporting
 from mlxterp.results import rendering
 from mlxterp.results.views import Section, Table
 
@@ -65,7 +67,8 @@ class InterpretableModel(metaclass=_NamesElsewhere):
         verify: check by two forwards of five tokens that the hook points are what they are named, and on a
             GPU that it computes what the CPU does (`self_check.py`). For a model loaded by name the outcome
             is kept in MLXTERP_CACHE and used again for the same weights and code.
-        progress: called with a line of text at each stage of fetching and loading a model.
+        progress: called with a line of text at each stage of fetching and loading a model; by default a bar
+            while something is downloaded or read for more than two seconds, False for none.
 
     Raises:
         ModelNotFound: no model of this name; the message says what was tried.
@@ -84,7 +87,7 @@ class InterpretableModel(metaclass=_NamesElsewhere):
         prepend_bos: bool | str | None = None,
         family: Family | None = None,
         verify: bool = True,
-        progress: Callable[[str], None] | None = None,
+        progress: Callable[[str], None] | bool | None = None,
     ) -> None:
         if isinstance(model, nn.Module):
             if quantized:
@@ -93,7 +96,7 @@ class InterpretableModel(metaclass=_NamesElsewhere):
                 )
             loaded = registry.Loaded(type(model).__module__.rsplit(".", 1)[-1], model, tokenizer)
         else:
-            loaded = registry.load(model, quantized=quantized, progress=progress, convert=dtype is None)
+            loaded = _load_by_name(model, quantized=quantized, progress=progress, convert=dtype is None)
         if adapter_path is not None:
             loaded = registry.add_adapter(loaded, adapter_path)
         self.name = loaded.name
@@ -415,6 +418,21 @@ class InterpretableModel(metaclass=_NamesElsewhere):
     def unembedding(self, token_ids: int | Sequence[int] | Tokens | mx.array) -> mx.array:
         """Rows of W_U in float32 [n, d_model], dequantised."""
         return self.architecture.unembed_rows(mx.array(np.atleast_1d(np.array(token_ids))))
+
+
+def _load_by_name(
+    name: str, *, quantized: bool, progress: Callable[[str], None] | bool | None, convert: bool
+) -> registry.Loaded:
+    """The model, with what its loading reports shown as the caller asked for it."""
+    if callable(progress):
+        return registry.load(name, quantized=quantized, progress=progress, convert=convert)
+    with reporting(progress, f"loading {name}") as shown:
+
+        def count(line: str) -> None:
+            if isinstance(line, Step) and shown is not None:
+                shown(line.done, line.total)
+
+        return registry.load(name, quantized=quantized, progress=count, convert=convert)
 
 
 END_OF_TEXT = "<|endoftext|>"  # what many models were trained to see between texts

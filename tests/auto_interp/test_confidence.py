@@ -41,6 +41,11 @@ def test_the_confidence_is_what_the_room_of_statistics_computes_slowly(counts):
 COUNTS = [(40, 10, 45, 5), (8, 0, 8, 0), (410, 90, 410, 90)]
 
 
+def test_a_confidence_is_no_more_than_one_where_the_rounding_of_its_sum_is():
+    """The parts of this integral add up to 1.0000000000000002."""
+    assert confidence(440, 34, 457, 38) == 1.0
+
+
 @pytest.mark.parametrize("counts", COUNTS)
 def test_elsewhere_is_the_share_of_simulated_kinds_on_which_the_label_holds(counts):
     random, (tp, fn, tn, fp) = np.random.default_rng(0), counts

@@ -51,7 +51,9 @@ from tests.benchmarks.sae_smollm2 import documents
 TRAINED_ON = ("novels", "brown")
 OTHERS = ("code", "docstrings", "licences")
 WORDS = 14_000
-"""Words of a kind: 17,000 to 40,000 tokens."""
+"""Words of a kind for the calibration: 17,000 to 49,000 tokens."""
+WORDS_TO_READ = 32_000
+"""Words of a kind for labels that are read: about 40,000 tokens."""
 
 _DOCUMENT = 220  # words
 _DOCSTRING = re.compile(r'[rbuRBU]*("""|\'\'\').*?\1', re.DOTALL)
@@ -59,8 +61,8 @@ _WORD = re.compile(r"\w+")
 
 
 @cache
-def texts(kind: str) -> tuple[str, ...]:
-    """Documents of a kind in a fixed random order, `WORDS` words in all.
+def texts(kind: str, most: int = WORDS) -> tuple[str, ...]:
+    """Documents of a kind in a fixed random order, so many words in all.
 
     Raises:
         KeyError: there is no such kind.
@@ -75,7 +77,7 @@ def texts(kind: str) -> tuple[str, ...]:
     every = list(make())
     chosen, words = [], 0
     for i in np.random.default_rng(0).permutation(len(every)):
-        if words >= WORDS:
+        if words >= most:
             break
         chosen.append(every[i])
         words += len(every[i].split())
@@ -252,7 +254,7 @@ def table(name: str, by_kind: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> No
 def some_labels(kind: str, n: int = 40) -> None:
     """Random labels of the SAE that ships, with their strongest examples, as a table to judge by reading."""
     model, sae = InterpretableModel("smollm2-135m"), bundled_sae()
-    run = OfflineRun(Corpus(stored(model, sae, kind)), Sampling())
+    run = OfflineRun(Corpus(cached_store(model, sae, texts(kind, WORDS_TO_READ))), Sampling())
     began = time.process_time()
     every = [run.label(feature, Promotion({}, {}), {}) for feature in range(sae.d_sae)]
     print(f"{len(every)} labels in {time.process_time() - began:.1f} CPU s")

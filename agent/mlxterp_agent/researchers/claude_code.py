@@ -77,6 +77,7 @@ _CLOUDS = {
 _PROXIES = r"(?i:https?|all)_(?i:proxy)"
 
 _STDERR_TAIL = 4000
+_UNKNOWN_OPTION = re.compile(r"unknown (option|command|argument)", re.IGNORECASE)
 _DESCENDANTS_EVERY = 2.0
 _PARTIAL = b'{"type":"stream_event"'
 
@@ -489,6 +490,10 @@ class ClaudeCode:
     def _start_over(self, why: str, process: ClaudeProcess) -> None:
         """Replaces a lost process: first in the same conversation, then in a new one; then the turn fails."""
         assert self._situation is not None
+        if _UNKNOWN_OPTION.search(process.stderr_tail):
+            said = one_line(process.stderr_tail, 200)
+            self._state = Failed(f"Claude Code is too old: update Claude Code ({said})", "old_client")
+            return
         self._lost += 1
         if (self._resumed and process.stream.session is None) or self._lost > _RESUMED_IN_A_ROW:
             self._reset_conversation()

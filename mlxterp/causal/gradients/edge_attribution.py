@@ -17,7 +17,6 @@ import numpy as np
 
 from mlxterp.causal.batching import sweep
 from mlxterp.causal.batching.rows import last_position_only
-from mlxterp.causal.batching.sweep import Progress
 from mlxterp.causal.circuits.edge_patching import Activations, EdgeAblation, EdgePrompts
 from mlxterp.causal.circuits.graph import Graph, graph_of
 from mlxterp.causal.circuits.partial_forward import (
@@ -50,6 +49,7 @@ from mlxterp.core.taps import Around, renamed, tapped
 from mlxterp.errors import SweepError
 from mlxterp.measurements import recorder
 from mlxterp.metrics import Floats
+from mlxterp.progress import ProgressOption, reporting
 from mlxterp.results import EdgeScoresResult, MeasuredAgain
 from mlxterp.statistics.effects import effects, strongest_elsewhere
 
@@ -249,7 +249,7 @@ def edge_attribution(
     align: Align = "strict",
     ablation: EdgeAblation = "corrupted",
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: ProgressOption = None,
 ) -> EdgeScoresResult:
     """What carrying the corrupted value over each edge into the clean run would do, estimated by a gradient.
 
@@ -278,7 +278,8 @@ def edge_attribution(
             (e_clean − e_corrupted), k = 1 … steps, as the paper has it (its code runs k = 0 … steps − 1); one
             step is EAP. "clean-corrupted": the mean of the gradients at both ends.
         steps: of "eap-ig"; 5 by default.
-        progress: called with (examples done, examples in all).
+        progress: called with (examples done, examples in all); by default a bar after two seconds, False for
+            none.
 
     Costs the pair's two baselines, one forward of both runs, then a forward and a backward per step.
 
@@ -308,11 +309,12 @@ def edge_attribution(
     estimate = _Estimate(model, inputs, prepared, prompts, ends)
     changes = []
     at_once = max(1, TOKEN_BUDGET // prepared.clean.shape[1])
-    for start in range(0, len(prepared.clean), at_once):
-        examples = np.arange(start, min(start + at_once, len(prepared.clean)))
-        changes.append(estimate.changes(examples))
-        if progress is not None:
-            progress(int(examples[-1]) + 1, len(prepared.clean))
+    with reporting(progress, "edge attribution") as shown:
+        for start in range(0, len(prepared.clean), at_once):
+            examples = np.arange(start, min(start + at_once, len(prepared.clean)))
+            changes.append(estimate.changes(examples))
+            if shown is not None:
+                shown(int(examples[-1]) + 1, len(prepared.clean))
     one, zero = prepared.corrupted_metric, prepared.clean_metric
     names = tuple(str(edge) for edge in graph.edges())
     require_finite(

@@ -310,6 +310,16 @@ def test_no_rate_limit_is_waited_out_past_the_end_of_the_budget(faked):
     assert "the time is up before" in state.reason
 
 
+def test_an_option_that_an_old_client_does_not_know_ends_the_run_at_once(project, faked):
+    each = faked([("complain", "error: unknown option '--setting-sources'")])
+
+    ended, _ = supervise(project, each.researcher)
+
+    assert (ended.ending, ended.exit_code) == ("old_client", exit_codes.RESEARCHER)
+    assert "update Claude Code" in ended.reason
+    assert len(each.program.calls) == 1
+
+
 def test_until_wins_over_waiting(project, faked):
     each = faked([BEGIN, *limited()])
 

@@ -30,6 +30,7 @@ class World:
 
     explained: float = 0.8
     seen: float | None = 0.0
+    half_width: float = 0.01
     used: tuple[tuple[int, float], ...] = ((2, 0.66), (7, 0.18), (9, 0.03))
     supported: tuple[str, ...] = ("feature_1", "feature_2", "necessary", "sufficient")
     expected_by_chance: float = 0.4
@@ -71,7 +72,8 @@ class World:
             "behaviour": {
                 "hook_point": "L15.resid_post",
                 "n_pairs": 16,
-                "measured": {str(feature): [effect, 0.01] for feature, effect in self.used},
+                "example": ["The dogs near the church", " were", " was"],
+                "measured": {str(feature): [effect, self.half_width] for feature, effect in self.used},
                 "together": sum(effect for _, effect in self.used if effect > 0.07),
                 "set_at": 2,
                 "set_to": 41.5,
@@ -228,6 +230,9 @@ def test_features_are_declared_as_clamps_at_the_place_the_dictionary_reads():
     assert declared["feature_1"]["intervention"] == {**ablated, "features": [2]}
     assert declared["feature_1"]["site"] == ["L15.resid_post"]
     assert declared["feature_1"]["sesoi"] == 0.3
+    assert declared["feature_1"]["claim"].startswith(
+        'The model uses feature f2 (token " w2") to say "were" and not "was" after "The dogs near the '
+    )
     assert declared["feature_2"]["sesoi"] == 0.1
     assert declared["necessary"]["intervention"]["features"] == [2, 7]
     sufficient = declared["sufficient"]
@@ -243,6 +248,15 @@ def test_a_feature_is_claimed_from_one_and_a_half_times_the_smallest_effect_of_i
 
     claimed = [name for name in names(steps) if name in CLAIMS and name != "sufficient"]
     assert claimed == ([] if step is None else [step])
+
+
+@pytest.mark.parametrize(("half_width", "claimed"), [(0.02, ["null_1"]), (0.0201, [])])
+def test_a_null_is_claimed_where_the_explored_interval_ends_below_what_is_to_be_ruled_out(
+    half_width, claimed
+):
+    steps, _ = investigate(World(used=((2, 0.03),), half_width=half_width))
+
+    assert [name for name in names(steps) if name in CLAIMS] == claimed
 
 
 def test_a_poor_dictionary_is_the_first_limit():

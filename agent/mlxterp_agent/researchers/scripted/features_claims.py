@@ -62,8 +62,9 @@ def sufficient_claims(progress: Progress) -> list[Claim]:
             direction="increase",
             sesoi=sesoi,
             explored=explored,
-            claim=f"Feature {feature} moves the model by itself: set to {value:g} at position {at} of the "
-            f"corrupted run it raises the logit difference by at least {percent(sesoi)} of the gap.",
+            claim=f"Feature {_with_label(feature, progress)} is enough {_in_pairs(progress)}: set to "
+            f"{value:g} at position {at} of the corrupted run it raises the logit difference by at least "
+            f"{percent(sesoi)} of the gap.",
             short=f"f{feature} set as in the clean run ({percent(sesoi)})",
             rivals=(
                 "Any change of this size at that position does as much.",
@@ -78,11 +79,11 @@ def sufficient_claims(progress: Progress) -> list[Claim]:
 
 def null_claims(progress: Progress) -> list[Claim]:
     """Features that are active on these prompts and are expected not to matter: their effect while exploring
-    was at most `LIKELY` of what is to be ruled out; those that come nearest to it first."""
+    was at most `LIKELY` of what is to be ruled out, and its interval ended below it; the largest first."""
     numbers, used = progress.numbers("behaviour"), used_features(progress)
     sesoi, found = SESOI_GRID[0], []
     for feature, (effect, half) in numbers.get("measured", {}).items():
-        if int(feature) not in used and abs(effect) <= LIKELY * sesoi and half < sesoi:
+        if int(feature) not in used and abs(effect) <= LIKELY * sesoi and abs(effect) + half <= sesoi:
             found.append((int(feature), float(effect)))
     found.sort(key=lambda each: (-abs(each[1]), each[0]))
     return [
@@ -93,7 +94,8 @@ def null_claims(progress: Progress) -> list[Claim]:
 
 def _ablation(name: str, features: tuple[int, ...], effect: float, progress: Progress) -> Claim:
     sesoi, named = sesoi_of(effect), listed(f"f{feature}" for feature in features)
-    subject = f"feature {named}" if len(features) == 1 else f"the features {named} together"
+    one = len(features) == 1
+    subject = f"feature {_with_label(features[0], progress)}" if one else f"the features {named} together"
     return Claim(
         id=name,
         sites=(str(progress.numbers("behaviour")["hook_point"]),),
@@ -101,8 +103,8 @@ def _ablation(name: str, features: tuple[int, ...], effect: float, progress: Pro
         direction="decrease",
         sesoi=sesoi,
         explored=effect,
-        claim=f"The model uses {subject}: with {'it' if len(features) == 1 else 'them'} at 0 in the clean "
-        "run, the reconstruction error kept, the logit difference falls by at least "
+        claim=f"The model uses {subject} {_in_pairs(progress)}: with {'it' if one else 'them'} at 0 in the "
+        "clean run, the reconstruction error kept, the logit difference falls by at least "
         f"{percent(sesoi)} of the gap.",
         short=f"{named} as necessary ({percent(sesoi)})",
         rivals=(
@@ -114,6 +116,18 @@ def _ablation(name: str, features: tuple[int, ...], effect: float, progress: Pro
     )
 
 
+def _in_pairs(progress: Progress) -> str:
+    """`to say "were" and not "was" after "The dogs near the church" and the like`."""
+    prompt, answer, foil = (str(each).strip() for each in progress.numbers("behaviour")["example"])
+    return f'to say "{answer}" and not "{foil}" after "{prompt}" and the like'
+
+
+def _with_label(feature: int, progress: Progress) -> str:
+    """`f444 (words ending in -s)`, where it has a label."""
+    label = progress.numbers("labels").get("kept", {}).get(str(feature))
+    return f"f{feature} ({label['label']})" if label else f"f{feature}"
+
+
 def _null(name: str, feature: int, effect: float, sesoi: float, progress: Progress) -> Claim:
     falls = effect >= 0
     return Claim(
@@ -123,9 +137,9 @@ def _null(name: str, feature: int, effect: float, sesoi: float, progress: Progre
         direction="decrease" if falls else "increase",
         sesoi=sesoi,
         explored=effect,
-        claim=f"With feature f{feature}, which is active on these prompts, at 0 in the clean run "
-        f"the logit difference {'falls' if falls else 'rises'} by at least {percent(sesoi)} of the gap; "
-        f"while exploring it was {100 * abs(effect):.1f} %.",
+        claim=f"The model uses feature f{feature}, active there, {_in_pairs(progress)}: with it at 0 in the "
+        f"clean run the logit difference {'falls' if falls else 'rises'} by at least {percent(sesoi)} of the "
+        f"gap; while exploring it was {100 * abs(effect):.1f} %.",
         short=f"f{feature} as necessary ({percent(sesoi)})",
         rivals=("It is active there, and the answer does not depend on it.",),
         falsified_if=f"its effect on held-out pairs is below {percent(sesoi)} in size",
