@@ -2,8 +2,9 @@
 
 `confidence` is of the kind of text that the label was tested on. On another kind labels hold less often: of
 those with 0.99 or more, 98 % hold on more text of the same kind and about half on another. `elsewhere` is the
-probability there. It is fitted to labels of the SAE that ships, made on each of five kinds of text and scored
-on the other four (`python -m tests.benchmarks.domains`; docs/performance.md has the table).
+probability on a kind of which nothing is known, fitted to labels of the SAE that ships on five kinds. Where
+some text of the kind is at hand, `kind_of_text` learns what labels lose there, and `on_kind` states it. For
+both, docs/performance.md has the calibration (`python -m tests.benchmarks.domains`).
 
 `calibration_error` compares stated probabilities with what came true. Nothing here needs mlx.
 """

@@ -46,7 +46,7 @@ ACCURACY = 0.75
 """The least balanced accuracy on held-out documents of a label that describes its feature."""
 CHANCE = 0.05
 """The largest p-value, against random directions of the same size, of an ablation that stands out."""
-EVALUATED, FEWER_EVALUATED = 40, 12
+EVALUATED, FEWER_EVALUATED = 24, 8
 """On how many documents of each kind the share of the variance is measured; fewer on a second attempt."""
 CANDIDATES, FEWER_CANDIDATES = 48, 12
 """How many features are examined; fewer on a second attempt."""
