@@ -50,6 +50,7 @@ A message has three parts: what was asked, what is there, what to do. It repeats
 Warnings, for results or speed that could be better:
 
     MlxterpWarning
+    ├── SlowWeights                quantised or 16-bit weights where MLX computes on a CPU
     ├── SlowBlas                   MLX on this Linux computes with the reference BLAS
     ├── PositionsAligned           prompts of different lengths, compared by a stated map
     ├── SlowSweep                  this architecture needs a whole forward per patch
@@ -178,7 +179,15 @@ class LlmUnavailable(LlmError):
 
 
 class LlmRejected(LlmError):
-    """The service refused the request for good: wrong key or model, too large, or not paid for."""
+    """The service refused the request for good: wrong key or model, too large, or not paid for.
+
+    Attributes:
+        status: of the answer, such as 401; None where there was none.
+    """
+
+    def __init__(self, message: str, *, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class LlmAway(LlmError):
@@ -243,6 +252,10 @@ class BudgetReached(ContractError):
 
 class MlxterpWarning(UserWarning):
     """Base of every warning given on purpose."""
+
+
+class SlowWeights(MlxterpWarning):
+    """Quantised or 16-bit weights are kept where MLX has no GPU and multiplies them slowly."""
 
 
 class SlowBlas(MlxterpWarning):

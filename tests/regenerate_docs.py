@@ -111,11 +111,19 @@ def _in_lines(signature: str, width: int = 88) -> str:
     return f"{signature[:before]}(\n{lines}{signature[place:]}"
 
 
+def endings() -> str:
+    """How a run ends, and what to do next."""
+    from mlxterp_agent.endings import table
+
+    return f"\n{table()}\n"
+
+
 GENERATORS: dict[str, Callable[[], str]] = {
     "api": api,
     "cli": cli,
     "hook_points": hook_points,
     "errors": errors,
+    "endings": endings,
 }
 
 

@@ -51,7 +51,17 @@ def _offenders(files: list[Path], forbidden: tuple[str, ...]) -> list[str]:
 
 
 LAYERS = (
-    ("errors", "_blas_at_import", "_files", "_version", "text", "measurements", "other_libraries"),
+    (
+        "errors",
+        "_blas_at_import",
+        "_files",
+        "_version",
+        "text",
+        "measurements",
+        "other_libraries",
+        "progress",
+        "progress",
+    ),
     ("component_names", "models", "statistics", "llm"),
     ("results",),
     ("autointerpret",),

@@ -170,6 +170,7 @@ def start(
     from mlxterp_agent.display.notify import targets_of
     from mlxterp_agent.exit_codes import UsageError
     from mlxterp_agent.messages import prompts_text
+    from mlxterp_agent.researchers.reach import why_unreachable
     from mlxterp_agent.researchers.select import choose
     from mlxterp_agent.run_config import AGENT_STREAK, merge
     from mlxterp_agent.storage.state_dir import sealed_config
@@ -216,6 +217,8 @@ def start(
         allow_unsandboxed=allow_unsandboxed,
         **asked,
     )
+    if chosen.service is not None and (why := why_unreachable(chosen.service)):
+        _note(f"note: {why}. It is tried again until it answers.")
     if not as_json:
         _say(f"{'made' if new else 'going on with'} {target}")
         if caution := example_caution(target, config):

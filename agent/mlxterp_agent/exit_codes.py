@@ -24,6 +24,7 @@ CONTRACT = 4
 RESEARCHER = 5
 MACHINE = 6
 NOTHING_RAN = 7
+INVALID = 8
 LOCKED = 75
 INTERRUPTED = 130
 
@@ -36,16 +37,18 @@ MEANING = {
     RESEARCHER: "the researcher failed or is not available",
     MACHINE: "the machine: disk full, git unusable, no jail, a directory that cannot be written",
     NOTHING_RAN: "`run` ran nothing: the budget is used up, or there is a file STOP",
+    INVALID: "`run`: the experiment is invalid (it raised, took too long, changed nothing); see its line",
     LOCKED: "another supervisor works in this directory",
     INTERRUPTED: "interrupted by Ctrl-C, SIGTERM or SIGHUP; everything is saved",
 }
 
 
 class Ended(NamedTuple):
-    """Why a run ended, and the exit code for it."""
+    """Why a run ended, the exit code for it, and which of `endings.ENDINGS` it is."""
 
     reason: str
     exit_code: int
+    ending: str = "researcher"
 
 
 class UsageError(ValueError):

@@ -8,13 +8,14 @@ from datetime import datetime
 from typing import Any
 
 from mlxterp.autointerpret.contract import SETUP, load_project
-from mlxterp.autointerpret.entry import ExperimentEntry
+from mlxterp.autointerpret.entry import ExperimentEntry, is_closing
 from mlxterp.autointerpret.scaffold import example_caution
 from mlxterp.text import number
 from mlxterp_agent.display.json_lines import entry_fields
-from mlxterp_agent.exit_codes import CONTRACT, INTERRUPTED, Ended
+from mlxterp_agent.endings import go_on
+from mlxterp_agent.exit_codes import Ended
 from mlxterp_agent.state_md import budget_words
-from mlxterp_agent.storage.record import is_closing, tally_text, tier_of, verdict_of
+from mlxterp_agent.storage.record import tally_text, tier_of, verdict_of
 from mlxterp_agent.supervisor.prepare import Evidence, Made
 from mlxterp_agent.supervisor.project_view import Overview
 from mlxterp_agent.text import duration, one_line
@@ -160,7 +161,7 @@ def closing_text(
         lines.append(f"Findings: {project / 'findings'}; committed in {project}, see git log")
     if found:
         lines.append(f"Replay:   cd {project} && autointerp replay --all")
-    lines.append(f"Go on:    {_how_to_continue(seen, ended)}")
+    lines.append(f"Go on:    {go_on(ended, project, seen.options)}")
     return "\n".join(lines)
 
 
@@ -195,18 +196,6 @@ def _listed(
         text = f"{entry.experiment_id} {verdict_of(entry)}{measured}: {entry.conclusion}"
         lines.append(f"  {one_line(text, width - 2)}")
     return lines
-
-
-def _how_to_continue(seen: Overview, ended: Ended) -> str:
-    project = seen.project.path
-    if ended.exit_code == INTERRUPTED:
-        return f"autointerp start {project}"
-    if ended.exit_code == CONTRACT:
-        return f"look at what was changed (autointerp log {project}), then autointerp start {project}"
-    used = seen.options.max_experiments if seen.options is not None else None
-    if used is not None and seen.spent.experiments >= used:
-        return f"autointerp start {project} --max-experiments {2 * used}"
-    return f"edit {project / 'program.md'}, or write your own experiment.py and: autointerp run {project}"
 
 
 def _took(entry: ExperimentEntry) -> str:

@@ -18,7 +18,7 @@ from mlxterp.autointerpret.entry import ExperimentEntry
 from mlxterp_agent.platform import NotRegular, read_regular
 from mlxterp_agent.researchers.base import BudgetState
 from mlxterp_agent.state_md import budget_words
-from mlxterp_agent.storage.record import OPEN, RUNS, rivals_of, verdict_of
+from mlxterp_agent.storage.record import OPEN, RUNS, control_of, rivals_of, verdict_of
 from mlxterp_agent.text import cut, one_line, plain
 
 LIMIT = 3000
@@ -26,6 +26,9 @@ LIMIT = 3000
 
 _OUTPUT = 900
 _NUMBERS = 12
+
+
+_NO_CONTROL = "none is named; metadata={'control': '…'} says what should show nothing, and what it showed"
 
 
 def outcome_text(entries: Sequence[ExperimentEntry], budget: BudgetState, *, printed: str = "") -> str:
@@ -73,6 +76,9 @@ def entry_lines(entry: ExperimentEntry) -> list[str]:
     if numbers:
         lines.append(f"  numbers: {numbers}")
     lines += [f"  predicted: {line}" for line in prediction_lines(entry)]
+    if verdict_of(entry) == "lead":
+        control = control_of(entry)
+        lines.append(f"  control: {one_line(control, 200) if control else _NO_CONTROL}")
     rivals = rivals_of(entry)
     if rivals and verdict_of(entry) in OPEN:
         lines.append(f"  rivals still open: {one_line('; '.join(rivals), 300)}")

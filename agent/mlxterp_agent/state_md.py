@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlxterp.autointerpret.contract import STATE
-from mlxterp.autointerpret.entry import ExperimentEntry
+from mlxterp.autointerpret.entry import ExperimentEntry, retractions
+from mlxterp.autointerpret.fingerprint import claim_fingerprint
 from mlxterp.autointerpret.prediction import COVERAGE
 from mlxterp.text import percent
 from mlxterp_agent.researcher_notes import notes_of
@@ -20,9 +21,9 @@ from mlxterp_agent.storage.log_index import LogIndex
 from mlxterp_agent.storage.project_files import write_in_project
 from mlxterp_agent.storage.record import (
     OPEN,
+    control_of,
     dependents,
     is_kept,
-    retractions,
     rivals_of,
     tally,
     tally_text,
@@ -109,8 +110,12 @@ def state_text(
     sections = [
         _section(
             "Kept",
-            [_line(e, with_conclusion=True) for e in log.kept if e.experiment_id not in overturned],
-            of=log.kept_count,
+            [
+                _line(e, with_conclusion=True) + _also(others)
+                for e, others in _distinct(log.kept)
+                if e.experiment_id not in overturned
+            ],
+            of=log.kept_count - _repeated(log.kept),
             none="Nothing yet.",
             size=_KEPT,
         ),
@@ -234,7 +239,43 @@ def _section(title: str, lines: Sequence[str], *, none: str, size: int, of: int 
 
 def _line(entry: ExperimentEntry, *, with_conclusion: bool) -> str:
     words = entry.conclusion if with_conclusion and entry.conclusion else entry.hypothesis
-    return f"- {entry.experiment_id} {verdict_of(entry)}: {as_text(words, 220 if with_conclusion else 110)}"
+    line = f"- {entry.experiment_id} {verdict_of(entry)}: {as_text(words, 220 if with_conclusion else 110)}"
+    if with_conclusion and verdict_of(entry) == "lead":
+        line += f" Control: {as_text(control_of(entry), 80) or 'none is named'}."
+    return line
+
+
+def _distinct(kept: Sequence[ExperimentEntry]) -> list[tuple[ExperimentEntry, list[str]]]:
+    """Kept entries, newest first, with the ids of older ones that had the judge measure the same."""
+    groups: dict[str, tuple[ExperimentEntry, list[str]]] = {}
+    for entry in kept:
+        declared = (entry.record or {}).get("declared")
+        key = _measured_by(declared) if isinstance(declared, dict) else None
+        if key is not None and key in groups:
+            groups[key][1].append(entry.experiment_id)
+        else:
+            groups[key or f"{entry.experiment_id}"] = (entry, [])
+    return list(groups.values())
+
+
+def _measured_by(declared: Mapping[str, object]) -> str | None:
+    """What a declaration has the judge measure, equal for rewordings; None if that cannot be read."""
+    try:
+        return claim_fingerprint(declared, "", mirrored=False)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _repeated(kept: Sequence[ExperimentEntry]) -> int:
+    return sum(len(others) for _, others in _distinct(kept))
+
+
+def _also(others: Sequence[str]) -> str:
+    return (
+        f" (the same was measured in {', '.join(others[:5])}{' …' if len(others) > 5 else ''})"
+        if others
+        else ""
+    )
 
 
 def _retracted(entries: Sequence[ExperimentEntry], overturned: Mapping[str, str]) -> list[str]:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from mlxterp.auto_interp.llm.scorers import LlmScorer as LlmScorer
     from mlxterp.auto_interp.model_scorers import InterventionScorer as InterventionScorer
     from mlxterp.auto_interp.model_scorers import SurprisalScorer as SurprisalScorer
+    from mlxterp.auto_interp.other_texts import recalibrate_confidence as recalibrate_confidence
     from mlxterp.auto_interp.sensitivity.sensitivity import sensitivity_test as sensitivity_test
     from mlxterp.auto_interp.sensitivity.sensitivity import sensitivity_tests as sensitivity_tests
 
@@ -43,6 +44,7 @@ _WHERE = {
     "auto_label_features": "api",
     "labels_result": "api",
     "minimal_pairs": "llm.contrast_pairs",
+    "recalibrate_confidence": "other_texts",
     "save_dashboard": "dashboard",
     "sensitivity_test": "sensitivity.sensitivity",
     "sensitivity_tests": "sensitivity.sensitivity",
@@ -63,6 +65,7 @@ __all__ = [
     "auto_label_features",
     "labels_result",
     "minimal_pairs",
+    "recalibrate_confidence",
     "save_dashboard",
     "sensitivity_test",
     "sensitivity_tests",

@@ -142,7 +142,9 @@ class FeatureLabel:
         confidence: the probability, given the counts on held-out text, that the label tells where the feature
             fires with a balanced accuracy of 0.75 or more on more text of the same kind; of several scores
             the least. 0 where no label was given. A language model's own estimate is `llm_confidence`.
-        confidence_elsewhere: the same on another kind of text than it was tested on (`confidence.elsewhere`);
+        confidence_elsewhere: the same on another kind of text than it was tested on (`confidence.elsewhere`),
+            or on one of which some text was looked at (`recalibrate_confidence`, which
+            `provenance["elsewhere"]` then says);
             None where no label was given.
         evidence: the windows in which the feature fires that the labeler was shown, strongest first.
         sensitivity_passed: outcome of `sensitivity_test`; None before it, and where it had too few items.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import mlx.core as mx
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from mlxterp.auto_interp.evidence.evidence import FeatureEvidence, Window
 from mlxterp.auto_interp.label import Proposal, Score
-from mlxterp.auto_interp.scores import auroc, score_from_counts
+from mlxterp.auto_interp.scores import auroc, score_from_counts, too_few_decided
 from mlxterp.core.interventions import Intervention
 from mlxterp.core.linux_blas import blas
 from mlxterp.core.model import InterpretableModel
@@ -181,7 +181,7 @@ def _log_probs(logits: mx.array) -> mx.array:
 
 
 def _losses(model: InterpretableModel, prefix: str, texts: Sequence[str]) -> Floats:
-    """[n] the mean loss of each text's tokens behind the prefix, in nats; 0 for an empty text."""
+    """[n] the mean loss of each text's tokens behind the prefix, in nats; NaN for a text without tokens."""
     reader = TextTokens(model.tokenizer, prepend_bos=model.prepend_bos_option)
     before = reader.encode(prefix)
     if not before:
@@ -190,7 +190,7 @@ def _losses(model: InterpretableModel, prefix: str, texts: Sequence[str]) -> Flo
             "nothing. Give words that stand before the text."
         )
     rows = [reader.encode(text, special=False) for text in texts]
-    found = np.zeros(len(rows))
+    found = np.full(len(rows), np.nan)
     order = sorted((i for i in range(len(rows)) if rows[i]), key=lambda i: len(rows[i]))
     while order:
         longest = len(before) + len(rows[order[-1]])
@@ -230,11 +230,22 @@ def _score(
     *,
     details: Mapping[str, Any] | None = None,
 ) -> Score:
-    """A score of test values above a threshold that was found on training values."""
+    """A score of test values above a threshold that was found on training values.
+
+    A text whose value is NaN says nothing and counts as neither; the score's coverage says how many do.
+    """
+    total = len(positive) + len(negative)
+    train_positive, train_negative, positive, negative = (
+        each[np.isfinite(each)] for each in (train_positive, train_negative, positive, negative)
+    )
+    fitted = len(train_positive) + len(train_negative) > 0
+    without = too_few_decided(len(positive) * fitted, len(negative) * fitted, total, details)
+    if without is not None:
+        return without
     threshold = best_threshold(train_positive, train_negative)
     hits, alarms = int((positive > threshold).sum()), int((negative > threshold).sum())
     curve = auroc(positive, negative)
-    return score_from_counts(
+    score = score_from_counts(
         hits,
         len(positive) - hits,
         len(negative) - alarms,
@@ -248,6 +259,7 @@ def _score(
             **(details or {}),
         },
     )
+    return replace(score, coverage=(len(positive) + len(negative)) / total)
 
 
 def best_threshold(positive: Floats, negative: Floats) -> float:

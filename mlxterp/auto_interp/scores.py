@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.special import betaincinv
 
 from mlxterp.auto_interp.confidence import confidence
 from mlxterp.auto_interp.label import Score
 from mlxterp.errors import LabelingError
 from mlxterp.statistics import intervals
-from mlxterp.statistics.intervals import Counts
 from mlxterp.text import percent
 
 UNDECIDED = 0.5
@@ -34,10 +34,26 @@ def balanced_accuracy_interval(
     *,
     level: float = 0.95,
 ) -> tuple[float, float]:
-    """The interval of the balanced accuracy (`mlxterp.statistics.intervals.balanced_accuracy`)."""
-    counts = Counts(true_positives, false_negatives, true_negatives, false_positives)
-    _, low, high = intervals.balanced_accuracy(counts, level=level)
-    return low, high
+    """The interval of the balanced accuracy: the exact ones of both rates, combined by MOVER.
+
+    By scipy, for a thousand labels need two each: `mlxterp.statistics.intervals.balanced_accuracy`, which is
+    the same and has the source, takes 10 ms.
+
+    Raises:
+        LabelingError: a negative count.
+    """
+    counts = (true_positives, false_negatives, true_negatives, false_positives)
+    if min(counts) < 0:
+        raise LabelingError(f"Counts of {counts}: a count is 0 or more.")
+    below = above = 0.0
+    for yes, no in (counts[:2], counts[2:]):
+        rate = yes / (yes + no) if yes + no else 0.5
+        low = betaincinv(yes, no + 1, (1 - level) / 2) if yes else 0.0
+        high = betaincinv(yes + 1, no, (1 + level) / 2) if no else 1.0
+        below += (rate - low) ** 2
+        above += (high - rate) ** 2
+    value = balanced_accuracy(*counts)
+    return float(max(0.0, value - below**0.5 / 2)), float(min(1.0, value + above**0.5 / 2))
 
 
 def balanced_accuracy(
@@ -96,16 +112,10 @@ def score_from_answers(
     """
     every = [np.asarray(each, dtype=np.float64) for each in (positive, negative)]
     yes, no = (each[each != UNDECIDED] for each in every)
-    total, decided = sum(map(len, every)), len(yes) + len(no)
-    coverage = decided / total if total else 0.0
-    if coverage < MIN_COVERAGE or not len(yes) or not len(no):
-        reason = (
-            f"{decided} of {total} texts were decided ({len(yes)} positive, {len(no)} negative); a score "
-            f"needs {percent(MIN_COVERAGE)} of them, and some of each class"
-        )
-        return Score(
-            None, None, None, 0, 0, 0, 0, coverage=coverage, details={**(details or {}), "reason": reason}
-        )
+    total = sum(map(len, every))
+    without = too_few_decided(len(yes), len(no), total, details)
+    if without is not None:
+        return without
     curve = auroc(yes, no)
     hits, alarms = int((yes > UNDECIDED).sum()), int((no > UNDECIDED).sum())
     score = score_from_counts(
@@ -118,7 +128,25 @@ def score_from_answers(
         auroc_interval=curve.interval,
         details=details,
     )
-    return replace(score, coverage=coverage)
+    return replace(score, coverage=(len(yes) + len(no)) / total)
+
+
+def too_few_decided(
+    positive: int, negative: int, total: int, details: Mapping[str, Any] | None = None
+) -> Score | None:
+    """The score without numbers where fewer than `MIN_COVERAGE` of `total` texts were decided, or none of a
+    class; None where enough were."""
+    decided = positive + negative
+    coverage = decided / total if total else 0.0
+    if coverage >= MIN_COVERAGE and positive and negative:
+        return None
+    reason = (
+        f"{decided} of {total} texts were decided ({positive} positive, {negative} negative); a score needs "
+        f"{percent(MIN_COVERAGE)} of them, and some of each class"
+    )
+    return Score(
+        None, None, None, 0, 0, 0, 0, coverage=coverage, details={**(details or {}), "reason": reason}
+    )
 
 
 class Auroc(NamedTuple):

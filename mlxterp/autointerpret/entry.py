@@ -7,7 +7,7 @@ values become plain (`encoding.py`), when an entry is kept (`keep_rule.py`).
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -127,6 +127,21 @@ class ExperimentEntry:
         if extra and isinstance(known["metadata"], Mapping):
             known["metadata"] = {**known["metadata"], "_extra": extra}
         return ExperimentEntry(**known)
+
+
+def is_closing(entry: ExperimentEntry) -> bool:
+    """Whether this line reports no experiment, and shows the held-out numbers of others."""
+    return (entry.record or {}).get("verdict") == CLOSING
+
+
+def retractions(entries: Iterable[ExperimentEntry]) -> dict[str, str]:
+    """The ids of findings that a later line overturned, with the id of that line. No line is rewritten, so a
+    retracted one still says what it said."""
+    found: dict[str, str] = {}
+    for entry in entries:
+        for name in ((entry.record or {}).get("relations") or {}).get("retracts", ()):
+            found[str(name)] = entry.experiment_id
+    return found
 
 
 def _expect(fits: object, name: str, value: Any, wanted: str) -> None:

@@ -7,7 +7,7 @@ A scaffold is a directory of `.j2` files, rendered to their names without `.j2` 
 only included by others; one of the same name in the scaffold replaces a shared one), and a `scaffold.json`
 with its defaults: `{"about": "…", "model": "…", "question": "…", "topics": ["…"], "max_experiments": 100,
 "time_per_experiment": 120}`. Topics are beginnings of words: a question that its prompts can answer has one
-of them. `"pairs": false` says that its dataset holds no prompt pairs.
+of them. `"pairs": "drawn"` says that its dataset holds no prompt pairs, and that `confirm_pairs` draws them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
+import sys
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -224,6 +226,13 @@ def example_caution(project: Path, config: ProjectConfig) -> str:
     )
 
 
+def program() -> str:
+    """The command `autointerp` by the path of this installation, so that it is found without an activated
+    environment; its name alone where it lies elsewhere than beside Python."""
+    beside = Path(sys.executable).parent / "autointerp"
+    return str(beside) if os.access(beside, os.X_OK) else "autointerp"
+
+
 def is_as_rendered(path: Path, config: ProjectConfig) -> bool:
     """Whether a file is what `init_autointerpret` made of this version's scaffold."""
     template = _environment(_sources(config.scaffold)).get_template(f"{path.name}.j2")
@@ -243,6 +252,8 @@ def _variables(scaffold: str, config: ProjectConfig) -> dict[str, Any]:
         "max_experiments": config.max_experiments,
         "time_per_experiment": config.time_per_experiment,
         "scaffold": scaffold,
+        "program": program(),
+        "python": sys.executable,
         "version": __version__,
     }
 
@@ -258,7 +269,12 @@ def _environment(sources: list[Path]) -> Environment:
         lstrip_blocks=True,
         autoescape=False,  # the files are Python and Markdown; the filters below write values into them
     )
-    filters: Mapping[str, Callable[[Any], str]] = {"py": python_literal, "quoted": quoted}
+    filters: Mapping[str, Callable[[Any], str]] = {
+        "py": python_literal,
+        "quoted": quoted,
+        "sh": shlex.quote,
+        "json": json.dumps,
+    }
     jinja.filters.update(filters)
     return jinja
 

@@ -16,7 +16,6 @@ import mlx.core as mx
 import mlx.optimizers as optimizers
 import numpy as np
 
-from mlxterp.causal.batching.sweep import Progress
 from mlxterp.causal.finite import require_finite_activations
 from mlxterp.causal.logit_lens import Lens, read_layers
 from mlxterp.causal.prompts.encoding import Prompt, require_model
@@ -26,6 +25,7 @@ from mlxterp.core.model import InterpretableModel
 from mlxterp.core.tokens import Tokens, pad
 from mlxterp.errors import LensError
 from mlxterp.metrics import Floats
+from mlxterp.progress import ProgressOption, reporting
 from mlxterp.results import LogitLensResult
 
 Loaded: TypeAlias = tuple[dict[str, mx.array], dict[str, Any]]
@@ -169,7 +169,7 @@ def train_tuned_lens(
     context: int = 64,
     held_out: float = 0.2,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: ProgressOption = None,
 ) -> TunedLens:
     """Trains one affine translator per layer to predict what the model itself predicts.
 
@@ -185,7 +185,7 @@ def train_tuned_lens(
             A, the scale itself for b), so that one rate suits all layers and models.
         held_out: the share of texts, at least one, that is not trained on and gives `held_out_kl`.
         seed: of the division and the draws. The same seed gives the same bits on the same machine.
-        progress: called with (steps done, steps).
+        progress: called with (steps done, steps); by default a bar after two seconds, False for none.
 
     Costs per step, layer and position two unembeddings (forward and backward); on SmolLM2-135M on two CPU
     cores 4 to 6 s a step of 32 positions. The translators take n_layers · d_model² numbers, twice more while
@@ -211,13 +211,14 @@ def train_tuned_lens(
     rng = np.random.default_rng(seed)
     train, test = _split_texts(model, texts, context, held_out, rng)
     layers = [_Translator(model, layer, learning_rate, steps) for layer in range(model.n_layers - 1)]
-    for step in range(steps):
-        streams, target = _run_positions(model, _draw_positions(train, batch_tokens, rng))
-        log_p = _log_softmax(target)
-        for layer in layers:
-            layer.step(streams[layer.layer], log_p)
-        if progress is not None:
-            progress(step + 1, steps)
+    with reporting(progress, "training a tuned lens") as shown:
+        for step in range(steps):
+            streams, target = _run_positions(model, _draw_positions(train, batch_tokens, rng))
+            log_p = _log_softmax(target)
+            for layer in layers:
+                layer.step(streams[layer.layer], log_p)
+            if shown is not None:
+                shown(step + 1, steps)
     plain = identity_lens(model)
     a, b = mx.stack([each.a for each in layers]), mx.stack([each.b for each in layers])
     trained = replace(plain, a=a, b=b)

@@ -31,7 +31,9 @@ from mlxterp.core.tokens import Padded, Prompt, TextTokens, Tokens, as_rows, pad
 from mlxterp.core.trace import Trace
 from mlxterp.errors import CapabilityUnavailable, ModelError, TokenError, UnsupportedArchitecture
 from mlxterp.measurements import recorder
-from mlxterp.models import registry
+from mlxterp.models import precision, registry
+from mlxterp.models.fetch import Step
+from mlxterp.progress import reporting
 from mlxterp.results import rendering
 from mlxterp.results.views import Section, Table
 
@@ -51,8 +53,10 @@ class InterpretableModel(metaclass=_NamesElsewhere):
     Args:
         model: "smollm2-135m" or "toy-induction"; a GGUF file; a directory or hub id for mlx-lm; or a module.
         tokenizer: for a module; without one, prompts are token ids.
-        quantized: keep the weights of a bundled model or GGUF file quantised.
-        dtype: what to cast the weights to, as in `mx.float32`; by default they stay as they came.
+        quantized: keep the weights as they are stored. By default those of a GGUF file are read into float32;
+            where MLX has no GPU so are quantised and 16-bit weights of a directory or hub id, if the memory
+            allows: on a CPU they compute 10 to 100 times slower (`models/precision.py`).
+        dtype: what to cast the weights to, as in `mx.bfloat16`; quantised ones then stay quantised.
         adapter_path: a directory with a LoRA or DoRA adapter as mlx-lm writes it (`adapter_config.json`,
             `adapters.safetensors`); W_O, W_U and all runs are then of the adapted weights.
         prepend_bos: whether a text begins with the tokenizer's token for the beginning of a sequence; by
@@ -63,7 +67,8 @@ class InterpretableModel(metaclass=_NamesElsewhere):
         verify: check by two forwards of five tokens that the hook points are what they are named, and on a
             GPU that it computes what the CPU does (`self_check.py`). For a model loaded by name the outcome
             is kept in MLXTERP_CACHE and used again for the same weights and code.
-        progress: called with a line of text at each stage of fetching and loading a model.
+        progress: called with a line of text at each stage of fetching and loading a model; by default a bar
+            while something is downloaded or read for more than two seconds, False for none.
 
     Raises:
         ModelNotFound: no model of this name; the message says what was tried.
@@ -82,7 +87,7 @@ class InterpretableModel(metaclass=_NamesElsewhere):
         prepend_bos: bool | str | None = None,
         family: Family | None = None,
         verify: bool = True,
-        progress: Callable[[str], None] | None = None,
+        progress: Callable[[str], None] | bool | None = None,
     ) -> None:
         if isinstance(model, nn.Module):
             if quantized:
@@ -91,13 +96,15 @@ class InterpretableModel(metaclass=_NamesElsewhere):
                 )
             loaded = registry.Loaded(type(model).__module__.rsplit(".", 1)[-1], model, tokenizer)
         else:
-            loaded = registry.load(model, quantized=quantized, progress=progress)
+            loaded = _load_by_name(model, quantized=quantized, progress=progress, convert=dtype is None)
         if adapter_path is not None:
             loaded = registry.add_adapter(loaded, adapter_path)
         self.name = loaded.name
         self.model = loaded.module
         if dtype is not None:
             self.model.set_dtype(dtype)
+        if isinstance(model, str) and (quantized or dtype is not None):
+            precision.warn_of_cost(self.model, self.name)
         self.tokenizer = loaded.tokenizer if tokenizer is None else tokenizer
         self.prepend_bos_option = prepend_bos
         self._text = TextTokens(self.tokenizer, prepend_bos=prepend_bos)
@@ -411,6 +418,21 @@ class InterpretableModel(metaclass=_NamesElsewhere):
     def unembedding(self, token_ids: int | Sequence[int] | Tokens | mx.array) -> mx.array:
         """Rows of W_U in float32 [n, d_model], dequantised."""
         return self.architecture.unembed_rows(mx.array(np.atleast_1d(np.array(token_ids))))
+
+
+def _load_by_name(
+    name: str, *, quantized: bool, progress: Callable[[str], None] | bool | None, convert: bool
+) -> registry.Loaded:
+    """The model, with what its loading reports shown as the caller asked for it."""
+    if callable(progress):
+        return registry.load(name, quantized=quantized, progress=progress, convert=convert)
+    with reporting(progress, f"loading {name}") as shown:
+
+        def count(line: str) -> None:
+            if isinstance(line, Step) and shown is not None:
+                shown(line.done, line.total)
+
+        return registry.load(name, quantized=quantized, progress=count, convert=convert)
 
 
 END_OF_TEXT = "<|endoftext|>"  # what many models were trained to see between texts

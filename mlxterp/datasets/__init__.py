@@ -6,7 +6,8 @@ prefers the answer after the clean prompt and the foil after the corrupted one. 
 length; with `one_length=False` all lengths are pooled, and each is measured by itself (`by_length`).
 `shown=False` gives candidates that were not selected by the model's behaviour. `clusters` counts the
 independent ones. What is drawn (`ioi_pairs`, `greater_than_pairs`, `repeated_random_pairs`,
-`docstring_pairs`) has a seed and no end, so it can be the `confirm_pairs(n, seed)` of a setup.py:
+`docstring_pairs`, `agreement_pairs`) has a seed and no end, so it can be the `confirm_pairs(n, seed)` of a
+setup.py:
 
     def confirm_pairs(n, seed):
         return ioi_pairs(model, n, seed=seed, apart_from=dataset)
@@ -17,6 +18,7 @@ to `select_pairs` in `selection.py`.
 
 from __future__ import annotations
 
+from mlxterp.datasets.agreement import agreement_pairs
 from mlxterp.datasets.docstrings import ARGUMENTS, WORDS, docstring_pairs
 from mlxterp.datasets.facts import (
     CAPITALS,
@@ -47,6 +49,7 @@ __all__ = [
     "WORDS",
     "Clusters",
     "Fact",
+    "agreement_pairs",
     "by_length",
     "capitals_pairs",
     "clusters",

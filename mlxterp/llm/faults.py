@@ -74,7 +74,9 @@ def meaning(problem: Exception, *, model: str, key: str) -> TransientError | Llm
 
 
 def _of_status(problem: anthropic.APIStatusError, model: str, key: str) -> TransientError | LlmRejected:
-    status, kind, text = problem.status_code, str(problem.type or ""), _text(problem, key)
+    status, kind = problem.status_code, str(problem.type or "")
+    said = _said(problem.body)
+    text = without_key(said, key) if said else _text(problem, key)
     if status in (408, 409, 429) or status >= 500 or (status < 400 and kind in _STREAMED):
         # An error inside a stream may follow tokens that were paid for.
         says = f"the service says {status} {kind}".rstrip()
@@ -84,7 +86,7 @@ def _of_status(problem: anthropic.APIStatusError, model: str, key: str) -> Trans
         advice = f"{end}."
     too_long = status == 413 or (status == 400 and "too long" in text.lower())
     rejected = RequestTooLong if too_long else LlmRejected
-    return rejected(f"a call of {model} failed: {says} ({status}: {text}). {advice}")
+    return rejected(f"a call of {model} failed: {says} ({status}: {text}). {advice}", status=status)
 
 
 def _retry_after(problem: anthropic.APIStatusError) -> float | None:
@@ -103,3 +105,10 @@ def without_key(text: str, key: str) -> str:
 
 def _text(problem: BaseException, key: str) -> str:
     return without_key(str(problem) or type(problem).__name__, key)
+
+
+def _said(body: object) -> str:
+    """What the service says in the body of an error; "" if the body is of another form."""
+    error = body.get("error") if isinstance(body, dict) else None
+    said = error.get("message") if isinstance(error, dict) else error
+    return said if isinstance(said, str) else ""

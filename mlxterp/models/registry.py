@@ -11,7 +11,8 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from mlxterp.errors import ModelError, ModelNotFound
+from mlxterp.errors import ModelNotFound
+from mlxterp.models import precision
 
 Progress = Callable[[str], None]
 
@@ -64,8 +65,11 @@ def add_adapter(loaded: Loaded, directory: str | Path) -> Loaded:
     return replace(loaded, module=module, facts={**loaded.facts, "adapter": folder.name})
 
 
-def load(name: str, *, quantized: bool, progress: Progress | None) -> Loaded:
+def load(name: str, *, quantized: bool, progress: Progress | None, convert: bool = True) -> Loaded:
     """Loads `name`: a bundled model, a GGUF file, a directory in mlx-lm's format, or a Hugging Face hub id.
+
+    Without `quantized`, what mlx-lm loads is made float32 where MLX has no GPU (`precision.py`), unless
+    `convert` is False because the caller chooses a type.
 
     Raises:
         ModelNotFound: saying what was tried, and what needs no download.
@@ -77,17 +81,15 @@ def load(name: str, *, quantized: bool, progress: Progress | None) -> Loaded:
         return _bundled(name, bundled.load(name, quantized=quantized, progress=progress))
     if path.suffix == ".gguf":
         return _bundled(name, bundled.load_gguf(path, quantized=quantized, progress=progress))
-    if quantized:
-        raise ModelError(
-            f"quantized=True is for bundled models and GGUF files; {name!r} is loaded by mlx-lm as it is "
-            "stored. Leave it out."
-        )
+    convert = convert and not quantized and precision.computes_on_cpu()
     if path.is_dir():
         needed = "A directory needs config.json, weights (*.safetensors) and a tokenizer"
-        return _with_mlx_lm(name, str(path), f"the directory {path}", needed, progress)
+        return _with_mlx_lm(name, str(path), f"the directory {path}", needed, progress, convert=convert)
     if name.count("/") == 1 and not name.startswith(("/", ".", "~")):
         needed = "A hub id needs access to huggingface.co, or a copy in its cache"
-        return _with_mlx_lm(name, name, f"the Hugging Face hub id {name!r}", needed, progress)
+        return _with_mlx_lm(
+            name, name, f"the Hugging Face hub id {name!r}", needed, progress, convert=convert
+        )
     raise ModelNotFound(
         f"{name!r} is no bundled model ({', '.join(bundled.NAMES)}), no file or directory here, and no hub "
         "id ('owner/name'). 'toy-induction' needs no download."
@@ -98,20 +100,25 @@ def _bundled(name: str, found: tuple[nn.Module, Any, Mapping[str, Any]]) -> Load
     return Loaded(name, *found)
 
 
-def _with_mlx_lm(name: str, where: str, what: str, needed: str, progress: Progress | None) -> Loaded:
+def _with_mlx_lm(
+    name: str, where: str, what: str, needed: str, progress: Progress | None, *, convert: bool
+) -> Loaded:
     # mlx_lm takes more than a second to import, most of it for tokenizers; bundled models do without.
     import mlx_lm
 
     if progress:
         progress(f"Loading {what} with mlx-lm")
     try:
-        module, tokenizer, *_ = mlx_lm.load(where)
+        module, tokenizer, *_ = mlx_lm.load(where, lazy=True)  # so that the size is known first
     except (OSError, ValueError) as error:  # the hub's own errors are OSErrors
         raise ModelNotFound(
             f"{name!r}: tried {what} with mlx-lm, which said: {_first_line(error)}. {needed}. "
             "'toy-induction' needs no download."
         ) from error
-    return Loaded(name, module, tokenizer)
+    stored = precision.storage(module).says
+    if convert and precision.to_float32(module, name, progress):
+        return Loaded(name, module, tokenizer, {"weights": f"float32, stored in {stored}"})
+    return Loaded(name, module, tokenizer, {"weights": stored})
 
 
 def _first_line(error: BaseException) -> str:

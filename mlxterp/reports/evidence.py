@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from itertools import islice, zip_longest
 from typing import TYPE_CHECKING, Any, TypeGuard
 
-from mlxterp.autointerpret.entry import CLOSING
+from mlxterp.autointerpret.entry import is_closing, retractions
 from mlxterp.reports.sourced import (
     NOTHING,
     Reference,
@@ -40,11 +40,6 @@ MOST_NEXT = 5
 _DECIDED = ("supported", "refuted", "ruled_out")
 _MOST_EFFECTS = 24
 _OUTCOMES = 3
-
-
-def is_closing(entry: ExperimentEntry) -> bool:
-    """Whether a line reports no experiment, and shows the held-out numbers of others."""
-    return (entry.record or {}).get("verdict") == CLOSING
 
 
 @dataclass(frozen=True)
@@ -286,15 +281,6 @@ def gate_sentence(entry: ExperimentEntry, held_out: HeldOut | None) -> Sentence:
 def _share(held_out: HeldOut, *keys: str) -> Sourced | None:
     found = held_out.at(*keys)
     return None if found is None or found.value is None else held_out.at(*keys, text=percent(found.value))
-
-
-def retractions(entries: Iterable[ExperimentEntry]) -> dict[str, str]:
-    """The ids of findings that a later line overturned, with the id of that line."""
-    found: dict[str, str] = {}
-    for entry in entries:
-        for name in ((entry.record or {}).get("relations") or {}).get("retracts", ()):
-            found[str(name)] = entry.experiment_id
-    return found
 
 
 def failed_predictions(entries: Iterable[ExperimentEntry]) -> tuple[Sentence, ...]:

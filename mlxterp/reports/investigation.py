@@ -13,16 +13,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mlxterp.autointerpret.entry import is_closing, retractions
 from mlxterp.reports.circuit_sketch import CircuitSketch, circuit_sketch
 from mlxterp.reports.evidence import (
     calibration,
     effects_figure,
     failed_predictions,
     held_out_numbers,
-    is_closing,
     needs_a_person,
     next_experiments,
-    retractions,
     scale_of,
     sites_searched,
 )

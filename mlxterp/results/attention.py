@@ -219,7 +219,8 @@ class HeadScoresResult(AnalysisResult):
         for name in self.scores:
             even = f"; an even head has {number(self.expected[name])}" if name in self.expected else ""
             lines.append(
-                f"{_spaced(name)} ({_SCORES.get(name, 'as named')}): {listed(self.top_heads(name, 3))}{even}."
+                f"{_spaced(name)} ({_SCORES.get(name, 'as named')}), of {self.scores[name].size} heads: "
+                f"{listed(self.top_heads(name, 3))}{even}."
             )
         return "\n".join(lines)
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from mlxterp.errors import ResultError
 from mlxterp.results.base import AnalysisResult
+from mlxterp.results.search import SEARCHED, MeasuredAgain, measured_again_text
 from mlxterp.results.views import (
     Component,
     Floats,
@@ -176,7 +177,9 @@ class EdgeScoresResult(AnalysisResult):
         method: "eap", "eap-ig" or "clean-corrupted"; `steps` are those of "eap-ig".
         metric, clean_metric, corrupted_metric: what was measured, and both baselines.
         per_example: [n_examples, n_edges] when several pairs were measured.
-        ci_low, ci_high: an interval around each score.
+        ci_low, ci_high: an interval around each score, for itself: not for all edges at once.
+        measured_again: the strongest edges of half of the pairs, estimated on the other half.
+        chosen_on: which pairs, from 0, chose them.
     """
 
     kind: ClassVar[str] = "edge_scores"
@@ -190,6 +193,8 @@ class EdgeScoresResult(AnalysisResult):
     per_example: Floats | None = None
     ci_low: Floats | None = None
     ci_high: Floats | None = None
+    measured_again: tuple[MeasuredAgain, ...] = ()
+    chosen_on: tuple[int, ...] = ()
 
     def _check(self) -> None:
         self._require_one_of("method", _METHODS)
@@ -245,8 +250,16 @@ class EdgeScoresResult(AnalysisResult):
         ]
         top = self.top_components(6)
         if top:
-            lines.append(f"Strongest: {listed(top)}.")
-        return self._with_limits(*lines, *self._limits())
+            lines.append(f"Strongest of {len(self.edges):,}: {listed(top)}.")
+        return self._with_limits(*lines, *filter(None, [self.search_text()]), *self._limits())
+
+    def search_text(self) -> str:
+        """What the strongest of so many edges are worth: on pairs that did not choose them, or why that is
+        not known."""
+        if not self.measured_again:
+            return f"Scored on {SEARCHED}." if self.edges else ""
+        others = (0 if self.per_example is None else len(self.per_example)) - len(self.chosen_on)
+        return measured_again_text(self.measured_again, len(self.chosen_on), others, measured="estimated")
 
     def _limits(self) -> tuple[str, ...]:
         first_order = (
@@ -270,7 +283,8 @@ class EdgeScoresResult(AnalysisResult):
             caption=f"The strongest {len(top)} of {len(self.edges):,} edges.",
         )
         drawn = bars(top, title="Strongest edges", unit="score", reading=reading)
-        return drawn, self._map(), table, *cautions(self._limits())
+        searched = [Note(text)] if (text := self.search_text()) else []
+        return drawn, self._map(), table, *searched, *cautions(self._limits())
 
     def _map(self) -> Heatmap:
         """Between each two layers, the score of largest magnitude."""

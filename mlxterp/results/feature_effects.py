@@ -347,7 +347,7 @@ class FeatureAttributionResult(AnalysisResult):
         lines = [f"{self._headline()}."]
         top = self.top_components(6)
         if top:
-            lines.append(f"Strongest: {listed(top)}.")
+            lines.append(f"Strongest of {len(self.features):,}: {listed(top)}.")
         return self._with_limits(*lines, self._sum(), *self._limits())
 
     def _limits(self) -> tuple[str, ...]:

@@ -413,7 +413,8 @@ class TurnPatchingResult(AnalysisResult):
             f"{self._headline(f', {self.direction}')}; all tokens of a turn together.\n"
             f"{self.metric}: clean {number(self.clean_metric)}, corrupted "
             f"{number(self.corrupted_metric)}. {_DIRECTIONS[self.direction].scale}\n"
-            f"Strongest: {listed(self.top_components(3)) or 'no effect is a finite number'}."
+            f"Strongest of {self.effects.size}: "
+            f"{listed(self.top_components(3)) or 'no effect is a finite number'}."
         )
 
     def shows(self) -> tuple[Show, ...]:

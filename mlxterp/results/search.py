@@ -55,7 +55,9 @@ def pairs_text(n: int) -> str:
     return f"{n} pair{'s' * (n != 1)}"
 
 
-def measured_again_text(again: Sequence[MeasuredAgain], chosen_on: int, others: int) -> str:
+def measured_again_text(
+    again: Sequence[MeasuredAgain], chosen_on: int, others: int, *, measured: str = "measured"
+) -> str:
     """What the strongest sites of some pairs are on the others, as a sentence; empty without any."""
     if not again:
         return ""
@@ -64,7 +66,8 @@ def measured_again_text(again: Sequence[MeasuredAgain], chosen_on: int, others: 
         f"{number(one.searched)} where it was chosen)"
         for one in again
     )
-    return f"The strongest on {pairs_text(chosen_on)}, measured on {others} other {_plural(others)}: {each}."
+    on = f"{measured} on {others} other {_plural(others)}"
+    return f"The strongest on {pairs_text(chosen_on)}, {on}: {each}."
 
 
 def measured_again_table(again: Sequence[MeasuredAgain], chosen_on: int, others: int) -> Table:

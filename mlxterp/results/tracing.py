@@ -105,8 +105,8 @@ class CausalTracingResult(AnalysisResult):
             f"{self.metric}: clean {number(self.clean_metric)}, with noise on the subject "
             f"{number(self.corrupted_metric)}; an effect is how much of the difference of "
             f"{number(self.total_effect)} comes back.\n"
-            f"Strongest: {listed(self.top_components(3))}. Noise of standard deviation "
-            f"{number(self.noise_std)}, {self.n_samples} draws{prompts}."
+            f"Strongest of {self.effects.size}: {listed(self.top_components(3))}. Noise of standard "
+            f"deviation {number(self.noise_std)}, {self.n_samples} draws{prompts}."
         )
 
     def shows(self) -> tuple[Show, ...]:

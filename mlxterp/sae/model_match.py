@@ -28,9 +28,11 @@ _WITHOUT_EFFECT = (
     "torch_dtype",
 )
 _AS_LOADED: dict[str, Any] = {"center_writing_weights": False, "revision": None, "checkpoint_index": None}
-_VARIANT = re.compile(r"[-_](\d+bit|bf16|fp16|float16|float32|bfloat16|mlx|hf|small(?=$))")
+_VARIANT = re.compile(r"[-_](\d+bit|bf16|fp16|float16|float32|bfloat16|mlx|hf|pt(?=$)|small(?=$))")
 """Endings of names under which the same weights are published; GPT-2's smallest is "gpt2" and
 "gpt2-small"."""
+_GENERATION = re.compile(r"^gemma-(?=\d)")
+"""Gemma 3 is "gemma-3-270m" and "gemma3-270m"."""
 
 
 def warn_of_mismatch(model: InterpretableModel, sae: SAE) -> None:
@@ -80,7 +82,7 @@ def _plain(name: str) -> str:
     plain, changed = name.rpartition("/")[2].casefold(), 1
     while changed:
         plain, changed = _VARIANT.subn("", plain)
-    return plain
+    return _GENERATION.sub("gemma", plain)
 
 
 def _begins_with_bos(model: InterpretableModel) -> bool:

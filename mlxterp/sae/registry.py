@@ -34,7 +34,7 @@ class AvailableSAE:
     Attributes:
         name: for `load_named`: "smollm2-135m", or its path below the directory it was found in.
         path: its directory or file.
-        format: "mlxterp", "SAELens", "sparsify" or "Gemma Scope".
+        format: "mlxterp", "SAELens", "sparsify", "Gemma Scope" or "Gemma Scope 2".
         model: what it was trained on; None where neither its file nor its path says so.
         reads: the hook point it reads, as its file spells it; None likewise.
         writes: where a transcoder writes; None for an SAE.
@@ -60,7 +60,8 @@ class AvailableSAE:
 def available(*directories: str | Path) -> tuple[AvailableSAE, ...]:
     """The SAEs and transcoders at hand: the bundled one, and all below these directories.
 
-    Found are directories of SAELens and sparsify, and Gemma Scope's `params.npz`, up to six levels deep. Of a
+    Found are directories of SAELens, sparsify and Gemma Scope 2, and Gemma Scope's `params.npz`, up to six
+    levels deep. Of a
     path such as `gemma-scope-2b-pt-res/layer_20/width_16k/…/params.npz` model and hook point are read from
     its names. Reads configurations, no weights.
 
@@ -113,6 +114,8 @@ def _below(folder: Path, depth: int) -> Iterator[Path]:
         yield folder
     if (folder / gemma_scope.WEIGHTS).is_file():
         yield folder / gemma_scope.WEIGHTS
+    if gemma_scope.is_version_2(folder):
+        yield folder
     if depth:
         for each in sorted(path for path in folder.iterdir() if path.is_dir() and not path.is_symlink()):
             yield from _below(each, depth - 1)
@@ -126,6 +129,16 @@ def _name(path: Path, root: Path) -> str:
 def _described(path: Path, name: str, *, own: bool = False) -> AvailableSAE:
     if path.name == gemma_scope.WEIGHTS:
         return _gemma_scope(path, name)
+    if not (path / CONFIG).is_file():
+        facts_2 = gemma_scope.facts(path)
+        return AvailableSAE(
+            name=name,
+            path=path,
+            format="Gemma Scope 2",
+            model=facts_2.model,
+            reads=facts_2.reads,
+            writes=facts_2.writes,
+        )
     try:
         config = json.loads((path / CONFIG).read_text(encoding="utf-8"))
     except ValueError as problem:

@@ -41,7 +41,7 @@ from mlxterp.results.views import intervals, listed
 from mlxterp.statistics.clusters import halves
 from mlxterp.statistics.ratio import MIN_CLUSTERS
 from mlxterp.workflows import narratives
-from mlxterp.workflows.progress import Progress, ProgressReporter
+from mlxterp.workflows.progress import ProgressOption, ProgressReporter
 from mlxterp.workflows.question import (
     MetricChoice,
     MetricLike,
@@ -117,7 +117,7 @@ def circuit_discovery(
     token_budget: int | None = None,
     seed: int = 0,
     verbose: bool = False,
-    progress: Progress | None = None,
+    progress: ProgressOption = None,
 ) -> WorkflowResult:
     """Which edges are enough for what the model does on `clean` and not on `corrupted`.
 

@@ -37,7 +37,7 @@ from mlxterp.sae.feature_store.store import FeatureStore
 from mlxterp.sae.sae import SAE
 from mlxterp.text import number, percent
 from mlxterp.workflows.narratives import MEANINGS
-from mlxterp.workflows.progress import Progress, ProgressReporter
+from mlxterp.workflows.progress import ProgressOption, ProgressReporter
 from mlxterp.workflows.question import MetricLike, chosen_steps, metric_choice, require_top_k
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def feature_investigation(
     llm: Literal["auto"] | Completer | None = None,
     seed: int = 0,
     verbose: bool = False,
-    progress: Progress | None = None,
+    progress: ProgressOption = None,
 ) -> WorkflowResult:
     """Which features fire on a text, what ablating each does, and what they fire on elsewhere.
 

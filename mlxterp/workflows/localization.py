@@ -23,7 +23,7 @@ from mlxterp.errors import CapabilityUnavailable, SweepError
 from mlxterp.results import Step, WorkflowResult, mean_attribution
 from mlxterp.results.views import listed
 from mlxterp.workflows import narratives
-from mlxterp.workflows.progress import Progress, ProgressReporter
+from mlxterp.workflows.progress import ProgressOption, ProgressReporter
 from mlxterp.workflows.question import (
     MetricLike,
     Question,
@@ -67,7 +67,7 @@ def behavior_localization(
     align: Align = "auto",
     seed: int = 0,
     verbose: bool = False,
-    progress: Progress | None = None,
+    progress: ProgressOption = None,
 ) -> WorkflowResult:
     """Which components make the model behave on `clean` as it does, and not as on `corrupted`.
 

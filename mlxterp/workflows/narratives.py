@@ -270,9 +270,9 @@ def edge_attribution(scores: EdgeScoresResult, top_k: int) -> Step:
     """What the estimates say."""
     narrative = (
         f"Estimated for all {len(scores.edges):,} edges, strongest: "
-        f"{listed(notable(scores.top_components(top_k)))}. A score is the share of the gap that goes "
-        "when the edge carries the corrupted value. The edges from the input add up to "
-        f"{number(scores.whole_input)}, truly 1."
+        f"{listed(notable(scores.top_components(top_k)))}. {scores.search_text()} A score is the "
+        "share of the gap that goes when the edge carries the corrupted value. The edges from the input add "
+        f"up to {number(scores.whole_input)}, truly 1."
     )
     limits = ["These are estimates to first order; the next steps patch."]
     if scores.method == "eap":

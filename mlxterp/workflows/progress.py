@@ -1,16 +1,20 @@
 """How far a workflow is: the values its `progress` callable gets, and what `verbose=True` prints on stderr.
 
-No other place of the library writes there. Does not live here: when progress is reported (the workflows).
+What analyses show by themselves is in `mlxterp.progress`. Does not live here: when progress is reported
+(the workflows).
 """
 
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
 from rich.console import Console
+
+from mlxterp.progress import AFTER_SECONDS, is_watched
 
 
 @dataclass(frozen=True)
@@ -34,18 +38,26 @@ class StepProgress:
 
 
 Progress: TypeAlias = Callable[[StepProgress], None]
+ProgressOption: TypeAlias = Progress | bool | None
 
 
 class ProgressReporter:
     """Reports how far a workflow is, and counts what it ran.
 
     Args:
-        progress: the caller's callable; without one, progress is printed if `verbose`.
+        progress: the caller's callable, or False; without one, progress is printed if `verbose`, and else
+            after two seconds where somebody watches (`mlxterp.progress.is_watched`).
     """
 
-    def __init__(self, workflow: str, progress: Progress | None, *, verbose: bool = False) -> None:
+    def __init__(self, workflow: str, progress: ProgressOption, *, verbose: bool = False) -> None:
         self._workflow = workflow
-        self._progress = printer() if progress is None and verbose else progress
+        self._progress: Progress | None = None
+        if callable(progress):
+            self._progress = progress
+        elif verbose:
+            self._progress = printer()
+        elif progress is not False and is_watched():
+            self._progress = after_seconds(printer())
         self.ran: dict[str, int] = {}
 
     def report(self, step: str, words: str, done: int = 0, total: int = 0) -> None:
@@ -61,6 +73,17 @@ class ProgressReporter:
             self.report(step, f"{done:,} of {total:,} {unit}", done, total)
 
         return count
+
+
+def after_seconds(show: Progress, clock: Callable[[], float] = time.monotonic) -> Progress:
+    """The same callable, silent for its first two seconds."""
+    began = clock()
+
+    def late(progress: StepProgress) -> None:
+        if clock() - began >= AFTER_SECONDS:
+            show(progress)
+
+    return late
 
 
 def printer(console: Console | None = None) -> Progress:

@@ -290,7 +290,7 @@ def _gate(model: InterpretableModel, rows: Sequence[CheckedItem]) -> tuple[str, 
     found = gate(
         mean_by_cluster(both.gap, of_pair),
         np.concatenate([both.answer_preferred, both.foil_preferred]).astype(float),
-        np.concatenate([both.answer_rank, both.foil_rank]) - 1.0,
+        np.concatenate([both.answer_rank, both.foil_rank]).astype(float),
         cells.d_vocab,
         candidates=(others.answer_preferred & others.foil_preferred).astype(float),
         prefixed=None

@@ -178,6 +178,7 @@ class Proposals:
     name = "proposals"
     model: str | None = None
     session: str | None = None
+    answered = True
 
     def __init__(
         self,

@@ -179,12 +179,22 @@ def test_run_of_a_file_that_does_not_parse_names_the_line(autointerp, project):
     assert entries(project) == []
 
 
+@pytest.mark.parametrize(("name", "code"), [("crash", 8), ("dull", 0), ("alpha", 0)])
+def test_run_ends_with_a_code_of_its_own_where_the_experiment_is_invalid(autointerp, project, name, code):
+    (project / "experiment.py").write_text(source(name))
+
+    first, again = autointerp("run", project), autointerp("run", project)
+
+    assert (first.code, again.code) == (code, code)
+    assert "ran before" in again.out
+
+
 def test_run_keeps_to_its_own_time_box(autointerp, project):
     (project / "experiment.py").write_text(source("hang"))
 
     said = autointerp("run", project, "--time-per-experiment", 1)
 
-    assert said.code == exit_codes.FINISHED
+    assert said.code == exit_codes.INVALID
     assert "time box of 1 s" in said.out
 
 

@@ -49,6 +49,40 @@ def test_rivals_of_plain_entries_stay_open_until_something_closes_them():
     assert "closed by now" not in text_of(log)
 
 
+def declared(site: str, claim: str, source: str = "clean"):
+    return {
+        "id": claim,
+        "claim": claim,
+        "site": [site],
+        "metric": "logit_diff",
+        "intervention": {"op": "patch", "source": source},
+    }
+
+
+def test_what_the_judge_measured_before_is_shown_once_however_it_was_worded():
+    first = entry(1, "supported", tier="finding", declared=declared("L1.z.h1", "the only result"))
+    repeats = [
+        entry(i, "supported", tier="finding", declared=declared("L1.H2", f"wording {i}"))
+        for i in range(2, 32)
+    ]
+
+    kept = text_of([first, *repeats]).split("## Kept")[1].split("##")[0]
+
+    assert "- 0001 supported: found 1" in kept
+    assert kept.count("\n- ") == 2
+    assert "the same was measured in 0030, 0029, 0028, 0027, 0026 …" in kept
+
+
+def test_a_lead_names_its_control_or_that_there_is_none():
+    with_control = entry(1)
+    with_control.metadata["control"] = "random heads: 0.01"
+
+    found = text_of([with_control, entry(2)])
+
+    assert "found 1 Control: random heads: 0.01." in found
+    assert "found 2 Control: none is named." in found
+
+
 def test_notes_are_shown_newest_first():
     found = text_of([], notes=["the first", "the second"])
 

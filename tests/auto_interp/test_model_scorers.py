@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import mlx.core as mx
@@ -93,6 +94,24 @@ def test_the_gain_is_the_difference_of_two_mean_losses_computed_one_text_at_a_ti
 
     slow = [loss(scorer.without_label, w.text) - loss(f"{phrase} sun", w.text) for w in windows]
     assert gains == pytest.approx(slow, abs=1e-4)
+
+
+@pytest.mark.parametrize(("empty", "scored"), [(1, True), (8, False)])
+def test_texts_that_say_nothing_are_neither_and_the_coverage_says_how_many(said_again, empty, scored):
+    """Counted with a gain of 0 they would lower the score of a label that holds."""
+    scorer, feature, phrase, _ = said_again
+    proposal = Proposal(phrase, phrase.split()[0], "topic")
+    nothing = tuple(Window(900 + i, 0, ("",), (1.0,), 0) for i in range(empty))
+
+    found = score(scorer, replace(feature, test_positives=feature.test_positives + nothing), proposal)
+
+    without = score(scorer, feature, proposal)["surprisal"]
+    assert found["surprisal"].coverage == 24 / (24 + empty)
+    if scored:
+        assert replace(found["surprisal"], coverage=1.0) == without
+    else:
+        assert found["surprisal"].balanced_accuracy is None
+        assert "24 of 32 texts were decided" in found["surprisal"].details["reason"]
 
 
 def test_the_loss_is_behind_the_token_that_the_model_puts_in_front_of_every_text(said_again, toy):

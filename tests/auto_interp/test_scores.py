@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from mlxterp.auto_interp.confidence import calibration_error, confidence
+from mlxterp.auto_interp.label import FeatureLabel, Proposal, with_scores
 from mlxterp.auto_interp.scores import (
     auroc,
     balanced_accuracy,
@@ -19,6 +20,7 @@ from mlxterp.errors import LabelingError
 from mlxterp.statistics import intervals
 from mlxterp.statistics.intervals import Counts
 
+BLANK = FeatureLabel(feature_id=1, status="uninterpretable")
 COUNTS = [(0, 0, 0, 0), (8, 0, 8, 0), (40, 10, 45, 5), (500, 100, 400, 200), (5000, 5000, 10_000, 0)]
 
 
@@ -31,7 +33,7 @@ def test_the_confidence_is_the_share_of_simulated_accuracies_that_are_good(count
     assert confidence(*counts, at_least=0.9) == pytest.approx((simulated >= 0.9).mean(), abs=3e-3)
     low, high = balanced_accuracy_interval(*counts)
     assert low <= balanced_accuracy(*counts) <= high
-    assert (low, high) == intervals.balanced_accuracy(Counts(*counts))[1:]
+    assert (low, high) == pytest.approx(intervals.balanced_accuracy(Counts(*counts))[1:], abs=1e-9)
 
 
 def test_more_of_the_same_makes_surer():
@@ -110,6 +112,50 @@ def test_answers_that_decide_too_little_are_no_score(positive, negative):
 
     assert (score.balanced_accuracy, score.confidence) == (None, None)
     assert "a score needs 80 %" in score.details["reason"]
+
+
+@pytest.mark.parametrize(("undecided", "scored"), [(20, True), (21, False)])
+def test_four_fifths_of_the_texts_have_to_be_decided(undecided, scored):
+    decided = 100 - undecided
+    positive = [0.9] * (decided - 30) + [0.5] * undecided
+
+    score = score_from_answers(positive, [0.1] * 30)
+
+    assert score.coverage == decided / 100
+    assert (score.balanced_accuracy is not None) is scored
+
+
+def test_only_a_half_itself_is_undecided():
+    above, below = float(np.nextafter(0.5, 1)), float(np.nextafter(0.5, 0))
+
+    score = score_from_answers([above, below, 0.9], [below, above, 0.1])
+
+    counts = (score.true_positives, score.false_negatives, score.true_negatives, score.false_positives)
+    assert counts == (2, 1, 2, 1)
+    assert score.coverage == 1.0
+
+
+@pytest.mark.parametrize(
+    ("confidence", "status"), [(0.1, "ok"), (float(np.nextafter(0.1, 0)), "uninterpretable")]
+)
+def test_a_label_is_given_from_a_confidence_of_a_tenth_on(confidence, status):
+    score = replace(score_from_counts(40, 10, 45, 5), confidence=confidence)
+
+    found = with_scores(BLANK, Proposal("digits", "", "affix"), {"rule": score})
+
+    assert found.status == status
+    assert found.confidence == (confidence if status == "ok" else 0.0)
+
+
+@pytest.mark.parametrize("lower", ["rule", "detection", "fuzzing"])
+def test_the_confidence_is_the_least_of_the_scores_that_decide(lower):
+    sure = score_from_counts(45, 5, 45, 5)
+    scores = dict.fromkeys(("rule", "detection", "fuzzing"), sure)
+    scores |= {lower: score_from_counts(38, 12, 38, 12), "random_label": score_from_counts(0, 50, 0, 50)}
+
+    found = with_scores(BLANK, Proposal("digits", "", "affix"), scores)
+
+    assert found.confidence == scores[lower].confidence < sure.confidence
 
 
 def test_the_calibration_error_is_the_mean_gap():

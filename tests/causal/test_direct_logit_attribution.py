@@ -201,3 +201,26 @@ def test_neurons_of_a_layer_or_an_mlp_that_is_not_there_are_refused(tiny_llama, 
         direct_logit_neurons(tiny_llama, CLEAN, layer=3)
     with pytest.raises(CapabilityUnavailable, match="mlp_out"):
         direct_logit_neurons(toy_model, [1, 2, 3, 1], layer=0)
+
+
+@pytest.mark.parametrize(
+    "down",
+    [
+        lambda project, h: project(0.5 * h) + project(0.5 * h),
+        lambda project, h: project(h.reshape(-1, h.shape[-1])).reshape(*h.shape[:2], -1),
+    ],
+    ids=["twice", "without the batch axis"],
+)
+def test_neurons_of_an_mlp_that_does_not_project_each_token_once_are_refused(down):
+    module = tiny_module("llama")
+    mlp = module.model.layers[1].mlp
+
+    class Odd(type(mlp)):
+        def __call__(self, x):
+            return down(self.down_proj, nn.silu(self.gate_proj(x)) * self.up_proj(x))
+
+    mlp.__class__ = Odd
+    model = InterpretableModel(module, ByteTokenizer())
+
+    with pytest.raises(CapabilityUnavailable, match="does not see each token once"):
+        direct_logit_neurons(model, "the cat", layer=1, answer="x")

@@ -10,7 +10,7 @@ import pytest
 from mlxterp.core import self_check
 from mlxterp.core.architecture.parts import Capability
 from mlxterp.core.model import InterpretableModel
-from mlxterp.errors import UnsupportedArchitecture
+from mlxterp.errors import SlowWeights, UnsupportedArchitecture
 from mlxterp.models import toy
 from tests.tiny_models import tiny_module
 
@@ -50,7 +50,8 @@ def test_a_model_loaded_again_has_the_same_capabilities_without_being_asked(home
 
 def test_other_weights_are_asked_again(home, asked):
     model = InterpretableModel("toy-induction")
-    other = InterpretableModel("toy-induction", dtype=mx.float16)
+    with pytest.warns(SlowWeights):
+        other = InterpretableModel("toy-induction", dtype=mx.float16)
 
     assert asked == ["asked"] * 2
     assert other.digest != model.digest

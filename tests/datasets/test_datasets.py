@@ -12,6 +12,7 @@ from mlxterp.datasets import (
     EVENTS,
     LANDMARKS,
     LANGUAGES,
+    agreement_pairs,
     by_length,
     capitals_pairs,
     clusters,
@@ -22,6 +23,7 @@ from mlxterp.datasets import (
     languages_pairs,
     repeated_random_pairs,
 )
+from mlxterp.datasets.agreement import PLACES, PREPOSITIONS, VERBS
 from mlxterp.datasets.selection import filter_by_behavior
 from mlxterp.datasets.texts import documentation_texts
 from mlxterp.errors import LengthMismatch, PromptPairError, TooLittleData
@@ -432,13 +434,46 @@ def test_docstrings_of_a_tokenizer_without_such_words_are_refused(programmer, ti
         docstring_pairs(programmer, **DOCSTRINGS | {"template": "def {a} {b} {c}"})
 
 
+AGREEMENT = {
+    "subjects": ("king", "dog", "cow", "ox"),
+    "template": "the {subject} {preposition} a {place}",
+    "shown": False,
+}
+
+
+@pytest.fixture(scope="module")
+def grammarian() -> InterpretableModel:
+    """Random weights over the words of agreement; "ox" has no plural among them."""
+    words = "the a king kings dog dogs cow cows ox were was are is have has"
+    return InterpretableModel(tiny_module("llama"), WordTokenizer([*words.split(), *PREPOSITIONS, *PLACES]))
+
+
+def test_agreement_pairs_differ_in_the_number_of_the_subject_and_the_answer_follows_it(grammarian):
+    pairs = agreement_pairs(grammarian, 8, **AGREEMENT)
+
+    assert len(set(pairs)) == 8
+    for pair in pairs:
+        clean, corrupted = pair.clean.split(), pair.corrupted.split()
+        assert [i for i, (c, x) in enumerate(zip(clean, corrupted, strict=True)) if c != x] == [1]
+        assert clean[1] == f"{corrupted[1]}s"
+        assert corrupted[1] in ("king", "dog", "cow")
+        assert (pair.answer.strip(), pair.foil.strip()) in VERBS
+    assert agreement_pairs(grammarian, 8, seed=1, **AGREEMENT) != pairs
+    assert not set(pairs) & set(agreement_pairs(grammarian, 8, apart_from=pairs, **AGREEMENT))
+
+
+def test_agreement_needs_subjects_of_one_token_in_both_numbers(grammarian):
+    with pytest.raises(PromptPairError, match="none of 1 subjects is one"):
+        agreement_pairs(grammarian, **AGREEMENT | {"subjects": ("ox",)})
+
+
 @pytest.fixture(scope="module")
 def smollm2() -> InterpretableModel:
     return InterpretableModel("smollm2-135m")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("make", [ioi_pairs, greater_than_pairs, docstring_pairs])
+@pytest.mark.parametrize("make", [ioi_pairs, greater_than_pairs, docstring_pairs, agreement_pairs])
 def test_smollm2_shows_the_behaviour_on_most_pairs_that_were_not_chosen_for_it(smollm2, make):
     result = behaviour(smollm2, make(smollm2, 8, shown=False))
 

@@ -2,4 +2,6 @@
 
 import os
 
+if os.path.lexists(f"{project}/STATE.md"):
+    os.unlink(f"{project}/STATE.md")
 os.mkfifo(f"{project}/STATE.md")

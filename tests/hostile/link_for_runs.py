@@ -2,4 +2,7 @@
 
 import os
 
-os.symlink(home, f"{project}/.autointerp/runs")
+runs = f"{project}/.autointerp/runs"
+if os.path.isdir(runs):
+    os.rename(runs, f"{runs}-before")
+os.symlink(home, runs)

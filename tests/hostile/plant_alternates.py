@@ -2,5 +2,5 @@
 
 from pathlib import Path
 
-Path(project, ".git/objects/info").mkdir(parents=True)
+Path(project, ".git/objects/info").mkdir(parents=True, exist_ok=True)
 Path(project, ".git/objects/info/alternates").write_text(other)

@@ -2,4 +2,5 @@
 
 from pathlib import Path
 
+Path(project, ".git/hooks").mkdir(exist_ok=True)
 Path(project, ".git/hooks/pre-commit").write_text("#!/bin/sh\n")

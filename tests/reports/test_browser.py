@@ -120,6 +120,8 @@ def test_the_first_screen_of_a_feature_has_examples_a_slider_and_neighbours(tab,
     order = f"[...document.querySelectorAll('{parts}')]"
     kinds = tab.eval(f"{order}.map((e) => e.className.split(' ')[0]).join()")
     assert kinds.startswith("texts,steering,neighbours")
+    bottom = "document.querySelector('#feature .neighbours').getBoundingClientRect().bottom"
+    assert tab.eval(bottom) <= 900
     assert tab.eval("document.querySelector('.continuation').textContent") == "It goes on"
     tab.eval("document.querySelector('.steering input').value = 1")
     tab.eval("document.querySelector('.steering input').dispatchEvent(new Event('input'))")
@@ -132,7 +134,7 @@ def test_a_column_without_values_is_not_drawn(tab, tmp_path):
     write_dashboard(tmp_path / "page.html", dashboard([entry(accuracies=accuracies)]))
     tab.open(tmp_path / "page.html")
 
-    cells = "[...document.querySelector('#feature table').querySelectorAll('th')]"
+    cells = "[...document.querySelector('#feature table').querySelectorAll('thead th')]"
     heads = tab.eval(f"{cells}.map((e) => e.textContent).join()")
     assert heads == "score,balanced accuracy,interval"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mlxterp.statistics.duplicates import fingerprint, is_copy, result_numbers, same_numbers
+from mlxterp.statistics.duplicates import fingerprint, is_copy, landmarks, result_numbers, same_numbers
 
 RNG = np.random.default_rng(0)
 NUMBERS = (RNG.normal(size=30) * 10.0 ** RNG.uniform(-3, 1, 30)).tolist()
@@ -114,3 +114,20 @@ def test_one_number_in_ten_may_be_new_wherever_it_stands():
 )
 def test_short_results_are_copies_only_in_the_same_order_and_with_a_number_that_tells(one, other, copy):
     assert is_copy(result_numbers(one), result_numbers(other)) is copy
+
+
+@pytest.mark.parametrize("number", [0.0123, 0.456, 7.89, -0.456])
+def test_a_landmark_is_the_same_or_the_next_for_a_copy_and_further_for_what_differs_by_three_percent(number):
+    def of(value):
+        (only,) = landmarks(result_numbers([value]))
+        return only
+
+    assert abs(of(number * 1.005) - of(number)) <= 1
+    assert 2 <= abs(of(number * 1.03) - of(number)) <= 4
+    assert abs(of(-number) - of(number)) > 100_000
+
+
+def test_landmarks_are_of_the_five_largest_in_magnitude():
+    assert landmarks(result_numbers([0.25, -9.5, 1.5, 2.5, 3.5, 4.5])) == tuple(
+        each for value in (-9.5, 4.5, 3.5, 2.5, 1.5) for each in landmarks(result_numbers([value]))
+    )

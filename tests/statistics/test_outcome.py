@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from mlxterp.statistics.outcome import Comparison, is_inside, missing, outcome_of, shortfalls
+from mlxterp.statistics.outcome import Comparison, is_inside, missing, outcome_of, shortfalls, told
 
 FOUND = Comparison(effect=0.75, low=0.5, high=1.0, sesoi=0.5, bar=0.5, slices={"a": 0.25})
 
@@ -53,6 +53,15 @@ def test_an_interval_that_reaches_the_smallest_effect_is_not_inside(change):
     assert outcome_of(inside) == "ruled_out"
     assert not is_inside(replace(inside, **change))
     assert outcome_of(replace(inside, **change)) == "inconclusive"
+
+
+def test_a_researcher_is_told_what_there_is_none_of_and_else_that_the_interval_does_not_decide():
+    undecided = replace(FOUND, low=0.25)
+
+    assert told(undecided) == ("interval",)
+    assert told(replace(undecided, bar=None)) == ("placebo",)
+    assert told(replace(undecided, bar=None, direction="none")) == ("interval",)
+    assert told(replace(undecided, slices={"a": None, "b": 0.5})) == ("slice",)
 
 
 def test_what_is_missing_to_an_effect_of_exactly_0_is_told_of_the_predicted_side():

@@ -38,6 +38,10 @@ from mlxterp_agent.storage.record import is_kept, verdict_of
 from mlxterp_agent.text import duration, one_line, plain
 
 _BAR = 32
+_SHORTEST_BAR = 6
+_LABEL = len("experiments")
+_FRAME = 8
+"""Columns of the border, its padding, and between label and value."""
 _SHOWN = 5
 
 
@@ -59,6 +63,7 @@ class LiveScreen:
         self._kept: list[ExperimentEntry] = []
         self._budget = BudgetState()
         self._budget_at = clock()
+        self._seconds_shown = 0.0
         self._run: tuple[Running, float] | None = None
         self._share: tuple[float, float] | None = None
         self._live = Live(
@@ -110,17 +115,18 @@ class LiveScreen:
     def picture(self) -> RenderableType:
         """What is on the screen now."""
         rows = Table.grid(padding=(0, 2))
-        rows.add_column(style="dim", no_wrap=True)
-        rows.add_column(no_wrap=True, overflow="ellipsis")
+        rows.add_column(style="dim", no_wrap=True, min_width=_LABEL)
+        value = self._width() - _FRAME - _LABEL + 1
+        rows.add_column(no_wrap=True, overflow="ellipsis", max_width=value)
         rows.add_row("question", Text(one_line(self._question, 200)))
         rows.add_row("model", Text(one_line(self._model or "importing setup.py …", 100)))
         rows.add_row("researcher", Text(one_line(self._researcher, 200)))
         rows.add_row("now", Text(one_line(self._doing, 200)))
         rows.add_row("experiment" if self._share is None else "download", self._experiment())
         for name, spent, total, words in self._bars():
-            rows.add_row(name, _bar(spent, total, words))
+            rows.add_row(name, self._bar(spent, total, words))
         if self._budget.seconds_left is None:
-            rows.add_row("time", Text(duration(self._budget.seconds + self._clock() - self._budget_at)))
+            rows.add_row("time", Text(duration(self._seconds())))
         if self._budget.usd_left is None and self._budget.usd is not None:
             tokens = f" for {self._budget.tokens:,} tokens" if self._budget.tokens else ""
             rows.add_row("cost", Text(f"${self._budget.usd:.2f}{tokens}"))
@@ -131,10 +137,22 @@ class LiveScreen:
             parts += [Text(), *(_kept_line(entry) for entry in reversed(self._kept))]
         if self._note:
             parts += [Text(), Text(one_line(self._note, 300), style="dim", no_wrap=True, overflow="ellipsis")]
-        # Room for the "^C" that a terminal prints at the cursor: it must not begin another line.
-        width = max(40, self._console.width - 4)
         title = Text(one_line(self._title, 80))
-        return Panel(Group(*parts), title=title, title_align="left", width=width)
+        return Panel(Group(*parts), title=title, title_align="left", width=self._width())
+
+    def _width(self) -> int:
+        # Room for the "^C" that a terminal prints at the cursor: it must not begin another line.
+        return max(40, self._console.width - 4)
+
+    def _bar(self, done: float, total: float, words: str) -> RenderableType:
+        """A bar and its numbers on one line: on a narrow screen the bar is shorter, or left out."""
+        length = min(_BAR, self._width() - _FRAME - _LABEL - len(words))
+        if length < _SHORTEST_BAR:
+            return Text(words, no_wrap=True, overflow="ellipsis")
+        grid = Table.grid(padding=(0, 1))
+        bar = ProgressBar(total=max(total, 1e-9), completed=min(done, total), width=length)
+        grid.add_row(bar, Text(words, no_wrap=True))
+        return grid
 
     def _say(self, text: str) -> None:
         self._console.print(Text(plain(text)))
@@ -144,22 +162,29 @@ class LiveScreen:
             event, began = self._run
             elapsed = self._clock() - began
             words = f"run {event.run:04d}, {duration(elapsed)} of {duration(event.time_box)}"
-            return _bar(elapsed, event.time_box, words)
+            return self._bar(elapsed, event.time_box, words)
         if self._share is not None:
             done, total = self._share
-            return _bar(done, total, f"{done / 1e6:.0f} of {total / 1e6:.0f} MB")
+            return self._bar(done, total, f"{done / 1e6:.0f} of {total / 1e6:.0f} MB")
         return Text("none running")
 
+    def _seconds(self) -> float:
+        """The time that is spent. What the journal counts is a little less than what was shown before it
+        counted; the clock stands still until it is past that, and never goes back."""
+        now = self._budget.seconds + self._clock() - self._budget_at
+        self._seconds_shown = max(self._seconds_shown, now)
+        return self._seconds_shown
+
     def _bars(self) -> list[tuple[str, float, float, str]]:
-        budget, since = self._budget, self._clock() - self._budget_at
+        budget = self._budget
         rows: list[tuple[str, float, float, str]] = []
-        spent = budget.seconds + since
+        spent = self._seconds()
         if budget.experiments_left is not None:
             total = budget.experiments + budget.experiments_left
             rows.append(("experiments", budget.experiments, total, f"{budget.experiments} of {total}"))
         if budget.seconds_left is not None:
             total_time = budget.seconds + budget.seconds_left
-            left = max(0.0, budget.seconds_left - since)
+            left = max(0.0, total_time - spent)
             rows.append(("time", spent, total_time, f"{duration(spent)}, {duration(left)} left"))
         if budget.usd_left is not None:
             usd = budget.usd or 0.0
@@ -170,12 +195,6 @@ class LiveScreen:
             tokens = budget.tokens or 0
             rows.append(("tokens", tokens, tokens + budget.tokens_left, f"{tokens:,} spent"))
         return rows
-
-
-def _bar(done: float, total: float, words: str) -> RenderableType:
-    grid = Table.grid(padding=(0, 1))
-    grid.add_row(ProgressBar(total=max(total, 1e-9), completed=min(done, total), width=_BAR), Text(words))
-    return grid
 
 
 def _kept_line(entry: ExperimentEntry) -> Text:

@@ -82,12 +82,14 @@ class HeldOut:
 
     def describe(self) -> str:
         """How many independent clusters there are and what can be decided with them, in a sentence."""
-        if not self.n_clusters:
+        if not self.n_clusters and self.source is None:
             return "no declared effect can be decided: setup.dataset holds no prompt pairs"
         if self.source is None:
             return f"no declared effect can be decided: {self.reason}"
         if self.source == "confirm_pairs":
             confirm, n = f"up to {N_MOST} fresh ones for each declared claim", N_MOST
+            if not self.n_clusters:
+                return f"setup.dataset holds no prompt pairs; {confirm.replace('ones', 'pairs')}: {_power(n)}"
         else:
             beside = "" if self.source == "dataset" else f" of {HELD_OUT}"
             confirm, n = f"{len(self.order)}{beside} to decide declared claims on", len(self.order)

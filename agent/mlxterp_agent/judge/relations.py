@@ -10,10 +10,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mlxterp.autointerpret.entry import ExperimentEntry
+from mlxterp.autointerpret.entry import ExperimentEntry, retractions
 from mlxterp.autointerpret.fingerprint import SYNONYMS
 from mlxterp.component_names import canonical_component
-from mlxterp_agent.storage.record import retractions, tier_of, verdict_of
+from mlxterp_agent.storage.record import tier_of, verdict_of
 
 _DENOISING = ("patch", "path_patch", "steer", "clamp_feature")
 _EFFECTS = ("supported", "refuted")

@@ -44,13 +44,18 @@ class Done:
 
     reason: str
     offers: bool = True
+    ending: str = "finished"
 
 
 @dataclass(frozen=True)
 class Failed:
-    """The researcher cannot continue: no program, a refused key, a service that does not answer."""
+    """The researcher cannot continue: no program, a refused key, a service that does not answer.
+
+    `ending` is one of `endings.ENDINGS`, which says what helps.
+    """
 
     reason: str
+    ending: str = "researcher"
 
 
 ResearcherState = Working | Idle | Done | Failed
@@ -97,7 +102,28 @@ def _charge_nothing(
     """For a situation without a budget."""
 
 
-def _hold_nothing(call: str, usd: float | None, tokens: int | None) -> None:
+class Hold(Protocol):
+    """Reserves the worst cost of a call before it is made; `answer_*` is the part of its answer."""
+
+    def __call__(
+        self,
+        call: str,
+        usd: float | None,
+        tokens: int | None,
+        *,
+        answer_usd: float = 0.0,
+        answer_tokens: int = 0,
+    ) -> None: ...
+
+
+def _hold_nothing(
+    call: str,
+    usd: float | None,
+    tokens: int | None,
+    *,
+    answer_usd: float = 0.0,
+    answer_tokens: int = 0,
+) -> None:
     """For a situation without a budget."""
 
 
@@ -132,7 +158,7 @@ class Situation:
     steer: str = ""
     facts: Mapping[str, object] = field(default_factory=dict)
     charge: Charge = _charge_nothing
-    hold: Callable[[str, float | None, int | None], None] = _hold_nothing
+    hold: Hold = _hold_nothing
     budget_now: Callable[[], BudgetState] = BudgetState
     note: Callable[[str], None] = _note_nothing
 
@@ -173,6 +199,10 @@ class Researcher(Protocol):
     @property
     def session(self) -> str | None:
         """The researcher's own id of its conversation, or None."""
+
+    @property
+    def answered(self) -> bool:
+        """Whether whoever proposes has answered at least once; True where no service is asked."""
 
     def begin_turn(self, situation: Situation) -> None: ...
 

@@ -29,6 +29,7 @@ from typing import IO, Any, BinaryIO, Literal, NamedTuple
 import mlxterp
 from mlxterp.autointerpret.contract import EXPERIMENT, FINDINGS, LOG, PRIVATE, PROGRAM, SETUP, STATE, STEER
 from mlxterp_agent.api_help import signatures
+from mlxterp_agent.endings import refused
 from mlxterp_agent.key_broker import KeyBroker, Used
 from mlxterp_agent.platform import KEYS, Clock, Descendants, SystemClock, without_secrets
 from mlxterp_agent.prompts import values_text
@@ -76,6 +77,7 @@ _CLOUDS = {
 _PROXIES = r"(?i:https?|all)_(?i:proxy)"
 
 _STDERR_TAIL = 4000
+_UNKNOWN_OPTION = re.compile(r"unknown (option|command|argument)", re.IGNORECASE)
 _DESCENDANTS_EVERY = 2.0
 _PARTIAL = b'{"type":"stream_event"'
 
@@ -358,6 +360,7 @@ class ClaudeCode:
     ) -> None:
         self.model: str | None = options.model or "default"
         self.session: str | None = None
+        self.answered = False
         self._options = options
         self._broker = broker
         self._clock: Clock = clock or SystemClock()
@@ -401,6 +404,7 @@ class ClaudeCode:
         if stream.session is not None:
             self._announced, self.session = True, stream.session
         self.model = stream.model or self.model
+        self.answered = self.answered or stream.answered
         self._charge(self._process)
         silent = self._silent_for(self._process)
         if silent is None and not self._is_finished(self._process):
@@ -476,7 +480,8 @@ class ClaudeCode:
             self._state = IDLE
         elif result.status in _FINAL or "/login" in result.text:
             why = one_line(result.text or process.ending, 300)
-            self._state = Failed(f"Claude Code cannot continue: {why}")
+            ending = "key" if "/login" in result.text else refused(result.status)
+            self._state = Failed(f"Claude Code cannot continue: {why}", ending)
         elif result.why == "api_error" or result.status is not None or resets_at is not None:
             self._wait_for_service(result, resets_at)
         else:
@@ -485,13 +490,17 @@ class ClaudeCode:
     def _start_over(self, why: str, process: ClaudeProcess) -> None:
         """Replaces a lost process: first in the same conversation, then in a new one; then the turn fails."""
         assert self._situation is not None
+        if _UNKNOWN_OPTION.search(process.stderr_tail):
+            said = one_line(process.stderr_tail, 200)
+            self._state = Failed(f"Claude Code is too old: update Claude Code ({said})", "old_client")
+            return
         self._lost += 1
         if (self._resumed and process.stream.session is None) or self._lost > _RESUMED_IN_A_ROW:
             self._reset_conversation()
         if self._lost >= _LOST_IN_A_ROW:
             said = f". {one_line(process.stderr_tail, 200)}" if process.stderr_tail else ""
             lost = f"Claude Code was lost {self._lost} times in a row"
-            self._state = Failed(f"{lost}: {one_line(why, 200)}{said}")
+            self._state = Failed(f"{lost}: {one_line(why, 200)}{said}", "crash")
             return
         pause = min(_LONGEST_WAIT, 2.0 ** (self._lost - 1) - 1)
         reason = f"Claude Code was lost ({one_line(why, 80)}); starting it again"
@@ -510,7 +519,8 @@ class ClaudeCode:
         now, left = self._clock.elapsed(), self._situation.deadline_left
         if left is not None and pause > left - (now - self._began):
             self._state = Done(
-                f"Claude's service does not answer for {duration(pause)} {why}, and the time is up before"
+                f"Claude's service does not answer for {duration(pause)} {why}, and the time is up before",
+                ending="service_for_now",
             )
             return
         self._wait = _Wait(now + pause, f"waits {duration(pause)} for Claude's service {why}")

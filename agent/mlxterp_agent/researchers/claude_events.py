@@ -69,6 +69,8 @@ class Stream:
         retry_seconds: the client's announced wait before it repeats a request; None if it does not wait.
         resets_at: wall time at which a rate limit ends, if one was announced.
         result: the last one; None while there is none.
+        answered: whether the service has begun an answer. What the program says itself, such as "API Error",
+            is none.
     """
 
     def __init__(self) -> None:
@@ -78,6 +80,7 @@ class Stream:
         self.retry_seconds: float | None = None
         self.resets_at: float | None = None
         self.result: Result | None = None
+        self.answered = False
         self._runs_by_call: dict[str, bool] = {}
         self._earlier, self._answer = _Used(), _Used()
         self._answering = ""
@@ -144,6 +147,7 @@ class Stream:
         self.retry_seconds = None
         match event.get("type"):
             case "message_start":
+                self.answered = True
                 message = _object(event.get("message"))
                 self._earlier = _Used(self.tokens, self.usd)
                 self._answering = _text(message.get("model")) or self.model or ""
@@ -160,6 +164,7 @@ class Stream:
         self.retry_seconds = None
         for block in blocks:
             if block.get("type") == "tool_use":
+                self.answered = True
                 name, asked = str(block.get("name")), _object(block.get("input"))
                 in_shell = name == "Bash" and "autointerp run" in str(asked.get("command", ""))
                 self._runs_by_call[str(block.get("id"))] = name == RUN_TOOL or in_shell

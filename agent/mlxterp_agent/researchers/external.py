@@ -21,6 +21,7 @@ class External:
     name = "external"
     model: str | None = None
     session: str | None = None
+    answered = True
 
     def begin_turn(self, situation: Situation) -> None:
         """An external researcher reads STATE.md and the log."""
@@ -40,6 +41,7 @@ class Once:
     name = "external"
     model: str | None = None
     session: str | None = None
+    answered = True
 
     def __init__(self) -> None:
         self.outcome: ExperimentOutcome | None = None

@@ -5,6 +5,7 @@ Nothing is started here. Each choice has its reason.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -19,17 +20,23 @@ from mlxterp_agent.platform import take_keys
 from mlxterp_agent.researchers.base import Researcher
 from mlxterp_agent.researchers.claude_code import ClaudeCode, ClaudeOptions, Turns
 from mlxterp_agent.researchers.external import External
+from mlxterp_agent.text import one_line
 
 Agent = Literal["auto", "scripted", "claude", "api", "none"]
 
 BINARY_ENV = "AUTOINTERP_CLAUDE"
+_LOGIN_SECONDS = 15.0
+_UPDATE = "Update Claude Code (`claude update`)"
+_ALIASES = ("opus", "sonnet", "haiku", "default")
+"""Names that Claude Code itself resolves to a current model."""
 
 
 class Choice(NamedTuple):
-    """The researcher, and its name with the reason for the choice."""
+    """The researcher, its name with the reason for the choice, the address of the service it asks."""
 
     researcher: Researcher
     description: str
+    service: str | None = None
 
     def require_answerable(
         self, scaffold: str, question: str | None, project: Path | None = None, model: str = ""
@@ -91,8 +98,10 @@ def find_claude(environment: Mapping[str, str] = os.environ) -> str | None:
     return shutil.which(environment.get(BINARY_ENV) or "claude", path=environment.get("PATH"))
 
 
-def logged_in(binary: str, credentials: Credentials | None = None) -> bool:
-    """Whether the program reports a login or key; contacts no service, takes less than a second.
+def why_not_usable(binary: str, credentials: Credentials | None = None) -> str | None:
+    """Why this program cannot investigate: it is not logged in, too old, or does not start; None if it can.
+
+    Asks it for its login, which contacts no service and takes less than a second.
 
     Args:
         credentials: what it would be given by a broker; it sees that there is a key, not the key.
@@ -104,12 +113,28 @@ def logged_in(binary: str, credentials: Credentials | None = None) -> bool:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             env={**os.environ, **stand_ins},
-            timeout=15,
+            timeout=_LOGIN_SECONDS,
             check=False,
         )
-    except (OSError, subprocess.TimeoutExpired):
-        return False
-    return asked.returncode == 0
+    except subprocess.TimeoutExpired:
+        return (
+            f"{binary} did not answer `auth status` within {_LOGIN_SECONDS:g} s, which old versions do not "
+            f"know. {_UPDATE}"
+        )
+    except OSError as problem:
+        return (
+            f"{binary} does not start: {problem.strerror}. Install Claude Code again, or name another program"
+        )
+    if asked.returncode == 0:
+        return None
+    try:
+        known = isinstance(json.loads(asked.stdout), dict)
+    except ValueError:
+        known = False
+    if known:
+        return f"{binary} is not logged in. Run it once and log in, or set {KEY_ENV}"
+    said = (asked.stderr or asked.stdout).decode("utf-8", "replace")
+    return f"{binary} does not know `auth status` ({one_line(said, 100) or 'it says nothing'}). {_UPDATE}"
 
 
 def _credentials() -> Credentials:
@@ -122,18 +147,28 @@ def _automatic(wishes: _Wishes) -> Choice:
         return _api(f"no claude on PATH, and {KEY_ENV} is set", wishes)
     if binary is None:
         return _scripted(f"no claude on PATH and no {KEY_ENV}; this one needs no key and no model hub")
-    if not logged_in(binary, _credentials()):
-        return _scripted(f"{binary} is installed but not logged in; this one needs no key")
+    if why := why_not_usable(binary, _credentials()):
+        return _scripted(f"{why}; this one needs no key")
     return _claude(binary, "it is on PATH and logged in", wishes)
 
 
 def _claude(binary: str, why: str, wishes: _Wishes) -> Choice:
+    from mlxterp.llm.prices import deprecation, price_of
+
     model = wishes.model
+    notes = [why]
+    if model is not None and model not in _ALIASES:
+        if warning := deprecation(model):
+            notes.append(warning)
+        if price_of(model).estimated:
+            notes.append("its price is not known; until Claude Code states it, the highest known counts")
     options = ClaudeOptions(binary=binary, model=model, turns=wishes.turns, shell=wishes.shell)
     credentials = _credentials()
     broker = KeyBroker(credentials) if credentials.are_there else None
     return Choice(
-        ClaudeCode(options, broker=broker), f"Claude Code{f' with {model}' if model else ''} ({why})"
+        ClaudeCode(options, broker=broker),
+        f"Claude Code{f' with {model}' if model else ''} ({'; '.join(notes)})",
+        credentials.base_url,
     )
 
 
@@ -144,11 +179,8 @@ def _claude_binary() -> str:
             "--agent claude needs the program `claude`, and it is not on PATH. Install Claude Code, or name "
             f"the program in {BINARY_ENV}; --agent scripted needs neither a program nor a key."
         )
-    if not logged_in(binary, _credentials()):
-        raise ResearcherUnavailable(
-            f"--agent claude: {binary} is not logged in. Run it once and log in, or set ANTHROPIC_API_KEY; "
-            "--agent scripted needs neither."
-        )
+    if why := why_not_usable(binary, _credentials()):
+        raise ResearcherUnavailable(f"--agent claude: {why}; --agent scripted needs neither.")
     return binary
 
 
@@ -170,7 +202,8 @@ def _api(why: str, wishes: _Wishes) -> Choice:
     if price_of(model).estimated:
         notes.append("its price is not known; dollars are estimated at the highest known price")
     researcher = ApiResearcher(model=model, api_key=key, base_url=wishes.base_url)
-    return Choice(researcher, f"Anthropic API with {model} ({'; '.join(notes)})")
+    service = wishes.base_url or os.environ.get(BASE_URL_ENV) or DEFAULT_BASE_URL
+    return Choice(researcher, f"Anthropic API with {model} ({'; '.join(notes)})", service)
 
 
 def _scripted(why: str) -> Choice:

@@ -87,7 +87,7 @@ class Runner:
         *,
         isolation: Isolation,
         setup_timeout: float = 600.0,
-        grace: float = 2.0,
+        grace: float = 1.5,
         output_limit: int = 100_000_000,
         clock: Clock | None = None,
     ) -> None:
@@ -263,11 +263,14 @@ class Runner:
     def _await_setup(
         self, child: Child, stop: Callable[[], str | None], progress: Callable[[str], None]
     ) -> _Cut | None:
-        deadline = self._clock.monotonic() + self._setup_timeout
+        deadline, said = self._clock.monotonic() + self._setup_timeout, ""
         while not child.wait(
             lambda: child.ready or child.ended or child.frames.setup_error is not None, _TICK
         ):
-            progress(child.last_line)
+            if child.last_line != said:
+                # It says what it does, so it does not hang: reading texts may take longer on a busy machine.
+                said, deadline = child.last_line, self._clock.monotonic() + self._setup_timeout
+            progress(said)
             reason = stop()
             if reason is not None:
                 return _Cut("interrupted", reason)
@@ -275,7 +278,8 @@ class Runner:
                 return _Cut("setup_error", f"setup.py printed more than {self._output_limit:,} bytes")
             if self._clock.monotonic() >= deadline:
                 return _Cut(
-                    "setup_error", f"setup.py was not imported within {self._setup_timeout:g} seconds"
+                    "setup_error",
+                    f"setup.py was not imported, and said nothing for {self._setup_timeout:g} seconds",
                 )
         return None
 

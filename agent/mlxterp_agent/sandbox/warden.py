@@ -97,7 +97,7 @@ def _watch(
             if fd == wake:
                 os.read(wake, 4096)
                 continue
-            orders = os.read(lifeline, 64).decode("ascii")
+            orders = os.read(lifeline, 64).decode("ascii", "replace")
             for order in orders:
                 _carry_out(order, pid)
             if not orders:

@@ -104,8 +104,9 @@ class LogIndex:
         entries: these lines, read from the log when they are asked for.
     """
 
-    def __init__(self, log: Path, database: sqlite3.Connection) -> None:
+    def __init__(self, log: Path, database: sqlite3.Connection, path: Path | None = None) -> None:
         self._log = log
+        self._path = path
         self._database = database
         self._sha = hashlib.sha256()
         self.seal = Seal(0, self._sha.hexdigest())
@@ -117,13 +118,11 @@ class LogIndex:
         """The index that is stored at `path`, or a new one; `catch_up` makes it fit the log."""
         for attempt in range(2):
             try:
-                return LogIndex(log, _connect(path))
+                return LogIndex(log, _connect(path), path)
             except sqlite3.DatabaseError:
                 if attempt:
                     raise
-                for suffix in ("", "-journal", "-wal", "-shm"):
-                    with contextlib.suppress(FileNotFoundError):
-                        path.with_name(path.name + suffix).unlink()
+                _remove(path)
         raise AssertionError("the second attempt returns or raises")
 
     @staticmethod
@@ -161,6 +160,13 @@ class LogIndex:
         Args:
             until: bytes of the log that count; by default all whole lines.
         """
+        try:
+            return self._catch_up(until)
+        except sqlite3.DatabaseError:
+            self._connect_anew()
+            return self._catch_up(until)
+
+    def _catch_up(self, until: int | None) -> Seal:
         size, sha = int(_meta(self._database, "size") or 0), _meta(self._database, "sha256") or ""
         try:
             file = open(self._log, "rb")  # noqa: SIM115 - closed below
@@ -224,7 +230,11 @@ class LogIndex:
             self._sha.update(raw)
             at += len(raw)
         self.seal = Seal(at, self._sha.hexdigest())
-        self._insert(facts)
+        try:
+            self._insert(facts)
+        except sqlite3.DatabaseError:
+            self._make_anew()
+            return self.seal
         self._offsets.extend(each.at for each in facts)
         return self.seal
 
@@ -243,10 +253,11 @@ class LogIndex:
         """The id of the first valid line that holds the same measurement and did not come of what has this
         digest; None if there is none. Only lines with a number close to one of the largest are compared."""
         near = sorted({step + by for step in landmarks(numbers) for by in (-1, 0, 1)})
-        rows = self._database.execute(
+        rows = self._all(
             "SELECT DISTINCT line.number, line.id, line.numbers FROM landmark JOIN line USING (number) "
             f"WHERE landmark.step IN ({','.join('?' * len(near))}) AND line.sha != ? ORDER BY line.number",
-            (*near, sha),
+            *near,
+            sha,
         )
         return next((id for _, id, known in rows if is_copy(_numbers_of(known), numbers)), None)
 
@@ -306,7 +317,30 @@ class LogIndex:
         return int(self._all("SELECT count(DISTINCT run) FROM line")[0][0])
 
     def _all(self, query: str, *values: object) -> list[Any]:
-        return self._database.execute(query, values).fetchall()
+        try:
+            return self._database.execute(query, values).fetchall()
+        except sqlite3.DatabaseError:
+            # Another program damaged it. It says nothing that the log does not say.
+            self._make_anew()
+            return self._database.execute(query, values).fetchall()
+
+    def _make_anew(self) -> None:
+        """A new database in the place of the one that cannot be used, for the same lines of the log.
+
+        Raises:
+            sqlite3.DatabaseError: it is not stored in a file of its own.
+        """
+        until = self.seal.at
+        self._connect_anew()
+        self._catch_up(until)
+
+    def _connect_anew(self) -> None:
+        if self._path is None:
+            raise sqlite3.DatabaseError("the index is in memory, or belongs to another process")
+        with contextlib.suppress(sqlite3.DatabaseError):
+            self._database.close()
+        _remove(self._path)
+        self._database = _connect(self._path)
 
     def _clear(self) -> None:
         self._database.executescript("DELETE FROM line; DELETE FROM landmark;")
@@ -396,6 +430,12 @@ def _numbers_text(result: object) -> str | None:
 def _numbers_of(text: str) -> ResultNumbers:
     telling, in_order = json.loads(text)
     return ResultNumbers(tuple(in_order), tuple(telling))
+
+
+def _remove(path: Path) -> None:
+    for suffix in ("", "-journal", "-wal", "-shm"):
+        with contextlib.suppress(FileNotFoundError):
+            path.with_name(path.name + suffix).unlink()
 
 
 def _connect(path: Path) -> sqlite3.Connection:

@@ -22,7 +22,7 @@ from typing import Any, Literal, NamedTuple
 from mlxterp.autointerpret.contract import PRIVATE
 from mlxterp.autointerpret.encoding import LineError, decode_object
 from mlxterp.autointerpret.encoding import plain as plain_values
-from mlxterp.autointerpret.entry import CLOSING, ExperimentEntry
+from mlxterp.autointerpret.entry import ExperimentEntry, is_closing
 from mlxterp.autointerpret.keep_rule import Verdict
 from mlxterp.autointerpret.prediction import (
     Prediction,
@@ -415,6 +415,12 @@ OPEN = ("lead", "note", "inconclusive")
 _RIVAL = re.compile(r"\bRivals?(?: explanations?)?:\s*(.+)", re.IGNORECASE | re.DOTALL)
 
 
+def control_of(entry: ExperimentEntry) -> str:
+    """The control that an entry names: `metadata["control"]`; "" if it names none."""
+    named = entry.metadata.get("control")
+    return named.strip() if isinstance(named, str) else ""
+
+
 def rivals_of(entry: ExperimentEntry) -> list[str]:
     """The rival explanations that were declared, or written in the hypothesis after "Rival:"."""
     declared = (entry.record or {}).get("declared") or {}
@@ -429,24 +435,9 @@ def tier_of(entry: ExperimentEntry) -> str | None:
     return (entry.record or {}).get("tier")
 
 
-def is_closing(entry: ExperimentEntry) -> bool:
-    """Whether this line reports no experiment, and shows the held-out numbers of others."""
-    return verdict_of(entry) == CLOSING
-
-
 def is_kept(entry: ExperimentEntry) -> bool:
     """Whether a supervisor kept this line: a lead, a finding or a claim."""
     return tier_of(entry) in KEPT_TIERS
-
-
-def retractions(entries: Iterable[ExperimentEntry]) -> dict[str, str]:
-    """The ids of findings that a later line overturned, with the id of that line. No line is rewritten, so a
-    retracted one still says what it said."""
-    found = {}
-    for entry in entries:
-        for id in ((entry.record or {}).get("relations") or {}).get("retracts", ()):
-            found[str(id)] = entry.experiment_id
-    return found
 
 
 def dependents(entries: Iterable[ExperimentEntry], retracted: Iterable[str]) -> dict[str, str]:

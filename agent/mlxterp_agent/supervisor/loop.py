@@ -16,6 +16,7 @@ from pathlib import Path
 from mlxterp.autointerpret.contract import PRIVATE, load_project, scaffold_experiment
 from mlxterp.autointerpret.scaffold import example_caution
 from mlxterp.errors import ProjectError
+from mlxterp_agent.endings import end
 from mlxterp_agent.events import (
     Emit,
     Progress,
@@ -28,12 +29,7 @@ from mlxterp_agent.events import (
     Waiting,
 )
 from mlxterp_agent.exit_codes import (
-    CONTRACT,
     FINISHED,
-    INTERRUPTED,
-    MACHINE,
-    PROJECT,
-    RESEARCHER,
     Ended,
     GitMissing,
     GitUnavailable,
@@ -57,10 +53,10 @@ from mlxterp_agent.run_config import Options
 from mlxterp_agent.sandbox.measuring import Measurer, Place
 from mlxterp_agent.sandbox.runner import Runner
 from mlxterp_agent.state_md import overview_of_index, write_state
-from mlxterp_agent.storage.budget import Budget
+from mlxterp_agent.storage.budget import Budget, bound_open_calls
 from mlxterp_agent.storage.git import Committer
-from mlxterp_agent.storage.heartbeat import Heartbeat, uncounted_seconds
-from mlxterp_agent.storage.history import read_history, store_history
+from mlxterp_agent.storage.heartbeat import Heartbeat, last_beat, uncounted_seconds
+from mlxterp_agent.storage.history import History, read_history, store_history
 from mlxterp_agent.storage.journal import Journal
 from mlxterp_agent.storage.log_index import LogIndex
 from mlxterp_agent.storage.project_files import ASIDE, make_folder
@@ -71,7 +67,7 @@ from mlxterp_agent.supervisor.experiment import ExperimentPipeline, RunContext
 from mlxterp_agent.supervisor.guidance import Guidance
 from mlxterp_agent.supervisor.prepare import choose_isolation, fetch_model, initial_files, no_jail
 from mlxterp_agent.supervisor.watcher import SCAFFOLD_TEXT, STOP, Candidate, ExperimentFile, FileWatcher
-from mlxterp_agent.text import line_in, one_line, plain
+from mlxterp_agent.text import duration, line_in, one_line, plain
 
 GRACE = 0.7
 """Seconds between SIGTERM and SIGKILL for an experiment: with it, a run ends within two seconds of its time
@@ -82,6 +78,7 @@ SHOWN_KEPT = 5
 
 _TICK = 0.25
 _CLOCK_EVERY = 60.0
+_SAY_EVERY = 20.0
 _EMPTY_TURNS = 3
 _INSTRUMENT_FAILURES = 2
 
@@ -129,6 +126,7 @@ def run(
         notices += _open_repository(committer, project.path, history.head)
         notices += set_aside_damage(journal, state)
         violations = history.violations
+        bounded = bound_open_calls(history, last_beat(state))
         sealed = seal(state, project.path, reseal=options.reseal or not history.measured)
         if (put_back := restore_config(project.path, sealed)) is not None:
             notices.append(put_back)
@@ -168,8 +166,14 @@ def run(
         )
         for what in (*notices, *repairs.done):
             emit(Repaired(what))
+        for each in bounded:
+            details = {"left_open": True, "by": "the time until the last heartbeat"}
+            journal.append("charge", usd=each.usd, tokens=each.tokens, call=each.call, details=details)
+            emit(Repaired(f"a call that a kill left open was charged ${each.usd:.4f}, its most by then"))
+        if (open_calls := _open_calls(history)) is not None:
+            emit(Waiting(open_calls))
         if repairs.broken is not None:
-            ended = Ended(repairs.broken, CONTRACT)
+            ended = end("log", repairs.broken)
         else:
             fetch_model(config.model, sealed.setup_bytes, emit, signals)
             runner = Runner(project.path, sealed.setup, state, isolation=isolation, grace=GRACE, clock=clock)
@@ -214,6 +218,17 @@ def run(
     return ended
 
 
+def _open_calls(history: History) -> str | None:
+    """What is said of calls of the researcher whose end an earlier supervisor did not live to record."""
+    usd = sum(held.usd or 0.0 for held in history.held.values())
+    if not usd:
+        return None
+    return (
+        f"{len(history.held)} calls that a kill left open count as spent, ${usd:.4f}: the service may have "
+        "answered them. If its bill shows less, raise --max-usd by the difference"
+    )
+
+
 def _open_repository(committer: Committer, project: Path, head: str | None) -> list[str]:
     """Makes the project a repository, or repairs the one that is there. Trouble with git is reported, and
     ends nothing: what is kept is committed once git is well.
@@ -248,6 +263,7 @@ class _Supervision:
         once = isinstance(context.researcher, Once)
         self._scaffold_text = None if once else scaffold_experiment(context.path)
         self._doing = ""
+        self._word = ""
         self._last_was_run = False
         self._heartbeat = Heartbeat(context.heartbeat_path, context.clock)
         self._clock_at = context.clock.elapsed()
@@ -286,7 +302,8 @@ class _Supervision:
         """Waits until the first child has imported setup.py, unless a signal interrupts."""
         if self._context.signals.received:
             return
-        report = self._context.runner.check_setup(stop=self._stop_now, progress=self._progress)
+        progress = _SetupProgress(self._context.emit, self._context.clock, self._context.project.config.model)
+        report = self._context.runner.check_setup(stop=self._stop_now, progress=progress)
         if self._context.signals.received:
             return
         if report.jail_error is not None:
@@ -310,24 +327,32 @@ class _Supervision:
 
     def _why_to_end(self) -> Ended | None:
         """The first reason to end, checked between any two steps."""
-        interrupted, budget = self._context.signals.reason(), self._context.budget.stop_reason()
+        interrupted, budget = self._context.signals.reason(), self._context.budget.reached()
         if interrupted is not None:
-            return Ended(interrupted, INTERRUPTED)
+            return end("interrupted", interrupted)
         if self._context.guard.too_many:
-            return Ended("the contract was violated twice; paused until a person has looked", CONTRACT)
+            return end("violated", "the contract was violated twice; paused until a person has looked")
         if self._pipeline.instrument_failures >= _INSTRUMENT_FAILURES:
-            return Ended(
+            return end(
+                "instrument",
                 "the instrument failed twice in a row: with this setup.py nothing can be measured; see the "
                 "reasons of the last lines",
-                PROJECT,
             )
         if self._ended is not None:
             return self._ended
         if os.path.lexists(self._context.path / STOP):
-            return Ended(f"there is a file {STOP}; remove it to go on", FINISHED)
+            return end("stop", f"there is a file {STOP}; remove it to go on")
         if self._context.results.journal.low_on_disk:
-            return Ended("the disk is full; free some space, then start again", MACHINE)
-        return None if budget is None else Ended(budget, FINISHED)
+            return end("disk", "the disk is full; free some space, then start again")
+        return None if budget is None else self._answered_or(end(budget.ending, budget.reason))
+
+    def _answered_or(self, ended: Ended) -> Ended:
+        """The end of a run; a failure, if its researcher was asked and the service never answered."""
+        researcher = self._context.researcher
+        if self._turns == 0 or researcher.answered:
+            return ended
+        said = f", and the service never answered: {self._word or 'no word of it'}"
+        return end("service", ended.reason + ("" if ended.ending == "service_for_now" else said))
 
     def _proposal(self, state: ResearcherState, watcher: FileWatcher) -> Candidate | None:
         """What experiment.py holds, if it is new, whole and not run yet. Each content is handled once."""
@@ -368,8 +393,12 @@ class _Supervision:
         time_box = budget.reserve(self._context.options.time_per_experiment)
         if time_box is None:
             # The researcher's turn may have used up a limit at the moment in which it made the proposal.
-            why = budget.stop_reason() or "the time that is left is too short for another experiment"
-            self._ended = Ended(why, FINISHED)
+            reached = budget.reached()
+            self._ended = (
+                end("too_short", "the time that is left is too short for another experiment")
+                if reached is None
+                else end(reached.ending, reached.reason)
+            )
             return
         self._last_was_run = not isinstance(state, Working | Idle)
         outcome = self._pipeline.run(candidate, time_box)
@@ -391,21 +420,22 @@ class _Supervision:
                 self._context.results.commit_pending()
             case Idle() if self._empty_turns >= _EMPTY_TURNS:
                 why = f"nothing is left to try: {_EMPTY_TURNS} turns in a row brought no new experiment"
-                self._ended = Ended(why, FINISHED)
+                self._ended = end("nothing_new", why)
             case Idle():
                 self._turns += 1
                 self._empty_turns += 1
                 self._handled = None
                 self._context.researcher.begin_turn(self._situation())
             case Done(reason):
-                self._ended = Ended(one_line(reason, 300), FINISHED)
+                self._ended = self._answered_or(end(state.ending, one_line(reason, 300)))
             case Failed(reason):
-                self._ended = Ended(one_line(reason, 500), RESEARCHER)
+                self._ended = end(state.ending, one_line(reason, 500))
 
     def _show(self, state: ResearcherState) -> None:
         """Shows what the researcher is doing, whenever that changes."""
         if isinstance(state, Working) and state.doing != self._doing:
             self._doing = state.doing
+            self._word = state.doing or self._word
             self._context.emit(Turn(state.doing))
 
     def _situation(self) -> Situation:
@@ -440,10 +470,6 @@ class _Supervision:
         self._context.emit(Spending(self._context.budget_state()))
         self._doing = ""
 
-    def _progress(self, line: str) -> None:
-        if line:
-            self._context.emit(Progress(line))
-
     def _write_state(self) -> None:
         config = self._context.project.config
         write_state(
@@ -454,6 +480,26 @@ class _Supervision:
             budget=self._context.budget_state(),
             notice=self._context.results.note_moved,
         )
+
+
+class _SetupProgress:
+    """Says what the import of setup.py does: what it prints, and from time to time that it goes on."""
+
+    def __init__(self, emit: Emit, clock: Clock, model: str) -> None:
+        self._emit, self._clock = emit, clock
+        self._began = self._said = clock.monotonic()
+        self._line = f"importing setup.py, which loads {model}" if model else "importing setup.py"
+        emit(Progress(f"{self._line} …"))
+
+    def __call__(self, line: str) -> None:
+        """Gets what setup.py printed last, ten times a second."""
+        now = self._clock.monotonic()
+        if line and line != self._line:
+            self._line, self._said = line, now
+            self._emit(Progress(line))
+        elif now - self._said >= _SAY_EVERY:
+            self._said = now
+            self._emit(Progress(f"{self._line} ({duration(now - self._began)} so far)"))
 
 
 def _key(candidate: Candidate) -> str:

@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,13 +31,15 @@ from mlxterp_agent.judge.held_out import HeldOut, divide
 from mlxterp_agent.platform import Signals
 from mlxterp_agent.sandbox.jail import Isolation, caches, protection
 from mlxterp_agent.storage.git import Committer
-from mlxterp_agent.text import one_line
+from mlxterp_agent.text import duration, one_line
 
 if TYPE_CHECKING:
     from mlxterp.autointerpret.prompt_file import PromptCheck
 
 DEFAULT_DIRECTORY = "investigation"
 DEFAULT_SCAFFOLD = "factual_recall"
+
+_SAY_EVERY = 20.0
 
 Say: TypeAlias = Callable[[str], None]
 """Shows one line of what is done now."""
@@ -279,8 +282,8 @@ def evidence_of(project: Path, say: Say) -> Evidence:
     """
     config = load_project(project).config
     model = config.model
-    if not scaffold_defaults(config.scaffold).get("pairs", True):
-        return Evidence(HeldOut(members={}).describe())
+    if scaffold_defaults(config.scaffold).get("pairs") == "drawn":
+        return Evidence(HeldOut(source="confirm_pairs", members={}).describe())
     if is_missing_from_hub_cache(model) or (model in MODEL_FILES and not is_cached(model)):
         return Evidence(
             f"{model} is not on this machine yet; `start` fetches it, and says what can be decided"
@@ -327,6 +330,7 @@ def fetch_model(model: str, setup: bytes, emit: Emit, signals: Signals) -> None:
         fetch(model, show)
     except _Interrupted:
         return
+    emit(Progress(f"fetched {model}"))
 
 
 def is_missing_from_hub_cache(model: str) -> bool:
@@ -339,13 +343,18 @@ def is_missing_from_hub_cache(model: str) -> bool:
 def _fetch_from_hub(model: str, emit: Emit, signals: Signals) -> None:
     """Loads the model once in a process that has a network and runs nothing of the investigation."""
     emit(Progress(f"fetching {model} from the hub (once) …"))
-    null = subprocess.DEVNULL
-    process = subprocess.Popen(_loading(model, "--json"), stdin=null, stdout=null, stderr=null)
+    null, began = subprocess.DEVNULL, time.monotonic()
+    process, said = subprocess.Popen(_loading(model, "--json"), stdin=null, stdout=null, stderr=null), began
     while process.poll() is None:
         if signals.received:
             process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(0.1)
+        if time.monotonic() >= said + _SAY_EVERY:
+            said = time.monotonic()
+            emit(Progress(f"fetching {model} from the hub ({duration(said - began)} so far)"))
+    if not process.returncode:
+        emit(Progress(f"fetched {model}"))
 
 
 def _loading(model: str, *options: str) -> list[str]:

@@ -4,6 +4,7 @@ there."""
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,17 +14,17 @@ from mlxterp.autointerpret.hypothesis import read_hypothesis
 from mlxterp.autointerpret.prediction import read_predictions
 from mlxterp.errors import DeclarationError
 from mlxterp_agent.events import Emit, Event, Progress, Repaired, Violated
-from mlxterp_agent.exit_codes import FINISHED, NOTHING_RAN, PROJECT, Locked
+from mlxterp_agent.exit_codes import FINISHED, INVALID, NOTHING_RAN, PROJECT, Locked
 from mlxterp_agent.outcome import outcome_text, printed_by, repeat_text
 from mlxterp_agent.platform import read_or_none
 from mlxterp_agent.researchers.external import Once
 from mlxterp_agent.run_config import Options
 from mlxterp_agent.storage.budget import budget_state
-from mlxterp_agent.storage.record import digests_of
+from mlxterp_agent.storage.record import digests_of, verdict_of
 from mlxterp_agent.supervisor.guidance import Guidance, guidance_of
 from mlxterp_agent.supervisor.loop import run
 from mlxterp_agent.supervisor.project_view import read_project
-from mlxterp_agent.supervisor.watcher import SCAFFOLD_TEXT, read_experiment
+from mlxterp_agent.supervisor.watcher import SCAFFOLD_TEXT, Candidate, read_experiment
 
 _POLL = 0.25
 _PATIENCE = 60.0
@@ -50,17 +51,8 @@ def run_once(directory: Path, options: Options, emit: Emit) -> Answer:
         Locked: the other supervisor did not decide these bytes within the time box and a minute.
     """
     candidate = read_experiment(load_project(directory).path)
-    if candidate.error is not None:
-        return Answer(f"not run: {candidate.error}", (), PROJECT)
-    try:
-        read_hypothesis(candidate.source)
-        read_predictions(candidate.source)
-    except DeclarationError as problem:
-        # A supervisor refuses it without a line in the log, so there would be nothing to wait for.
-        return Answer(f"not run: {problem}", (), PROJECT)
-    before = _decided(directory, candidate.sha, before=True)
-    if before is not None:
-        return before
+    if (known := _known_at_once(directory, candidate)) is not None:
+        return known
     until, waits = time.monotonic() + options.time_per_experiment + _PATIENCE, False
     while True:
         try:
@@ -80,6 +72,46 @@ def run_once(directory: Path, options: Options, emit: Emit) -> Answer:
             return answer
 
 
+def wait_beside(directory: Path, longest: float, stopped: Callable[[], bool]) -> Answer | None:
+    """The verdict of the supervisor that works here on what experiment.py holds now; None if none works here,
+    or it went away. For a process that is there already: nothing is started, the supervisor's warm child runs
+    the file.
+
+    Args:
+        longest: seconds to wait; after that None.
+        stopped: asked four times a second; True ends the wait.
+    """
+    if read_project(directory).holder is None:
+        return None
+    candidate = read_experiment(load_project(directory).path)
+    if candidate.sha == scaffold_experiment(directory):
+        return Answer(f"not run: {SCAFFOLD_TEXT}", (), PROJECT)
+    if (known := _known_at_once(directory, candidate)) is not None:
+        return known
+    until = time.monotonic() + longest + _PATIENCE
+    while time.monotonic() < until and not stopped():
+        time.sleep(_POLL)
+        answer = _decided(directory, candidate.sha)
+        if answer is not None:
+            return answer
+        if read_project(directory).holder is None:
+            return _decided(directory, candidate.sha)
+    return None
+
+
+def _known_at_once(directory: Path, candidate: Candidate) -> Answer | None:
+    """What needs no run: a file that cannot run, a declaration that cannot stand, bytes that ran before."""
+    if candidate.error is not None:
+        return Answer(f"not run: {candidate.error}", (), PROJECT)
+    try:
+        read_hypothesis(candidate.source)
+        read_predictions(candidate.source)
+    except DeclarationError as problem:
+        # A supervisor refuses it without a line in the log, so there would be nothing to wait for.
+        return Answer(f"not run: {problem}", (), PROJECT)
+    return _decided(directory, candidate.sha, before=True)
+
+
 def _run(directory: Path, options: Options, emit: Emit) -> Answer:
     researcher, violated = Once(), list[str]()
 
@@ -93,9 +125,15 @@ def _run(directory: Path, options: Options, emit: Emit) -> Answer:
     outcome = researcher.outcome
     if outcome is None:
         return Answer(f"not run: {ended.reason}", (), ended.exit_code or NOTHING_RAN)
-    exit_code = PROJECT if outcome.run is None and not outcome.entries else FINISHED
+    exit_code = PROJECT if outcome.run is None and not outcome.entries else _code_of(outcome.entries)
     text = "\n".join([outcome.text, *violated])
     return Answer(text, outcome.entries, ended.exit_code or exit_code, outcome.guidance)
+
+
+def _code_of(entries: Sequence[ExperimentEntry]) -> int:
+    """The exit code of an experiment that ran, by its verdicts."""
+    invalid = any(verdict_of(each).startswith(("invalid", "interrupted")) for each in entries)
+    return INVALID if invalid else FINISHED
 
 
 def _stands(entry: ExperimentEntry, setup: str) -> bool:
@@ -117,7 +155,7 @@ def _decided(directory: Path, sha: str, *, before: bool = False) -> Answer | Non
     path = seen.project.path
     if before:
         guidance = Guidance(path, seen.state.root, jailed=True).if_changed()
-        return Answer(repeat_text(entries, budget, path), entries, FINISHED, guidance)
+        return Answer(repeat_text(entries, budget, path), entries, _code_of(entries), guidance)
     run_id = (entries[0].record or {}).get("run")
     text = outcome_text(entries, budget, printed=printed_by(path, run_id))
-    return Answer(text, entries, FINISHED, guidance_of(seen.state.root, run_id))
+    return Answer(text, entries, _code_of(entries), guidance_of(seen.state.root, run_id))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +28,15 @@ OFFSETS = (0, -1, 1, -2, -3)
 _MOST_TOKENS = 64
 _MOST_AROUND = 32
 _MOST_TOPIC = 12
+
+
+class DocumentWords(NamedTuple):
+    """Words by name, in how many documents of the training half each is, and the numbers of each document's
+    words."""
+
+    words: tuple[str, ...]
+    documents: NDArray[np.float64]
+    of_document: list[NDArray[np.int64]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,14 +103,21 @@ class Background:
         return {}
 
     @cached_property
-    def document_words(self) -> dict[str, int]:
-        """In how many documents of the training half each word is, for words that are in 3 or more."""
+    def document_words(self) -> DocumentWords:
+        """The words that are in 3 documents of the training half or more."""
         counts: dict[str, int] = {}
-        for words, inside in zip(self.corpus.view.words_of_documents, self.corpus.in_train, strict=True):
+        documents = self.corpus.view.words_of_documents
+        for words, inside in zip(documents, self.corpus.in_train, strict=True):
             if inside:
                 for word in words:
                     counts[word] = counts.get(word, 0) + 1
-        return {word: count for word, count in counts.items() if count >= 3}
+        known = sorted(word for word, count in counts.items() if count >= 3)
+        number = {word: i for i, word in enumerate(known)}
+        return DocumentWords(
+            tuple(known),
+            np.array([counts[word] for word in known], dtype=np.float64),
+            [np.array([number[w] for w in words if w in number], dtype=np.int64) for words in documents],
+        )
 
 
 def simple_rules(background: Background, feature_id: int, drawn: Draw) -> Iterator[tuple[Rule, Bools]]:
@@ -228,20 +245,19 @@ def topics(background: Background, drawn: Draw) -> Iterator[Topic]:
     if len(own) < 3:
         return
     every, inside = int(background.corpus.in_train.sum()), len(own)
-    counts: dict[str, int] = {}
-    for document in own:
-        for word in view.words_of_documents[document]:
-            counts[word] = counts.get(word, 0) + 1
-    known = [word for word in counts if word in background.document_words]
-    a = np.array([counts[word] for word in known], dtype=np.float64)
-    both = np.array([background.document_words[word] for word in known], dtype=np.float64)
+    words_of = background.document_words
+    counts = np.bincount(
+        np.concatenate([words_of.of_document[i] for i in own]), minlength=len(words_of.words)
+    )
+    known = np.flatnonzero(counts)
+    a, both = counts[known].astype(np.float64), words_of.documents[known]
     b = np.maximum(both - a, 0.0)
     prior = both / every
     odds = np.log((a + prior) / (inside - a + 1)) - np.log((b + prior) / (every - inside - b + 1))
     z = odds / np.sqrt(1 / (a + prior) + 1 / (b + prior))
-    # Sets have no order, so equal words are sorted by name.
-    order = sorted(range(len(known)), key=lambda i: (-z[i], known[i]))[:_MOST_TOPIC]
-    words = tuple(known[i] for i in order if z[i] > 1.5)
+    # The words are sorted by name, and so are equal ones here.
+    order = np.argsort(-z, kind="stable")[:_MOST_TOPIC]
+    words = tuple(words_of.words[known[i]] for i in order if z[i] > 1.5)
     for n in sorted({min(3, len(words)), min(6, len(words)), len(words)} - {0}):
         for at_least in (1, 2):
             if at_least <= n:

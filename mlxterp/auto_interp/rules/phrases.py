@@ -178,8 +178,9 @@ def phrase(tokens: tuple[str, ...]) -> str | None:
     weights = {text: 1 / (rank + _FLATTEN) for rank, text in enumerate(folded)}
     whole, left = sum(weights.values()), dict(weights)
     chosen: list[_WordClass] = []
+    names = _names(spelled)
     for least in (2 * _WORTH, _WORTH):
-        best = max((*_classes(), _names(spelled)), key=lambda each: round(_weight(each, left), 2))
+        best = _widest(left, names)
         if _weight(best, left) < least * whole or sum(map(best.holds, left)) < 2:
             break
         chosen.append(best)
@@ -191,7 +192,25 @@ def phrase(tokens: tuple[str, ...]) -> str | None:
     return None
 
 
-def _weight(of: _WordClass, left: dict[str, float]) -> float:
+def _widest(left: Mapping[str, float], names: _WordClass) -> _WordClass:
+    """The class with most weight among these texts, to two digits; of equal ones the first."""
+    classes = _classes()
+    found = [0.0] * len(classes)
+    for text, weight in left.items():
+        for i in _classes_of(text):
+            found[i] += weight
+    every = [*found, _weight(names, left)]
+    best = max(range(len(every)), key=lambda i: round(every[i], 2))
+    return names if best == len(classes) else classes[best]
+
+
+@lru_cache(maxsize=1 << 16)
+def _classes_of(text: str) -> tuple[int, ...]:
+    """The numbers of the classes that a token is of."""
+    return tuple(i for i, each in enumerate(_classes()) if each.holds(text))
+
+
+def _weight(of: _WordClass, left: Mapping[str, float]) -> float:
     return sum(weight for text, weight in left.items() if of.holds(text))
 
 

@@ -17,7 +17,6 @@ import numpy as np
 
 from mlxterp.causal.batching import sweep
 from mlxterp.causal.batching.rows import last_position_only
-from mlxterp.causal.batching.sweep import Progress
 from mlxterp.causal.circuits.edge_patching import Activations, EdgeAblation, EdgePrompts
 from mlxterp.causal.circuits.graph import Graph, graph_of
 from mlxterp.causal.circuits.partial_forward import (
@@ -50,8 +49,9 @@ from mlxterp.core.taps import Around, renamed, tapped
 from mlxterp.errors import SweepError
 from mlxterp.measurements import recorder
 from mlxterp.metrics import Floats
-from mlxterp.results import EdgeScoresResult
-from mlxterp.statistics.effects import effects
+from mlxterp.progress import ProgressOption, reporting
+from mlxterp.results import EdgeScoresResult, MeasuredAgain
+from mlxterp.statistics.effects import effects, strongest_elsewhere
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj")
 QKV = ("q", "k", "v")
@@ -249,7 +249,7 @@ def edge_attribution(
     align: Align = "strict",
     ablation: EdgeAblation = "corrupted",
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: ProgressOption = None,
 ) -> EdgeScoresResult:
     """What carrying the corrupted value over each edge into the clean run would do, estimated by a gradient.
 
@@ -267,7 +267,8 @@ def edge_attribution(
     of a layer together add up to the score of attn_out.
 
     Args:
-        clean, corrupted, metric, answer, foil, seed: as for `activation_patching`.
+        clean, corrupted, metric, answer, foil: as for `activation_patching`. seed: which half of the pairs
+            chooses the strongest edges, which the other half estimates again (`measured_again`).
         align: as for `activation_patching`, for method "eap"; a position without a counterpart counts as
             unchanged.
         ablation: what an edge carries instead: "corrupted" as above, "zero", or "mean" over all prompts at
@@ -277,7 +278,8 @@ def edge_attribution(
             (e_clean − e_corrupted), k = 1 … steps, as the paper has it (its code runs k = 0 … steps − 1); one
             step is EAP. "clean-corrupted": the mean of the gradients at both ends.
         steps: of "eap-ig"; 5 by default.
-        progress: called with (examples done, examples in all).
+        progress: called with (examples done, examples in all); by default a bar after two seconds, False for
+            none.
 
     Costs the pair's two baselines, one forward of both runs, then a forward and a backward per step.
 
@@ -307,11 +309,12 @@ def edge_attribution(
     estimate = _Estimate(model, inputs, prepared, prompts, ends)
     changes = []
     at_once = max(1, TOKEN_BUDGET // prepared.clean.shape[1])
-    for start in range(0, len(prepared.clean), at_once):
-        examples = np.arange(start, min(start + at_once, len(prepared.clean)))
-        changes.append(estimate.changes(examples))
-        if progress is not None:
-            progress(int(examples[-1]) + 1, len(prepared.clean))
+    with reporting(progress, "edge attribution") as shown:
+        for start in range(0, len(prepared.clean), at_once):
+            examples = np.arange(start, min(start + at_once, len(prepared.clean)))
+            changes.append(estimate.changes(examples))
+            if shown is not None:
+                shown(int(examples[-1]) + 1, len(prepared.clean))
     one, zero = prepared.corrupted_metric, prepared.clean_metric
     names = tuple(str(edge) for edge in graph.edges())
     require_finite(
@@ -322,6 +325,7 @@ def edge_attribution(
     )
     patched = zero[:, None] + np.concatenate(changes)
     found = effects(patched, one=one, zero=zero, clusters=prepared.clusters, seed=seed)
+    again, chosen_on = strongest_elsewhere(patched, one=one, zero=zero, clusters=prepared.clusters, seed=seed)
     options = {"method": method, "direction": "noising", "ablation": ablation}
     recorder.add_method("edge_attribution", pairs=len(prepared.pairs))
     return EdgeScoresResult(
@@ -335,6 +339,13 @@ def edge_attribution(
         per_example=found.per_example if len(prepared.pairs) > 1 else None,
         ci_low=found.low,
         ci_high=found.high,
+        measured_again=tuple(
+            MeasuredAgain(
+                label=names[each.site], searched=each.searched, effect=each.effect, ci=(each.low, each.high)
+            )
+            for each in again
+        ),
+        chosen_on=chosen_on,
         measured_on=prepared.measured_on(model) | options | found.facts(),
     )
 

@@ -11,7 +11,6 @@ import numpy as np
 
 from mlxterp import metrics
 from mlxterp.causal.batching import sweep
-from mlxterp.causal.batching.sweep import Progress
 from mlxterp.causal.finite import require_finite, require_finite_runs
 from mlxterp.causal.prompts.alignment import Align
 from mlxterp.causal.prompts.cautions import of_form
@@ -43,6 +42,7 @@ from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import MetricError, NoGap, SweepError
 from mlxterp.measurements import recorder
 from mlxterp.metrics import Floats, Metric
+from mlxterp.progress import ProgressOption, reporting
 from mlxterp.results import AblationResult, AblationRow
 from mlxterp.statistics.clusters import clusters
 from mlxterp.statistics.effects import effects
@@ -230,7 +230,7 @@ def ablate(
     random_sets: int = 0,
     exclude: Sequence[Member] = (),
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: ProgressOption = None,
 ) -> AblationResult:
     """The metric on the clean prompts with each set ablated (necessity), or with only it kept (sufficiency).
 
@@ -250,6 +250,7 @@ def ablate(
             A set's rank among them is its p-value (`AblationResult.p_among_random`); 0.05 takes 19.
         exclude: heads that random sets leave out too.
         seed: of the random sets.
+        progress: called with (rows done, rows in all); by default a bar after two seconds, False for none.
 
     Returns:
         one row per set. What is left of the metric, as a share: m / m_clean for mean and zero ablation and a
@@ -333,7 +334,7 @@ def _measure(
     subjects: _Subjects,
     ablated: Sequence[tuple[Part, ...]],
     kind: Kind,
-    progress: Progress | None,
+    progress: ProgressOption,
 ) -> Floats:
     """The metric `[n_examples, n_sets]` with each set ablated."""
     points = sorted({part.point for parts in ablated for part in parts})
@@ -344,15 +345,16 @@ def _measure(
         for parts in ablated
         for example, edits in enumerate(_edits(parts, stand_ins, subjects, kind))
     ]
-    values = sweep.run_rows(
-        model,
-        subjects.tokens,
-        rows,
-        lambda logits, examples: read_rows(subjects.metric, subjects.targets, logits, examples),
-        vocabulary=vocabulary_of(subjects.metric, subjects.targets),
-        base=subjects.run,
-        progress=progress,
-    )
+    with reporting(progress, "ablation") as shown:
+        values = sweep.run_rows(
+            model,
+            subjects.tokens,
+            rows,
+            lambda logits, examples: read_rows(subjects.metric, subjects.targets, logits, examples),
+            vocabulary=vocabulary_of(subjects.metric, subjects.targets),
+            base=subjects.run,
+            progress=shown,
+        )
     return np.asarray(values.reshape(len(ablated), n).T)
 
 

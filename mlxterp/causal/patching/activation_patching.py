@@ -9,7 +9,6 @@ import mlx.core as mx
 import numpy as np
 
 from mlxterp.causal.batching import sweep
-from mlxterp.causal.batching.sweep import Progress
 from mlxterp.causal.finite import require_finite
 from mlxterp.causal.patching.sites import (
     By,
@@ -30,6 +29,7 @@ from mlxterp.core.hook_points import HookPoint, axes
 from mlxterp.core.model import InterpretableModel
 from mlxterp.measurements import recorder
 from mlxterp.metrics import Floats
+from mlxterp.progress import ProgressOption, reporting
 from mlxterp.results import PatchingResult
 from mlxterp.statistics.effects import effects
 
@@ -58,7 +58,7 @@ def activation_patching(
     layers: Sequence[int] | None = None,
     positions: Sequence[int] | None = None,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: ProgressOption = None,
 ) -> PatchingResult:
     """The effect of patching each site of `component`, one site at a time.
 
@@ -89,7 +89,7 @@ def activation_patching(
         layers, positions: sweep only these; by default all layers that have the component. Positions are the
             patched run's, negative ones count from the end.
         seed: which half of the pairs chooses the sites that the other half measures again.
-        progress: called with (rows done, rows in all).
+        progress: called with (rows done, rows in all); by default a bar after two seconds, False for none.
 
     Returns:
         effects with axes in the order of `by`.
@@ -134,7 +134,7 @@ def activation_patchings(
     layers: Sequence[int] | None = None,
     positions: Sequence[int] | None = None,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: ProgressOption = None,
 ) -> tuple[PatchingResult, ...]:
     """Several sweeps of `activation_patching` in one call: both prompts run once, and all rows run together.
 
@@ -184,7 +184,7 @@ def patched_metrics(
     prepared: Prepared,
     runs: Runs,
     sweeps: Sequence[tuple[str, Sequence[Site]]],
-    progress: Progress | None,
+    progress: ProgressOption,
 ) -> list[Floats]:
     """Per sweep of a component over sites, the metric `[n_examples, n_sites]` with each site patched.
 
@@ -209,15 +209,16 @@ def patched_metrics(
         for example in range(len(runs.base))
     ]
     if rows:
-        found = sweep.run_rows(
-            model,
-            runs.base,
-            rows,
-            prepared.read,
-            vocabulary=prepared.vocabulary,
-            base=runs.base_run,
-            progress=progress,
-        )
+        with reporting(progress, "activation patching") as shown:
+            found = sweep.run_rows(
+                model,
+                runs.base,
+                rows,
+                prepared.read,
+                vocabulary=prepared.vocabulary,
+                base=runs.base_run,
+                progress=shown,
+            )
         for where, of_examples in zip(cells.values(), found.reshape(len(cells), -1), strict=True):
             for s, i in where:
                 values[s][:, i] = of_examples

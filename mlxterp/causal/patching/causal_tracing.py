@@ -12,7 +12,6 @@ import numpy as np
 
 from mlxterp import metrics
 from mlxterp.causal.batching import packed, sweep
-from mlxterp.causal.batching.sweep import Progress
 from mlxterp.causal.finite import require_finite, require_finite_runs
 from mlxterp.causal.patching.sites import within
 from mlxterp.causal.prompts.cautions import of_component, of_form
@@ -36,6 +35,7 @@ from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import NoGap, PromptPairError, SweepError, TokenError
 from mlxterp.measurements import recorder
 from mlxterp.metrics import Floats, Metric
+from mlxterp.progress import Progress, ProgressOption, reporting
 from mlxterp.results import CausalTracingResult
 from mlxterp.statistics.ratio import mean_of
 
@@ -185,7 +185,7 @@ def causal_tracing(
     metric: MetricLike = "prob",
     layers: Sequence[int] | None = None,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: ProgressOption = None,
 ) -> CausalTracingResult:
     """How much of a fact comes back when one clean state is restored in a run whose subject is noise.
 
@@ -209,6 +209,7 @@ def causal_tracing(
         metric: "prob" as in the paper, or any other of `mlxterp.metrics` that needs no corrupted prompt.
         layers: restore at these only.
         seed: of the noise, `seed + i` for prompt i.
+        progress: called with (rows done, rows in all); by default a bar after two seconds, False for none.
 
     Returns:
         effects [n_layers, n_positions], or [n_layers, n_roles], in units of the metric.
@@ -246,9 +247,10 @@ def causal_tracing(
     std = noise * float(np.std(np.concatenate([np.array(s.embed)[0, list(s.positions)] for s in read])))
     what = _Restoration(point_name, span, swept, std, samples)
     measured: list[tuple[Floats, Floats]] = []
-    for i, each in enumerate(read):
-        of_prompt = _progress_of(progress, i, len(read))
-        measured.append(_trace(model, each, chosen, what, mx.random.key(seed + i), of_prompt))
+    with reporting(progress, "causal tracing") as shown:
+        for i, each in enumerate(read):
+            of_prompt = _progress_of(shown, i, len(read))
+            measured.append(_trace(model, each, chosen, what, mx.random.key(seed + i), of_prompt))
     recorder.add_method("causal_tracing", pairs=len(listed))
     limits = [text for s in read for text in s.cautions]
     limits += [*of_component(model, point_name, swept), *of_component(model, "embed", ())]

@@ -20,7 +20,6 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
-from mlxterp.causal.batching.sweep import Progress
 from mlxterp.causal.circuits.edge_patching import EdgeRun, Input
 from mlxterp.causal.circuits.graph import (
     Graph,
@@ -34,6 +33,7 @@ from mlxterp.causal.prompts.pair import MetricLike, Pairs, as_pairs, prepare
 from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import SweepError
 from mlxterp.measurements import recorder
+from mlxterp.progress import ProgressOption, reporting
 from mlxterp.results import PathPatchingResult
 from mlxterp.statistics.effects import effects
 
@@ -52,7 +52,7 @@ def path_patching(
     foil: str | int | None = None,
     token_budget: int | None = None,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: ProgressOption = None,
 ) -> PathPatchingResult:
     """The share of the gap between clean and corrupted that senders carry into these receivers.
 
@@ -67,7 +67,8 @@ def path_patching(
         metric: see `mlxterp.metrics.resolve`.
         token_budget: bounds the memory of a batch.
         seed: kept for callers of earlier versions; intervals are no longer drawn.
-        progress: called with (senders done, senders in all).
+        progress: called with (senders done, senders in all); by default a bar after two seconds, False for
+            none.
 
     Returns:
         a sender that comes after the receivers has an effect of exactly 0.
@@ -86,13 +87,16 @@ def path_patching(
     sets = _sender_sets(run.graph, senders, inputs, model.name)
     where = _where(positions, run.length)
     values = np.empty((run.n, len(sets)))
-    for first in range(0, len(sets), run.rows_at_once):
-        some = sets[first : first + run.rows_at_once]
-        logits = run.logits_given(_Arrivals(run, some, inputs, where, freeze_mlps=freeze_mlps).at_receivers())
-        for i, rows in enumerate(logits):
-            values[:, first + i] = prepared.metric(rows, prepared.targets)
-        if progress is not None:
-            progress(first + len(some), len(sets))
+    with reporting(progress, "path patching") as shown:
+        for first in range(0, len(sets), run.rows_at_once):
+            some = sets[first : first + run.rows_at_once]
+            logits = run.logits_given(
+                _Arrivals(run, some, inputs, where, freeze_mlps=freeze_mlps).at_receivers()
+            )
+            for i, rows in enumerate(logits):
+                values[:, first + i] = prepared.metric(rows, prepared.targets)
+            if shown is not None:
+                shown(first + len(some), len(sets))
     require_finite(
         values,
         lambda i: " + ".join(str(node) for node in sets[i]),

@@ -26,7 +26,8 @@ def load_sae(
     """The SAE in a directory or file, on raw activations in float32.
 
     Read are directories of SAELens (`cfg.json`, `sae_weights.safetensors`; architectures as in
-    `saelens.ARCHITECTURES`) and of sparsify (`cfg.json`, `sae.safetensors`), and Gemma Scope's `params.npz`.
+    `saelens.ARCHITECTURES`) and of sparsify (`cfg.json`, `sae.safetensors`); Gemma Scope's `params.npz`, and
+    directories of Gemma Scope 2 (`config.json`, `params.safetensors`).
 
     Args:
         path: the directory, or a `.npz` file.
@@ -47,9 +48,11 @@ def load_sae(
         return saelens.to_sae(read_config(file), read_arrays(file / saelens.WEIGHTS), overrides, file)
     if (file / CONFIG).is_file() and (file / sparsify.WEIGHTS).is_file():
         return sparsify.to_sae(read_config(file), read_arrays(file / sparsify.WEIGHTS), overrides, file)
+    if gemma_scope.is_version_2(file):
+        return gemma_scope.to_sae_2(file, overrides)
     there = ", ".join(sorted(p.name for p in file.iterdir())) if file.is_dir() else "nothing"
     raise SAEFormatError(
         f"No SAE at {file}: there is {there or 'an empty directory'}. Read are: {CONFIG} with "
-        f"{saelens.WEIGHTS} (SAELens) or {sparsify.WEIGHTS} (sparsify), and {gemma_scope.WEIGHTS} (Gemma "
-        "Scope)."
+        f"{saelens.WEIGHTS} (SAELens) or {sparsify.WEIGHTS} (sparsify), {gemma_scope.WEIGHTS} (Gemma "
+        f"Scope), and {gemma_scope.CONFIG_2} with {gemma_scope.WEIGHTS_2} (Gemma Scope 2)."
     )

@@ -177,6 +177,14 @@ def test_fresh_pairs_leave_all_that_is_there_to_explore():
     assert said.startswith("16 independent clusters to explore, up to 48 fresh ones for each declared claim")
 
 
+def test_fresh_pairs_decide_also_where_the_dataset_holds_texts():
+    said = divide({"pairs": None, "confirm_pairs": True}, None, "salt").describe()
+
+    assert said.startswith(
+        "setup.dataset holds no prompt pairs; up to 48 fresh pairs for each declared claim: enough for "
+    )
+
+
 def test_items_of_a_file_are_counted_beside_the_dataset():
     items = [{"clean": f"a{i}", "corrupted": f"b{i}", "answer": "y", "foil": "n"} for i in range(20)]
 

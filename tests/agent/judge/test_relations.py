@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from mlxterp.autointerpret.entry import ExperimentEntry
+from mlxterp.autointerpret.entry import ExperimentEntry, retractions
 from mlxterp_agent.judge.relations import Relations, relations
-from mlxterp_agent.storage.record import dependents, retractions
+from mlxterp_agent.storage.record import dependents
 
 
 def _declared(site: str = "L9.H6", op: str = "patch", source: str = "clean", **more: Any) -> dict[str, Any]:

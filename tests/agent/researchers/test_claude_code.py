@@ -149,7 +149,9 @@ def test_i_am_done_is_sent_back_while_budget_remains_and_an_idle_agent_is_let_go
     assert "without a new experiment" not in first.prompt
     assert len(later) == 2
     assert ended == Ended(
-        "nothing is left to try: 3 turns in a row brought no new experiment", exit_codes.FINISHED
+        "nothing is left to try: 3 turns in a row brought no new experiment",
+        exit_codes.FINISHED,
+        "nothing_new",
     )
 
 
@@ -308,12 +310,22 @@ def test_no_rate_limit_is_waited_out_past_the_end_of_the_budget(faked):
     assert "the time is up before" in state.reason
 
 
+def test_an_option_that_an_old_client_does_not_know_ends_the_run_at_once(project, faked):
+    each = faked([("complain", "error: unknown option '--setting-sources'")])
+
+    ended, _ = supervise(project, each.researcher)
+
+    assert (ended.ending, ended.exit_code) == ("old_client", exit_codes.RESEARCHER)
+    assert "update Claude Code" in ended.reason
+    assert len(each.program.calls) == 1
+
+
 def test_until_wins_over_waiting(project, faked):
     each = faked([BEGIN, *limited()])
 
     ended, _ = supervise(project, each.researcher, until=time.time() + 6.0)
 
-    assert ended.exit_code == exit_codes.FINISHED
+    assert (ended.exit_code, ended.ending) == (exit_codes.RESEARCHER, "service")  # it never answered
     assert len(each.program.calls) == 1
 
 

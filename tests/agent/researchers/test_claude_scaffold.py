@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from mlxterp.autointerpret.scaffold import init_autointerpret
+from mlxterp.autointerpret.scaffold import init_autointerpret, program
 from mlxterp_agent.storage.git import Committer
 from mlxterp_agent.supervisor.prepare import initial_files
 from tests.agent.fakes import git
@@ -152,6 +152,47 @@ def test_only_our_own_commands_in_plain_words_are_allowed_without_a_question(gua
     assert answer(guard.before_tool("Bash", {"command": command})) == decision
 
 
+def test_what_was_generated_calls_the_program_by_its_path(opened, guard):
+    settings = json.loads((opened / ".claude" / "settings.json").read_text())
+    server = json.loads((opened / ".mcp.json").read_text())["mcpServers"]["autointerp"]
+
+    assert Path(program()).is_absolute()
+    assert server["command"] == guard.PROGRAM == program()
+    assert f"Bash({program()} run:*)" in settings["permissions"]["allow"]
+    assert f"`{program()} run`" in (opened / "CLAUDE.md").read_text()
+    assert answer(guard.before_tool("Bash", {"command": f"{program()} run"})) == "allow"
+
+
+def test_the_tools_and_the_hook_work_without_an_activated_environment(opened, tmp_path):
+    bare = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "CLAUDE_PROJECT_DIR": str(opened)}
+    server = json.loads((opened / ".mcp.json").read_text())["mcpServers"]["autointerp"]
+    hello = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "t", "version": "0"}}
+    asked = {"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": hello}
+    hook = json.loads((opened / ".claude" / "settings.json").read_text())["hooks"]["UserPromptSubmit"][0]
+
+    answered = subprocess.run(
+        [server["command"], *server["args"]],
+        cwd=opened,
+        env=bare,
+        input=json.dumps(asked) + "\n",
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    prompted = subprocess.run(
+        hook["hooks"][0]["command"],
+        shell=True,
+        env=bare,
+        input=json.dumps({"hook_event_name": "UserPromptSubmit", "prompt": "investigate"}),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert json.loads(answered.stdout.splitlines()[0])["result"]["serverInfo"]["name"] == "autointerp"
+    assert (prompted.returncode, prompted.stderr) == (0, "")
+
+
 def test_a_hook_that_cannot_think_refuses(opened):
     command = json.loads((opened / ".claude" / "settings.json").read_text())["hooks"]["PreToolUse"][0][
         "hooks"
@@ -176,8 +217,10 @@ STATUS = "#!/bin/sh\necho '{{\"experiments_left\": {left}}}'\n"
 
 
 @pytest.fixture
-def budget(tmp_path: Path) -> Callable[[int], str]:
-    """PATH with an `autointerp` that has so many experiments left."""
+def budget(tmp_path: Path, opened: Path) -> Callable[[int], str]:
+    """PATH with an `autointerp` that has so many experiments left, in the place of the real one."""
+    guard = opened / ".claude" / "hooks" / "guard.py"
+    guard.write_text(guard.read_text().replace(f"PROGRAM = {program()!r}", 'PROGRAM = "autointerp"'))
 
     def left(number: int) -> str:
         folder = tmp_path / "path"

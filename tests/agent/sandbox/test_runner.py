@@ -187,7 +187,29 @@ def test_a_setup_that_never_ends_is_stopped(bench: Bench):
     bench.seal(HANG)
     bench.new_runner(setup_timeout=0.2)
 
-    assert bench.runner.check_setup().error == "setup.py was not imported within 0.2 seconds"
+    assert bench.runner.check_setup().error == "setup.py was not imported, and said nothing for 0.2 seconds"
+
+
+@pytest.mark.parametrize(("between", "ok"), [(90.0, True), (100.0, False)])
+def test_a_setup_that_says_what_it_does_has_the_time_limit_anew_with_every_line(
+    bench: Bench, between: float, ok: bool
+):
+    bench.seal(
+        "import os, sys, time\n"
+        "for step in 'one', 'two':\n"
+        "    print(step, file=sys.stderr, flush=True)\n"
+        "    while not os.path.exists(step): time.sleep(0.01)\n"
+    )
+    clock, seen = FakeClock(), set[str]()
+    bench.new_runner(setup_timeout=100.0, clock=clock)
+
+    def go_on(line: str) -> None:
+        if line in ("one", "two") and line not in seen:
+            seen.add(line)
+            clock.advance(between)
+            (bench.project / line).touch()
+
+    assert bench.runner.check_setup(progress=go_on).ok is ok
 
 
 def test_while_setup_is_imported_its_last_line_of_output_is_shown(bench: Bench):
@@ -1040,3 +1062,29 @@ def test_digests_decide_what_runs(bench: Bench, monkeypatch: pytest.MonkeyPatch)
 
     assert outcome.status == "error"
     assert "was changed between its digest and its run" in (outcome.error or "")
+
+
+GARBAGE = """
+import os, signal, stat, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+for name in os.listdir(f"/proc/{os.getppid()}/fd"):
+    try:
+        fd = os.open(f"/proc/{os.getppid()}/fd/{name}", os.O_WRONLY | os.O_NONBLOCK)
+    except OSError:
+        continue
+    if stat.S_ISFIFO(os.fstat(fd).st_mode):
+        os.write(fd, b'\\xff{"code": "x"}\\n[[[\\n{"pid": -1}\\n')
+        os.write(fd, b'{"code": 0, "signal": 99, "escaped": 0, "peak": 0}\\n')
+while True:
+    time.sleep(0.05)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only /proc leads to the pipes of another process")
+def test_garbage_on_the_pipes_of_the_warden_does_not_delay_the_end(bench: Bench):
+    bench.without_jail()
+
+    outcome = bench.run(GARBAGE, time_box=1.0)
+
+    assert outcome.status == "timeout"
+    assert outcome.seconds < 1.0 + 2.0

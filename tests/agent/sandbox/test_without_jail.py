@@ -37,6 +37,7 @@ NOT_PROMISED = {
         _UNUSED,
     ),
     "write_experiment": _OWN,
+    "link_for_report": "it is moved aside, with a notice, when the report is written",
     "change_mode": "times and modes are not compared, and decide nothing",
     "change_times": "times and modes are not compared, and decide nothing",
     "mount_over": "it mounts in a namespace of its own, which ends with it",

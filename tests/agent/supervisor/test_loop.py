@@ -302,7 +302,7 @@ def test_the_budget_of_experiments_holds_over_restarts(project):
     second, _, _ = supervise(project, ["beta", "gamma"], options=Options(max_experiments=2))
 
     assert "every proposal" in first.reason
-    assert second == ("the budget of 2 experiments is used up", FINISHED)
+    assert second == ("the budget of 2 experiments is used up", FINISHED, "experiments")
     assert verdicts(project) == ["lead", "lead"]
 
 
@@ -398,6 +398,7 @@ class _Fixed:
     name = "fixed"
     model: str | None = None
     session: str | None = None
+    answered = True
 
     def __init__(self, state: ResearcherState, experiment: str = "") -> None:
         self.state = state
@@ -420,13 +421,13 @@ class _Fixed:
 def test_a_researcher_that_fails_ends_the_run_with_its_own_number(project):
     ended = run(project, _Fixed(Failed("the key is refused")), Options(), [].append)
 
-    assert ended == ("the key is refused", RESEARCHER)
+    assert ended == ("the key is refused", RESEARCHER, "researcher")
 
 
 def test_a_researcher_that_is_done_ends_the_run(project):
     ended = run(project, _Fixed(Done("answered")), Options(), [].append)
 
-    assert ended == ("answered", FINISHED)
+    assert ended == ("answered", FINISHED, "finished")
 
 
 def test_three_turns_without_a_new_experiment_end_the_run(project):
@@ -516,7 +517,7 @@ def test_what_the_researcher_costs_is_in_the_line_and_ends_the_run(project):
     records = [entry.record for entry in entries(project)]
     assert [record["cost"] for record in records] == [{"usd": 0.25, "tokens": {"total": 1000}}]
     assert [record["spent"]["usd"] for record in records] == [0.25]
-    assert ended == ("the budget of $0.50 is used up", FINISHED)
+    assert ended == ("the budget of $0.50 is used up", FINISHED, "usd")
 
 
 def test_a_turn_that_ends_with_its_limit_reached_names_that_limit(project):
@@ -558,7 +559,10 @@ def test_the_model_is_fetched_visibly_if_setup_py_names_it_and_it_is_not_there(m
     assert bool(told) == named
     if named:
         assert told[0] == Progress("fetching smollm2-135m (once, 93 MB) …")
-        assert told[-1] == Progress("fetching smollm2-135m", 100e6, 100e6)
+        assert told[-2:] == [
+            Progress("fetching smollm2-135m", 100e6, 100e6),
+            Progress("fetched smollm2-135m"),
+        ]
 
 
 def _wait_for_line(process: subprocess.Popen[str], name: str) -> None:

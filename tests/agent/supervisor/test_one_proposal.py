@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from mlxterp.autointerpret.contract import CONFIG, load_project, state_dir
-from mlxterp_agent.events import Repaired, Violated
+from mlxterp_agent.events import Repaired, Violated, Waiting
 from mlxterp_agent.exit_codes import FINISHED
 from mlxterp_agent.platform import FakeClock, boot_id
 from mlxterp_agent.run_config import Options, next_time
@@ -182,3 +183,15 @@ def test_a_setup_that_was_resealed_lets_the_same_experiment_run_again(tmp_path, 
     checks = verify(project, State(state_dir(project)))
     assert [check.text for check in checks if check.result == "problem"] == []
     assert os.path.exists(project / "findings")
+
+
+def test_calls_that_a_kill_left_open_count_as_spent_and_are_named_at_the_next_start(project: Path):
+    with contextlib.closing(Journal(open_state(project).journal_path)) as journal:
+        journal.open()
+        journal.append("start", config={})
+        journal.append("hold", call="lost", usd=0.6, tokens=600)
+
+    _, events, _ = supervise(project, [])
+
+    (named,) = [e.text for e in events if isinstance(e, Waiting) and "left open" in e.text]
+    assert named.startswith("1 calls that a kill left open count as spent, $0.6000")

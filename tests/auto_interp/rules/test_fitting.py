@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,10 +12,11 @@ from mlxterp.auto_interp.confidence import calibration_error
 from mlxterp.auto_interp.evidence.corpus import Corpus
 from mlxterp.auto_interp.evidence.evidence import Sampling, gather
 from mlxterp.auto_interp.evidence.token_draw import draw
-from mlxterp.auto_interp.label import FeatureLabel, Proposal
+from mlxterp.auto_interp.label import Abstention, FeatureLabel, Proposal
 from mlxterp.auto_interp.promoted_tokens import Promotion
+from mlxterp.auto_interp.rules import fitting
 from mlxterp.auto_interp.rules.candidates import Background, simple_rules
-from mlxterp.auto_interp.rules.fitting import OfflineLabeler, OfflineRun, fit, score_rule
+from mlxterp.auto_interp.rules.fitting import Fitted, OfflineLabeler, OfflineRun, fit, score_rule
 from mlxterp.sae.feature_store.store import FeatureStore
 from tests.auto_interp import planted
 
@@ -50,6 +52,38 @@ def test_planted_features_are_named_and_nulls_are_not(store):
     kinds = [plant.kind for plant in planted.plants()] + ["null"] * n
 
     check(labelled(both, chosen), [kinds[i] for i in chosen])
+
+
+JUST_BELOW = float(np.nextafter(0.6, 0))
+
+
+@pytest.mark.parametrize(("accuracy", "labelled"), [(0.6, True), (JUST_BELOW, False)])
+def test_a_rule_is_proposed_from_a_balanced_accuracy_of_0_6_on(store, monkeypatch, accuracy, labelled):
+    run = OfflineRun(Corpus(store), Sampling())
+    rule = fit(run.labeler.background, 0).rule
+    monkeypatch.setattr(fitting, "fit", lambda background, feature_id: Fitted(rule, accuracy))
+
+    found = run.labeler.proposal(next(gather(run.corpus, [0], sampling=run.sampling)))
+
+    assert isinstance(found, Proposal if labelled else Abstention)
+
+
+@pytest.mark.parametrize(("low", "status"), [(0.6, "ok"), (JUST_BELOW, "uninterpretable")])
+def test_a_label_is_given_where_its_interval_on_held_out_text_begins_at_0_6_or_above(
+    store, monkeypatch, low, status
+):
+    run, scored = OfflineRun(Corpus(store), Sampling()), fitting.score_rule
+
+    def with_interval(*given, **options):
+        scores = scored(*given, **options)
+        return scores | {"rule": replace(scores["rule"], interval=(low, 0.99))}
+
+    monkeypatch.setattr(fitting, "score_rule", with_interval)
+
+    label = run.label(0, NOTHING, {})
+
+    assert label.status == status
+    assert ("does not hold on held-out texts" in label.description) is (status != "ok")
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ has a mask, with nodes, and with the planted edges of the toy."""
 from __future__ import annotations
 
 import json
+from functools import partial
 from importlib.resources import files
 
 import mlx.core as mx
@@ -11,13 +12,17 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 
-from mlxterp.causal import PromptPair, attribution_patchings, edge_attribution, graph_of
+from mlxterp import causal
+from mlxterp.causal import PromptPair, edge_attribution, graph_of
 from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import LengthMismatch, MetricError, ResultError, SweepError
 from mlxterp.results import AnalysisResult
 from tests.causal.conftest import PAIR, PAIRS
 from tests.small_models import small_module
 from tests.tiny_models import FAMILIES, ByteTokenizer, tiny_module
+
+# Of one gradient, as the edges' scores are.
+attribution_patchings = partial(causal.attribution_patchings, steps=1, verify=0)
 
 
 def masked_llama(model, tokens, differences, masks, metric):
@@ -278,3 +283,24 @@ def test_edges_out_of_a_node_add_up_to_its_score_as_the_documentation_says_for_e
         assert of_heads[layer].sum() == pytest.approx(attn.effects[layer], abs=1e-3)
     off = float(np.abs(of_heads - heads.effects).max())
     assert (off > 0.1) if family in POST_NORMS else (off < 1e-4)
+
+
+def test_the_strongest_of_many_edges_are_estimated_again_on_pairs_that_did_not_choose_them(tiny_llama):
+    pairs = [PromptPair(f"{c}bcdx", f"{c}bcdy", answer="x", foil="y") for c in "abcdefgh"]
+
+    found, few = edge_attribution(tiny_llama, pairs), edge_attribution(tiny_llama, pairs[:7])
+
+    others = [pair for i, pair in enumerate(pairs) if i not in found.chosen_on]
+    alone, chosen = edge_attribution(tiny_llama, others), [pairs[i] for i in found.chosen_on]
+    there = edge_attribution(tiny_llama, chosen)
+    assert len(found.measured_again) == 5
+    assert [each.label for each in found.measured_again] == [c.label for c in there.top_components(5)]
+    for each in found.measured_again:
+        assert each.effect == pytest.approx(alone.score(each.label), rel=1e-3, abs=1e-5)
+        assert each.searched == pytest.approx(there.score(each.label), rel=1e-3, abs=1e-5)
+        assert each.ci[0] <= each.effect <= each.ci[1]
+    assert "The strongest on 4 pairs, estimated on 4 other pairs: " in found.summary()
+    assert f"Strongest of {len(found.edges)}: " in found.summary()
+    assert few.measured_again == ()
+    assert "Scored on the same pairs that the search used" in few.summary()
+    assert AnalysisResult.from_json(found.to_json()) == found

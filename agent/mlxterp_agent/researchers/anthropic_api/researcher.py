@@ -100,6 +100,10 @@ class ApiResearcher:
         self._polls_of_offer = 0
         self._broken: BaseException | None = None
 
+    @property
+    def answered(self) -> bool:
+        return self.usage.calls > 0
+
     def begin_turn(self, situation: Situation) -> None:
         self._doing = "beginning"
         last = ""

@@ -24,6 +24,7 @@ from mlxterp.llm.spending_limit import Cost, charge_call
 from mlxterp.llm.stream import Answer
 from mlxterp.text import percent
 from mlxterp_agent import prompts
+from mlxterp_agent.endings import refused
 from mlxterp_agent.outcome import repeat_text
 from mlxterp_agent.platform import Clock, read_or_none
 from mlxterp_agent.researcher_notes import notes_of
@@ -123,7 +124,10 @@ class SupervisedBudget:
         output = int(room)
         worst = Cost(self._priced.at_most(prompt, output), prompt + output)
         reserved = Reservation(uuid.uuid4().hex, worst, output)
-        self._situation.hold(reserved.call, worst.usd, worst.tokens)
+        answer_usd = self._priced.at_most(0, output)
+        self._situation.hold(
+            reserved.call, worst.usd, worst.tokens, answer_usd=answer_usd, answer_tokens=output
+        )
         return reserved
 
     def cost_of(self, answer: Answer) -> Cost:
@@ -169,14 +173,14 @@ class Turn:
         try:
             return await self._converse()
         except BudgetUsedUp as problem:
-            return Done(str(problem))
+            return Done(str(problem), ending="question_cost")
         except LlmRejected as problem:
-            return Failed(str(problem))
+            return Failed(str(problem), refused(problem.status))
         except TransientError as problem:
             if self._until is not None:
-                return Done(f"{problem}, and the time ends before it is back")
+                return Done(f"{problem}, and the time ends before it is back", ending="service_for_now")
             patience = duration(self._with.client.policy.patience)
-            return Failed(f"{problem}; the service did not answer for {patience}")
+            return Failed(f"{problem}; the service did not answer for {patience}", "service")
         finally:
             self._note_usage()
 

@@ -13,10 +13,10 @@ from functools import partial
 from typing import Any
 
 from mlxterp_agent.researchers.scripted import heads_log as log
+from mlxterp_agent.researchers.scripted.claims import Claim, claim_sentence
 from mlxterp_agent.researchers.scripted.heads_claims import (
     MOST_NULLS,
     MOST_SITES,
-    Claim,
     null_claims,
     set_claims,
     set_heads,
@@ -242,7 +242,7 @@ def _declares(name: str, choice: Choice, index: int) -> Step:
     return Step(
         name,
         partial(_claim, choice, index),
-        partial(log.claim_sentence, name),
+        partial(claim_sentence, name),
         needs=("heads",),
         applies=(_HEADS, _found),
         template="claim",

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 from mlxterp.autointerpret.hypothesis import SESOI_GRID
 from mlxterp.text import percent
+from mlxterp_agent.researchers.scripted.claims import Claim, sesoi_of
 from mlxterp_agent.researchers.scripted.heads_log import (
     Facts,
     Head,
@@ -28,8 +29,6 @@ MOST_SITES = 6
 """How many single sites are claimed."""
 MOST_NULLS = 3
 """How many nulls are claimed."""
-EXCEEDED = 1.5
-"""How many times the smallest effect of interest a site explored at, for its claim to be worth making."""
 SET_SESOI = (0.3, 0.5)
 """The smallest effects of interest of the set: what is called sufficient or necessary does at least this."""
 FEW_HEADS = 16
@@ -41,44 +40,6 @@ NEAR = 0.5
 of the landmarks one candidate or more was ruled out in 97 %, and one had an effect after all in 9 %."""
 CONFIRMED = 0.75
 """The half-width of a first look's interval (24 clusters, stricter level) over that on 8 while exploring."""
-
-
-@dataclass(frozen=True)
-class Claim:
-    """A hypothesis to declare.
-
-    Attributes:
-        id: its name in the study.
-        sites: as a declaration writes them, "L23.z.h4@-1".
-        source: of the patch: "clean" is denoising, "corrupted" noising.
-        direction: where the patch is expected to move the logit difference, or would if it did something.
-        sesoi: one of the grid.
-        explored: its effect while exploring; None if it was not measured.
-        claim: in a sentence; `short` in a few words.
-        rivals, falsified_if: as in a `Hypothesis`.
-        null: whether it is expected to be ruled out.
-    """
-
-    id: str
-    sites: tuple[str, ...]
-    source: str
-    direction: str
-    sesoi: float
-    explored: float | None
-    claim: str
-    short: str
-    rivals: tuple[str, ...]
-    falsified_if: str
-    null: bool = False
-
-    @property
-    def forecast(self) -> dict[str, float]:
-        """The probability of each outcome."""
-        if self.null:
-            return {"supported": 0.1, "refuted": 0.05, "ruled_out": 0.85}
-        if self.explored is not None and abs(self.explored) >= EXCEEDED * self.sesoi:
-            return {"supported": 0.85, "refuted": 0.05, "ruled_out": 0.1}
-        return {"supported": 0.4, "refuted": 0.1, "ruled_out": 0.5}
 
 
 def site_claims(progress: Progress) -> list[Claim]:
@@ -229,7 +190,7 @@ def _measured_sites(progress: Progress) -> list[_Candidate]:
 
 def _site_claim(number: int, name: str, effect: float, progress: Progress) -> Claim:
     (head,) = heads_of([name])
-    sesoi, (site,) = _sesoi(effect), _sites([head], progress)
+    sesoi, (site,) = sesoi_of(effect), _sites([head], progress)
     does = "carries the answer" if effect > 0 else "works against the answer"
     where = " at the last position" if site.endswith("@-1") else ""
     moves = "raises" if effect > 0 else "lowers"
@@ -268,11 +229,6 @@ def _null_claim(number: int, candidate: _Candidate) -> Claim:
         falsified_if=f"its effect on held-out pairs is below {percent(sesoi)} in size",
         null=True,
     )
-
-
-def _sesoi(effect: float) -> float:
-    """The largest smallest effect of interest that an effect exceeds by half; the least there is if none."""
-    return max((s for s in SESOI_GRID if abs(effect) >= EXCEEDED * s), default=SESOI_GRID[0])
 
 
 def _set_sesoi(effect: float | None) -> float:

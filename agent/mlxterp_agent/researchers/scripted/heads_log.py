@@ -13,6 +13,7 @@ from typing import Any
 
 from mlxterp.component_names import parse_head
 from mlxterp.text import percent
+from mlxterp_agent.researchers.scripted.claims import claim_sentence, verdict_sentences, verdict_words
 from mlxterp_agent.researchers.scripted.study import FAILED, Answer, Progress, listed, sentences
 
 ACCURACY = 0.8
@@ -250,28 +251,6 @@ def _overshoots(progress: Progress) -> bool:
     return float(progress.numbers("together").get("sufficient", 0.0)) > OVERSHOOT
 
 
-def claim_sentence(step: str, progress: Progress) -> str:
-    """The verdict on a declared claim, and the claim."""
-    claim = str(progress.measured[step].result["claim"])
-    return f"{_verdict_words(step, progress)}: {claim}"
-
-
-def _verdict_words(step: str, progress: Progress) -> str:
-    """`Supported on held-out pairs`, `Inconclusive (missing: interval)`."""
-    match progress.verdict(step):
-        case "supported":
-            return "Supported on held-out pairs"
-        case "refuted":
-            return "Refuted on held-out pairs"
-        case "ruled_out":
-            return "Ruled out on held-out pairs"
-        case "inconclusive":
-            reasons = progress.reasons(step)
-            return f"Inconclusive{f' ({reasons})' if reasons else ''}"
-        case _:
-            return "Not judged"
-
-
 # The answer, from all sentences.
 
 
@@ -294,20 +273,11 @@ def answer(progress: Progress) -> Answer:
     limits = _limits(progress)
     text = sentences(
         f"No mechanism is established. Missing: {'; '.join(failed)}." if failed else ESTABLISHED,
-        *_verdicts(progress),
+        *verdict_sentences(progress, filter(_is_claim, progress.measured)),
         f"What exploring showed, which is not confirmed: {_mechanism(progress, facts)}",
         f"Not shown: {limits[0]}",
     )
     return Answer(text, limits, criterion_met=not failed)
-
-
-def _verdicts(progress: Progress) -> list[str]:
-    """`Supported on held-out pairs: L0.H2 (50%) and L1.H1 (50%).`, by verdict."""
-    of_words: dict[str, list[str]] = {}
-    for step in filter(_is_claim, progress.measured):
-        short = str(progress.measured[step].result["short"])
-        of_words.setdefault(_verdict_words(step, progress), []).append(short)
-    return [f"{words}: {listed(shorts)}." for words, shorts in of_words.items()]
 
 
 def _is_claim(step: str) -> bool:
@@ -338,7 +308,7 @@ def _outcome_of(step: str, progress: Progress) -> str:
     if step not in progress.measured:
         why = progress.skipped.get(step) or (f"{FAILED}: {progress.reasons(step)}")
         return f"not declared, {why}"
-    words = _verdict_words(step, progress)
+    words = verdict_words(step, progress)
     return words[0].lower() + words[1:]
 
 

@@ -50,6 +50,7 @@ class ScriptedResearcher:
     name = "scripted"
     model: str | None = None
     session: str | None = None
+    answered = True
 
     def __init__(self) -> None:
         self._state: ResearcherState = IDLE
