@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+_COLUMN = 0.36, 0.62  # inches of a column, at least and at most
+_TELEPHONE = 5.1  # inches that a page of 400 pixels shows at once
 _BESIDE = 1.15  # inches left and right of the cells, without the labels
 _MOST_CELLS = 3000  # above this a picture of pixels, without a title for each cell
 
@@ -25,8 +27,11 @@ def drawn_part(show: Heatmap) -> Heatmap:
 
 
 def width(show: Heatmap) -> float:
-    """Inches: as few as its columns need, so that it fits a telephone where it can."""
-    return min(WIDTH, max(3.4, margin(show.row_labels) + _BESIDE + 0.36 * len(show.column_labels)))
+    """Inches: as many as its columns can use, of those that fit a telephone; more where they need more."""
+    n_columns, beside = max(1, len(show.column_labels)), margin(show.row_labels) + _BESIDE
+    return min(
+        WIDTH, beside + n_columns * min(_COLUMN[1], max(_COLUMN[0], (_TELEPHONE - beside) / n_columns))
+    )
 
 
 def height(show: Heatmap) -> float:

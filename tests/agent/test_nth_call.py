@@ -18,7 +18,7 @@ from mlxterp.autointerpret.log import ExperimentLog
 from mlxterp.errors import MlxterpError
 from mlxterp.llm.client import CallPolicy, MessagesClient
 from mlxterp_agent.integrity.verify import verify
-from mlxterp_agent.storage.git import GitDriver
+from mlxterp_agent.storage.git_driver import GitDriver
 from tests.agent.fakes import make_project
 from tests.agent.kills import Supervisor
 from tests.messages_stub import MessagesStub

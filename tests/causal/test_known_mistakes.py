@@ -207,11 +207,11 @@ def test_under_kl_an_edge_is_kept_for_what_removing_it_costs(toy_model):
 
 
 def test_an_estimate_costs_as_many_forwards_for_one_layer_as_for_all(tiny_llama, monkeypatch):
-    counted = forwards(monkeypatch)
+    counted, one = forwards(monkeypatch), {"steps": 1, "verify": 0}
 
-    attribution_patching(tiny_llama, PAIR, component="z", by="layer_pos_head", layers=[0])
+    attribution_patching(tiny_llama, PAIR, component="z", by="layer_pos_head", layers=[0], **one)
     for_one = counted.pop("forwards")
-    attribution_patching(tiny_llama, PAIR, component="z", by="layer_pos_head")
+    attribution_patching(tiny_llama, PAIR, component="z", by="layer_pos_head", **one)
 
     assert counted["forwards"] == for_one <= 4
 

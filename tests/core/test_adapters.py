@@ -133,8 +133,9 @@ def test_edges_of_an_adapted_model_are_estimated_and_patched(dora):
     every = run.logits(np.ones((1, run.n_edges), dtype=bool))[0, 0]
 
     assert np.allclose(every, np.array(model.logits(other)[0, -1]), atol=1e-4)
+    of_one_gradient = {"component": "z", "layers": [2], "steps": 1, "verify": 0}
     nodes = attribution_patching(
-        model, PROMPT, other, component="z", direction="noising", answer=5, foil=9, layers=[2]
+        model, PROMPT, other, direction="noising", answer=5, foil=9, **of_one_gradient
     )
     of_head = [s for e, s in zip(scores.edges, scores.scores, strict=True) if e.startswith("L2.H1→")]
     assert sum(of_head) == pytest.approx(nodes.effects[0, 1], abs=1e-4)

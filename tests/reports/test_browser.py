@@ -120,6 +120,8 @@ def test_the_first_screen_of_a_feature_has_examples_a_slider_and_neighbours(tab,
     order = f"[...document.querySelectorAll('{parts}')]"
     kinds = tab.eval(f"{order}.map((e) => e.className.split(' ')[0]).join()")
     assert kinds.startswith("texts,steering,neighbours")
+    bottom = "document.querySelector('#feature .neighbours').getBoundingClientRect().bottom"
+    assert tab.eval(bottom) <= 900
     assert tab.eval("document.querySelector('.continuation').textContent") == "It goes on"
     tab.eval("document.querySelector('.steering input').value = 1")
     tab.eval("document.querySelector('.steering input').dispatchEvent(new Event('input'))")

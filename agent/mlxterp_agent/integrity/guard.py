@@ -22,7 +22,8 @@ from mlxterp._files import write_atomically
 from mlxterp.autointerpret.contract import CONFIG, FINDINGS, LOG, PROGRAM, SETUP, digest
 from mlxterp_agent.events import Violated
 from mlxterp_agent.platform import NotRegular, explain_disk_full, read_regular
-from mlxterp_agent.storage.git import Committer, git_dirs
+from mlxterp_agent.storage.git import Committer
+from mlxterp_agent.storage.git_driver import git_dirs
 from mlxterp_agent.storage.project_files import make_folder, write_in_project
 from mlxterp_agent.storage.record import Execution
 from mlxterp_agent.storage.results_log import ResultsLog

@@ -102,7 +102,28 @@ def _charge_nothing(
     """For a situation without a budget."""
 
 
-def _hold_nothing(call: str, usd: float | None, tokens: int | None) -> None:
+class Hold(Protocol):
+    """Reserves the worst cost of a call before it is made; `answer_*` is the part of its answer."""
+
+    def __call__(
+        self,
+        call: str,
+        usd: float | None,
+        tokens: int | None,
+        *,
+        answer_usd: float = 0.0,
+        answer_tokens: int = 0,
+    ) -> None: ...
+
+
+def _hold_nothing(
+    call: str,
+    usd: float | None,
+    tokens: int | None,
+    *,
+    answer_usd: float = 0.0,
+    answer_tokens: int = 0,
+) -> None:
     """For a situation without a budget."""
 
 
@@ -137,7 +158,7 @@ class Situation:
     steer: str = ""
     facts: Mapping[str, object] = field(default_factory=dict)
     charge: Charge = _charge_nothing
-    hold: Callable[[str, float | None, int | None], None] = _hold_nothing
+    hold: Hold = _hold_nothing
     budget_now: Callable[[], BudgetState] = BudgetState
     note: Callable[[str], None] = _note_nothing
 

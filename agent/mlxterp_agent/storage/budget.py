@@ -88,6 +88,44 @@ class Reached(NamedTuple):
     reason: str
 
 
+FASTEST = 1_000.0
+"""Tokens a second that no service writes: several times what the fastest models do."""
+
+_AFTER_THE_END = 5.0
+"""Seconds for which a service may go on writing after the connection is gone, and between two heartbeats."""
+
+
+class OpenCall(NamedTuple):
+    """A call that a kill left open, and the most that it can have cost until then."""
+
+    call: str
+    usd: float
+    tokens: int
+
+
+def bound_open_calls(history: History, alive_until: float | None) -> list[OpenCall]:
+    """The calls of a killed supervisor that cost less than was reserved for them, by the time it had left.
+
+    A service stops an answer when the connection is gone. So a call that was reserved `s` seconds before the
+    last heartbeat got its whole prompt, and at most `FASTEST` tokens a second of its answer. Without a
+    heartbeat of this boot nothing is known, and everything that was reserved counts.
+
+    Args:
+        history: up to the kill, without events of the supervisor that starts now.
+        alive_until: the last heartbeat, on the clock `elapsed`; None if there is none of this boot.
+    """
+    found: list[OpenCall] = []
+    for call, held in history.held.items():
+        known = alive_until is not None and history.session.first <= held.at <= alive_until + _AFTER_THE_END
+        if not known or alive_until is None or held.usd is None or not held.answer_tokens:
+            continue
+        written = FASTEST * (max(0.0, alive_until - held.at) + _AFTER_THE_END)
+        unwritten = 1.0 - min(1.0, written / held.answer_tokens)
+        tokens = (held.tokens or 0) - int(unwritten * held.answer_tokens)
+        found.append(OpenCall(call, held.usd - unwritten * held.answer_usd, tokens))
+    return found
+
+
 class Budget:
     """Holds what the journal's history adds up against the limits.
 
@@ -115,9 +153,9 @@ class Budget:
         history = self._history
         usd, tokens = history.usd, history.tokens
         for call in self._unsettled & history.held.keys():
-            held_usd, held_tokens = history.held[call]
-            usd = usd if held_usd is None else (usd or 0.0) + held_usd
-            tokens = tokens if held_tokens is None else (tokens or 0) + held_tokens
+            held = history.held[call]
+            usd = usd if held.usd is None else (usd or 0.0) + held.usd
+            tokens = tokens if held.tokens is None else (tokens or 0) + held.tokens
         seconds = self._before + max(0.0, self._clock.elapsed() - self._began)
         return Spent(history.experiments, seconds, usd, tokens, history.streak_with(self.limits.streak))
 
@@ -165,13 +203,25 @@ class Budget:
             return time_box
         return min(time_box, left) if left >= SHORTEST_TIME_BOX else None
 
-    def hold(self, call: str, usd: float | None, tokens: int | None) -> None:
+    def hold(
+        self,
+        call: str,
+        usd: float | None,
+        tokens: int | None,
+        *,
+        answer_usd: float = 0.0,
+        answer_tokens: int = 0,
+    ) -> None:
         """Writes to the journal what a call may cost at worst, before it is made.
 
-        `charge` with the same `call` settles it. What a crash leaves unsettled counts as spent: the call may
-        have been made.
+        `charge` with the same `call` settles it. What a crash leaves unsettled counts as spent, as the call
+        may have been made; `bound_open_calls` says how much of its answer it may have got.
+
+        Args:
+            answer_usd, answer_tokens: the part of its answer.
         """
-        self._journal.append("hold", call=call, usd=usd, tokens=tokens)
+        answer = {"answer_usd": answer_usd, "answer_tokens": answer_tokens}
+        self._journal.append("hold", call=call, usd=usd, tokens=tokens, **answer)
 
     def charge(
         self,

@@ -43,17 +43,22 @@ class Heartbeat:
                 os.close(fd)
 
 
+def last_beat(state: State) -> float | None:
+    """When a supervisor last lived, on the clock `elapsed`; None if that was in no session of this boot."""
+    try:
+        beat = json.loads(read_or_none(state.heartbeat_path) or b"")
+        return float(beat["elapsed"]) if beat["boot"] == boot_id() else None
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
 def uncounted_seconds(state: State, history: History, clock: Clock, *, began: float) -> float:
     """Time under supervision that no event covers: from the beginning of this supervisor to now, and from the
     last event of one that was killed to its last heartbeat."""
     seconds = max(0.0, clock.elapsed() - began)
     if history.stop is not None or not history.session.name:
         return seconds
-    try:
-        beat = json.loads(read_or_none(state.heartbeat_path) or b"")
-        last = float(beat["elapsed"]) if beat["boot"] == boot_id() else None
-    except (ValueError, KeyError, TypeError):
-        return seconds
+    last = last_beat(state)
     if last is None or not history.session.last < last <= began:
         return seconds
     return seconds + last - history.session.last

@@ -14,7 +14,7 @@ import json
 import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mlxterp.autointerpret.contract import digest
 from mlxterp.autointerpret.log_file import Seal
@@ -25,7 +25,7 @@ from mlxterp_agent.storage.journal import Event, Journal, Position
 KEPT_TIERS = frozenset({"lead", "finding", "claim"})
 
 _FILE = "history.json"
-_SCHEMA = "history/2"
+_SCHEMA = "history/3"
 _EMPTY = Seal(0, digest(b""))
 _BEGINNING = Position()
 
@@ -57,6 +57,21 @@ class OpenRun:
         if self.result_at is None or self.unlogged:
             return False
         return self.uncommitted == 0 if self.kept else self.attempted
+
+
+class Held(NamedTuple):
+    """What a call may have cost that was never settled.
+
+    Attributes:
+        answer_usd, answer_tokens: the part of its answer, written while the connection lasts.
+        at: when it was reserved, on the clock `elapsed` of its boot.
+    """
+
+    usd: float | None
+    tokens: int | None
+    answer_usd: float = 0.0
+    answer_tokens: int = 0
+    at: float = 0.0
 
 
 @dataclass
@@ -101,7 +116,7 @@ class History:
     streaks_at_stops: list[int] = field(default_factory=list)
     usd: float | None = None
     tokens: int | None = None
-    held: dict[str, tuple[float | None, int | None]] = field(default_factory=dict)
+    held: dict[str, Held] = field(default_factory=dict)
     finished_seconds: float = 0.0
     exploring_cpu: float = 0.0
     judging_cpu: float = 0.0
@@ -172,7 +187,8 @@ class History:
             case "restored":
                 self.violations += 1
             case "hold":
-                self.held[event["call"]] = (event["usd"], event["tokens"])
+                answer = event.get("answer_usd", 0.0), event.get("answer_tokens", 0)
+                self.held[event["call"]] = Held(event["usd"], event["tokens"], *answer, event["elapsed"])
             case "charge":
                 self.held.pop(event.get("call") or "", None)
                 self.usd = _sum(self.usd, event["usd"])
@@ -279,7 +295,7 @@ def _stored(journal: Journal) -> History | None:
         return None
     state["session"] = _Session(**state["session"])
     state["open_runs"] = {uid: OpenRun(**run) for uid, run in state["open_runs"].items()}
-    state["held"] = {call: tuple(amounts) for call, amounts in state["held"].items()}
+    state["held"] = {call: Held(*amounts) for call, amounts in state["held"].items()}
     state["log"] = Seal(*state["log"])
     state["stop"] = None if state["stop"] is None else tuple(state["stop"])
     return History(**state, position=position)

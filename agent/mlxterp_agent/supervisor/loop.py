@@ -53,9 +53,9 @@ from mlxterp_agent.run_config import Options
 from mlxterp_agent.sandbox.measuring import Measurer, Place
 from mlxterp_agent.sandbox.runner import Runner
 from mlxterp_agent.state_md import overview_of_index, write_state
-from mlxterp_agent.storage.budget import Budget
+from mlxterp_agent.storage.budget import Budget, bound_open_calls
 from mlxterp_agent.storage.git import Committer
-from mlxterp_agent.storage.heartbeat import Heartbeat, uncounted_seconds
+from mlxterp_agent.storage.heartbeat import Heartbeat, last_beat, uncounted_seconds
 from mlxterp_agent.storage.history import History, read_history, store_history
 from mlxterp_agent.storage.journal import Journal
 from mlxterp_agent.storage.log_index import LogIndex
@@ -126,6 +126,7 @@ def run(
         notices += _open_repository(committer, project.path, history.head)
         notices += set_aside_damage(journal, state)
         violations = history.violations
+        bounded = bound_open_calls(history, last_beat(state))
         sealed = seal(state, project.path, reseal=options.reseal or not history.measured)
         if (put_back := restore_config(project.path, sealed)) is not None:
             notices.append(put_back)
@@ -165,6 +166,10 @@ def run(
         )
         for what in (*notices, *repairs.done):
             emit(Repaired(what))
+        for each in bounded:
+            details = {"left_open": True, "by": "the time until the last heartbeat"}
+            journal.append("charge", usd=each.usd, tokens=each.tokens, call=each.call, details=details)
+            emit(Repaired(f"a call that a kill left open was charged ${each.usd:.4f}, its most by then"))
         if (open_calls := _open_calls(history)) is not None:
             emit(Waiting(open_calls))
         if repairs.broken is not None:
@@ -215,7 +220,7 @@ def run(
 
 def _open_calls(history: History) -> str | None:
     """What is said of calls of the researcher whose end an earlier supervisor did not live to record."""
-    usd = sum(usd or 0.0 for usd, _ in history.held.values())
+    usd = sum(held.usd or 0.0 for held in history.held.values())
     if not usd:
         return None
     return (

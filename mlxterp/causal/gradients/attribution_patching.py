@@ -43,6 +43,12 @@ MISSED = 0.1
 """The estimates miss sites if one drawn at random has an effect above this and above the median of the
 strongest."""
 
+STEPS, VERIFIED = 5, 30
+"""By default: how many gradients are taken, and how many sites are patched where they are not trusted."""
+
+TRUSTED = (0.9, 1.1)
+"""The estimate for patching the whole input, 1 in truth, with which estimates of single sites are trusted."""
+
 STREAM = ("resid_pre", "resid_mid", "resid_post")
 """Components that are the residual stream itself."""
 
@@ -159,26 +165,30 @@ def attribution_patching(
     align: Align = "strict",
     layers: Sequence[int] | None = None,
     positions: Sequence[int] | None = None,
-    steps: int = 1,
+    steps: int | None = None,
     qk_fix: bool = False,
     grad_drop: bool = False,
-    verify: int = 0,
+    verify: int | None = None,
     seed: int = 0,
 ) -> PatchingResult:
-    """The effect of patching each site of `component`, estimated by a gradient instead of a forward per site.
+    """The effect of patching each site of `component`, estimated by gradients instead of a forward per site.
 
-        AtP(a) = ⟨a_source − a_base, ∂m/∂a⟩, the gradient taken in the run that would be patched
+        AtP(a) = ⟨a_source − a_base, ∂m/∂a⟩, the mean of gradients on the way from the other run's input to
+        that of the run which would be patched
 
     Effects are shares of the gap, with the signs of `activation_patching`, whose arguments these are. They
     are exact where the metric is linear in what is patched. They are poor where a patch is a large change: on
     the residual stream, and through saturated softmaxes; the result says so, and holds the estimate for
-    patching the whole input, which is exactly 1 in truth. Both options together are AtP*.
+    patching the whole input, which is exactly 1 in truth. By default there are five steps, and the strongest
+    sites are patched where that check fails: the result says which sites and what the check gave. One step
+    with both options `qk_fix` and `grad_drop` is AtP*.
 
     Args:
         steps: take the gradient's mean over this many runs on the way from the other run's input to this
-            one's, embeddings e_source + (k/steps) (e_base − e_source), k = 1 … steps. With 5, heads are seen
-            that act through a later head's attention, which is saturated in both runs; and where single steps
-            disagree, no gradient is to be trusted, and the result names the sites. One step is plain
+            one's, embeddings e_source + (k/steps) (e_base − e_source), k = 1 … steps. By default 5, and 1
+            where there is no such way: with `grad_drop`, and for prompts aligned by a map. With 5, heads are
+            seen that act through a later head's attention, which is saturated in both runs; and where single
+            steps disagree, no gradient is to be trusted, and the result names the sites. One step is plain
             attribution patching. Costs a forward and a backward per step, batched.
         qk_fix: for q and k, recompute the softmax exactly and go on by the gradient at the pattern. Other
             components have no softmax of their own to recompute, and are not changed by it.
@@ -189,7 +199,8 @@ def attribution_patching(
         verify: patch this many of the sites with the strongest estimates, and half as many of the others,
             drawn at random; what is measured replaces what was estimated (`measured` says where). The
             cautions say how far off the estimates were, and how many of the sites left may have a larger
-            effect than the random ones (95 % confidence). Costs a patched run for each of them, per pair.
+            effect than the random ones (95 % confidence). Costs a patched run for each of them, per pair. By
+            default 30 where the estimate for the whole input is outside 0.9 to 1.1 or is not known, else 0.
         seed: of that draw.
 
     Over heads (z) of SmolLM2-135M, three single IOI pairs and two sets of 8, both directions, against
@@ -202,8 +213,12 @@ def attribution_patching(
     What one step misses are heads that decide where later heads look: their estimates are too small, though
     among the 30 strongest. GradDrop does not find them.
 
-    Costs the pair's two baselines, one forward of the source run, one forward and one backward of the base
-    run: about 5 forwards, whatever the number of sites; and what is verified.
+    Over the same pairs, resid_pre, attn_out and mlp_out by layer and position and z by layer and head, on
+    SmolLM2-135M and Gemma 3 270M: one step falls to −0.85 where five give 0.83 to 0.98, and how far the
+    estimate for the whole input is from 1 predicts the error (Spearman −0.83).
+
+    Costs the pair's two baselines, one forward of both runs, and a forward and a backward for each step:
+    about 20 forwards with five, whatever the number of sites; and what is verified.
 
     Raises:
         MetricError: a metric without a gradient, or a distance from the very run that is differentiated.
@@ -249,10 +264,10 @@ def attribution_patchings(
     align: Align = "strict",
     layers: Sequence[int] | None = None,
     positions: Sequence[int] | None = None,
-    steps: int = 1,
+    steps: int | None = None,
     qk_fix: bool = False,
     grad_drop: bool = False,
-    verify: int = 0,
+    verify: int | None = None,
     seed: int = 0,
 ) -> tuple[PatchingResult, ...]:
     """Several `attribution_patching` results from one backward pass.
@@ -265,14 +280,18 @@ def attribution_patchings(
         one result per sweep, in the order of `sweeps`.
     """
     named = check_sweeps(model, sweeps, direction)
-    _refuse_steps(steps, grad_drop=grad_drop)
-    refuse_count(verify)
+    if steps is not None:
+        _refuse_steps(steps, grad_drop=grad_drop)
+    if verify is not None:
+        refuse_count(verify)
     if grad_drop:
         _refuse_dropping(model, [name for name, _ in named])
     prepared = prepare(model, as_pairs(clean, corrupted, answer=answer, foil=foil), metric, align=align)
+    runs = runs_of(prepared, direction)
+    if steps is None:
+        steps = 1 if grad_drop or runs.mapped else STEPS
     if steps == 1:
         refuse_at_its_minimum(prepared.metric, "clean" if direction == "noising" else "corrupted")
-    runs = runs_of(prepared, direction)
     planned = plan_sweeps(model, runs, named, layers, positions)
     wanted = [
         ComponentRequest(each.component, each.grid, qk_fix and each.component in ("q", "k"))
@@ -299,6 +318,11 @@ def attribution_patchings(
     gap = float(runs.source_metric.mean() - runs.base_metric.mean())
     if subject.whole_input and np.isfinite(estimated.of_input).all():
         facts["estimate_of_patching_the_whole_input"] = float(estimated.of_input.mean() / gap)
+    chosen = verify is None
+    if verify is None:
+        share = facts.get("estimate_of_patching_the_whole_input")
+        low, high = TRUSTED
+        verify = 0 if share is not None and low <= share <= high else VERIFIED
     values = [
         runs.base_metric.reshape(-1, *[1] * (changes.ndim - 1)) + changes for changes in estimated.of_sites
     ]
@@ -318,6 +342,8 @@ def attribution_patchings(
             seed=seed,
         )
         limits = [*cautions(request, facts, grad_drop=grad_drop, checked=checked)]
+        if chosen and checked is not None:
+            limits.insert(0, _why_verified(facts))
         if subject.whole_input and not np.isfinite(estimated.of_input).all():
             limits.append(
                 "The gradient at the input is NaN or infinite, so the estimate for patching the whole input, "
@@ -344,6 +370,15 @@ def attribution_patchings(
             )
         )
     return tuple(results)
+
+
+def _why_verified(facts: Mapping[str, Any]) -> str:
+    share = facts.get("estimate_of_patching_the_whole_input")
+    given = "is not known here" if share is None else f"is {share:.2f}, outside {TRUSTED[0]} to {TRUSTED[1]}"
+    return (
+        f"The estimate for patching the whole input, 1 in truth, {given}: so the strongest sites were "
+        "patched. verify= chooses how many."
+    )
 
 
 def _refuse_steps(steps: int, *, grad_drop: bool) -> None:

@@ -137,8 +137,9 @@ class RunContext:
             tokens_left=None if self.tokens_left is None else self.tokens_left - tokens,
         )
 
-    def hold(self, call: str, usd: float | None, tokens: int | None) -> None:
+    def hold(self, call: str, usd: float | None, tokens: int | None, **answer: float) -> None:
         assert usd is not None
+        assert 0 < answer["answer_usd"] <= usd
         self.held[call] = usd
         self.most_at_risk = max(self.most_at_risk, self.spent()[0] + sum(self.held.values()))
 
@@ -900,9 +901,10 @@ def test_a_run_killed_in_the_middle_of_a_call_goes_on_and_counts_the_call_as_spe
     journal = next(Path(os.environ["AUTOINTERP_STATE_DIR"]).rglob("journal.jsonl"))
     events = [json.loads(line) for line in journal.read_text().splitlines()]
     held = {event["call"]: event["usd"] for event in events if event["event"] == "hold"}
-    settled = {event["call"] for event in events if event["event"] == "charge"}
-    open_calls = [usd for call, usd in held.items() if call not in settled]
-    assert len(open_calls) == 1
+    charged = {event["call"]: event for event in events if event["event"] == "charge"}
+    (left_open,) = (event for event in charged.values() if event["details"].get("left_open"))
+    assert held.keys() == charged.keys()
+    assert 0 < left_open["usd"] <= held[left_open["call"]]
     shown = [json.loads(line) for line in done.stdout.splitlines()]
     spendings = [each["budget"]["usd"] for each in shown if each.get("event") == "spending"]
-    assert spendings[0] == pytest.approx(open_calls[0] + (100 * 2 + 20 * 10) / 1e6)
+    assert spendings[0] == pytest.approx(left_open["usd"] + (100 * 2 + 20 * 10) / 1e6)

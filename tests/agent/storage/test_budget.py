@@ -8,7 +8,8 @@ import pytest
 
 from mlxterp_agent.exit_codes import BadLimit
 from mlxterp_agent.platform import FakeClock, SystemClock
-from mlxterp_agent.storage.budget import Budget, Limits
+from mlxterp_agent.storage.budget import FASTEST, Budget, Limits, bound_open_calls
+from mlxterp_agent.storage.history import read_history
 from mlxterp_agent.storage.journal import Journal
 
 KEPT = [{"entry": {}, "record": {"tier": "lead"}}]
@@ -159,6 +160,33 @@ def test_the_systems_clocks_go_forward_and_count_the_same_seconds_while_awake():
     assert before[0] <= after[0]
     assert before[1] <= after[1]
     assert after[2] > 1_700_000_000
+
+
+def test_a_call_that_a_kill_left_open_costs_at_most_what_it_can_have_got_by_then(
+    journal: Journal, clock: FakeClock
+):
+    journal.append("start", config={})
+    budget = Budget(Limits(usd=1.0), clock, journal)
+    budget.hold("short", 0.50, 16_500, answer_usd=0.40, answer_tokens=16_000)
+    last = clock.elapsed() + 3.0
+
+    ((call, usd, tokens),) = bound_open_calls(read_history(journal), last)
+
+    written = FASTEST * (3.0 + 5.0)
+    assert call == "short"
+    assert usd == pytest.approx(0.10 + 0.40 * written / 16_000)
+    assert tokens == 500 + written
+    assert bound_open_calls(read_history(journal), last + 60)[0].usd == pytest.approx(0.50)
+
+
+@pytest.mark.parametrize("alive_until", [None, -1000.0], ids=["no heartbeat", "one from before"])
+def test_without_a_heartbeat_after_it_a_call_that_is_open_costs_what_was_reserved(
+    journal: Journal, clock: FakeClock, alive_until: float | None
+):
+    journal.append("start", config={})
+    Budget(Limits(usd=1.0), clock, journal).hold("a", 0.5, 500, answer_usd=0.4, answer_tokens=400)
+
+    assert bound_open_calls(read_history(journal), alive_until) == []
 
 
 def test_what_a_call_may_have_cost_stays_spent_until_it_is_settled(journal: Journal, clock: FakeClock):

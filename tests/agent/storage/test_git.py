@@ -12,7 +12,8 @@ import pytest
 
 from mlxterp.errors import ProjectError
 from mlxterp_agent.exit_codes import DiskFull, GitUnavailable
-from mlxterp_agent.storage.git import Committer, GitDriver
+from mlxterp_agent.storage.git import Committer
+from mlxterp_agent.storage.git_driver import GitDriver
 
 SCAFFOLD = ("setup.py", "program.md", "missing.txt")
 FILES = {"experiment.py": b"x = 1\r\n", "findings/0001-a/finding.md": "caf\u00e9\n".encode()}
@@ -461,7 +462,7 @@ def test_a_full_disk_is_called_that(project: Path, committer: Committer, monkeyp
 
 
 def test_a_git_that_hangs_is_stopped(project: Path, committer: Committer, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("mlxterp_agent.storage.git.TIMEOUT", 0.2)
+    monkeypatch.setattr("mlxterp_agent.storage.git_driver.TIMEOUT", 0.2)
 
     with pytest.raises(GitUnavailable, match=r"did not end within 0\.2 seconds"):
         committer._git.ask("-c", "alias.hang=!exec tail -f /dev/null", "hang")

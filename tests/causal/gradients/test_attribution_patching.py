@@ -3,24 +3,31 @@ the softmax recomputed key by key."""
 
 from __future__ import annotations
 
+import sys
+from functools import partial
+
 import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlxterp import metrics
-from mlxterp.causal import PromptPair, activation_patching, attribution_patching, attribution_patchings
+from mlxterp import causal, metrics
+from mlxterp.causal import PromptPair, activation_patching
 from mlxterp.causal.gradients.backward import differentiable
 from mlxterp.causal.gradients.qk_fix import Scores, one_key_each
 from mlxterp.causal.prompts.pair import prepare
 from mlxterp.core.interventions import add, edit, replace
 from mlxterp.core.model import InterpretableModel
-from mlxterp.errors import CapabilityUnavailable, MetricError, SweepError
+from mlxterp.errors import CapabilityUnavailable, MetricError, PositionsAligned, SweepError
 from mlxterp.models import toy
 from mlxterp.results import AnalysisResult
 from tests.causal.conftest import FIRST_DIFFERENCE, PAIR, PAIRS, logit_difference
 from tests.rounding import backward_error
 from tests.small_models import small_module
 from tests.tiny_models import ByteTokenizer, tiny_module
+
+# One step and nothing patched: what most of these tests are about. The defaults have their own.
+attribution_patching = partial(causal.attribution_patching, steps=1, verify=0)
+attribution_patchings = partial(causal.attribution_patchings, steps=1, verify=0)
 
 EVERY = ("resid_pre", "q", "k", "v", "pattern", "z", "attn_out", "mlp_out", "resid_post")
 
@@ -505,3 +512,63 @@ def test_what_is_differentiated_is_the_metric_of_each_row(name):
     found = differentiable(metric, metric, targets)(mx.array(logits))
 
     assert np.allclose(np.array(found), metric(logits, targets), atol=1e-5)
+
+
+def test_by_default_there_are_five_steps_and_where_their_check_holds_nothing_is_patched(toy_model):
+    rng = np.random.default_rng(3)
+    a, b, c, other = rng.choice(40, size=4, replace=False).tolist()
+    pair = PromptPair((a, b, c, a), (a, other, c, a), answer=b, foil=other)
+
+    found = causal.attribution_patching(toy_model, pair, component="z")
+
+    assert found.measured_on["estimate_of_patching_the_whole_input"] == pytest.approx(1, abs=1e-4)
+    assert found.measured is None
+    assert found == causal.attribution_patching(toy_model, pair, component="z", steps=5, verify=0)
+
+
+@pytest.mark.parametrize(("share", "patched"), [(0.89, True), (0.91, False), (1.09, False), (1.11, True)])
+def test_where_the_check_fails_the_strongest_sites_are_patched_and_the_result_says_why(
+    tiny_llama, monkeypatch, share, patched
+):
+    module = sys.modules[causal.attribution_patching.__module__]
+    real = module.estimates
+    of_gap = gap(tiny_llama)
+
+    def checked(*args, **options):
+        return real(*args, **options)._replace(of_input=np.array([share * of_gap]))
+
+    monkeypatch.setattr(module, "estimates", checked)
+    monkeypatch.setattr(module, "VERIFIED", 2)
+
+    found = causal.attribution_patching(tiny_llama, PAIR, component="z", by="layer_pos_head")
+
+    exact = activation_patching(tiny_llama, PAIR, component="z", by="layer_pos_head")
+    if patched:
+        strongest = found.measured & (np.abs(exact.effects) > 0)
+        assert found.effects[strongest] == pytest.approx(exact.effects[strongest], abs=1e-4)
+        assert found.measured.sum() >= 3
+        assert (
+            f"1 in truth, is {share:.2f}, outside 0.9 to 1.1: so the strongest sites were"
+            in found.cautions[0]
+        )
+    else:
+        assert found.measured is None
+    chosen = causal.attribution_patching(tiny_llama, PAIR, component="z", by="layer_pos_head", verify=0)
+    assert chosen.measured is None
+
+
+def test_prompts_along_a_map_have_one_step_and_their_strongest_sites_are_patched(tiny_llama):
+    pair = PromptPair("Where did Mary go", "Where did Bo go", answer="x", foil="y")
+
+    with pytest.warns(PositionsAligned):
+        found = causal.attribution_patching(tiny_llama, pair, component="z", align="auto")
+
+    assert found.measured_on["steps"] == 1
+    assert found.measured is not None
+    assert "is not known here" in found.cautions[0]
+
+
+def test_grad_drop_has_one_step_by_default(tiny_llama):
+    found = causal.attribution_patching(tiny_llama, PAIR, component="z", grad_drop=True, verify=0)
+
+    assert found == attribution_patching(tiny_llama, PAIR, component="z", grad_drop=True)

@@ -124,7 +124,10 @@ class SupervisedBudget:
         output = int(room)
         worst = Cost(self._priced.at_most(prompt, output), prompt + output)
         reserved = Reservation(uuid.uuid4().hex, worst, output)
-        self._situation.hold(reserved.call, worst.usd, worst.tokens)
+        answer_usd = self._priced.at_most(0, output)
+        self._situation.hold(
+            reserved.call, worst.usd, worst.tokens, answer_usd=answer_usd, answer_tokens=output
+        )
         return reserved
 
     def cost_of(self, answer: Answer) -> Cost:
