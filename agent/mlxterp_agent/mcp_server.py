@@ -2,8 +2,8 @@
 over standard input and output.
 
 Lives here: the server behind `autointerp mcp`, and the answers of its tools. Does not live here: how an
-experiment is run and judged. `run_experiment` is the command `autointerp run` in a process of its own: beside
-a supervisor it waits for that supervisor's verdict, and alone it runs the experiment once, so an agent that
+experiment is run and judged. Beside a supervisor `run_experiment` waits for that supervisor's verdict; alone
+it is the command `autointerp run` in a process of its own, which runs the experiment once. So an agent that
 was opened by hand and one that is driven get the same tool.
 
 The server takes its own copy of the environment without anything that looks like a secret, and starts itself
@@ -17,6 +17,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,6 +32,7 @@ from mlxterp_agent.platform import without_secrets
 from mlxterp_agent.prompts import guidance_text
 from mlxterp_agent.researcher_notes import add_note
 from mlxterp_agent.supervisor.project_view import read_project
+from mlxterp_agent.supervisor.single_run import Answer, wait_beside
 from mlxterp_agent.text import cut, plain
 
 if TYPE_CHECKING:
@@ -113,6 +115,10 @@ async def _run(directory: Path) -> list[str]:
     import anyio
     from mcp.server.mcpserver.exceptions import ToolError
 
+    beside = await _beside(directory)
+    if beside is not None:
+        guidance = [guidance_text(beside.guidance)] if beside.guidance else []
+        return [cut(plain(beside.text), LIMIT), *guidance]
     command = [sys.executable, "-m", "mlxterp_agent.cli", "run", str(directory), "--for-tool"]
     process = await anyio.open_process(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -143,6 +149,28 @@ async def _run(directory: Path) -> list[str]:
     found = json.loads(answer)
     guidance = [guidance_text(found["guidance"])] if found["guidance"] else []
     return [cut(plain(found["text"]), LIMIT), *guidance]
+
+
+async def _beside(directory: Path) -> Answer | None:
+    """The verdict of the supervisor that works here, waited for in this process; None if there is none.
+
+    Starting a process for the wait would cost seconds for an experiment of half a second.
+    """
+    import anyio
+    from mcp.server.mcpserver.exceptions import ToolError
+
+    ended = threading.Event()
+
+    def wait() -> Answer | None:
+        longest = load_project(directory).config.time_per_experiment
+        return wait_beside(directory, longest, ended.is_set)
+
+    try:
+        return await anyio.to_thread.run_sync(wait, abandon_on_cancel=True)
+    except MlxterpError as problem:
+        raise ToolError(cut(plain(str(problem)), LIMIT)) from None
+    finally:
+        ended.set()
 
 
 _SILENT = "autointerp run ended without output; call status to see the state of the investigation"

@@ -26,9 +26,11 @@ was not asked for or does not apply. "replay" measures the claim a second time f
 `{"schema": "remeasure/1", "error": {"kind": …, "message": …}}`; kinds are those of `ERROR_KINDS`. The program
 adds `"process": {"cpu_seconds", "peak_mb"}` to either: CPU time since its last result, and its most memory.
 
-A process imports setup.py for its first job and keeps it for those that follow. A job's numbers do not depend
-on the jobs before it: every source of randomness is seeded anew, and `confirm_pairs` must give the same pairs
-whenever it is asked for them.
+"placebos" has the "zero" and "one" of its pairs, as the measurement has.
+
+A process imports setup.py for its first job and keeps it for those that follow, with the unedited runs of its
+last pairs. A job's numbers do not depend on the jobs before it: all that is random is seeded anew, and
+`confirm_pairs` must give the same pairs whenever it is asked for them.
 
 Does not cover: hostile code in setup.py, which the user wrote; time and memory, which the caller limits.
 """
@@ -42,7 +44,7 @@ import random
 import sys
 import types
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +53,7 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from mlxterp.autointerpret.hypothesis import Hypothesis
+from mlxterp.causal.prompts.alignment import Align
 from mlxterp.causal.prompts.encoding import facts_of
 from mlxterp.causal.prompts.pair import PromptPair
 from mlxterp.core.hook_points import HookPoint
@@ -60,7 +63,7 @@ from mlxterp.errors import MlxterpError
 from mlxterp.metrics import METRICS
 from mlxterp.remeasure.behaviour_gate import gate_cells
 from mlxterp.remeasure.edits import Resources, read_operation, read_sites
-from mlxterp.remeasure.measurement import Measurement, SetCells, drop_one, measure, measure_placebos
+from mlxterp.remeasure.measurement import Measurement, SetCells, drop_one, measure, measure_placebos, numbers
 from mlxterp.remeasure.pairs import MeasuredPairs, run_pairs
 from mlxterp.remeasure.placebos import N_PLACEBOS, other_heads, placebo_sites
 from mlxterp.remeasure.roles import measure_role
@@ -76,6 +79,8 @@ ERROR_KINDS = {
     "cannot_measure": "the model, the pairs or the metric do not allow the measurement, or raised in it",
     "out_of_memory": "memory ran out",
 }
+KEPT_RUNS = 2
+"""Sets of pairs whose own runs a process keeps."""
 MEASURES = ("gate", "claim", "placebos", "replay")
 
 
@@ -192,6 +197,16 @@ class Instrument:
     model: InterpretableModel
     sha256: str
     facts: Mapping[str, Any]
+    _runs: dict[str, MeasuredPairs] = field(default_factory=dict)
+
+    def runs_of(self, pairs: Sequence[PromptPair], metric: str, align: Align) -> MeasuredPairs:
+        """Both runs of these pairs. Those of the last two jobs are kept: claims share their pairs."""
+        key = repr((metric, align, [_plain_pair(pair) for pair in pairs]))
+        if key not in self._runs:
+            while len(self._runs) >= KEPT_RUNS:
+                del self._runs[next(iter(self._runs))]
+            self._runs[key] = run_pairs(self.model, pairs, _metric_of(self.setup, metric), align=align)
+        return self._runs[key]
 
 
 def import_instrument(job: Job) -> Instrument:
@@ -244,9 +259,8 @@ def run_job(job: Job, instrument: Instrument | None = None) -> dict[str, Any]:
                 return result  # fewer clusters were drawn than the window begins at
             if "gate" in job.measure:
                 result |= _gates(setup, model, pairs, job)
-            runs: dict[tuple[str, str], MeasuredPairs] = {}
             for claim in job.claims:
-                result["claims"].append(_measured(setup, model, pairs, claim, job, runs))
+                result["claims"].append(_measured(instrument, pairs, claim, job))
     except JobError:
         raise
     except (Exception, SystemExit) as problem:
@@ -473,14 +487,10 @@ def _gates(
 
 
 def _measured(
-    setup: types.ModuleType,
-    model: InterpretableModel,
-    pairs: Sequence[PromptPair],
-    claim: Mapping[str, Any],
-    job: Job,
-    runs: dict[tuple[str, str], MeasuredPairs],
+    instrument: Instrument, pairs: Sequence[PromptPair], claim: Mapping[str, Any], job: Job
 ) -> dict[str, Any]:
-    """What was asked of one claim; `runs` holds the pairs' own runs for the claims that follow."""
+    """What was asked of one claim."""
+    setup, model = instrument.setup, instrument.model
     found: dict[str, Any] = dict.fromkeys(
         ("measurement", "placebos", "other_heads", "drop_one", "role", "replay")
     )
@@ -490,21 +500,23 @@ def _measured(
     resources = Resources(getattr(setup, "sae", None), getattr(setup, "vectors", {}))
     metric = _metric_of(setup, claim["metric"])
     operation = read_operation(claim)
-    key = claim["metric"], operation.align
-    if key not in runs:
-        runs[key] = run_pairs(model, pairs, metric, align=operation.align)
+    runs = instrument.runs_of(pairs, claim["metric"], operation.align)
     shared: dict[str, Any] = {"resources": resources, "seed": job.seed}
     if "claim" in job.measure:
-        found["measurement"] = measure(model, claim, runs[key], **shared).to_dict()
+        found["measurement"] = measure(model, claim, runs, **shared).to_dict()
         if len(claim["site"]) > 1:
-            found["drop_one"] = drop_one(model, claim, runs[key], **shared).to_dict()
+            found["drop_one"] = drop_one(model, claim, runs, **shared).to_dict()
         if claim.get("more_than"):
             others = other_heads(model, claim)
-            found["other_heads"] = measure_placebos(model, claim, others, runs[key], **shared).to_dict()
+            found["other_heads"] = measure_placebos(model, claim, others, runs, **shared).to_dict()
     if "placebos" in job.measure:
         sets = placebo_sites(model, claim, job.seed, job.placebos)
-        cells: SetCells | None = measure_placebos(model, claim, sets, runs[key], **shared) if sets else None
-        found["placebos"] = None if cells is None else cells.to_dict()
+        cells: SetCells | None = measure_placebos(model, claim, sets, runs, **shared) if sets else None
+        if cells is not None:
+            sides = {"zero": operation.edited, "one": operation.other}
+            found["placebos"] = cells.to_dict() | {
+                name: numbers(runs.metric_of[side]) for name, side in sides.items()
+            }
     if "replay" in job.measure:
         again: Measurement = measure(model, claim, pairs, metric, **shared)
         found["replay"] = again.to_dict()

@@ -66,7 +66,7 @@ class Game:
         change = self._shared * self._gap + self._residuals[list(chosen)].sum(axis=0)
         cells = Cells(change, self._gap, tuple(f"draw {i}" for i in range(len(self._gap))))
         claim = Claim(sesoi, "increase" if sign > 0 else "decrease", self._bar)
-        found, _ = self.wealth.judge(cells, claim)
+        found, _ = self.wealth.judge(cells, claim, [str(head) for head in chosen])
         if found is None:
             answer = Answer("inconclusive")
         else:

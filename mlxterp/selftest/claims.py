@@ -8,8 +8,9 @@ spread, tails and dependence on the gap.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -20,6 +21,7 @@ from mlxterp.statistics import decisions, outcome, sequential
 from mlxterp.statistics.arrays import Floats, Ints
 from mlxterp.statistics.decisions import SESOI, Cells, Claim, Gate, Look
 from mlxterp.statistics.outcome import Comparison
+from mlxterp.statistics.sequential import JudgedClaim
 from mlxterp.worlds import with_effect
 
 Kind = Literal["null", "winner", "planted", "true_null"]
@@ -39,7 +41,7 @@ class Rule:
     """The functions that decide; others only to see that the selftest notices."""
 
     judge: Callable[[Cells, Claim, float], Look] = decisions.judge
-    level: Callable[[int, Sequence[int]], float] = sequential.level
+    level: Callable[[Sequence[JudgedClaim], Collection[str]], float] = sequential.level_after
     gate: Callable[..., Gate] = decisions.gate
     told: Callable[[Comparison], tuple[str, ...]] = outcome.told
 
@@ -78,19 +80,21 @@ class Wealth:
     """The level of the next claim of a night."""
 
     rule: Rule
-    judged: int = 0
-    discoveries: tuple[int, ...] = ()
+    judged: list[JudgedClaim] = field(default_factory=list)
 
-    def judge(self, cells: Cells, claim: Claim) -> tuple[Look | None, float]:
-        """The decision, None where there is no gap to judge on, and the level that it was made at."""
-        self.judged += 1
-        alpha = self.rule.level(self.judged, self.discoveries)
-        try:
+    def judge(self, cells: Cells, claim: Claim, sites: Collection[str] = ()) -> tuple[Look | None, float]:
+        """The decision, None where there is no gap to judge on, and the level that it was made at.
+
+        Args:
+            sites: of the claim; none where no other claim of the night is about the same measured cells.
+        """
+        alpha = self.rule.level(self.judged, sites)
+        found: Look | None = None
+        # A StatisticsError is what the judge calls inconclusive: no gap, or all of it in one cluster.
+        with suppress(StatisticsError):
             found = self.rule.judge(cells, claim, alpha)
-        except StatisticsError:  # what the judge calls inconclusive: no gap, or all of it in one cluster
-            return None, alpha
-        if found.outcome in ("supported", "refuted"):
-            self.discoveries = (*self.discoveries, self.judged)
+        told = "inconclusive" if found is None else found.outcome
+        self.judged.append(JudgedClaim(frozenset(sites), told, told in ("supported", "refuted")))
         return found, alpha
 
 

@@ -292,7 +292,7 @@ def _judged_circuit(measured: MeasuredWorld, rule: Rule) -> list[Judged]:
     for site, effect in measured.effects.items():
         at = measured.table.sites.index(site)
         cells = _cells(measured.table, at)
-        look, alpha = wealth.judge(cells, Claim(0.1, bar=_bar(measured.table, at)))
+        look, alpha = wealth.judge(cells, Claim(0.1, bar=_bar(measured.table, at)), [site])
         ended = "inconclusive" if look is None else look.outcome
         found.append(
             Judged(

@@ -1,10 +1,13 @@
 """Online control of the false discovery rate (LORD++): the significance level of each claim of an
-investigation, given the verdicts on earlier ones."""
+investigation, given the verdicts on earlier ones; and what a claim pays that those verdicts may have chosen.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 from mlxterp.errors import StatisticsError
 
@@ -14,6 +17,10 @@ FDR = 0.05
 INITIAL_WEALTH = 0.025
 LEVEL_CAP = 0.005
 """No claim is judged at a more generous level, however many findings came before."""
+
+
+LEAST_LEVEL = 1e-30
+"""A claim that pays for more is judged at this level, and not found."""
 
 
 def spending(j: int) -> float:
@@ -55,3 +62,41 @@ def level(
         spent += (fdr - initial) * spending(t - before[0])
     spent += sum(fdr * spending(t - i) for i in before[1:])
     return min(cap, spent)
+
+
+@dataclass(frozen=True)
+class JudgedClaim:
+    """A claim that was judged: where, what its researcher was told, and whether that is a discovery."""
+
+    sites: frozenset[str]
+    told: str
+    discovery: bool
+
+
+def level_after(judged: Sequence[JudgedClaim], sites: Collection[str]) -> float:
+    """The level of a claim about these sites that is measured on the same clusters as those judged before.
+
+    A verdict on a site tells something of the clusters, and a set may be made of what it told: in worlds
+    where effects add up, the heads that were left open together show an effect that is not there. So a claim
+    pays for the verdicts on all claims that share a site with it: its level is halved for each bit, which is
+    −log2 of the share that such verdicts have among all so far. Where all were alike, they told nothing. A
+    discovery lends no wealth to claims that share a site with it, and earns none where it shares one with an
+    earlier discovery.
+
+    Source: a verdict chosen among k equally likely ones inflates the error of what it selects at most k times
+    (Dwork et al. 2015, "Generalization in adaptive data analysis and holdout reuse"). Deviation: how likely a
+    verdict is, is estimated by how frequent it is.
+    """
+    own = frozenset(sites)
+    found: list[frozenset[str]] = []
+    earned: list[int] = []
+    for number, each in enumerate(judged, 1):
+        if each.discovery:
+            if own.isdisjoint(each.sites) and all(each.sites.isdisjoint(before) for before in found):
+                earned.append(number)
+            found.append(each.sites)
+    frequent = Counter(each.told for each in judged)
+    bits = sum(
+        math.log2(len(judged) / frequent[each.told]) for each in judged if not own.isdisjoint(each.sites)
+    )
+    return max(LEAST_LEVEL, level(len(judged) + 1, earned) * 2.0**-bits)

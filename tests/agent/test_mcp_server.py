@@ -82,9 +82,21 @@ def test_beside_a_supervisor_run_experiment_waits_for_its_verdict(project, conne
     while "setup.py is ready" not in beside.stdout.readline():
         assert beside.poll() is None
 
+    started: set[tuple[str, ...]] = set()
+
     async def work(session: ClientSession) -> None:
+        server = next(child for child in psutil.Process().children() if "mcp" in child.cmdline()[:4])
         (project / "experiment.py").write_text(source("slow"))
-        heard = await ask(session, "run_experiment")
+        async with anyio.create_task_group() as group:
+
+            async def look() -> None:
+                while True:
+                    started.update(tuple(child.cmdline()) for child in server.children())
+                    await anyio.sleep(0.02)
+
+            group.start_soon(look)
+            heard = await ask(session, "run_experiment")
+            group.cancel_scope.cancel()
         # Either the supervisor was asked in time, or it was through already: the verdict is told anyway.
         assert "0001 lead: slow was found" in heard.text
 
@@ -93,6 +105,7 @@ def test_beside_a_supervisor_run_experiment_waits_for_its_verdict(project, conne
 
     assert [(entry.record or {})["driver"]["name"] for entry in entries(project)] == ["external"]
     assert beside.returncode == 0
+    assert started == set()  # the wait starts no process: that would take longer than the experiment
 
 
 @pytest.mark.slow

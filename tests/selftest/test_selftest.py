@@ -86,10 +86,16 @@ def _first(cells, n):
 
 
 AGAINST_0 = Rule(judge=_judge_against_0)
-WITHOUT_WEALTH = Rule(level=lambda t, discoveries: 0.005)
+WITHOUT_WEALTH = Rule(level=lambda judged, sites: 0.005)
+WITHOUT_PAYING = Rule(
+    level=lambda judged, sites: sequential.level(
+        len(judged) + 1, [i for i, each in enumerate(judged, 1) if each.discovery]
+    )
+)
 WITHOUT_A_GATE = Rule(gate=lambda *a, **k: dataclasses.replace(decisions.gate(*a, **k), passed=True))
 TELLS_WHAT_IS_MISSING = Rule(
-    told=lambda e: tuple(dict.fromkeys(each.partition(":")[0] for each in outcome.missing(e)))
+    level=WITHOUT_PAYING.level,
+    told=lambda e: tuple(dict.fromkeys(each.partition(":")[0] for each in outcome.missing(e))),
 )
 
 
@@ -141,18 +147,26 @@ def test_without_wealth_an_adversary_is_noticed(heads):
 
 
 def test_to_tell_what_an_open_claim_lacks_is_noticed(heads):
-    """Which heads fall short of the estimate, and which of the interval only, tells which to unite."""
+    """Which heads fall short of the estimate, and which of the interval only, tells which to unite, where
+    sets do not pay for what was told."""
     told, not_told = (
-        [
-            attack(heads, world, "unites what was left open", seed, rule, limit=400).kept
-            for world in (2, 3, 4)
-            for seed in range(4)
-        ]
-        for rule in (TELLS_WHAT_IS_MISSING, KEEP_2)
+        [attack(heads, 4, "unites what was left open", seed, rule, limit=400).kept for seed in range(4)]
+        for rule in (TELLS_WHAT_IS_MISSING, WITHOUT_PAYING)
     )
 
     assert max(told) > 1
     assert max(not_told) <= 1
+
+
+def test_to_unite_what_was_left_open_for_nothing_is_noticed(heads):
+    """That a head was left open, and not ruled out, tells of its clusters too."""
+    free, paid = (
+        attack(heads, 2, "unites what was left open", 25, rule, limit=400).kept
+        for rule in (WITHOUT_PAYING, KEEP_2)
+    )
+
+    assert free > 1
+    assert paid == 0
 
 
 NULLS = {

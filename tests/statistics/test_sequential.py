@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mlxterp.errors import StatisticsError
-from mlxterp.statistics.sequential import level, spending
+from mlxterp.statistics.sequential import LEAST_LEVEL, JudgedClaim, level, level_after, spending
 
 
 def test_spending_is_the_stated_series():
@@ -97,3 +97,45 @@ def test_with_true_claims_among_nulls_the_share_of_false_findings_stays_below_5_
 
     assert np.mean(shares) <= 0.05
     assert np.mean(power) > 0.5
+
+
+def _judged(*claims):
+    return [JudgedClaim(frozenset(sites.split()), told, told == "supported") for sites, told in claims]
+
+
+def test_a_claim_about_other_sites_is_judged_at_the_level_of_lord():
+    judged = _judged(("a", "supported"), ("b", "inconclusive"), ("c", "supported"), ("d", "ruled_out"))
+
+    assert level_after([], ["a"]) == level(1)
+    assert level_after(judged, ["e"]) == level(5, [1, 3])
+
+
+def test_a_set_of_what_was_left_open_pays_for_how_rare_that_is():
+    """Two of eight were left open: two bits for each of them in the set."""
+    judged = _judged(
+        *[(f"r{i}", "ruled_out") for i in range(6)], ("a", "inconclusive"), ("b", "inconclusive")
+    )
+
+    assert level_after(judged, ["a", "b"]) == pytest.approx(level(9) / 2**4)
+    assert level_after(judged, ["a", "other"]) == pytest.approx(level(9) / 2**2)
+    assert level_after(judged, ["r0"]) == pytest.approx(level(9) * 6 / 8)
+
+
+def test_a_set_of_what_was_found_pays_nothing_where_all_was_found():
+    judged = _judged(("a", "supported"), ("b", "supported"))
+
+    assert level_after(judged, ["a", "b"]) == level(3)
+
+
+def test_a_discovery_lends_nothing_to_claims_that_share_a_site_with_it_and_earns_once():
+    judged = _judged(("a", "supported"), ("a b", "supported"), ("c", "supported"))
+
+    assert level_after(judged, ["e"]) == level(4, [1, 3])
+    assert level_after(judged, ["c"]) == level(4, [1])
+    assert level_after(judged, ["b"]) == level(4, [1, 3])
+
+
+def test_a_claim_that_pays_for_everything_still_has_a_level():
+    judged = _judged(*[(f"a {i}", "ruled_out" if i % 2 else "inconclusive") for i in range(400)])
+
+    assert level_after(judged, ["a"]) == LEAST_LEVEL

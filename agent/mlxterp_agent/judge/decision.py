@@ -172,12 +172,11 @@ def joined(parts: Sequence[Rows]) -> Rows:
 
 def placebo_effects(result: Mapping[str, Any]) -> dict[str, float]:
     """R at each placebo by its name; those that did not fire or are not finite are left out."""
-    claim = result["claims"][0]
-    m, placebos = claim["measurement"], claim["placebos"]
+    placebos = result["claims"][0]["placebos"] if result["claims"] else None
     if placebos is None:
         return {}
-    zero = _floats(m["zero"])
-    gap = _floats(m["one"]) - zero
+    zero = _floats(placebos["zero"])
+    gap = _floats(placebos["one"]) - zero
     found = {}
     for each, patched, fired in zip(placebos["sets"], placebos["patched"], placebos["fired"], strict=True):
         change = _floats(patched) - zero

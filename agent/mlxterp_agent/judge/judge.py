@@ -11,7 +11,8 @@ Everything that was measured is in the journal, which lies in the state director
 
     gate        `key`; `metric`; `passed`; `reasons`; `numbers` of the model and of the twin; `seconds`,
                 `cpu_seconds`
-    placebos    `key`; `effects`, R by the name of each placebo; `pairs`, the clusters they were measured on
+    placebos    `key`; `effects`, R by the name of each placebo; `pairs`, the clusters they were measured on;
+                `cpu_seconds`
     judgement   one for each declared claim that ran to its end:
         run, uid         of the experiment; its first line (`uid`.1) bears the verdict
         setup            the digest of the sealed setup.py
@@ -53,7 +54,7 @@ from mlxterp.component_names import canonical_component
 from mlxterp.errors import StatisticsError
 from mlxterp.statistics.decisions import N_FIRST, N_MOST
 from mlxterp.statistics.outcome import PLACEBOS_MIN, Comparison
-from mlxterp.statistics.sequential import level
+from mlxterp.statistics.sequential import JudgedClaim, level, level_after
 from mlxterp_agent.judge.decision import (
     Decision,
     Rows,
@@ -134,13 +135,13 @@ class _Claim:
     def role(self) -> str:
         return str(self.declared.get("role") or "")
 
-    def job(self, first: int, until: int, *, placebos: bool) -> dict[str, Any]:
-        """What is measured for the look at these clusters."""
+    def job(self, first: int, until: int, what: str = "claim") -> dict[str, Any]:
+        """What is measured for the look at these clusters: the claim or its "placebos"."""
         on_texts = self.role and self.role != "name mover"
         return {
             "claims": [{k: v for k, v in self.declared.items() if k != "sha256"}],
             "pairs": {"heldout": []} if on_texts else self.held_out.pairs(first, until, self.seed),
-            "measure": ["claim", "placebos"] if placebos else ["claim"],
+            "measure": [what],
             "seed": self.seed + first,
         }
 
@@ -194,7 +195,8 @@ class Judge:
     _gates: dict[str, Event] = field(default_factory=dict)
     _placebos: dict[str, Event] = field(default_factory=dict)
     _judgements: dict[str, Event] = field(default_factory=dict)
-    _discoveries: list[bool] = field(default_factory=list)
+    _judged: list[JudgedClaim] = field(default_factory=list)
+    _sites: dict[int, frozenset[str]] = field(default_factory=dict)
     _clusters: dict[str, list[str]] = field(default_factory=dict)
     _opened: set[str] = field(default_factory=set)
     _seen: set[str] = field(default_factory=set)
@@ -300,7 +302,7 @@ class Judge:
             held_out=held_out,
         )
         windows = [(0, N_FIRST), (N_FIRST, N_MOST)][: done["look"]]
-        jobs = [claim.job(first, until, placebos=False) for first, until in windows]
+        jobs = [claim.job(first, until) for first, until in windows]
         results = self.measurer.measure_cold(jobs, stop=stop)
         direction = str(declared["direction"])
         looks = [rows_of(each, direction, first) for (first, _), each in zip(windows, results, strict=True)]
@@ -336,8 +338,12 @@ class Judge:
             gate = passed["key"]
             if not passed["passed"]:
                 return _Found(evidence=ClaimEvidence(instrument=tuple(passed["reasons"])), gate=gate)
-        number = len(self._discoveries) + 1
-        alpha = level(number, [i for i, is_one in enumerate(self._discoveries, 1) if is_one])
+        number = len(self._judged) + 1
+        if role or held_out.source == "confirm_pairs":
+            # Nothing that was told before is about the pairs or texts of this claim.
+            alpha = level(number, [i for i, each in enumerate(self._judged, 1) if each.discovery])
+        else:
+            alpha = level_after(self._judged, _bare_sites(declared["site"]))
         claim = _Claim(
             declared=declared, seed=seed_of(self.salt, fingerprint), alpha=alpha, held_out=held_out
         )
@@ -345,14 +351,12 @@ class Judge:
 
     def _look(self, claim: _Claim, stop: Stop) -> _Found:
         """The two looks at a claim, its controls, and its replay."""
-        key, placebos = None, None
-        if not claim.role:
-            key, placebos = self._known_placebos(claim.declared)
-        first = self._measure_clusters(claim, 0, N_FIRST, stop, placebos=placebos is None and not claim.role)
-        if claim.role:
+        key, placebos = (None, None) if claim.role else self._known_placebos(claim.declared)
+        if placebos is None and not claim.role:
+            key, placebos = self._measure_placebos(claim, stop)
+        first = self._measure_clusters(claim, 0, N_FIRST, stop)
+        if placebos is None:
             placebos = role_placebos(first.result)
-        elif placebos is None:
-            key, placebos = self._write_placebos(claim.declared, first)
         looks = [first]
         while True:
             rows = joined([each.rows for each in looks])
@@ -366,7 +370,7 @@ class Judge:
             decision = decide_rows(rows.finite_only(), claim.declared, placebos, claim.alpha, last=last)
             if last or decision.measured.outcome != "inconclusive" or len(_in_order(rows)) < N_FIRST:
                 break
-            second = self._measure_clusters(claim, N_FIRST, N_MOST, stop, placebos=False)
+            second = self._measure_clusters(claim, N_FIRST, N_MOST, stop)
             if not len(second.rows.change):
                 break
             looks.append(second)
@@ -390,10 +394,8 @@ class Judge:
             placebo=key,
         )
 
-    def _measure_clusters(
-        self, claim: _Claim, first: int, until: int, stop: Stop, *, placebos: bool
-    ) -> _Look:
-        job = claim.job(first, until, placebos=placebos)
+    def _measure_clusters(self, claim: _Claim, first: int, until: int, stop: Stop) -> _Look:
+        job = claim.job(first, until)
         if job["pairs"] in ({"dataset": []}, {"heldout": []}) and (
             not claim.role or claim.role == "name mover"
         ):
@@ -464,11 +466,19 @@ class Judge:
                 return key, effects
         return None, None
 
-    def _write_placebos(self, declared: Mapping[str, Any], done: _Look) -> tuple[str, dict[str, float]]:
-        effects = placebo_effects(done.result)
+    def _measure_placebos(self, claim: _Claim, stop: Stop) -> tuple[str, dict[str, float]]:
+        computed = self.measurer.cpu_seconds
+        result = self.measurer.measure(claim.job(0, N_FIRST, "placebos"), stop=stop)
+        effects = placebo_effects(result)
         by_direction = any(", direction " in name for name in effects)
-        key = self._placebo_key(declared, own_sites=by_direction)
-        self.journal.append("placebos", key=key, effects=effects, pairs=list(_in_order(done.rows)))
+        key = self._placebo_key(claim.declared, own_sites=by_direction)
+        self.journal.append(
+            "placebos",
+            key=key,
+            effects=effects,
+            pairs=list(dict.fromkeys(result["clusters"])),
+            cpu_seconds=round(self.measurer.cpu_seconds - computed, 2),
+        )
         return key, effects
 
     def _placebo_key(self, declared: Mapping[str, Any], *, own_sites: bool) -> str:
@@ -494,7 +504,9 @@ class Judge:
                 if event["level"] is not None or event["again_of"] is not None:
                     self._judgements[event["fingerprint"]] = event
                 if event["level"] is not None:
-                    self._discoveries.append(_is_discovery(ClaimEvidence.from_dict(event["evidence"])))
+                    self._judged.append(_judged_claim(event, self._sites.get(event["run"], frozenset())))
+            case "register":
+                self._sites[event["run"]] = _bare_sites(event["hypothesis"]["site"])
             case "result" if not event["again"] and event["lines"]:
                 self._verdicts[event["uid"]] = str(event["lines"][0]["record"]["verdict"])
             case "logged" if event["uid"] in self._claims:
@@ -503,6 +515,18 @@ class Judge:
                 self._seen.update(event["clusters"])
             case "opened":
                 self._opened.update(event["uids"])
+
+
+def _bare_sites(sites: Sequence[str]) -> frozenset[str]:
+    """Where a claim acts, at whatever position."""
+    return frozenset(str(replace(canonical_component(site), pos=None)) for site in sites)
+
+
+def _judged_claim(event: Event, sites: frozenset[str]) -> JudgedClaim:
+    evidence = ClaimEvidence.from_dict(event["evidence"])
+    m = evidence.confirm
+    told = "inconclusive" if m is None or m.replays is not True else m.outcome
+    return JudgedClaim(sites, told, _is_discovery(evidence))
 
 
 def _is_discovery(evidence: ClaimEvidence) -> bool:

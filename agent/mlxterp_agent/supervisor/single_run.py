@@ -4,7 +4,7 @@ there."""
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,7 +24,7 @@ from mlxterp_agent.storage.record import digests_of, verdict_of
 from mlxterp_agent.supervisor.guidance import Guidance, guidance_of
 from mlxterp_agent.supervisor.loop import run
 from mlxterp_agent.supervisor.project_view import read_project
-from mlxterp_agent.supervisor.watcher import SCAFFOLD_TEXT, read_experiment
+from mlxterp_agent.supervisor.watcher import SCAFFOLD_TEXT, Candidate, read_experiment
 
 _POLL = 0.25
 _PATIENCE = 60.0
@@ -51,17 +51,8 @@ def run_once(directory: Path, options: Options, emit: Emit) -> Answer:
         Locked: the other supervisor did not decide these bytes within the time box and a minute.
     """
     candidate = read_experiment(load_project(directory).path)
-    if candidate.error is not None:
-        return Answer(f"not run: {candidate.error}", (), PROJECT)
-    try:
-        read_hypothesis(candidate.source)
-        read_predictions(candidate.source)
-    except DeclarationError as problem:
-        # A supervisor refuses it without a line in the log, so there would be nothing to wait for.
-        return Answer(f"not run: {problem}", (), PROJECT)
-    before = _decided(directory, candidate.sha, before=True)
-    if before is not None:
-        return before
+    if (known := _known_at_once(directory, candidate)) is not None:
+        return known
     until, waits = time.monotonic() + options.time_per_experiment + _PATIENCE, False
     while True:
         try:
@@ -79,6 +70,46 @@ def run_once(directory: Path, options: Options, emit: Emit) -> Answer:
         answer = _decided(directory, candidate.sha)
         if answer is not None:
             return answer
+
+
+def wait_beside(directory: Path, longest: float, stopped: Callable[[], bool]) -> Answer | None:
+    """The verdict of the supervisor that works here on what experiment.py holds now; None if none works here,
+    or it went away. For a process that is there already: nothing is started, the supervisor's warm child runs
+    the file.
+
+    Args:
+        longest: seconds to wait; after that None.
+        stopped: asked four times a second; True ends the wait.
+    """
+    if read_project(directory).holder is None:
+        return None
+    candidate = read_experiment(load_project(directory).path)
+    if candidate.sha == scaffold_experiment(directory):
+        return Answer(f"not run: {SCAFFOLD_TEXT}", (), PROJECT)
+    if (known := _known_at_once(directory, candidate)) is not None:
+        return known
+    until = time.monotonic() + longest + _PATIENCE
+    while time.monotonic() < until and not stopped():
+        time.sleep(_POLL)
+        answer = _decided(directory, candidate.sha)
+        if answer is not None:
+            return answer
+        if read_project(directory).holder is None:
+            return _decided(directory, candidate.sha)
+    return None
+
+
+def _known_at_once(directory: Path, candidate: Candidate) -> Answer | None:
+    """What needs no run: a file that cannot run, a declaration that cannot stand, bytes that ran before."""
+    if candidate.error is not None:
+        return Answer(f"not run: {candidate.error}", (), PROJECT)
+    try:
+        read_hypothesis(candidate.source)
+        read_predictions(candidate.source)
+    except DeclarationError as problem:
+        # A supervisor refuses it without a line in the log, so there would be nothing to wait for.
+        return Answer(f"not run: {problem}", (), PROJECT)
+    return _decided(directory, candidate.sha, before=True)
 
 
 def _run(directory: Path, options: Options, emit: Emit) -> Answer:

@@ -151,6 +151,8 @@ def test_pairs_that_are_not_finite_are_left_out_and_placebos_that_are_not_do_not
         "sets": [{"sites": [f"L0.z.h{i}"], "direction_seed": seed} for i, seed in enumerate((None, 4, None))],
         "patched": [(zero + 1.0).tolist(), (zero + 2.0).tolist(), ["NaN"] * 24],
         "fired": [[True] * 24] * 3,
+        "zero": zero.tolist(),
+        "one": result["claims"][0]["measurement"]["one"],
     }
 
     assert (~rows.finite).sum() == 1

@@ -4,6 +4,7 @@ has a mask, with nodes, and with the planted edges of the toy."""
 from __future__ import annotations
 
 import json
+from functools import partial
 from importlib.resources import files
 
 import mlx.core as mx
@@ -11,13 +12,17 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 
-from mlxterp.causal import PromptPair, attribution_patchings, edge_attribution, graph_of
+from mlxterp import causal
+from mlxterp.causal import PromptPair, edge_attribution, graph_of
 from mlxterp.core.model import InterpretableModel
 from mlxterp.errors import LengthMismatch, MetricError, ResultError, SweepError
 from mlxterp.results import AnalysisResult
 from tests.causal.conftest import PAIR, PAIRS
 from tests.small_models import small_module
 from tests.tiny_models import FAMILIES, ByteTokenizer, tiny_module
+
+# Of one gradient, as the edges' scores are.
+attribution_patchings = partial(causal.attribution_patchings, steps=1, verify=0)
 
 
 def masked_llama(model, tokens, differences, masks, metric):
