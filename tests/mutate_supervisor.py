@@ -184,7 +184,7 @@ LINES = [
     ),
     *_lines(
         f"{AGENT}/platform.py",
-        "tests/agent/test_keys.py tests/agent/researchers/test_claude_code.py",
+        "tests/agent/test_keys.py",
         (
             '        if value := os.environ.pop(name, ""):\n',
             '        if value := os.environ.get(name, ""):\n',

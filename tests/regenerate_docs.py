@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 REFERENCE = Path(__file__).resolve().parent.parent / "docs" / "reference"
+API = REFERENCE / "api"
+_GENERATED = "<!-- written by tests/regenerate_docs.py from the source -->"
 _BLOCK = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -72,24 +74,45 @@ def errors() -> str:
 
 
 def api() -> str:
-    """Every public name with its signature and documentation, read from the source as `autointerp api` is."""
+    """The public modules with their names, each linked to its page."""
+    parts: list[str] = []
+    for module, names in api_modules().items():
+        parts.append(f"## [{module}](api/{module}.md)")
+        lines = [f"- [`{each.name}`](api/{module}.md#{each.name.lower()}): {_first(each)}" for each in names]
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
+
+
+def api_modules() -> dict[str, list[Any]]:
+    """Every public name by its module, read from the source as `autointerp api` is."""
     from mlxterp_agent import api_help as help_
 
-    parts: list[str] = []
-    examples = help_.examples()
-    module = ""
+    modules: dict[str, list[Any]] = {}
     for public in help_.public_names():
-        if public.module != module:
-            module = public.module
-            parts.append(f"## {module}")
-        first, _, rest = public.doc.partition("\n\n")
-        parts += [f"### {public.name}", f"```py\n{_in_lines(help_.signature(public.definition))}\n```"]
-        parts.append(" ".join(first.split()).replace("<", "&lt;"))
+        modules.setdefault(public.module, []).append(public)
+    return modules
+
+
+def api_page(module: str, names: list[Any]) -> str:
+    """The page of a module: every name with its signature, its documentation and an executed example."""
+    from mlxterp_agent import api_help as help_
+
+    examples = help_.examples()
+    parts = [f"# {module}", _GENERATED]
+    for public in names:
+        rest = public.doc.partition("\n\n")[2]
+        parts += [f"## {public.name}", f"```py\n{_in_lines(help_.signature(public.definition))}\n```"]
+        parts.append(_first(public))
         methods = help_.methods_of(public)
         parts += [f"```text\n{each}\n```" for each in (rest.rstrip(), methods) if each]
         if public.name in examples:
             parts.append(f"```python-console\n{examples[public.name].rstrip()}\n```")
-    return "\n\n".join(parts)
+    return "\n\n".join(parts) + "\n"
+
+
+def _first(public: Any) -> str:
+    """The first paragraph of a name's documentation, on one line."""
+    return " ".join(public.doc.partition("\n\n")[0].split()).replace("<", "&lt;")
 
 
 def _in_lines(signature: str, width: int = 88) -> str:
@@ -139,6 +162,11 @@ def pages() -> list[Path]:
     ]
 
 
+def api_pages() -> dict[Path, str]:
+    """By file, what the page of each public module is."""
+    return {API / f"{module}.md": api_page(module, names) for module, names in api_modules().items()}
+
+
 def results_schema() -> str:
     """The JSON Schema of every kind of result, as `results.schema.json` holds it."""
     from mlxterp.results import json_schema
@@ -148,6 +176,12 @@ def results_schema() -> str:
 
 def main() -> None:
     (REFERENCE / "results.schema.json").write_text(results_schema(), encoding="utf-8")
+    API.mkdir(exist_ok=True)
+    wanted = api_pages()
+    for stale in set(API.glob("*.md")) - set(wanted):
+        stale.unlink()
+    for page, text in wanted.items():
+        page.write_text(text, encoding="utf-8")
     for page in pages():
         page.write_text(regenerated(page.read_text(encoding="utf-8")), encoding="utf-8")
 

@@ -93,6 +93,15 @@ def test_generated_blocks_say_what_the_code_says(page):
     assert text == anew, "run `python -m tests.regenerate_docs`"
 
 
+def test_every_public_module_has_a_page_that_says_what_the_code_says():
+    wanted = regenerate_docs.api_pages()
+    written = {page: page.read_text(encoding="utf-8") for page in regenerate_docs.API.glob("*.md")}
+
+    assert written == wanted, "run `python -m tests.regenerate_docs`"
+    names = [line for text in written.values() for line in text.splitlines() if line.startswith("## ")]
+    assert len(names) == len(set(names)), "a name stands on two pages"
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)  # the longest takes 100 CPU seconds, and may have to share its cores
 @pytest.mark.parametrize("page", regenerate_examples.pages(), ids=_name)

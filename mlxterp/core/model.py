@@ -51,7 +51,8 @@ class InterpretableModel(metaclass=_NamesElsewhere):
     """A model, its tokenizer, and names for the places inside it.
 
     Args:
-        model: "smollm2-135m" or "toy-induction"; a GGUF file; a directory or hub id for mlx-lm; or a module.
+        model: "smollm2-135m", "gemma3-270m" or "toy-induction"; a GGUF file; a directory or hub id for
+            mlx-lm; or a module.
         tokenizer: for a module; without one, prompts are token ids.
         quantized: keep the weights as they are stored. By default those of a GGUF file are read into float32;
             where MLX has no GPU so are quantised and 16-bit weights of a directory or hub id, if the memory

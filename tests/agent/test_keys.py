@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from mlxterp_agent.platform import take_keys
+
 CANARY = "canary-4711"
 
 SHOWS = """
@@ -52,3 +54,12 @@ def test_without_a_key_nothing_is_started_again(tmp_path: Path):
     )
 
     assert said.stdout == "1\n"
+
+
+def test_a_key_that_was_taken_is_inherited_by_no_child(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("ANTHROPIC_API_KEY", CANARY)
+
+    assert take_keys()["ANTHROPIC_API_KEY"] == CANARY
+
+    assert "ANTHROPIC_API_KEY" not in os.environ
+    assert take_keys()["ANTHROPIC_API_KEY"] == CANARY

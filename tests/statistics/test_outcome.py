@@ -55,6 +55,14 @@ def test_an_interval_that_reaches_the_smallest_effect_is_not_inside(change):
     assert outcome_of(replace(inside, **change)) == "inconclusive"
 
 
+@pytest.mark.parametrize("name", ["effect", "low", "high", "sesoi", "bar"])
+def test_a_comparison_is_finite_if_all_of_its_numbers_are(name):
+    assert FOUND.finite
+    assert replace(FOUND, bar=None, slices={"a": None}).finite
+    assert not replace(FOUND, **{name: math.nan}).finite
+    assert not replace(FOUND, slices={"a": 0.25, "b": math.inf}).finite
+
+
 def test_a_researcher_is_told_what_there_is_none_of_and_else_that_the_interval_does_not_decide():
     undecided = replace(FOUND, low=0.25)
 

@@ -6,6 +6,7 @@ What is committed, and how, is in `git.py`.
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -158,8 +159,14 @@ def git_dirs(project: Path) -> GitDirs | None:
 def _gitpython(project: Path) -> Any:
     try:
         import git
-    except ImportError:
-        raise _missing() from None
+    except ImportError as problem:
+        # GitPython starts git once, and says the same whatever prevented it.
+        if shutil.which("git") is None:
+            raise _missing() from None
+        raise GitUnavailable(
+            "git is installed and does not start; see `git --version`, and the limits of open files and "
+            "processes (ulimit -a)"
+        ) from problem
     return git.Git(str(project))
 
 
