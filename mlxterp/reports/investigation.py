@@ -176,10 +176,10 @@ def investigation(
     findings = tuple(item for group in ("finding", "ruled out") for item in kept if item.group == group)
     first = next((item.id for item in (*findings, *leads)), "")
     stamps = [entry.timestamp for entry in entries if entry.timestamp is not None]
-    asked = str(config.get("question") or "Investigation")
+    asked = clip(str(config.get("question") or "Investigation"), 600)
     return Investigation(
         question=given("config", "question", value=None, text=asked),
-        model=str(config.get("model") or ""),
+        model=clip(str(config.get("model") or ""), 80),
         tally=_tally([item for item, _ in items]),
         spent=_spent_sentence(spent),
         stop_reason=given("run", "stop_reason", value=None, text=stop_reason),
