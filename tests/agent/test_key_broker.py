@@ -156,6 +156,15 @@ def test_a_key_that_the_service_repeats_in_an_error_is_taken_out(brokers):
     assert b"sk-wrong-4711" not in said
 
 
+def test_a_redirect_of_the_service_is_not_passed_on(brokers):
+    away = {"status": 302, "error": "x", "message": "y", "headers": {"location": "http://evil.example/"}}
+    with MessagesStub([away]) as stub:
+        status, said = ask(broker_for(stub, brokers))
+
+    assert status == 502
+    assert b"evil" not in said
+
+
 def test_a_service_that_is_not_there_is_said_to_be_so(brokers):
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
