@@ -252,6 +252,7 @@ def _variables(scaffold: str, config: ProjectConfig) -> dict[str, Any]:
         "max_experiments": config.max_experiments,
         "time_per_experiment": config.time_per_experiment,
         "scaffold": scaffold,
+        "explore": scaffold_defaults(scaffold).get("explore", "dataset"),
         "program": program(),
         "python": sys.executable,
         "version": __version__,

@@ -96,6 +96,15 @@ def test_the_instructions_name_whatever_may_be_declared(tmp_path, instructions):
     assert [each for each in allowed if each not in text] == []
 
 
+@pytest.mark.parametrize(("scaffold", "explored"), [("features", "pairs"), ("induction", "dataset")])
+def test_the_instructions_explore_where_the_scaffold_has_its_pairs(tmp_path, scaffold, explored):
+    text = (init_autointerpret(tmp_path / "p", scaffold=scaffold) / "CLAUDE.md").read_text()
+
+    assert f"`setup.{explored}` is for exploring" in text
+    assert f'activation_patching(model, {explored}, component="z"' in text
+    assert f"import {', '.join(sorted([explored, 'model']))}" in text
+
+
 @pytest.mark.parametrize(
     "hostile",
     [
