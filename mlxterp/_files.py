@@ -115,3 +115,9 @@ def _exchanged(one: Path, other: Path) -> bool:
             (here, names[0], here, names[1], ctypes.c_uint(2)),  # RENAME_EXCHANGE
         )
     return call is not None and call(*arguments) == 0
+
+
+def user_path(text: str | os.PathLike[str]) -> Path:
+    """A path as a person writes it, `~` being their home. A name that begins with `~` and is no user's stays
+    as it is, where `Path.expanduser` raises RuntimeError."""
+    return Path(os.path.expanduser(text))

@@ -25,7 +25,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlxterp._files import locate, sync_directory
+from mlxterp._files import locate, sync_directory, user_path
 from mlxterp._version import __version__
 from mlxterp.autointerpret.contract import (
     EXAMPLE_SETUP,
@@ -143,7 +143,7 @@ def _config(scaffold: str, **given: Any) -> ProjectConfig:
 
 def _where_it_is(model: str) -> str:
     """A model's name; of a file or directory the whole path, because setup.py runs elsewhere."""
-    path = Path(model).expanduser()
+    path = user_path(model)
     try:
         there = model not in NAMES and path.exists()
     except OSError:  # a name that no path can be

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import mlx.nn as nn
 
+from mlxterp._files import user_path
 from mlxterp.errors import CapabilityUnavailable, ModelNotFound
 from mlxterp.models import float32_copy, gguf, toy
 from mlxterp.models.fetch import MODEL_FILES, Progress, Step, cache_dir
@@ -79,7 +80,7 @@ def load_gguf(path: str | Path, *, quantized: bool = False, progress: Progress |
         ModelNotFound: there is no such file, or it is no GGUF file.
         UnsupportedArchitecture: the file holds another kind of model or tokenizer.
     """
-    file = Path(path).expanduser()
+    file = user_path(path)
     if not file.is_file():
         raise ModelNotFound(
             f"There is no file {file}. Give the path of a GGUF file, or one of {', '.join(NAMES)}."

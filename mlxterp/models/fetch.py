@@ -24,6 +24,7 @@ from typing import NamedTuple
 
 import platformdirs
 
+from mlxterp._files import user_path
 from mlxterp.errors import ModelNotFound, TermsNotAccepted
 
 CACHE_ENV = "MLXTERP_CACHE"
@@ -144,7 +145,7 @@ Progress = Callable[[Step], None]
 def cache_dir() -> Path:
     """Where fetched models lie: MLXTERP_CACHE, or else the user's cache directory."""
     chosen = os.environ.get(CACHE_ENV)
-    return Path(chosen).expanduser() if chosen else platformdirs.user_cache_path("mlxterp")
+    return user_path(chosen) if chosen else platformdirs.user_cache_path("mlxterp")
 
 
 def cached_path(name: str) -> Path:

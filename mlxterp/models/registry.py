@@ -11,6 +11,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
+from mlxterp._files import user_path
 from mlxterp.errors import ModelNotFound
 from mlxterp.models import precision
 
@@ -37,7 +38,7 @@ def add_adapter(loaded: Loaded, directory: str | Path) -> Loaded:
     """
     from mlx_lm.tuner.utils import load_adapters
 
-    folder = Path(directory).expanduser()
+    folder = user_path(directory)
     lacking = [n for n in ("adapter_config.json", "adapters.safetensors") if not (folder / n).is_file()]
     if lacking:
         raise ModelNotFound(
@@ -76,7 +77,7 @@ def load(name: str, *, quantized: bool, progress: Progress | None, convert: bool
     """
     from mlxterp.models import bundled
 
-    path = Path(name).expanduser()
+    path = user_path(name)
     if name in bundled.NAMES:
         return _bundled(name, bundled.load(name, quantized=quantized, progress=progress))
     if path.suffix == ".gguf":

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mlxterp._files import user_path
 from mlxterp.errors import ResultError
 from mlxterp.results.values import json_safe
 from mlxterp.results.views import Component, Show, Table
@@ -62,7 +63,7 @@ def write_parquet(made: pd.DataFrame, path: str | Path) -> Path:
         ResultError: pyarrow is not installed.
     """
     _module("pyarrow", "a Parquet file")
-    file = Path(path).expanduser()
+    file = user_path(path)
     made.to_parquet(file, engine="pyarrow", index=False)
     return file
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mlxterp._files import user_path
 from mlxterp.errors import SAEError
 from mlxterp.sae.bundled import BUNDLED, bundled_path
 from mlxterp.sae.formats import gemma_scope, load_sae, saelens, sparsify
@@ -76,7 +77,7 @@ def available(*directories: str | Path) -> tuple[AvailableSAE, ...]:
     ]
     found = [_described(bundled_path(model), model, own=True) for model in BUNDLED]
     for each in given:
-        root = Path(each).expanduser()
+        root = user_path(each)
         if not root.is_dir():
             raise SAEError(f"{root} was given to look for SAEs in; there is no such directory. Give others.")
         found += [_described(path, _name(path, root)) for path in _below(root, _DEPTH)]

@@ -128,16 +128,25 @@ def test_a_question_is_data_and_never_code(tmp_path, hostile):
 
 
 TEXT = st.text(min_size=1, max_size=60).filter(lambda text: text.strip())
+NAME = TEXT.filter(lambda text: not Path(os.path.expanduser(text)).exists())
+"""Names of no file: of one that is there, setup.py holds the whole path."""
 
 
 @settings(max_examples=40, deadline=None)
-@given(question=TEXT, model=TEXT)
+@given(question=TEXT, model=NAME)
 def test_whatever_the_question_is_the_rendered_setup_holds_it(tmp_path_factory, question, model):
     path = init_autointerpret(
         tmp_path_factory.mktemp("s") / "p", model_name=model, research_question=question
     )
 
     assert _constants(path / "setup.py") == {"MODEL_NAME": model, "QUESTION": question}
+
+
+@pytest.mark.parametrize("name", ["~nobody-of-this-name", "~nobody-of-this-name/model"])
+def test_a_model_named_like_the_home_of_no_user_keeps_its_name(tmp_path, name):
+    path = init_autointerpret(tmp_path / "p", model_name=name, research_question="What?")
+
+    assert _constants(path / "setup.py")["MODEL_NAME"] == name
 
 
 def test_each_line_of_a_question_stays_inside_the_quote():

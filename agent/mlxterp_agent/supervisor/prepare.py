@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
+from mlxterp._files import user_path
 from mlxterp.autointerpret.contract import CONFIG, FILES, FINDINGS, PRIVATE, STATE, STEER, load_project
 from mlxterp.autointerpret.scaffold import (
     OWN_PROMPTS,
@@ -136,7 +137,7 @@ def require_known_model(model: str) -> None:
     Raises:
         ModelNotFound: with what there is.
     """
-    if model in NAMES or Path(model).expanduser().exists():
+    if model in NAMES or user_path(model).exists():
         return
     if re.fullmatch(r"[\w.-]+/[\w.-]+", model) is not None and not model.startswith((".", "~")):
         return
@@ -335,7 +336,7 @@ def fetch_model(model: str, setup: bytes, emit: Emit, signals: Signals) -> None:
 
 def is_missing_from_hub_cache(model: str) -> bool:
     """Whether this is the name of a model on Hugging Face's hub, and nothing of it is in the hub's cache."""
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", model) is None or Path(model).expanduser().exists():
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", model) is None or user_path(model).exists():
         return False
     return not any((each / f"models--{model.replace('/', '--')}").is_dir() for each in caches())
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from mlxterp._files import user_path
 from mlxterp.errors import SAEFormatError
 from mlxterp.sae.formats import gemma_scope, saelens, sparsify
 from mlxterp.sae.formats.saelens import save_sae as save_sae
@@ -38,7 +39,7 @@ def load_sae(
         SAEFormatError: no such file; a format, architecture or option not known here, listing those that
             are; arrays of the wrong shape, or with NaN among their values.
     """
-    file = Path(path).expanduser()
+    file = user_path(path)
     overrides = Overrides(model, hook_point, hook_point_out)
     if file.suffix == ".npz" and file.is_file():
         return gemma_scope.to_sae(file, overrides)
