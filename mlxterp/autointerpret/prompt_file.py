@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -69,6 +70,11 @@ def read_prompt_file(path: str | Path) -> PromptFile:
             value, an open quotation mark, a pair twice, another encoding, fewer than two pairs, or more than
             `MOST_PAIRS`.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise PromptFileError(
+            f"prompts are {path!r}: the path of a file is expected. Give a CSV file that begins with "
+            f"{_EXAMPLE}, or one JSON object a line."
+        )
     file = Path(path)
     text = _text_of(file)
     as_json = file.suffix.lower() in (".jsonl", ".ndjson", ".json") or (

@@ -40,7 +40,6 @@ from mlxterp.autointerpret.contract import (
 )
 from mlxterp.autointerpret.encoding import is_utf8
 from mlxterp.errors import ProjectError, ScaffoldError
-from mlxterp.models.fetch import NAMES
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -143,6 +142,8 @@ def _config(scaffold: str, **given: Any) -> ProjectConfig:
 
 def _where_it_is(model: str) -> str:
     """A model's name; of a file or directory the whole path, because setup.py runs elsewhere."""
+    from mlxterp.models.fetch import NAMES
+
     path = user_path(model)
     try:
         there = model not in NAMES and path.exists()

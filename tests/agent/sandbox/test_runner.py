@@ -137,6 +137,7 @@ def test_setup_is_described_once_it_is_imported(bench: Bench):
         "question": "why?",
         "size": None,
         "sae": None,
+        "vectors": {},
         "capabilities": None,
     }
 

@@ -97,6 +97,7 @@ ON_A_MODEL: dict[str, Callable[..., Any]] = {
     "graph_of": causal.graph_of,
     "all_edges": causal.all_edges,
     "identity_lens": causal.identity_lens,
+    "check_prompts": lambda m: workflows.check_prompts(m, "prompts.csv"),
 }
 
 NO_PROMPTS = ["", 123, 4.5, None, {"text": "a"}, []]
@@ -140,6 +141,12 @@ def test_what_is_no_prompt_of_a_pair_is_refused(tiny_llama, name, given):
     for prompts in ((given, CORRUPTED), *(((CLEAN, given),) if given is not None else ())):
         with pytest.raises(MlxterpError):
             PAIRED[name](tiny_llama, *prompts)
+
+
+@pytest.mark.parametrize("given", [*NO_PROMPTS, "no-such-file.csv"], ids=repr)
+def test_what_is_no_file_of_prompts_is_refused(tiny_llama, given):
+    with pytest.raises(MlxterpError):
+        workflows.check_prompts(tiny_llama, given)
 
 
 @pytest.mark.parametrize("given", NO_PROMPTS, ids=repr)
