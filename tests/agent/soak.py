@@ -57,6 +57,7 @@ class Night:
     name = "soak"
     model: str | None = None
     session: str | None = None
+    answered = True
 
     def __init__(self, count: int, seed: int, every: int) -> None:
         self.kinds: list[str] = []
