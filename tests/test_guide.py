@@ -440,11 +440,14 @@ def four_bit_directory(tmp_path_factory) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::mlxterp.errors.SlowWeights")
+@pytest.mark.parametrize("quantized", [False, True], ids=["by default", "as stored"])
 def test_the_guide_runs_as_written_on_a_directory_of_the_guides_own_format(
-    four_bit_directory, tmp_path, monkeypatch
+    four_bit_directory, tmp_path, monkeypatch, quantized
 ):
-    model = InterpretableModel(str(four_bit_directory))
-    assert any(path.endswith("scales") for path, _ in tree_flatten(model.model.parameters()))
+    model = InterpretableModel(str(four_bit_directory), quantized=quantized)
+    stored = any(path.endswith("scales") for path, _ in tree_flatten(model.model.parameters()))
+    assert stored or not quantized  # by default the weights are float32 where there is no GPU
     assert model.to_tokens("a").tolist()[0][0] == 0  # the special token that begins a text
 
     run_all(model, tmp_path, monkeypatch, pair=PromptPair(CLEAN, "The Brooklyn Zoo is in"))
