@@ -129,6 +129,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return unpack(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_project_of_version_0_1_0_goes_on_as_it_would_have_with_that_version(project):
     expected = json.loads((DATA / "expected.json").read_text())
     assert expected["its line"]["record"].pop("measured") == "NoneType"

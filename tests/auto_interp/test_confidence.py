@@ -86,7 +86,14 @@ def simulated_kind(
     )
 
 
-@pytest.mark.parametrize(("hits", "rejections"), [(0.0, 0.0), (0.5, 0.5), (1.5, 0.2)])
+@pytest.mark.parametrize(
+    ("hits", "rejections"),
+    [
+        pytest.param(0.0, 0.0, marks=pytest.mark.slow),
+        pytest.param(0.5, 0.5, marks=pytest.mark.slow),
+        (1.5, 0.2),
+    ],
+)
 def test_where_a_few_tokens_of_a_kind_are_known_stated_and_true_agree_within_a_tenth(hits, rejections):
     here, seen, true = simulated_kind(hits, rejections)
     kind = kind_of_text(here, seen)

@@ -394,7 +394,9 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize(
+    "fault", [pytest.param(each, marks=[pytest.mark.slow] if each == "hang" else []) for each in FAULTS]
+)
 def test_what_passes_is_waited_out_and_no_experiment_is_lost_or_doubled(project, fault):
     step, paid = FAULTS[fault]
     clock = FakeClock()
