@@ -28,6 +28,15 @@ def test_each_cluster_counts_once_however_many_members_it_has():
     assert mean_by_cluster([1.0, 2.0, 6.0], ["b", "a", "b"]).tolist() == [2.0, 3.5]
 
 
+def test_the_summary_counts_pairs_and_clusters():
+    def pair(cluster):
+        return {"clean": f"clean {cluster}", "corrupted": f"corrupted {cluster}"}
+
+    assert clusters([pair(0)]).summary() == "1 pair in 1 independent cluster"
+    assert clusters([pair(0), pair(0)]).summary() == "2 pairs in 1 independent cluster"
+    assert clusters([pair(0), pair(1)]).summary() == "2 pairs in 2 independent clusters"
+
+
 def test_a_missing_cluster_label_and_an_empty_dataset_are_refused():
     with pytest.raises(StatisticsError, match="Give one cluster per value"):
         mean_by_cluster([1.0, 2.0], [0])
