@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import astuple
+
 import numpy as np
 import pytest
 
 from mlxterp.errors import StatisticsError
 from mlxterp.statistics.clusters import halves
-from mlxterp.statistics.effects import effects
+from mlxterp.statistics.effects import effects, strongest_elsewhere
 from mlxterp.statistics.multiple import confirm_winners, max_t
 from mlxterp.statistics.ratio import ratio_of_means
 
@@ -136,6 +138,19 @@ def test_winners_of_a_search_are_measured_on_the_clusters_that_did_not_choose_th
     assert [each.low for each in found.winners] == pytest.approx(again.confirmed.low.tolist())
     assert [each.high for each in found.winners] == pytest.approx(again.confirmed.high.tolist())
     assert found.chosen_on == tuple(halves(couples, 3)[0].tolist())
+
+
+def test_the_strongest_elsewhere_are_the_winners_of_a_search_without_its_intervals():
+    values, one, zero = _searched(10)
+    one, zero = one + 2.0, zero + 2.0  # the gap is their difference, wherever the baselines lie
+    values = values + 2.0
+
+    found = effects(values, one=one, zero=zero, search=True, seed=3).search
+
+    assert len(found.winners) == 5
+    winners, chosen_on = strongest_elsewhere(values, one=one, zero=zero, seed=3)
+    assert [astuple(each) for each in winners] == [pytest.approx(astuple(each)) for each in found.winners]
+    assert chosen_on == found.chosen_on
 
 
 def test_seven_clusters_measure_no_winner_again_and_eight_do():
