@@ -46,8 +46,10 @@ def add_adapter(loaded: Loaded, directory: str | Path) -> Loaded:
             "directory that `mlx_lm.lora` wrote, with adapter_config.json and adapters.safetensors."
         )
     try:
-        # The weights are loaded without a check, so an adapter of another model would change nothing.
+        # The weights are loaded without a check, so an adapter of another model would change nothing, or the
+        # shapes of layers with the same names, which a run of one token shows.
         module = load_adapters(loaded.module, str(folder))
+        mx.eval(module(mx.array([[0]])))
         stored: Any = mx.load(str(folder / "adapters.safetensors"))
         here = {path: array.shape for path, array in tree_flatten(module.parameters())}
         unfit = [name for name, value in stored.items() if here.get(name) != value.shape]
