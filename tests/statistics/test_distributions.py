@@ -28,11 +28,27 @@ def test_the_incomplete_beta_function_has_exact_ends_and_small_tails_to_nine_dig
 
 
 @pytest.mark.parametrize(
+    ("a", "b", "x"),
+    [([1.0, 0.0], [1.0, 1.0], [0.5, 0.5]), ([1.0, 1.0], [0.0, 1.0], [0.5, 0.5]), (1.0, 1.0, [0.5, 1.5])],
+)
+def test_one_value_of_several_outside_the_domain_is_enough_to_refuse_all(a, b, x):
+    with pytest.raises(StatisticsError, match="incomplete beta"):
+        d.incomplete_beta(a, b, x)
+
+
+@pytest.mark.parametrize(
     ("a", "b", "x"), [(0.0, 1.0, 0.5), (1.0, 0.0, 0.5), (1.0, 1.0, -0.1), (1.0, 1.0, 1.1)]
 )
 def test_a_beta_distribution_outside_its_domain_is_refused(a, b, x):
     with pytest.raises(StatisticsError, match="must be positive, and x between 0 and 1"):
         d.incomplete_beta(a, b, x)
+
+
+@pytest.mark.parametrize(("a", "b"), [(1.0, 1.0), (0.5, 1.0), (1.0, 0.5), (0.5, 0.5)])
+def test_quantiles_of_beta_distributions_with_parameters_of_1_and_less_are_scipys(a, b):
+    ours = [d.beta_quantile(p, a, b) for p in (0.025, 0.5, 0.9)]
+
+    assert ours == pytest.approx(special.betaincinv(a, b, [0.025, 0.5, 0.9]), rel=1e-9)
 
 
 @pytest.mark.parametrize("df", DEGREES)

@@ -153,6 +153,13 @@ def test_the_strongest_elsewhere_are_the_winners_of_a_search_without_its_interva
     assert chosen_on == found.chosen_on
 
 
+def test_one_value_that_is_not_finite_leaves_no_strongest_elsewhere():
+    values, one, zero = _searched(10)
+    values[3, 2] = np.nan
+
+    assert strongest_elsewhere(values, one=one, zero=zero) == ((), ())
+
+
 def test_seven_clusters_measure_no_winner_again_and_eight_do():
     values, one, zero = _searched(8)
 
